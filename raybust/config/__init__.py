@@ -1,0 +1,33 @@
+"""Configuration: the typed schema, YAML and key=value merged into it, errors that name the key."""
+
+from raybust.config.compose import (
+    Leaf,
+    MethodTypes,
+    compose,
+    difference,
+    fingerprint,
+    from_dict,
+    leaves_of,
+    leaves_of_arguments,
+    read_yaml,
+    to_dict,
+)
+from raybust.config.options import Section, domain, option
+from raybust.config.schema import Config
+
+__all__ = [
+    "Config",
+    "Leaf",
+    "MethodTypes",
+    "Section",
+    "compose",
+    "difference",
+    "domain",
+    "fingerprint",
+    "from_dict",
+    "leaves_of",
+    "leaves_of_arguments",
+    "option",
+    "read_yaml",
+    "to_dict",
+]

@@ -1,0 +1,294 @@
+"""From YAML files and key=value to a checked `Config`, and back to plain data.
+
+OmegaConf reads, merges and converts; what it does not cover is done here: all problems at once,
+each with its full key and where it came from, domains, the method's own fields, and no
+interpolation that could read the environment.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, get_type_hints
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from raybust.config.schema import Config
+from raybust.errors import RequestError
+
+MethodTypes = Callable[[str], type]
+"""Name of a method to its dataclass: `raybust.methods.get`."""
+
+
+class Leaf(NamedTuple):
+    """One value that the user gave: its full key, the value, and where it stands."""
+
+    key: str
+    value: Any
+    source: str
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Returns a YAML file's mapping, interpolations unresolved.
+
+    Raises:
+        RequestError: no such file, no valid YAML, a key twice, not a mapping.
+    """
+    try:
+        node = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except OSError as error:
+        raise RequestError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        raise RequestError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(node, dict):
+        raise RequestError(
+            f"{path}: expected a mapping of keys to values, got a {type(node).__name__}"
+        )
+    return {str(key): value for key, value in node.items()}
+
+
+def leaves_of(node: Mapping[str, Any], source: str, prefix: str = "") -> list[Leaf]:
+    """Returns the leaves of a nested mapping with dotted keys; a list is a leaf."""
+    found: list[Leaf] = []
+    for key, value in node.items():
+        full = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            found += leaves_of(value, source, full + ".")
+        else:
+            found.append(Leaf(full, value, source))
+    return found
+
+
+def leaves_of_arguments(arguments: Sequence[str]) -> list[Leaf]:
+    """Returns the leaves of key=value arguments; the value is read as YAML (1e-3, [1, 2], true,
+    null).
+
+    Raises:
+        RequestError: an argument is not of that form.
+    """
+    found: list[Leaf] = []
+    for argument in arguments:
+        key, equals, _ = argument.partition("=")
+        if not equals or not re.fullmatch(r"[A-Za-z_][\w.]*", key):
+            raise RequestError(f"'{argument}': expected key=value, for instance train.epochs=10")
+        try:
+            node = OmegaConf.to_container(OmegaConf.from_dotlist([argument]), resolve=False)
+        except (yaml.YAMLError, OmegaConfBaseException) as error:
+            raise RequestError(f"'{argument}': {' '.join(str(error).split())}") from None
+        found += leaves_of(node, "command line")  # type: ignore[arg-type]
+    return found
+
+
+def compose(leaves: Sequence[Leaf], methods: MethodTypes) -> Config:
+    """Returns the configuration that the leaves make on top of the defaults; later leaves win.
+
+    Args:
+        leaves: values in order of rising precedence.
+        methods: name of a method to its dataclass.
+
+    Raises:
+        RequestError: with everything that is wrong, in one line.
+    """
+    found = [wrong for leaf in leaves if (wrong := _forbidden_interpolation(leaf))]
+    if found:
+        raise RequestError(*found)
+    tree = OmegaConf.structured(_schema(Config, "", leaves, methods))
+    keys = {leaf.key for leaf in leaves_of(_plain(tree), "default")}
+    for leaf in leaves:
+        wrong = _assign(tree, leaf, keys)
+        if wrong:
+            found.append(f"{wrong} ({leaf.source})")
+    if found:
+        raise RequestError(*found)
+    try:
+        plain = OmegaConf.to_container(tree, resolve=True)
+    except OmegaConfBaseException as error:
+        raise RequestError(f"{error.full_key}: {str(error).splitlines()[0]}") from None
+    try:
+        return from_dict(plain, methods)  # type: ignore[arg-type]
+    except RequestError as error:
+        sources = {leaf.key: f" ({leaf.source})" for leaf in leaves}
+        raise RequestError(
+            *(text + sources.get(text.partition(":")[0], "") for text in error.problems)
+        ) from None
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Returns the configuration as plain nested data, which JSON and YAML can hold and any worker
+    can read."""
+
+    def plain(value: Any) -> Any:
+        if dataclasses.is_dataclass(value):
+            fields = {
+                field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)
+            }
+            return {"name": value.key, **fields} if hasattr(value, "key") else fields
+        if isinstance(value, (tuple, list)):
+            return [plain(item) for item in value]
+        return dict(value) if isinstance(value, Mapping) else value
+
+    result: dict[str, Any] = plain(config)
+    return result
+
+
+def from_dict(plain: Mapping[str, Any], methods: MethodTypes) -> Config:
+    """Returns the configuration that `to_dict` made plain; checks every domain.
+
+    Raises:
+        RequestError: with full keys.
+    """
+    found: list[str] = []
+
+    def build(cls: type, values: Mapping[str, Any], prefix: str) -> Any:
+        arguments: dict[str, Any] = {}
+        hints = get_type_hints(cls)
+        for key, value in values.items():
+            if key in ("method", "base"):
+                arguments[key] = build(
+                    methods(value["name"]), _without_name(value), f"{prefix}{key}."
+                )
+            elif dataclasses.is_dataclass(hints[key]):
+                arguments[key] = build(hints[key], value, f"{prefix}{key}.")
+            else:
+                arguments[key] = tuple(value) if isinstance(value, list) else value
+        try:
+            return cls(**arguments)
+        except RequestError as error:
+            found.extend(
+                text if text.partition(":")[0].count(".") else prefix + text
+                for text in error.problems
+            )
+            return cls() if prefix else None
+
+    config: Config = build(Config, plain, "")
+    if found:
+        raise RequestError(*found)
+    return config
+
+
+def fingerprint(config: Config) -> str:
+    """Returns 8 hexadecimal digits that tell one experiment from another: of all but name, place
+    and resources."""
+    plain = to_dict(config)
+    for key in ("name", "out", "track", "cluster"):
+        del plain[key]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
+    """Yields "key: old -> new" for every leaf in which two plain configurations differ."""
+    before, after = ({leaf.key: leaf.value for leaf in leaves_of(node, "")} for node in (old, new))
+    for key in sorted(before.keys() | after.keys()):
+        if before.get(key) != after.get(key):
+            yield f"{key}: {before.get(key)} -> {after.get(key)}"
+
+
+def _plain(tree: Any) -> dict[str, Any]:
+    plain: dict[str, Any] = OmegaConf.to_container(tree, resolve=False)  # type: ignore[assignment]
+    return plain
+
+
+def _without_name(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key != "name"}
+
+
+def _schema(cls: type, prefix: str, leaves: Sequence[Leaf], methods: MethodTypes) -> type:
+    """Returns an unfrozen copy of a section for OmegaConf to fill, with the fields of the methods
+    that the leaves name.
+
+    Args:
+        cls: the section or method.
+        prefix: its full key with a trailing dot, "" for the whole.
+        leaves: what the user gave; `method.name` and each `base.name` in it choose the methods.
+        methods: name of a method to its dataclass.
+    """
+    hints = get_type_hints(cls)
+    fields: list[Any] = [("name", str, cls.key)] if hasattr(cls, "key") else []
+    for f in dataclasses.fields(cls):
+        full = f"{prefix}{f.name}"
+        nested = None
+        if f.name in ("method", "base"):
+            default = f.default_factory().key if callable(f.default_factory) else "standard"
+            name = next(
+                (leaf.value for leaf in reversed(leaves) if leaf.key == f"{full}.name"), default
+            )
+            nested = methods(str(name))
+        elif dataclasses.is_dataclass(hints[f.name]):
+            nested = hints[f.name]
+        if nested is None:
+            fields.append((f.name, hints[f.name], dataclasses.field(default=f.default)))
+        else:
+            section = _schema(nested, full + ".", leaves, methods)
+            fields.append((f.name, section, dataclasses.field(default_factory=section)))
+    return dataclasses.make_dataclass(cls.__name__, fields)
+
+
+def _forbidden_interpolation(leaf: Leaf) -> str | None:
+    texts = leaf.value if isinstance(leaf.value, (list, tuple)) else (leaf.value,)
+    for text in texts:
+        if (
+            isinstance(text, str)
+            and "${" in text
+            and not re.fullmatch(r"([^$]|\$\{[\w.]+\})*", text)
+        ):
+            return (
+                f"{leaf.key}: got {text!r}, expected a value or a reference to another key such as "
+                f"${{train.epochs}}; nothing else is interpolated ({leaf.source})"
+            )
+    return None
+
+
+def _assign(tree: Any, leaf: Leaf, keys: set[str]) -> str | None:
+    """Sets one leaf; returns what is wrong with it, or None."""
+    if leaf.key not in keys:
+        inside = sorted(key for key in keys if key.startswith(leaf.key + "."))
+        if inside:
+            return f"{leaf.key}: got {leaf.value!r}, expected one of its keys: {', '.join(inside)}"
+        return _unknown_key(leaf.key, keys)
+    try:
+        OmegaConf.update(tree, leaf.key, leaf.value, force_add=False)
+    except OmegaConfBaseException:
+        return f"{leaf.key}: got {leaf.value!r}, expected {_expected(tree, leaf.key)}"
+    return None
+
+
+def _unknown_key(key: str, keys: set[str]) -> str:
+    section = key
+    while section and not any(other.startswith(section + ".") for other in keys):
+        section = section.rpartition(".")[0]
+    near = (
+        difflib.get_close_matches(key, keys, n=1)
+        or [k for k in sorted(keys) if k.rpartition(".")[2] == key][:1]
+    )
+    hint = f" Did you mean '{near[0]}'?" if near else ""
+    here = sorted(
+        {
+            other[len(section) :].lstrip(".").partition(".")[0]
+            for other in keys
+            if other.startswith(section)
+        }
+    )
+    where = f"In '{section}' there is" if section else "There is"
+    return f"unknown key '{key}'.{hint} {where}: {', '.join(here)}"
+
+
+def _expected(tree: Any, key: str) -> str:
+    """Returns the type of a key in words a user knows."""
+    section, _, name = key.rpartition(".")
+    owner = OmegaConf.select(tree, section) if section else tree
+    hint = get_type_hints(OmegaConf.get_type(owner))[name]
+    text = (
+        hint.__name__
+        if isinstance(hint, type) and not getattr(hint, "__args__", None)
+        else str(hint)
+    )
+    text = text.replace("typing.", "").replace("tuple[", "a list [")
+    literal = re.fullmatch(r"Literal\[(.*)\]", text)
+    return f"one of {literal[1]}" if literal else text.replace(" | None", " or null")

@@ -1,0 +1,221 @@
+"""The typed schema: one frozen section per stage of the arrow, every field documented and with its
+domain.
+
+The method is not here: each method's own dataclass is the schema of its hyper-parameters
+(`raybust.methods`), and `raybust.config.compose` puts it in the field `method`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from raybust.config.options import Section, option
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data(Section):
+    """Which images, how they are split, how they are augmented."""
+
+    name: str = option("digits", "Dataset, see `raybust datasets`.")
+    path: str | None = option(None, "File of `npz`, folder of `image_folder`.")
+    root: str = option("data", "Folder in which torchvision's datasets are kept.")
+    download: bool = option(False, "Whether a dataset that is not in `root` may be downloaded.")
+    validation: float = option(
+        0.1, "Share of the training set held out; search sees only this part.", gt=0, lt=1
+    )
+    split_seed: int = option(
+        0, "Seed of that cut, apart from `seed` so that training seeds share it.", ge=0
+    )
+    limit: int | None = option(
+        None, "Use only the first so many training images (after the cut).", ge=1
+    )
+    augment: Literal["default", "none", "flip", "crop", "crop_flip"] = option(
+        "default", "Geometric augmentation of training batches; `default` is the dataset's own."
+    )
+    image_size: int = option(
+        224, "Side to which images of `image_folder` are resized and cropped.", ge=1, unit="pixels"
+    )
+    loader_workers: int = option(
+        4, "Decoding processes per training worker (streamed datasets only).", ge=0
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model(Section):
+    """Which network; its input size, channels and classes follow the data."""
+
+    name: str = option(
+        "small_cnn",
+        "Network, see `raybust models`; `torchvision:NAME`, `timm:NAME`, `module:callable`.",
+    )
+    width: int = option(32, "Channels of the first block of `small_cnn`.", ge=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(Section):
+    """The training loop."""
+
+    epochs: int = option(30, "Passes over the training set.", ge=1)
+    batch_size: int = option(128, "Images per step over all workers together.", ge=1, unit="images")
+    optimizer: Literal["sgd", "adamw"] = option("sgd", "SGD with Nesterov momentum, or AdamW.")
+    lr: float = option(0.05, "Peak learning rate.", gt=0)
+    momentum: float = option(0.9, "Momentum of SGD, first moment of AdamW.", ge=0, lt=1)
+    weight_decay: float = option(5e-4, "Weight decay, on matrices and kernels only.", ge=0)
+    schedule: Literal["cosine", "step", "one_cycle", "constant"] = option(
+        "cosine", "Learning rate over the run."
+    )
+    warmup: float = option(0.0, "Share of all steps with a linearly rising rate.", ge=0, lt=1)
+    milestones: tuple[float, ...] = option(
+        (0.5, 0.75), "Shares of the run at which `step` decays.", gt=0, lt=1
+    )
+    gamma: float = option(0.1, "Factor of each decay of `step`.", gt=0, le=1)
+    clip_norm: float | None = option(
+        None, "Bound on the norm of the gradient; none where not given.", gt=0
+    )
+    ema: float = option(
+        0.0,
+        "Decay per step of averaged weights; 0 is off. The average is what is kept.",
+        ge=0,
+        lt=1,
+    )
+    precision: Literal["auto", "float32", "bf16"] = option(
+        "auto", "Autocast of the network; `auto` is bf16 on a GPU that has it, float32 elsewhere."
+    )
+    compile: bool = option(False, "Whether torch.compile compiles the network.")
+    keep: int = option(2, "Checkpoints kept on disk, the newest ones.", ge=2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FastCertify(Section):
+    """The cheap certificate of each epoch, `certified_fast/*`: for search, never for
+    publication."""
+
+    every: int = option(
+        1, "Epochs between two of them; the last epoch always has one. 0: never.", ge=0
+    )
+    examples: int = option(200, "Validation images certified.", ge=1)
+    n0: int = option(20, "Noisy draws that choose the class.", ge=1)
+    n: int = option(1000, "Noisy draws that bound its probability.", ge=1)
+    alpha: float = option(0.001, "Probability with which a certificate may be wrong.", gt=0, lt=0.5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Certify(Section):
+    """Certification by randomized smoothing (Cohen et al., 2019): the protocol of a log."""
+
+    sigma: float | None = option(
+        None,
+        "Standard deviation of the noise; the method's own where not given.",
+        gt=0,
+        unit="pixels in [0, 1]",
+    )
+    n0: int = option(100, "Noisy draws that choose the class.", ge=1)
+    n: int = option(100_000, "Noisy draws that bound its probability.", ge=1)
+    alpha: float = option(0.001, "Probability with which a certificate may be wrong.", gt=0, lt=0.5)
+    batch: int = option(
+        1000, "Noisy images per forward pass; part of the protocol.", ge=1, unit="images"
+    )
+    split: Literal["test", "validation", "train"] = option("test", "Which part of the data.")
+    examples: int | None = option(None, "At most so many examples; all where not given.", ge=1)
+    skip: int = option(1, "Every skip-th example.", ge=1)
+    seed: int = option(0, "Seed of the noise.", ge=0)
+    radii: tuple[float, ...] = option(
+        (0.0, 0.25, 0.5, 0.75, 1.0),
+        "Radii of the table of certified accuracy.",
+        ge=0,
+        unit="L2, pixels in [0, 1]",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(Section):
+    """Accuracy without a proof."""
+
+    split: Literal["test", "validation", "train"] = option("test", "Which part of the data.")
+    batch: int = option(500, "Images per forward pass.", ge=1, unit="images")
+    examples: int | None = option(None, "At most so many examples; all where not given.", ge=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster(Section):
+    """What one training run takes of the Ray cluster."""
+
+    workers: int = option(1, "DDP workers of a run.", ge=1)
+    cpus_per_worker: float = option(1.0, "CPUs of each worker.", gt=0)
+    gpus_per_worker: float | None = option(
+        None, "GPUs of each; 1 where the cluster has any, if not given.", ge=0
+    )
+    max_failures: int = option(2, "Times that a run is taken up again after a worker died.", ge=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Track(Section):
+    """Where MLflow keeps the runs."""
+
+    uri: str | None = option(
+        None, "Tracking URI; $MLFLOW_TRACKING_URI, then OUT/mlflow.db where not given."
+    )
+    experiment: str = option("raybust", "Experiment of MLflow.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tune(Section):
+    """The search. Its space is the block `search` of the same file."""
+
+    trials: int = option(
+        20, "Trials of the sweep, the finished ones of an earlier start included.", ge=1
+    )
+    metric: str = option(
+        "certified_fast/acr", "What is optimized: a metric that every epoch reports."
+    )
+    mode: Literal["max", "min"] = option("max", "Whether more of it is better.")
+    sampler: Literal["tpe", "random"] = option("tpe", "Optuna's sampler.")
+    startup: int = option(10, "Random trials before TPE models anything.", ge=0)
+    scheduler: Literal["asha", "none"] = option("asha", "Early stopping.")
+    grace: int = option(1, "Epochs that every trial may train.", ge=1)
+    reduction: float = option(3.0, "ASHA goes on with the best 1/reduction of a rung.", gt=1)
+    concurrent: int | None = option(
+        None, "Trials at a time; as many as the cluster has room for if not given.", ge=1
+    )
+    finalists: int = option(2, "Best trials that are certified at the protocol of `certify`.", ge=0)
+    points: tuple[dict[str, Any], ...] = option(
+        (), "Points tried first, each a map from searched key to value."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(Section):
+    """One experiment, whole. `method` is an instance of a method's dataclass."""
+
+    method: Any = None
+    name: str | None = option(
+        None, "Name of the run or sweep; made from the configuration where not given."
+    )
+    out: str = option("runs", "Folder or URI under which everything lands.")
+    seed: int = option(0, "Seed of weights, batch order, augmentation and training noise.", ge=0)
+    data: Data = field(default_factory=Data)
+    model: Model = field(default_factory=Model)
+    train: Train = field(default_factory=Train)
+    certified_fast: FastCertify = field(default_factory=FastCertify)
+    certify: Certify = field(default_factory=Certify)
+    evaluate: Evaluate = field(default_factory=Evaluate)
+    cluster: Cluster = field(default_factory=Cluster)
+    track: Track = field(default_factory=Track)
+    tune: Tune = field(default_factory=Tune)
+
+    def problems(self) -> list[str]:
+        """Rules across sections, beside the fields' own."""
+        found = super().problems()
+        batch, workers = self.train.batch_size, self.cluster.workers
+        if batch % workers:
+            found.append(
+                f"train.batch_size: got {batch}, expected a multiple of cluster.workers = {workers}"
+            )
+        for key, part in (("certify", self.certify), ("certified_fast", self.certified_fast)):
+            if part.alpha ** (1 / part.n) <= 0.5:
+                found.append(
+                    f"{key}.n: got {part.n}, which certifies nothing at alpha = {part.alpha};"
+                    " take more draws"
+                )
+        return found

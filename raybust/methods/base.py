@@ -1,0 +1,95 @@
+"""The contract of a robust-training method.
+
+A method is a frozen keyword-only dataclass whose fields are its hyper-parameters. It computes the
+loss of one step and knows no device, no DDP and no Ray: it follows the device and dtype of its
+input and draws from the generator that it is given. Stage `method` of the arrow, between data and
+train.
+
+Order of work on a batch, which methods that wrap another one keep: geometry, mixing or transport,
+Lp noise, clamp to [0, 1], attack or Gaussian smoothing noise. Smoothing noise is never clamped and
+always comes last.
+
+Legend: B images of shape C x H x W, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from raybust.config.options import Section
+
+Network = Callable[[Tensor], Tensor]
+"""Images (B, C, H, W) in [0, 1] to logits (B, K). In a step it counts its passes; see
+`raybust.objective`."""
+
+
+@dataclass
+class StepContext:
+    """What a method may use in a step, beside network, images and targets.
+
+    Attributes:
+        generator: source of all randomness of the step, on the images' device, another one on each
+            DDP rank.
+        progress: share of the training run that is done, in [0, 1).
+        prepared: what the method's `setup` returned.
+        metrics: scalars that the method wants logged; the loop averages them over the epoch.
+            Tensors stay on the device and must not require a gradient.
+    """
+
+    generator: torch.Generator
+    progress: float = 0.0
+    prepared: Any = None
+    metrics: dict[str, Tensor | float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method(Section):
+    """Base of all methods. A method that wraps another one has a field `base: Method`."""
+
+    balanced_classes: ClassVar[int] = 0
+    """Classes that a batch must hold in equal numbers; 0 where any batch will do."""
+
+    key: ClassVar[str] = ""
+    """The name of the method in a configuration: the name of its file, or of its entry point."""
+
+    def __init_subclass__(cls) -> None:
+        cls.key = cls.__module__.rpartition(".")[2]
+
+    def loss(
+        self, network: Network, images: Tensor, targets: Tensor, context: StepContext
+    ) -> Tensor:
+        """Returns the loss of one step, a scalar whose gradient trains the network.
+
+        Args:
+            network: the network under training, in train mode.
+            images: (B, C, H, W) in [0, 1].
+            targets: int64 (B,), or probabilities (B, K).
+            context: generator, progress, prepared state.
+        """
+        raise NotImplementedError
+
+    def setup(self, network: nn.Module, images: Tensor, targets: Tensor) -> Any:
+        """Returns what is computed once before training and passed to each step as
+        `context.prepared`; None here.
+
+        Args:
+            network: the network before its first step.
+            images: (B, C, H, W) in [0, 1], the first training images.
+            targets: int64 (B,).
+        """
+        return None
+
+    def front(self) -> nn.Module | None:
+        """Returns a module to put in front of the network: part of checkpoint, attack and
+        certificate; None here."""
+        return None
+
+    def noise(self) -> float | None:
+        """Returns the sigma at which the network is to be certified, or None where the method adds
+        no such noise."""
+        return None

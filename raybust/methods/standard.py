@@ -1,0 +1,21 @@
+"""Standard training: cross entropy on the images as they are. The baseline of clean accuracy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from raybust.methods.base import Method, Network, StepContext
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standard(Method):
+    """Empirical risk minimization: loss = CE(network(x), y)."""
+
+    def loss(
+        self, network: Network, images: Tensor, targets: Tensor, context: StepContext
+    ) -> Tensor:
+        """Returns the mean cross entropy of the batch; see `Method.loss`."""
+        return F.cross_entropy(network(images), targets)
