@@ -7,6 +7,7 @@ The method is not here: each method's own dataclass is the schema of its hyper-p
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -50,6 +51,12 @@ class Model(Section):
         "Network, see `raybust models`; `torchvision:NAME`, `timm:NAME`, `module:callable`.",
     )
     width: int = option(32, "Channels of the first block of `small_cnn`.", ge=1)
+    mean: tuple[float, ...] | None = option(
+        None, "Mean of the normalizing first layer, a channel; the dataset's own where not given."
+    )
+    std: tuple[float, ...] | None = option(
+        None, "Standard deviation of that layer; the dataset's own where not given.", gt=0
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +105,12 @@ class FastCertify(Section):
     n0: int = option(20, "Noisy draws that choose the class.", ge=1)
     n: int = option(1000, "Noisy draws that bound its probability.", ge=1)
     alpha: float = option(0.001, "Probability with which a certificate may be wrong.", gt=0, lt=0.5)
+    radii: tuple[float, ...] = option(
+        (0.0, 0.25, 0.5, 0.75, 1.0),
+        "Radii of `certified_fast/accuracy_at/*`.",
+        ge=0,
+        unit="L2, pixels in [0, 1]",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,19 +126,66 @@ class Certify(Section):
     n0: int = option(100, "Noisy draws that choose the class.", ge=1)
     n: int = option(100_000, "Noisy draws that bound its probability.", ge=1)
     alpha: float = option(0.001, "Probability with which a certificate may be wrong.", gt=0, lt=0.5)
-    batch: int = option(
-        1000, "Noisy images per forward pass; part of the protocol.", ge=1, unit="images"
+    batch: int | None = option(
+        None,
+        "Noisy images per forward pass, a multiple of 100; part of the protocol. 200 on a CPU, "
+        "1000 on a GPU where not given.",
+        ge=1,
+        unit="images",
     )
     split: Literal["test", "validation", "train"] = option("test", "Which part of the data.")
     examples: int | None = option(None, "At most so many examples; all where not given.", ge=1)
     skip: int = option(1, "Every skip-th example.", ge=1)
     seed: int = option(0, "Seed of the noise.", ge=0)
+    intent: Literal["acr", "radii"] = option(
+        "acr",
+        "What the certificates are for: `acr` takes all n draws for every radius, `radii` stops an "
+        "example when each of `radii` is decided.",
+    )
+    radius: float | None = option(
+        None,
+        "The one radius of interest, the cheapest: an example stops when it is decided.",
+        ge=0,
+    )
     radii: tuple[float, ...] = option(
         (0.0, 0.25, 0.5, 0.75, 1.0),
         "Radii of the table of certified accuracy.",
         ge=0,
-        unit="L2, pixels in [0, 1]",
+        unit="norm's, pixels in [0, 1]",
     )
+    schedule: Literal["auto", "fixed", "looks", "sequence"] = option(
+        "auto",
+        "When to look: once after n draws, at 100, 300, 1000 ... with alpha spent over the looks, "
+        "or by a confidence sequence (one radius). `auto`: `fixed` for `acr`, else `looks`.",
+    )
+    noise: Literal["gaussian", "uniform", "ablation"] = option(
+        "gaussian", "Smoothing noise; `ablation` keeps `keep` pixels and grays the others."
+    )
+    norm: Literal["l2", "linf", "l1", "l0"] | None = option(
+        None, "Norm of the radius: l2 or linf of gaussian, l1 of uniform, l0 of ablation noise."
+    )
+    keep: int = option(50, "Pixels that `ablation` keeps.", ge=1, unit="pixels")
+    precision: Literal["float32", "tf32", "bf16"] = option(
+        "float32", "Arithmetic of the network, part of what is certified; tf32 on a GPU only."
+    )
+    compile: bool = option(False, "Whether torch.compile compiles the network.")
+
+    def targets(self) -> tuple[float, ...]:
+        """Returns the radii that an example is drawn for; empty where all n draws are wanted."""
+        if self.radius is not None:
+            return (self.radius,)
+        return self.radii if self.intent == "radii" else ()
+
+    def problems(self) -> list[str]:
+        """Rules across fields, beside the fields' own."""
+        found = super().problems()
+        if self.batch is not None and self.batch % 100:
+            found.append(f"batch: got {self.batch}, expected a multiple of 100")
+        if self.schedule == "sequence" and self.radius is None:
+            found.append("schedule: sequence decides one radius; give `radius`")
+        if self.schedule == "looks" and not self.targets():
+            found.append("schedule: looks needs something to decide; give `radius` or intent=radii")
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +205,9 @@ class Cluster(Section):
     cpus_per_worker: float = option(1.0, "CPUs of each worker.", gt=0)
     gpus_per_worker: float | None = option(
         None, "GPUs of each; 1 where the cluster has any, if not given.", ge=0
+    )
+    storage: str | None = option(
+        None, "Folder or URI (s3://...) in which Ray keeps checkpoints; `out` where not given."
     )
     max_failures: int = option(2, "Times that a run is taken up again after a worker died.", ge=0)
 
@@ -171,6 +234,9 @@ class Tune(Section):
     )
     mode: Literal["max", "min"] = option("max", "Whether more of it is better.")
     sampler: Literal["tpe", "random"] = option("tpe", "Optuna's sampler.")
+    storage: str | None = option(
+        None, "Optuna storage URL; the SQLite file study.db in the sweep's folder if not given."
+    )
     startup: int = option(10, "Random trials before TPE models anything.", ge=0)
     scheduler: Literal["asha", "none"] = option("asha", "Early stopping.")
     grace: int = option(1, "Epochs that every trial may train.", ge=1)
@@ -192,7 +258,7 @@ class Config(Section):
     name: str | None = option(
         None, "Name of the run or sweep; made from the configuration where not given."
     )
-    out: str = option("runs", "Folder or URI under which everything lands.")
+    out: str = option("runs", "Folder under which everything lands; a shared one on a cluster.")
     seed: int = option(0, "Seed of weights, batch order, augmentation and training noise.", ge=0)
     data: Data = field(default_factory=Data)
     model: Model = field(default_factory=Model)
@@ -207,6 +273,12 @@ class Config(Section):
     def problems(self) -> list[str]:
         """Rules across sections, beside the fields' own."""
         found = super().problems()
+        if self.name is not None and not re.fullmatch(r"[A-Za-z0-9][\w.-]*", self.name):
+            found.append(f"name: got {self.name!r}, expected letters, digits, '.', '_' and '-'")
+        if "://" in self.out:
+            found.append(
+                f"out: got {self.out!r}, expected a folder; a URI belongs in cluster.storage"
+            )
         batch, workers = self.train.batch_size, self.cluster.workers
         if batch % workers:
             found.append(

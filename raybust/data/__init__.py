@@ -1,0 +1,23 @@
+"""Datasets in [0, 1] and batches on the device: stage `data` of the arrow, after config.
+
+`load` reads a dataset and cuts it, `Batches` walks over one of its parts. Torch alone; neither Ray
+nor MLflow is known here.
+"""
+
+from raybust.data.batches import Batches
+from raybust.data.catalog import describe, load, names
+from raybust.data.folder import StreamedSplit
+from raybust.data.seeds import mix
+from raybust.data.splits import Dataset, Part, Split
+
+__all__ = [
+    "Batches",
+    "Dataset",
+    "Part",
+    "Split",
+    "StreamedSplit",
+    "describe",
+    "load",
+    "mix",
+    "names",
+]

@@ -1,0 +1,177 @@
+"""Training batches on the device. Stage `data` of the arrow; the epoch loop walks over them.
+
+The order of an epoch and every augmentation depend on (seed, epoch) alone, and each rank takes its
+own slice of every global batch: any number of workers sees the same images in the same step, and a
+resumed epoch is the same epoch without saved state. Datasets in memory lie on the device as bytes
+and a batch is one gather; streamed ones are decoded by worker processes.
+
+Legend: N images of shape C x H x W, B of them in a global batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from raybust.data.augment import KINDS, MARGIN, crops, mirror
+from raybust.data.folder import StreamedSplit
+from raybust.data.seeds import generator, mix
+from raybust.data.splits import Part, Split
+from raybust.errors import RequestError, unknown
+
+Batch = tuple[Tensor, Tensor]
+"""Images float32 (B / world, C, H, W) in [0, 1], labels int64 (B / world,), on the device."""
+
+
+class Batches:
+    """The batches of one part of a dataset, for one rank.
+
+    Args:
+        split: the part.
+        batch_size: B, images per step over all ranks together; a multiple of `world`. Where the
+            part is smaller, it is one batch, rounded down to a multiple of `world`.
+        device: where the batches are wanted.
+        seed: of order and augmentation.
+        augment: one of "none", "flip", "crop", "crop_flip".
+        rank: this worker, in [0, world).
+        world: number of workers.
+        loader_workers: decoding processes of this rank; streamed parts only.
+
+    Attributes:
+        steps: batches per epoch, the same on every rank; an incomplete last one is dropped.
+        batch_size: the B that is used.
+
+    Raises:
+        RequestError: B is no multiple of `world`, or the part is smaller than `world`.
+    """
+
+    def __init__(
+        self,
+        split: Part,
+        *,
+        batch_size: int,
+        device: torch.device | str,
+        seed: int,
+        augment: str = "none",
+        rank: int = 0,
+        world: int = 1,
+        loader_workers: int = 0,
+    ) -> None:
+        if augment not in KINDS:
+            raise unknown("augmentation", augment, KINDS)
+        if batch_size % world:
+            raise RequestError(
+                f"train.batch_size: got {batch_size}, expected a multiple of the {world} workers"
+            )
+        self.batch_size = min(batch_size, len(split) // world * world)
+        if self.batch_size == 0:
+            raise RequestError(
+                f"got {len(split)} training images for {world} workers, expected one each or more"
+            )
+        self.steps = len(split) // self.batch_size
+        self._count, self._seed = len(split), seed
+        self._rank, self._world = rank, world
+        self._feed: _Memory | _Stream
+        if isinstance(split, StreamedSplit):
+            self._feed = _Stream(split, torch.device(device), augment, loader_workers)
+        else:
+            self._feed = _Memory(split, torch.device(device), augment)
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        """Yields the `steps` batches of an epoch.
+
+        Args:
+            number: of the epoch, from 0.
+
+        Raises:
+            RequestError: a streamed file is no image.
+        """
+        order = torch.randperm(self._count, generator=generator(self._seed, number, "order"))
+        mine = order[: self.steps * self.batch_size]
+        mine = mine.view(self.steps, self._world, -1)[:, self._rank]
+        return self._feed.epoch(mine, self._seed, number)
+
+
+class _Memory:
+    """Batches of a part that lies on the device."""
+
+    def __init__(self, split: Split, device: torch.device, augment: str) -> None:
+        images = split.images.to(device)
+        self.images = crops(images) if "crop" in augment else images
+        self.labels = split.labels.to(device)
+        self.scale = split.scale
+        self.crop, self.flip = "crop" in augment, "flip" in augment
+
+    def epoch(self, order: Tensor, seed: int, number: int) -> Iterator[Batch]:
+        """Yields a batch for each row of positions in `order`.
+
+        All draws of the epoch are made at once, on the CPU and for every example: they are then the
+        same on every device and rank, and a step launches nothing but its gather.
+        """
+        draw = generator(seed, number, "augment")
+        count, device = len(self.labels), self.labels.device
+        corners = torch.randint(0, 2 * MARGIN + 1, (2, count), generator=draw)[:, order]
+        flips = torch.randint(0, 2, (count,), generator=draw)[order] > 0
+        order, corners, flips = order.to(device), corners.to(device), flips.to(device)
+        for step, at in enumerate(order.unbind()):
+            if self.crop:
+                images = self.images[at, :, corners[0, step], corners[1, step]]
+            else:
+                images = self.images.index_select(0, at)
+            if self.flip:
+                images = mirror(images, flips[step])
+            yield images.to(torch.float32).div_(self.scale), self.labels.index_select(0, at)
+
+
+class _Stream:
+    """Batches of a part that is decoded on demand."""
+
+    def __init__(
+        self, split: StreamedSplit, device: torch.device, augment: str, workers: int
+    ) -> None:
+        self.device = device
+        self.plan: list[list[tuple[int, int]]] = []
+        self.loader = DataLoader(
+            _Decoded(split, augment),
+            batch_sampler=self.plan,
+            num_workers=workers,
+            collate_fn=_as_is,
+            pin_memory=device.type == "cuda",
+            persistent_workers=workers > 0,
+            # Its own generator: without one, each epoch would draw from torch's global state.
+            generator=torch.Generator(),
+        )
+
+    def epoch(self, order: Tensor, seed: int, number: int) -> Iterator[Batch]:
+        """Yields a batch for each row of positions in `order`; each image's augmentation is seeded
+        by (seed, epoch, position), whichever process decodes it."""
+        self.plan[:] = [[(at, mix(seed, number, at)) for at in row] for row in order.tolist()]
+        for batch in self.loader:
+            if isinstance(batch, RequestError):
+                raise batch
+            images, labels = (tensor.to(self.device, non_blocking=True) for tensor in batch)
+            yield images.to(torch.float32).div_(255), labels
+
+
+class _Decoded(TorchDataset[Tensor]):
+    """Decodes whole batches in a worker process. An error is returned, not raised: the loader would
+    wrap what is raised in a traceback of many lines."""
+
+    def __init__(self, split: StreamedSplit, augment: str) -> None:
+        self.split, self.augment = split, augment
+
+    def __getitems__(self, keys: list[tuple[int, int]]) -> Batch | RequestError:
+        try:
+            images = [self.split.decode(at, self.augment, seed) for at, seed in keys]
+        except RequestError as error:
+            return error
+        return torch.stack(images), self.split.labels[[at for at, _ in keys]]
+
+
+def _as_is(batch: Any) -> Any:
+    return batch

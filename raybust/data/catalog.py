@@ -1,0 +1,207 @@
+"""The datasets there are, by name, and `load`: read, check, cut. Stage `data` of the arrow.
+
+The test set is touched by no option. The validation set is a stratified share of the official
+training set, chosen by `data.split_seed` alone, so that runs with other training seeds share it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from raybust.config.schema import Data
+from raybust.data import arrays, folder, packaged
+from raybust.data.splits import Dataset, Part, Split, channel_moments, first, hold_out
+from raybust.errors import RequestError, unknown
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """What is known of a dataset before it is read.
+
+    Attributes:
+        read: returns its official parts.
+        about: what it is, and its citation.
+        needs: what the user has to give, "" where nothing.
+        augment: augmentation of training batches where `data.augment` is "default".
+        shape: (C, H, W), None where the files tell.
+        classes: K, None where the files tell.
+        examples: sizes of the official training and test set, None where the files tell.
+        moments: published mean and standard deviation per channel, in units of [0, 1]; None where
+            they are computed from the training part.
+    """
+
+    read: Callable[[Data], arrays.Parts]
+    about: str
+    needs: str = ""
+    augment: str = "none"
+    shape: tuple[int, int, int] | None = None
+    classes: int | None = None
+    examples: tuple[int, int] | None = None
+    moments: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+
+
+def names() -> list[str]:
+    """Returns the names that `data.name` takes, sorted."""
+    return sorted(_SOURCES)
+
+
+def describe(name: str) -> dict[str, Any]:
+    """Returns what is known of a dataset, without reading it: name, shape (C, H, W), classes,
+    examples (of training and test set), about, needs, augment; None where the files tell.
+
+    Raises:
+        RequestError: no such dataset.
+    """
+    source = _source(name)
+    fields = ("shape", "classes", "examples", "about", "needs", "augment")
+    return {"name": name, **{field: getattr(source, field) for field in fields}}
+
+
+def load(config: Data) -> Dataset:
+    """Returns the dataset that the section `data` asks for.
+
+    Raises:
+        RequestError: no such dataset, not there, not what it should be, or a cut that leaves
+            nothing.
+    """
+    source = _source(config.name)
+    parts = source.read(config)
+    if parts.train.labels.bincount().count_nonzero() < 2:
+        raise RequestError(
+            f"data.name={config.name}: all training images are of one class, expected two or more"
+        )
+    train, validation = _cut(parts.train, parts.validation, config)
+    if isinstance(train, Split) and source.moments is None:
+        mean, std = channel_moments(train.images, train.scale)
+    else:
+        mean, std = source.moments or ((), ())
+    return Dataset(
+        name=config.name,
+        classes=parts.classes,
+        shape=train.shape,
+        mean=mean,
+        std=std,
+        augment=source.augment if config.augment == "default" else config.augment,
+        train=train,
+        validation=validation,
+        test=parts.test,
+    )
+
+
+def _cut(train: Part, validation: Part | None, config: Data) -> tuple[Part, Part]:
+    if validation is None:
+        stays, held = hold_out(train.labels, config.validation, "validation", config.split_seed)
+        if len(held) == 0:
+            raise RequestError(
+                f"data.validation: got {config.validation:g} of {len(train)} training images, "
+                "which holds out none; pass a larger share, or more images of each class"
+            )
+        train, validation = train.select(stays), train.select(held)
+    if config.limit is not None and config.limit < len(train):
+        train = train.select(first(train.labels, config.limit, "limit", config.split_seed))
+    return train, validation
+
+
+def _source(name: str) -> Source:
+    if name not in _SOURCES:
+        raise unknown("dataset", name, _SOURCES)
+    return _SOURCES[name]
+
+
+def _image_folder(config: Data) -> arrays.Parts:
+    if config.path is None:
+        raise RequestError("data.path: got null, expected the folder; pass data.path=FOLDER")
+    root = Path(config.path)
+    found = folder.scan(root)
+
+    def part(listing: folder.Listing) -> folder.StreamedSplit:
+        labels = torch.tensor([label for _, label in listing], dtype=torch.int64)
+        files = tuple(file for file, _ in listing)
+        return folder.StreamedSplit(
+            root, files, labels, torch.arange(len(files)), config.image_size
+        )
+
+    own = None if found.validation is None else part(found.validation)
+    return arrays.Parts(found.classes, part(found.train), part(found.test), own)
+
+
+_FETCH = "its files in data.root, or data.download=true"
+_SOURCES = {
+    "digits": Source(
+        read=arrays.digits,
+        about="8x8 handwritten digits of scikit-learn; E. Alpaydin and C. Kaynak, 'Optical "
+        "Recognition of Handwritten Digits', UCI, 1998. The test set is a fixed stratified fifth.",
+        shape=(1, 8, 8),
+        classes=10,
+        examples=(1438, 359),
+    ),
+    "npz": Source(
+        read=arrays.npz,
+        about="Your own arrays: x_train, y_train, x_test, y_test and, if you like, class_names.",
+        needs="data.path=FILE.npz",
+    ),
+    "image_folder": Source(
+        read=_image_folder,
+        about="Image files, decoded on demand: class folders like ImageNet, Tiny ImageNet, "
+        "Places365.",
+        needs="data.path=FOLDER",
+        augment="crop_flip",
+        moments=((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    ),
+    "mnist": Source(
+        read=packaged.packaged,
+        about="Y. LeCun, L. Bottou, Y. Bengio and P. Haffner, 'Gradient-Based Learning Applied to "
+        "Document Recognition', Proc. IEEE, 1998.",
+        needs=_FETCH,
+        shape=(1, 28, 28),
+        classes=10,
+        examples=(60_000, 10_000),
+        moments=((0.1307,), (0.3081,)),
+    ),
+    "fashion_mnist": Source(
+        read=packaged.packaged,
+        about="H. Xiao, K. Rasul and R. Vollgraf, 'Fashion-MNIST', 2017, arXiv:1708.07747.",
+        needs=_FETCH,
+        augment="flip",
+        shape=(1, 28, 28),
+        classes=10,
+        examples=(60_000, 10_000),
+        moments=((0.2860,), (0.3530,)),
+    ),
+    "cifar10": Source(
+        read=packaged.packaged,
+        about="A. Krizhevsky, 'Learning Multiple Layers of Features from Tiny Images', 2009.",
+        needs=_FETCH,
+        augment="crop_flip",
+        shape=(3, 32, 32),
+        classes=10,
+        examples=(50_000, 10_000),
+        moments=((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    ),
+    "cifar100": Source(
+        read=packaged.packaged,
+        about="A. Krizhevsky, 'Learning Multiple Layers of Features from Tiny Images', 2009.",
+        needs=_FETCH,
+        augment="crop_flip",
+        shape=(3, 32, 32),
+        classes=100,
+        examples=(50_000, 10_000),
+        moments=((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    ),
+    "svhn": Source(
+        read=packaged.packaged,
+        about="Y. Netzer et al., 'Reading Digits in Natural Images with Unsupervised Feature "
+        "Learning', 2011.",
+        needs=_FETCH,
+        augment="crop",
+        shape=(3, 32, 32),
+        classes=10,
+        examples=(73_257, 26_032),
+        moments=((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
+    ),
+}

@@ -1,0 +1,245 @@
+"""Folders of image files, decoded on demand: ImageNet-like class folders, Tiny ImageNet, Places365.
+Which layout it is is seen from what is there. Stage `data` of the arrow.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from raybust.data.augment import center, random_view
+from raybust.errors import RequestError
+
+_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
+_TINY = Path("val", "val_annotations.txt")
+_PLACES = "places365_train_standard.txt"
+_LAYOUTS = (
+    "train/CLASS/* with val/CLASS/* (or validation, test), Tiny ImageNet's "
+    "val/val_annotations.txt, or the lists and folders of Places365"
+)
+
+Listing = list[tuple[str, int]]
+"""Path below the dataset's folder, label; in the order of the official part."""
+
+
+@dataclass(frozen=True, eq=False)
+class StreamedSplit:
+    """One part of a dataset whose images stay on disk; the interface of `Split`.
+
+    Attributes:
+        root: the dataset's folder.
+        files: N paths below `root`.
+        labels: int64 (N,).
+        indices: int64 (N,), the position of each file in the official part.
+        size: side of the images that `fetch` returns, in pixels.
+    """
+
+    root: Path
+    files: tuple[str, ...]
+    labels: Tensor
+    indices: Tensor
+    size: int
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of what `fetch` returns."""
+        return 3, self.size, self.size
+
+    def fetch(self, positions: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
+        """Returns images float32 (B, 3, size, size) in [0, 1], and labels int64 (B,).
+
+        The shorter side is resized to `size`, then the center is cropped.
+
+        Args:
+            positions: B positions in this part, in [0, N); B may be 0.
+
+        Raises:
+            RequestError: a file is no image.
+        """
+        at = torch.as_tensor(positions, dtype=torch.int64)
+        with ThreadPoolExecutor() as pool:
+            images = list(pool.map(self.decode, at.tolist()))
+        pixels = torch.stack(images) if images else torch.empty(0, *self.shape)
+        return pixels.to(torch.float32).div_(255), self.labels[at]
+
+    def decode(self, position: int, augment: str = "none", seed: int = 0) -> Tensor:
+        """Returns one image, uint8 (3, size, size).
+
+        Args:
+            position: in [0, N).
+            augment: "none" for the view of evaluation, else see `random_view`.
+            seed: of the augmentation.
+
+        Raises:
+            RequestError: the file is no image.
+        """
+        path = self.root / self.files[position]
+        try:
+            with Image.open(path) as file:
+                image = file.convert("RGB")
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise RequestError(
+                f"{path}: cannot be read as an image ({' '.join(str(error).split())}); replace or "
+                "remove it"
+            ) from None
+        if augment == "none":
+            view = center(image, self.size)
+        else:
+            view = random_view(image, self.size, augment, seed)
+        return torch.from_numpy(np.array(view)).permute(2, 0, 1).contiguous()
+
+    def select(self, positions: Tensor) -> StreamedSplit:
+        """Returns the part that has only these positions, in their order."""
+        files = tuple(self.files[position] for position in positions.tolist())
+        return StreamedSplit(
+            self.root, files, self.labels[positions], self.indices[positions], self.size
+        )
+
+    def feed(self, digest: Callable[[bytes | memoryview], None]) -> None:
+        """Passes paths (sorted), file sizes, labels and indices to a hash's `update`."""
+        digest(f"streamed {self.size}".encode())
+        rows = zip(self.files, self.labels.tolist(), self.indices.tolist(), strict=True)
+        for file, label, index in sorted(rows):
+            digest(f"{file}\t{(self.root / file).stat().st_size}\t{label}\t{index}\n".encode())
+
+
+@dataclass(frozen=True)
+class Folder:
+    """What a folder holds: listings of its official parts; `validation` only where it has a test
+    part besides."""
+
+    classes: tuple[str, ...]
+    train: Listing
+    test: Listing
+    validation: Listing | None = None
+
+
+def scan(root: Path) -> Folder:
+    """Returns the listings of a folder of images.
+
+    A test part without labels is left aside. Where there is no other, the official validation part
+    is the test set; where there are both, it is the validation set.
+
+    Raises:
+        RequestError: no known layout, a part without images, a class that the training part lacks.
+    """
+    if not root.is_dir():
+        raise RequestError(f"data.path: there is no folder '{root}'")
+    if (root / _PLACES).is_file():
+        return _scan_places(root)
+    if not (root / "train").is_dir():
+        raise RequestError(f"data.path: '{root}' has no folder 'train'; expected {_LAYOUTS}")
+    classes = tuple(_subfolders(root / "train"))
+    if not classes:
+        raise RequestError(f"{root / 'train'}: has no class folders; expected {_LAYOUTS}")
+    train = _class_files(root, "train", classes)
+    if (root / _TINY).is_file():
+        rows = _rows(root / _TINY, separator="\t")
+        return Folder(classes, train, _labeled(root / _TINY, rows, "val/images", classes))
+    parts = [part for part in ("val", "validation", "test") if _subfolders(root / part)]
+    if not parts:
+        raise RequestError(
+            f"data.path: '{root}' has class folders in neither val, validation nor test; expected "
+            f"{_LAYOUTS}"
+        )
+    listings = [_class_files(root, part, classes) for part in (parts[0], parts[-1])]
+    return Folder(classes, train, listings[1], listings[0] if parts[0] != parts[-1] else None)
+
+
+def _subfolders(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        return []
+    return sorted(entry.name for entry in folder.iterdir() if _visible_folder(entry))
+
+
+def _visible_folder(entry: Path) -> bool:
+    return entry.is_dir() and not entry.name.startswith(".")
+
+
+def _class_files(root: Path, part: str, classes: Sequence[str]) -> Listing:
+    found: Listing = []
+    numbers = {name: number for number, name in enumerate(classes)}
+    for name in _subfolders(root / part):
+        if name not in numbers:
+            raise RequestError(
+                f"{root / part}: has the class '{name}', which '{root / 'train'}' lacks; expected "
+                "the same class folders in both"
+            )
+        files = sorted(
+            Path(folder, file).relative_to(root).as_posix()
+            for folder, _, inside in os.walk(root / part / name, followlinks=True)
+            for file in inside
+            if file.lower().endswith(_ENDINGS) and not file.startswith(".")
+        )
+        if not files:
+            raise RequestError(
+                f"{root / part / name}: has no images; expected files that end in "
+                f"{', '.join(_ENDINGS)}"
+            )
+        found += [(file, numbers[name]) for file in files]
+    return found
+
+
+def _rows(path: Path, separator: str | None = None) -> list[tuple[str, str]]:
+    """Returns the first two fields of each line of a list."""
+    rows = []
+    for number, line in enumerate(
+        path.read_text(encoding="utf-8", errors="replace").splitlines(), 1
+    ):
+        fields = line.split(separator)
+        if len(fields) < 2:
+            raise RequestError(f"{path}: line {number} is {line!r}, expected a file and its class")
+        rows.append((fields[0], fields[1]))
+    if not rows:
+        raise RequestError(f"{path}: is empty, expected one line per image")
+    return rows
+
+
+def _labeled(
+    path: Path, rows: list[tuple[str, str]], folder: str, classes: Sequence[str]
+) -> Listing:
+    numbers = {name: number for number, name in enumerate(classes)}
+    for _, name in rows:
+        if name not in numbers:
+            raise RequestError(f"{path}: names the class '{name}', which the training part lacks")
+    return [(f"{folder}/{file.lstrip('/')}", numbers[name]) for file, name in rows]
+
+
+def _scan_places(root: Path) -> Folder:
+    """Returns the listings of Places365-Standard (Zhou et al., 2017): `FILE NUMBER` a line."""
+    found: dict[str, Listing] = {}
+    rows = _rows(root / _PLACES)
+    count = len({number for _, number in rows})
+    numbers = [str(number) for number in range(count)]
+    lists = {
+        _PLACES: ("data_256_standard", "data_256"),
+        "places365_val.txt": ("val_256", "val_256"),
+    }
+    for name, folders in lists.items():
+        if not (root / name).is_file():
+            raise RequestError(f"data.path: '{root}' lacks the list '{name}' of Places365")
+        folder = next((f for f in folders if (root / f).is_dir()), None)
+        if folder is None:
+            raise RequestError(
+                f"data.path: '{root}' lacks the folder {' or '.join(dict.fromkeys(folders))} of "
+                "Places365"
+            )
+        listed = rows if name == _PLACES else _rows(root / name)
+        found[name] = _labeled(root / name, listed, folder, numbers)
+    scenes = {number: str(Path(file).parent).lstrip("/") for file, number in rows}
+    return Folder(
+        tuple(scenes.get(number, number) for number in numbers),
+        found[_PLACES],
+        found["places365_val.txt"],
+    )

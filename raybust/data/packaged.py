@@ -1,0 +1,98 @@
+"""The datasets that torchvision reads and downloads: MNIST, Fashion-MNIST, CIFAR-10, CIFAR-100,
+SVHN. Stage `data` of the arrow.
+
+torchvision compares the checksums of the CIFAR and SVHN files before it opens them, and of MNIST
+files when it downloads them; the CIFAR files are pickles, so the check stays in front of the
+reading.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from raybust.config.schema import Data
+from raybust.data.arrays import Parts, parts_of_arrays
+from raybust.errors import RequestError
+from raybust.vision import torchvision
+
+_TYPES = {
+    "mnist": "MNIST",
+    "fashion_mnist": "FashionMNIST",
+    "cifar10": "CIFAR10",
+    "cifar100": "CIFAR100",
+    "svhn": "SVHN",
+}
+NAMES = tuple(_TYPES)
+
+
+def packaged(config: Data) -> Parts:
+    """Returns the official parts of the dataset `data.name` from the folder `data.root`.
+
+    Raises:
+        RequestError: it is not there, is damaged, or cannot be downloaded.
+    """
+    if config.download:
+        with _alone(Path(config.root)):
+            train, test = _open(config, train=True), _open(config, train=False)
+    else:
+        train, test = _open(config, train=True), _open(config, train=False)
+    names = getattr(train, "classes", tuple("0123456789"))
+    return parts_of_arrays(
+        _arrays(train), _arrays(test), names, f"{config.name} in {config.root}: "
+    )
+
+
+def _open(config: Data, *, train: bool) -> Any:
+    cls = getattr(torchvision().datasets, _TYPES[config.name])
+    part = {"split": "train" if train else "test"} if config.name == "svhn" else {"train": train}
+    try:
+        return cls(config.root, download=config.download, **part)
+    except (
+        # What torchvision raises for an absent or damaged file, and what downloads raise.
+        RuntimeError,
+        ValueError,
+        AssertionError,
+        EOFError,
+        OSError,
+        http.client.HTTPException,
+        tarfile.TarError,
+    ) as error:
+        if config.download:
+            text = " ".join(str(error).split()) or type(error).__name__
+            raise RequestError(
+                f"{config.name}: cannot be downloaded to '{config.root}': {text}; put its files "
+                "there by hand, or pass data.root=FOLDER"
+            ) from None
+        raise RequestError(
+            f"{config.name} is not in '{config.root}', or its files are damaged; pass "
+            "data.download=true to fetch it, or data.root=FOLDER that holds it"
+        ) from None
+
+
+@contextlib.contextmanager
+def _alone(root: Path) -> Iterator[None]:
+    """Lets one process of a machine download at a time; the others then find the files there."""
+    import fcntl
+
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        file = (root / ".raybust.lock").open("w")
+    except OSError as error:
+        raise RequestError(
+            f"data.root: cannot write to '{root}': {error.strerror}; pass data.root=FOLDER"
+        ) from None
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _arrays(dataset: Any) -> tuple[np.ndarray, np.ndarray]:
+    labels = dataset.labels if hasattr(dataset, "labels") else dataset.targets
+    return np.asarray(dataset.data), np.asarray(labels)

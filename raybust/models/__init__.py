@@ -1,0 +1,165 @@
+"""Networks by name: those of the field for small images, torchvision's, timm's, the user's own.
+
+`build` puts the normalization in front, so a network takes images in [0, 1], and makes sure that
+the whole gives logits. Stage after data and before method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from raybust.config.schema import Model
+from raybust.errors import RequestError, unknown
+from raybust.models import cifar, external
+from raybust.models.normalize import Normalize, Normalized
+from raybust.models.weights import load_weights
+
+__all__ = ["Normalize", "Normalized", "build", "describe", "load_weights", "names"]
+
+Shape = tuple[int, int, int]
+
+
+class _Entry(NamedTuple):
+    """A built-in network: what makes it from (shape, number of classes, section), and its paper."""
+
+    make: Callable[[Shape, int, Model], nn.Module]
+    source: str
+
+
+def _small_cnn(shape: Shape, num_classes: int, config: Model) -> nn.Module:
+    return cifar.small_cnn(shape, num_classes, config.width)
+
+
+def _resnet(shape: Shape, num_classes: int, config: Model, *, depth: int) -> nn.Module:
+    return cifar.ResNet(shape[0], num_classes, depth)
+
+
+def _preact_resnet18(shape: Shape, num_classes: int, config: Model) -> nn.Module:
+    return cifar.PreActResNet(shape[0], num_classes, stem=64, widths=(64, 128, 256, 512), blocks=2)
+
+
+def _wrn28_10(shape: Shape, num_classes: int, config: Model) -> nn.Module:
+    return cifar.PreActResNet(shape[0], num_classes, stem=16, widths=(160, 320, 640), blocks=4)
+
+
+_HE = "He, Zhang, Ren and Sun, 2016, arXiv:1512.03385"
+_BUILT_IN = {
+    "small_cnn": _Entry(_small_cnn, "raybust; no normalization layers, for quick runs"),
+    "resnet20": _Entry(partial(_resnet, depth=20), _HE),
+    "resnet56": _Entry(partial(_resnet, depth=56), _HE),
+    "resnet110": _Entry(partial(_resnet, depth=110), _HE),
+    "preact_resnet18": _Entry(_preact_resnet18, "He, Zhang, Ren and Sun, 2016, arXiv:1603.05027"),
+    "wrn28_10": _Entry(_wrn28_10, "Zagoruyko and Komodakis, 2016, arXiv:1605.07146"),
+}
+
+
+def names() -> list[str]:
+    """Returns the names of the built-in networks, from small to large."""
+    return list(_BUILT_IN)
+
+
+def build(
+    config: Model,
+    *,
+    shape: Shape,
+    num_classes: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> Normalized:
+    """Returns a network for images in [0, 1], untrained, in training mode.
+
+    Weights are drawn from torch's global generator: seed it for the same weights.
+
+    Args:
+        config: name and width.
+        shape: (C, H, W) of an image.
+        num_classes: number K of logits.
+        mean: mean of each channel of the data.
+        std: standard deviation of each channel, > 0.
+
+    Returns:
+        A module from images (B, C, H, W) to logits (B, K), with the parts `normalize` and
+        `network`.
+
+    Raises:
+        RequestError: the name is unknown, the network cannot be made for that shape, or it does not
+            give finite logits (2, K) for two zero images.
+    """
+    model = Normalized(Normalize(mean, std), _network(config, shape, num_classes))
+    _check(model, config.name, shape, num_classes)
+    return model
+
+
+def describe(name: str) -> dict[str, Any]:
+    """Returns what one should know of a built-in network: `name`, `source`, and for images of
+    3x32x32 and 10 classes `parameters` and `multiply_adds` (of convolutions and linear layers, per
+    image).
+
+    Raises:
+        RequestError: no such built-in network.
+    """
+    if name not in _BUILT_IN:
+        raise unknown("model", name, _BUILT_IN)
+    with torch.device("meta"):
+        network = _BUILT_IN[name].make((3, 32, 32), 10, Model(name=name)).eval()
+        total = _multiply_adds(network, torch.zeros(1, 3, 32, 32))
+    return {
+        "name": name,
+        "source": _BUILT_IN[name].source,
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "multiply_adds": total,
+    }
+
+
+def _network(config: Model, shape: Shape, num_classes: int) -> nn.Module:
+    kind, colon, name = config.name.partition(":")
+    if not colon:
+        if config.name not in _BUILT_IN:
+            others = ("torchvision:NAME", "timm:NAME", "module:callable")
+            raise unknown("model", config.name, (*_BUILT_IN, *others))
+        return _BUILT_IN[config.name].make(shape, num_classes, config)
+    if kind == "torchvision":
+        return external.from_torchvision(name, shape, num_classes)
+    if kind == "timm":
+        return external.from_timm(name, shape, num_classes)
+    return external.from_callable(config.name, shape, num_classes)
+
+
+def _check(model: nn.Module, name: str, shape: Shape, num_classes: int) -> None:
+    """Makes sure that two zero images give finite logits (2, K); leaves every mode as it was."""
+    modes = [(module, module.training) for module in model.modules()]
+    what = f"model '{name}' on images of {external.size(shape)}"
+    expected = f"finite logits of shape (2, {num_classes}) for two images"
+    with torch.no_grad(), external.one_line(what, expected):
+        logits = model.eval()(torch.zeros(2, *shape))
+    for module, training in modes:
+        module.training = training
+    if not isinstance(logits, Tensor):
+        seen = f"a {type(logits).__name__}"
+    elif logits.shape != (2, num_classes):
+        seen = f"shape {tuple(logits.shape)}"
+    elif not logits.isfinite().all():
+        seen = "values that are not finite"
+    else:
+        return
+    raise RequestError(f"{what} gives {seen}, expected {expected}")
+
+
+def _multiply_adds(network: nn.Module, image: Tensor) -> int:
+    """Returns multiplications of convolutions and linear layers in a forward pass of one image."""
+    counts: list[int] = []
+
+    def count(module: nn.Module, _: Any, output: Tensor) -> None:
+        weight = module.get_parameter("weight")
+        counts.append(output.numel() * weight[0].numel())
+
+    for module in network.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            module.register_forward_hook(count)
+    network(image)
+    return sum(counts)

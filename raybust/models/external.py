@@ -1,0 +1,189 @@
+"""Networks of others: torchvision's and timm's by name, the user's own by module and callable.
+
+Both libraries are imported when they are asked for, torchvision (which timm imports too) through
+`raybust.vision`. Weights are never downloaded here. What a library or the user's code raises while
+it makes a network becomes one line for the user.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from raybust import vision
+from raybust.errors import RequestError, unknown
+
+
+def from_torchvision(name: str, shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+    """Returns a classifier of torchvision, untrained.
+
+    Args:
+        name: a name of `torchvision.models.list_models`, classification only.
+        shape: (C, H, W) of an image; where C is not 3 the first convolution is replaced.
+        num_classes: number K of logits.
+
+    Raises:
+        RequestError: there is no such name, or it cannot be made for that shape.
+    """
+    models = vision.torchvision().models
+    allowed = models.list_models(module=models)
+    if name not in allowed:
+        raise unknown_among("torchvision model", name, allowed)
+    keywords: dict[str, Any] = {}
+    if name in ("googlenet", "inception_v3"):  # their auxiliary heads make training return a tuple
+        keywords = {"aux_logits": False, "init_weights": True}
+    elif name.startswith("vit_"):
+        keywords = {"image_size": shape[1]}
+    with one_line(f"torchvision:{name} cannot be made for images of {size(shape)}"):
+        network: nn.Module = models.get_model(
+            name, weights=None, num_classes=num_classes, **keywords
+        )
+    if shape[0] != 3:
+        _replace_first_convolution(network, shape[0])
+    return network
+
+
+def from_timm(name: str, shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+    """Returns a classifier of timm, untrained.
+
+    Args:
+        name: a name of `timm.list_models`, with or without the tag of pretrained weights.
+        shape: (C, H, W) of an image; models that want to know H and W are told.
+        num_classes: number K of logits.
+
+    Raises:
+        RequestError: there is no such name, or it cannot be made for that shape.
+    """
+    vision.torchvision()
+    import timm
+
+    if not timm.is_model(name):
+        raise unknown_among("timm model", name, timm.list_models())
+    keywords: dict[str, Any] = {
+        "pretrained": False,
+        "num_classes": num_classes,
+        "in_chans": shape[0],
+    }
+    with one_line(f"timm:{name} cannot be made for images of {size(shape)}"):
+        try:
+            network: nn.Module = timm.create_model(name, img_size=side(shape), **keywords)
+        except TypeError as error:
+            if "img_size" not in str(error):
+                raise
+            network = timm.create_model(name, **keywords)
+    return network
+
+
+def from_callable(name: str, shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+    """Returns what the user's callable makes.
+
+    Args:
+        name: "package.module:function"; the working directory is searched first.
+        shape: (C, H, W) of an image.
+        num_classes: number K of logits.
+
+    The callable gets those of the keywords num_classes, in_channels and image_size (H, or (H, W)
+    where they differ) that it accepts.
+
+    Raises:
+        RequestError: the module cannot be imported, it has no such callable, the callable raises or
+            returns something that is not a torch.nn.Module.
+    """
+    module_name, _, attribute = name.partition(":")
+    with _working_directory_importable():
+        with one_line(
+            f"'{name}': module '{module_name}' cannot be imported "
+            "(a model is a built-in name, torchvision:NAME, timm:NAME or module:callable)"
+        ):
+            module = importlib.import_module(module_name)
+        make = getattr(module, attribute, None)
+        if not callable(make):
+            raise unknown_among(f"callable of module '{module_name}'", attribute, _offers(module))
+        with one_line(f"'{name}' fails"):
+            keywords = _accepted(
+                make, num_classes=num_classes, in_channels=shape[0], image_size=side(shape)
+            )
+            network = make(**keywords)
+    if not isinstance(network, nn.Module):
+        raise RequestError(
+            f"'{name}' returns a {type(network).__name__}, expected a torch.nn.Module"
+        )
+    return network
+
+
+def unknown_among(kind: str, name: str, allowed: Iterable[str]) -> RequestError:
+    """Returns `errors.unknown` for a name among so many that only the few closest are told."""
+    names = sorted(allowed)
+    if len(names) <= 12:
+        return unknown(kind, name, names)
+    close = difflib.get_close_matches(name, names, n=5, cutoff=0.0)
+    hint = f" Did you mean '{close[0]}'?" if difflib.get_close_matches(name, close[:1]) else ""
+    return RequestError(
+        f"unknown {kind} '{name}'.{hint} The closest of {len(names)}: {', '.join(close)}."
+    )
+
+
+@contextmanager
+def one_line(what: str, expected: str = "") -> Iterator[None]:
+    """Turns whatever code of others raises inside into "what: type: first line; expected ..."."""
+    try:
+        yield
+    except Exception as error:
+        text = str(error).strip().partition("\n")[0]
+        seen = f"{what}: {type(error).__name__}: {text}".rstrip(": ")
+        raise RequestError(f"{seen}; expected {expected}" if expected else seen) from error
+
+
+def size(shape: tuple[int, int, int]) -> str:
+    """Returns a shape in words, for instance 3x32x32."""
+    return "x".join(map(str, shape))
+
+
+def side(shape: tuple[int, int, int]) -> int | tuple[int, int]:
+    """Returns H of a square image, (H, W) of any other."""
+    return shape[1] if shape[1] == shape[2] else shape[1:]
+
+
+def _replace_first_convolution(network: nn.Module, channels: int) -> None:
+    """Gives the first convolution `channels` input channels and He's initialization."""
+    conv = next(module for module in network.modules() if isinstance(module, nn.Conv2d))
+    conv.in_channels = channels
+    conv.weight = nn.Parameter(torch.empty(conv.out_channels, channels, *conv.kernel_size))
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+
+
+def _accepted(make: Callable[..., Any], **keywords: Any) -> dict[str, Any]:
+    """Returns those of the keywords that a callable accepts."""
+    if isinstance(make, type) and inspect.getattr_static(make, "__init__") is nn.Module.__init__:
+        return {}  # its signature takes anything, it itself does not
+    parameters = inspect.signature(make).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return keywords
+    named = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    return {key: value for key, value in keywords.items() if key in named}
+
+
+def _offers(module: object) -> list[str]:
+    return [name for name, value in vars(module).items() if callable(value) and name[0] != "_"]
+
+
+@contextmanager
+def _working_directory_importable() -> Iterator[None]:
+    """Puts the working directory first on the import path, as `python -m` does, for the time of
+    the user's code."""
+    here = os.getcwd()
+    sys.path.insert(0, here)
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        sys.path.remove(here)

@@ -1,0 +1,49 @@
+"""The one importer of torchvision: `torchvision()` returns the package, imported at the first call.
+
+A torchvision built for CUDA next to a CPU build of torch cannot load its compiled operators, and
+its import then stops because two operator registrations (`nms`, `qnms`) find no schema to attach
+to. Declaring those two schemas is enough for everything but the operators themselves, which then
+raise torchvision's own clear error, and for `torchvision.io`. A CPU build of torchvision needs none
+of it, so the plain import is tried first. timm imports torchvision too: call this before it. Used
+by the stages data and models.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import sys
+from types import ModuleType
+
+import torch
+
+_MISSING = ("nms", "qnms")
+_SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+_declared: list[torch.library.Library] = []
+"""Keeps the declarations: each one dies with its object."""
+
+
+@functools.cache
+def torchvision() -> ModuleType:
+    """Returns the package torchvision with `datasets`, `models` and `transforms` imported.
+
+    Raises:
+        RuntimeError: torchvision and a CUDA build of torch do not fit; torchvision's own message.
+    """
+    try:
+        return importlib.import_module("torchvision")
+    except RuntimeError as error:
+        if torch.version.cuda is not None or "torchvision::" not in str(error):
+            raise
+    for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+        del sys.modules[name]
+    _declare_missing()
+    return importlib.import_module("torchvision")
+
+
+def _declare_missing() -> None:
+    for name in _MISSING:
+        if not hasattr(torch.ops.torchvision, name):
+            library = torch.library.Library("torchvision", "FRAGMENT")
+            library.define(name + _SCHEMA)
+            _declared.append(library)
