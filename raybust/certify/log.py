@@ -1,0 +1,231 @@
+"""Certification logs: rows, and the file that grows row by row and survives a kill at any byte.
+
+The form is Cohen et al.'s (2019), `idx label predict radius correct time` with tabs, a first line
+`# {protocol}` and further columns for the counts and the bound. Stage `certify` of the arrow.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from raybust.certify.protocol import Protocol
+from raybust.errors import RequestError
+from raybust.numerics.bounds import round_down
+
+COHEN = ("idx", "label", "predict", "radius", "correct", "time")
+COLUMNS = (*COHEN, "top", "n0_count", "count", "n", "p_lower", "draws", "counts")
+ABSTAIN = -1
+"""What `predict` is where the smoothed classifier abstains; the radius is then 0."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One example's certificate.
+
+    Attributes:
+        idx: index of the example in its dataset.
+        label: its label.
+        predict: the certified class, or -1 (abstain).
+        radius: certified radius in the protocol's norm, rounded down; 0 on abstention.
+        time: seconds of computation.
+        top: the class that the pilot chose.
+        n0_count: votes for it among the n0 pilot draws.
+        count: votes for it among the first `n` estimate draws.
+        n: estimate draws at the look whose bound is the best.
+        p_lower: that bound, the lower bound of the class's probability.
+        draws: estimate draws in all.
+        counts: (class, votes) among all of them, classes with votes only, in order.
+    """
+
+    idx: int
+    label: int
+    predict: int
+    radius: float
+    time: float
+    top: int
+    n0_count: int
+    count: int
+    n: int
+    p_lower: float
+    draws: int
+    counts: tuple[tuple[int, int], ...]
+
+    @property
+    def correct(self) -> bool:
+        """Whether the certified class is the label."""
+        return self.predict == self.label
+
+    def same(self, other: Row) -> bool:
+        """Returns whether two rows are equal, their `time` apart."""
+        return _cells(self)[:5] + _cells(self)[6:] == _cells(other)[:5] + _cells(other)[6:]
+
+    def line(self) -> str:
+        """Returns the row as a line of a log, with its line end."""
+        return "\t".join(_cells(self)) + "\n"
+
+    @classmethod
+    def parse(cls, line: str) -> Row:
+        """Returns the row of a line of a log of ours.
+
+        Raises:
+            ValueError: the line is no whole row.
+        """
+        cells = dict(zip(COLUMNS, line.rstrip("\n").split("\t"), strict=True))
+        pairs = (pair.split(":") for pair in cells.pop("counts").split(" "))
+        values: dict[str, Any] = {"counts": tuple((int(c), int(votes)) for c, votes in pairs)}
+        correct = bool(int(cells.pop("correct")))
+        values["time"] = parse_time(cells.pop("time"))
+        values |= {key: float(cells.pop(key)) for key in ("radius", "p_lower")}
+        values |= {key: int(cell) for key, cell in cells.items()}
+        row = cls(**values)
+        if row.correct != correct:
+            raise ValueError("`correct` is not predict == label")
+        return row
+
+
+class CertificateLog:
+    """A log on disk: opened or begun, appended to, finished.
+
+    Attributes:
+        path: the file. While it grows, rows are in the order in which they came.
+    """
+
+    def __init__(self, path: str | Path, protocol: Protocol) -> None:
+        """Opens the log of a protocol, or begins it; a torn last line is dropped.
+
+        Args:
+            path: the file; its folder is made.
+            protocol: what the header must say.
+
+        Raises:
+            RequestError: the file is of another protocol, or no log. It is left as it is.
+        """
+        self.path, self.protocol = Path(path), protocol
+        self._rows: dict[int, Row] = {}
+        self._head = f"# {protocol.to_json()}\n" + "\t".join(COLUMNS) + "\n"
+        content = self.path.read_bytes() if self.path.exists() else b""
+        if self._head.encode().startswith(
+            content
+        ):  # nothing yet, or killed while it wrote the header
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            _replace(self.path, self._head)
+            return
+        whole = content[: content.rfind(b"\n") + 1]
+        self._check_header(whole.decode(errors="replace"))
+        for number, line in enumerate(whole.decode(errors="replace").splitlines()[2:], start=3):
+            try:
+                row = Row.parse(line)
+            except (ValueError, TypeError) as error:
+                raise RequestError(
+                    f"{self.path}: line {number} is no row of a certification log ({error}); move "
+                    "the file away to begin anew"
+                ) from None
+            self._rows.setdefault(row.idx, row)
+        if len(whole) < len(content):
+            os.truncate(self.path, len(whole))
+
+    @property
+    def finished(self) -> frozenset[int]:
+        """Indices of the examples that are done."""
+        return frozenset(self._rows)
+
+    @property
+    def rows(self) -> list[Row]:
+        """The rows that are done, by index."""
+        return [row for _, row in sorted(self._rows.items())]
+
+    def append(self, row: Row) -> None:
+        """Writes a row through to the disk; a row of an example that is done is left out."""
+        if row.idx in self._rows:
+            return
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(row.line())
+            file.flush()
+            os.fsync(file.fileno())
+        self._rows[row.idx] = row
+
+    def finish(self) -> list[Row]:
+        """Puts the file, sorted by index, in its place at once; returns its rows."""
+        _replace(self.path, self._head + "".join(row.line() for row in self.rows))
+        return self.rows
+
+    def _check_header(self, text: str) -> None:
+        first, _, _ = text.partition("\n")
+        try:
+            differ = self.protocol.differences(first.removeprefix("# "))
+        except ValueError:
+            raise RequestError(
+                f"{self.path}: exists and is no log of raybust's; name another file"
+            ) from None
+        if differ:
+            raise RequestError(
+                f"{self.path}: is a log of another protocol ({'; '.join(differ)}); name another "
+                "file, or move this one away"
+            )
+
+
+def write_cohen(rows: Iterable[Row], path: str | Path) -> None:
+    """Writes the bare six columns in the form of the original script: radii of three significant
+    digits, but rounded down.
+
+    Args:
+        rows: certificates, in the order of the file.
+        path: the file, put in its place at once.
+    """
+    lines = ["\t".join(COHEN) + "\n"]
+    for row in rows:
+        cells = _cells(row)[: len(COHEN)]
+        cells[3] = f"{round_down(row.radius, 3):.3}" if row.radius else "0.0"
+        lines.append("\t".join(cells) + "\n")
+    _replace(Path(path), "".join(lines))
+
+
+def format_time(seconds: float) -> str:
+    """Returns seconds as the original script writes them, H:MM:SS.ffffff."""
+    micros = round(seconds * 1e6)
+    minutes, rest = divmod(micros, 60_000_000)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest // 1_000_000:02d}.{rest % 1_000_000:06d}"
+
+
+def parse_time(text: str) -> float:
+    """Returns the seconds of either time format: H:MM:SS.ffffff, or plain seconds.
+
+    Raises:
+        ValueError: neither.
+    """
+    seconds = 0.0
+    for part in text.split(":"):
+        seconds = 60 * seconds + float(part)
+    return seconds
+
+
+def _cells(row: Row) -> list[str]:
+    return [
+        str(row.idx),
+        str(row.label),
+        str(row.predict),
+        repr(row.radius),
+        str(int(row.correct)),
+        format_time(row.time),
+        str(row.top),
+        str(row.n0_count),
+        str(row.count),
+        str(row.n),
+        repr(row.p_lower),
+        str(row.draws),
+        " ".join(f"{c}:{votes}" for c, votes in row.counts),
+    ]
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)

@@ -1,0 +1,241 @@
+"""The certification protocol: everything that decides what a row of a log is, as the log's header.
+
+Whoever has the protocol, the network and the data computes the same rows. What two versions of a
+file cannot agree on is a digest: of the weights, of the images and labels. Stage `certify` of the
+arrow.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+import raybust
+from raybust.certify.noise import BLOCK, NORMS, NoiseName, Norm, Smoothing
+from raybust.certify.schedule import Schedule, ScheduleName
+from raybust.config.schema import Certify
+from raybust.errors import RequestError
+
+FORMAT = 1
+"""Version of the log's format and of the keys of its noise."""
+
+BATCH = {"cpu": 200, "cuda": 1000}
+"""Noisy images per forward pass where the user gives none (measured: caches on a CPU hold few)."""
+
+Precision = Literal["float32", "tf32", "bf16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """One certification protocol; its fields are the header of a log.
+
+    Attributes:
+        format: version of the format.
+        noise: smoothing distribution; see `Smoothing`.
+        norm: norm of the radii.
+        sigma: standard deviation of each coordinate, in pixels in [0, 1].
+        keep: pixels that `ablation` keeps, 0 for other noise.
+        shape: (C, H, W) of an image.
+        n0: draws that choose the class.
+        n: most draws that bound its probability.
+        alpha: probability with which a certificate may be wrong.
+        schedule: `fixed`, `looks` or `sequence`.
+        targets: radii that the schedule decides on; empty where all n draws are used.
+        seed: seed of the noise.
+        batch: noisy images per forward pass, a multiple of 100; part of the network's arithmetic.
+        dataset: name of the dataset.
+        split: which part of it.
+        data: digest of the images and labels, see `data_digest`.
+        skip: every skip-th example.
+        examples: at most so many examples; None: all.
+        weights: digest of the network, see `weights_digest`.
+        precision: `float32`, `tf32` (GPU) or `bf16` (autocast): rounding is part of the network.
+        compile: whether torch.compile compiled the network.
+        device: type of the device (its generator and its arithmetic).
+        raybust: version.
+        torch: version.
+    """
+
+    format: int = FORMAT
+    noise: NoiseName = "gaussian"
+    norm: Norm = "l2"
+    sigma: float
+    keep: int = 0
+    shape: tuple[int, int, int]
+    n0: int = 100
+    n: int = 100_000
+    alpha: float = 0.001
+    schedule: ScheduleName = "fixed"
+    targets: tuple[float, ...] = ()
+    seed: int = 0
+    batch: int = BATCH["cpu"]
+    dataset: str = ""
+    split: str = ""
+    data: str = ""
+    skip: int = 1
+    examples: int | None = None
+    weights: str = ""
+    precision: Precision = "float32"
+    compile: bool = False
+    device: str = "cpu"
+    raybust: str = raybust.__version__
+    torch: str = torch.__version__
+
+    def __post_init__(self) -> None:
+        if self.batch < BLOCK or self.batch % BLOCK:
+            raise RequestError(f"certify.batch: got {self.batch}, expected a multiple of {BLOCK}")
+        if self.n0 < 1:
+            raise RequestError(f"certify.n0: got {self.n0}, expected >= 1")
+        _ = self.smoothing, self.rule  # both check themselves
+
+    @cached_property
+    def smoothing(self) -> Smoothing:
+        """The smoothing distribution."""
+        return Smoothing(
+            noise=self.noise, norm=self.norm, sigma=self.sigma, keep=self.keep, shape=self.shape
+        )
+
+    @cached_property
+    def rule(self) -> Schedule:
+        """The schedule, with the targets as probabilities."""
+        return Schedule(
+            name=self.schedule,
+            n=self.n,
+            alpha=self.alpha,
+            targets=tuple(self.smoothing.probability(radius) for radius in self.targets),
+        )
+
+    def select(self, total: int) -> list[int]:
+        """Returns the indices of the examples to certify, out of `total`: i % skip == 0."""
+        return list(range(0, total, self.skip))[: self.examples]
+
+    def to_json(self) -> str:
+        """Returns the protocol as one line of JSON."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Protocol:
+        """Returns the protocol that `to_json` wrote.
+
+        Raises:
+            ValueError: no JSON object of these fields.
+        """
+        return cls(**_fields(text))
+
+    def differences(self, text: str) -> list[str]:
+        """Returns "field: theirs -> ours" for every field in which a header differs from this one.
+
+        Raises:
+            ValueError: the header is no JSON object.
+        """
+        theirs, ours = _fields(text), _fields(self.to_json())
+        return [
+            f"{key}: {theirs.get(key)} -> {ours.get(key)}"
+            for key in [*ours, *(key for key in theirs if key not in ours)]
+            if theirs.get(key) != ours.get(key)
+        ]
+
+
+def make_protocol(
+    config: Certify,
+    *,
+    sigma: float,
+    shape: tuple[int, int, int],
+    device: str,
+    dataset: str,
+    data: str,
+    weights: str,
+) -> Protocol:
+    """Returns the protocol of a configuration's section `certify`.
+
+    Args:
+        config: the section; None in it stands for what is decided here.
+        sigma: standard deviation of the noise, where `config.sigma` is not given.
+        shape: (C, H, W) of an image.
+        device: type of the device, "cpu" or "cuda".
+        dataset: name of the dataset.
+        data: `data_digest` of the split.
+        weights: `weights_digest` of the network.
+
+    Raises:
+        RequestError: a norm that the noise cannot certify, an n that certifies nothing.
+    """
+    targets = config.targets()
+    schedule = config.schedule
+    return Protocol(
+        noise=config.noise,
+        norm=config.norm or NORMS[config.noise][0],
+        sigma=config.sigma or sigma,
+        keep=config.keep if config.noise == "ablation" else 0,
+        shape=shape,
+        n0=config.n0,
+        n=config.n,
+        alpha=config.alpha,
+        schedule=("looks" if targets else "fixed") if schedule == "auto" else schedule,
+        targets=() if schedule == "fixed" else targets,
+        seed=config.seed,
+        batch=config.batch or BATCH.get(device, BATCH["cuda"]),
+        dataset=dataset,
+        split=config.split,
+        data=data,
+        skip=config.skip,
+        examples=config.examples,
+        weights=weights,
+        precision=config.precision,
+        compile=config.compile,
+        device=device,
+    )
+
+
+def weights_digest(network: nn.Module) -> str:
+    """Returns the SHA-256 of a network's state: names in order, dtypes, shapes, bytes."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}:".encode())
+        digest.update(_bytes(tensor))
+    return digest.hexdigest()
+
+
+def data_digest(images: Tensor, labels: Tensor) -> str:
+    """Returns the SHA-256 of images and labels: dtypes, shapes, bytes."""
+    digest = hashlib.sha256()
+    for tensor in (images, labels):
+        digest.update(f"{tensor.dtype}:{tuple(tensor.shape)}:".encode())
+        digest.update(_bytes(tensor))
+    return digest.hexdigest()
+
+
+def sigma_warning(sigma: float, trained: float | None) -> str | None:
+    """Returns a warning that says both sigmas where they differ, else None.
+
+    Args:
+        sigma: at which the network is certified.
+        trained: for which it was trained; None where it was not trained with noise.
+    """
+    if trained is not None and abs(sigma - trained) <= 1e-9 * sigma:
+        return None
+    known = "without noise" if trained is None else f"for sigma {trained:g}"
+    return (
+        f"certifying at sigma {sigma:g} a network that was trained {known}: certificates are "
+        "valid, but smaller than those of a network that was trained for it"
+    )
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    flat = tensor.detach().cpu().contiguous().flatten()
+    return bytes(flat.view(torch.uint8).numpy())
+
+
+def _fields(text: str) -> Mapping[str, Any]:
+    fields = json.loads(text)
+    if not isinstance(fields, dict):
+        raise ValueError("no JSON object")
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}

@@ -1,0 +1,122 @@
+"""When an example has been drawn often enough: the three schedules, each valid at level alpha.
+
+`fixed` is CERTIFY of Cohen et al. (2019); `looks` spends alpha over cumulative looks (union bound);
+`sequence` is a mixture confidence sequence (Voracek, 2024). Each is a table of counts: at look j
+with n_j draws, k >= `reached[j][t]` proves target t and k <= `futile[j][t]` gives it up. Any
+stopping rule is valid since all bounds of an example hold at once. Stage `certify` of the arrow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+from raybust.errors import RequestError
+from raybust.numerics import bounds
+
+FUTILITY = 1e-3
+"""Probability with which a target that could be proved may be given up early (our choice). It costs
+power alone; no certificate depends on it."""
+
+ScheduleName = Literal["fixed", "looks", "sequence"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """Looks, bounds and stopping rule.
+
+    Attributes:
+        name: `fixed`, `looks` or `sequence`.
+        n: most draws per example.
+        alpha: probability with which any of an example's bounds may be wrong.
+        targets: probabilities to decide on, each in [1/2, 1]; empty: never stop early.
+    """
+
+    name: ScheduleName
+    n: int
+    alpha: float
+    targets: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        last = len(self.times) - 1
+        if self.lower(self.n, self.n, last) <= 0.5:
+            raise RequestError(
+                f"certify.n: got {self.n}, which certifies nothing at alpha = {self.alpha:g} with "
+                f"schedule {self.name}, even if every draw agrees; take more draws"
+            )
+
+    @cached_property
+    def times(self) -> tuple[int, ...]:
+        """Cumulative draws at the looks."""
+        if self.name == "fixed":
+            return (self.n,)
+        return bounds.look_times(self.n) if self.name == "looks" else bounds.growing_times(self.n)
+
+    @cached_property
+    def levels(self) -> tuple[float, ...]:
+        """Alpha of each look; of `sequence`, whose bounds hold together, the whole of it."""
+        looks = len(self.times)
+        if self.name == "sequence":
+            return (self.alpha,) * looks
+        return bounds.spend_alpha(looks, self.alpha)
+
+    @cached_property
+    def reached(self) -> tuple[tuple[int, ...], ...]:
+        """For each look and target, the least count that proves the target."""
+        return tuple(tuple(self.least(j, p) for p in self.targets) for j in range(len(self.times)))
+
+    @cached_property
+    def futile(self) -> tuple[tuple[int, ...], ...]:
+        """For each look but the last, and target, the largest count that gives it up, or -1."""
+        looks = range(len(self.times) - 1)
+        return tuple(tuple(self._given_up(j, p) for p in self.targets) for j in looks)
+
+    def lower(self, k: int, n: int, look: int) -> float:
+        """Returns the lower bound at a look with k of n draws, at that look's share of alpha."""
+        if self.name == "sequence":
+            return bounds.mixture_lower(k, n, self.alpha)
+        return float(bounds.clopper_pearson_lower(k, n, self.levels[look]))
+
+    def least(self, look: int, p: float) -> int:
+        """Returns the least count at a look whose lower bound is at least p."""
+        if self.name == "sequence":
+            return bounds.mixture_least_count(self.times[look], p, self.alpha)
+        return bounds.least_count(self.times[look], p, self.levels[look])
+
+    def best(self, counts: Sequence[int]) -> tuple[float, int]:
+        """Returns the greatest lower bound of the looks so far, and its look.
+
+        Args:
+            counts: successes at look 0, 1, ..., at least one.
+        """
+        found = [self.lower(k, self.times[j], j) for j, k in enumerate(counts)]
+        look = max(range(len(found)), key=found.__getitem__)
+        return found[look], look
+
+    def stops(self, counts: Sequence[int]) -> bool:
+        """Returns whether an example is done after these looks: all targets proved or given up, or
+        no draws left.
+
+        Args:
+            counts: successes at look 0, 1, ..., at least one.
+        """
+        if len(counts) == len(self.times):
+            return True
+        return bool(self.targets) and all(
+            any(k >= self.reached[j][t] or k <= self.futile[j][t] for j, k in enumerate(counts))
+            for t in range(len(self.targets))
+        )
+
+    def false_certificate(self, p: float) -> float:
+        """Returns the probability that an example's best bound reaches p where p is the truth, were
+        no look left out: exact, and the most that any stopping rule can err."""
+        least = [self.least(j, p) for j in range(len(self.times))]
+        return bounds.crossing_probability(self.times, least, p)
+
+    def _given_up(self, look: int, p: float) -> int:
+        n = self.times[look]
+        if self.name == "sequence":
+            return n - bounds.mixture_least_count(n, 1 - p, FUTILITY)
+        return n - bounds.least_count(n, 1 - p, FUTILITY / (len(self.times) - 1))

@@ -1,0 +1,85 @@
+"""From rows to figures: certified accuracy, average certified radius, abstention; and the cheap
+certificate of each training epoch.
+
+ACR is of Zhai et al. (2020, arXiv 2001.02378). It depends on n, alpha and the examples: print it
+with them. Stage `certify` of the arrow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from torch import Tensor, nn
+
+from raybust.certify.engine import certify_examples
+from raybust.certify.log import ABSTAIN, Row
+from raybust.certify.protocol import BATCH, Protocol
+from raybust.config.schema import FastCertify
+
+
+def summarize(rows: Iterable[Row], radii: Iterable[float], prefix: str) -> dict[str, float]:
+    """Returns `prefix/acr`, `prefix/accuracy_at/R` for each radius, `prefix/abstention`.
+
+    Means over all rows; an abstention counts as wrong. Empty for no rows.
+
+    Args:
+        rows: certificates.
+        radii: in the rows' norm.
+        prefix: "certified" or "certified_fast".
+    """
+    found = list(rows)
+    if not found:
+        return {}
+
+    def mean(values: Iterable[float]) -> float:
+        return sum(values) / len(found)
+
+    return {
+        f"{prefix}/acr": mean(row.radius * row.correct for row in found),
+        f"{prefix}/abstention": mean(row.predict == ABSTAIN for row in found),
+        **{
+            f"{prefix}/accuracy_at/{radius:g}": mean(
+                row.correct and row.radius >= radius for row in found
+            )
+            for radius in radii
+        },
+    }
+
+
+def fast_certificate(
+    network: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    indices: Sequence[int] | Tensor,
+    *,
+    sigma: float,
+    config: FastCertify,
+    seed: int,
+) -> dict[str, float]:
+    """Returns the metrics `certified_fast/*` of some examples: for search, never for publication.
+
+    Sound like the full certificate, at the fewer draws of `config`; the same examples get the same
+    noise in every epoch.
+
+    Args:
+        network: (B, C, H, W) in [0, 1] to logits, in eval mode, on the images' device.
+        images: float (N, C, H, W) in [0, 1].
+        labels: int (N,).
+        indices: (N,) index of each example in its dataset.
+        sigma: standard deviation of the Gaussian noise, > 0.
+        config: draws, alpha, radii.
+        seed: seed of the noise.
+    """
+    channels, height, width = images.shape[1:]
+    protocol = Protocol(
+        sigma=sigma,
+        shape=(channels, height, width),
+        n0=config.n0,
+        n=config.n,
+        alpha=config.alpha,
+        seed=seed,
+        batch=BATCH.get(images.device.type, BATCH["cuda"]),
+        device=images.device.type,
+    )
+    rows = certify_examples(network, images, labels, indices, protocol)
+    return summarize(rows, config.radii, "certified_fast")

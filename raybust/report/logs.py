@@ -1,0 +1,176 @@
+"""Reads certification logs, ours and everybody's: the variants that have piled up since Cohen et
+al. (2019).
+
+Both time formats, empty and truncated files, further columns, a `correct` column that is a running
+total (Carlini et al., 2023). Stage `report` of the arrow.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from decimal import Decimal
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raybust.certify.log import COHEN, parse_time
+from raybust.certify.protocol import Protocol
+from raybust.errors import RequestError
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+_SIGMA = re.compile(r"(?:sigma|test|noise)[_-]?(\d*\.?\d+)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Log:
+    """A certification log in memory; arrays are (N,), in the file's order.
+
+    Attributes:
+        name: what tables and legends call it.
+        path: where it was read.
+        idx: indices in the dataset.
+        label: labels.
+        predict: certified classes, -1 on abstention.
+        radius: certified radii, 0 on abstention.
+        rounding: half a unit of the last printed digit of each radius; 0 in our own logs.
+        correct: predict == label, whatever the file said.
+        time: seconds.
+        protocol: of the header; None in logs of others.
+        sigma: of the header, else what the path tells, else None.
+        warnings: what was amended on reading, one sentence each.
+    """
+
+    name: str
+    path: Path
+    idx: Ints
+    label: Ints
+    predict: Ints
+    radius: Floats
+    rounding: Floats
+    correct: NDArray[np.bool_]
+    time: Floats
+    protocol: Protocol | None = None
+    sigma: float | None = None
+    warnings: tuple[str, ...] = field(default=())
+
+    def __len__(self) -> int:
+        return len(self.idx)
+
+    @property
+    def skip(self) -> int | None:
+        """Every how many-th example it holds: of the header, else the distance of the indices where
+        it is one; None for under two rows."""
+        if self.protocol:
+            return self.protocol.skip
+        apart = np.diff(np.sort(self.idx))
+        return int(np.gcd.reduce(apart)) if len(apart) else None
+
+
+def read_log(path: str | Path, name: str | None = None, sigma: float | None = None) -> Log:
+    """Returns a certification log.
+
+    Args:
+        path: a file of tab-separated rows under a line `idx label predict radius correct time`, in
+            any order and with any further columns. An empty file gives a log of no rows.
+        name: for tables and legends; the file's name where not given.
+        sigma: of the noise, where the header does not say it; guessed from the path if not given.
+
+    Raises:
+        RequestError: no such file, or no certification log (a prediction log, a curve).
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise RequestError(f"{path}: cannot be read: {error.strerror or error}") from None
+    lines = text.splitlines(keepends=True)
+    comments = [line for line in lines if line.startswith("#")]
+    body = [line for line in lines if not line.startswith("#") and line.strip()]
+    protocol = _protocol(path, comments)
+    columns = body[0].split() if body else list(COHEN)
+    absent = [column for column in COHEN if column not in columns]
+    if absent:
+        raise RequestError(
+            f"{path}: is no certification log: it has no column {', '.join(absent)}; expected "
+            f"{' '.join(COHEN)}"
+        )
+    warnings: list[str] = [] if body[1:] else ["has no rows"]
+    rows = list(_rows(path, columns, body[1:], warnings))
+    return _log(path, name, sigma, protocol, rows, warnings)
+
+
+def _log(
+    path: Path,
+    name: str | None,
+    sigma: float | None,
+    protocol: Protocol | None,
+    rows: list[dict[str, str]],
+    warnings: list[str],
+) -> Log:
+    label, predict, said = (
+        np.array([float(row[key]) for row in rows]).astype(int)
+        for key in ("label", "predict", "correct")
+    )
+    correct = (label == predict) & (predict >= 0)
+    wrong = int((said != correct).sum())
+    if wrong:
+        warnings.append(
+            f"its column `correct` is not predict == label in {wrong} of {len(rows)} rows (a "
+            "running total in some logs); it was recomputed"
+        )
+    guess = _SIGMA.findall(path.stem) or _SIGMA.findall(str(path))
+    return Log(
+        name=name or path.stem,
+        path=path,
+        idx=np.array([int(row["idx"]) for row in rows], dtype=int),
+        label=label,
+        predict=predict,
+        radius=np.array([float(row["radius"]) for row in rows]),
+        rounding=np.array([0.0 if protocol else _half_unit(row["radius"]) for row in rows]),
+        correct=correct,
+        time=np.array([parse_time(row["time"]) for row in rows]),
+        protocol=protocol,
+        sigma=protocol.sigma if protocol else sigma or (float(guess[-1]) if guess else None),
+        warnings=tuple(warnings),
+    )
+
+
+def _rows(
+    path: Path, columns: list[str], lines: list[str], warnings: list[str]
+) -> Iterator[dict[str, str]]:
+    """Yields the whole rows; a torn last line is left out with a warning."""
+    for number, line in enumerate(lines):
+        row = dict(zip(columns, line.rstrip("\n").split("\t"), strict=False))
+        try:
+            for column in COHEN[:5]:
+                float(row[column])
+            parse_time(row["time"])
+        except (KeyError, ValueError):
+            if number < len(lines) - 1:
+                raise RequestError(f"{path}: no row of a log: {line.strip()!r}") from None
+            warnings.append("its last line is torn and was left out")
+            return
+        yield row
+
+
+def _protocol(path: Path, comments: list[str]) -> Protocol | None:
+    for comment in comments:
+        try:
+            return Protocol.from_json(comment.removeprefix("#").strip())
+        except (ValueError, TypeError):
+            continue
+    return None
+
+
+def _half_unit(text: str) -> float:
+    """Returns half a unit of the third significant digit, or of the last one printed if it is
+    finer: `{:.3}` drops trailing zeros."""
+    value = Decimal(text)
+    printed = value.as_tuple().exponent
+    third = value.adjusted() - 2
+    return 0.5 * 10.0 ** min(third, printed if isinstance(printed, int) else third)

@@ -1,0 +1,28 @@
+"""Tracking: a journal that training appends to, and its delivery to MLflow.
+
+The only package that imports mlflow, inside functions: importing `raybust.track` costs nothing.
+"""
+
+from raybust.track.environment import environment
+from raybust.track.flush import Flusher, SyncResult, log_to_run, sync, unsent
+from raybust.track.journal import Journal, Status
+from raybust.track.store import FoundRun, find_run, prepare, ui_command
+from raybust.track.uri import redact, resolve_uri, safe_uri
+
+__all__ = [
+    "Flusher",
+    "FoundRun",
+    "Journal",
+    "Status",
+    "SyncResult",
+    "environment",
+    "find_run",
+    "log_to_run",
+    "prepare",
+    "redact",
+    "resolve_uri",
+    "safe_uri",
+    "sync",
+    "ui_command",
+    "unsent",
+]

@@ -1,0 +1,182 @@
+"""MLflow's client: opened lazily and quietly, its errors judged, its runs found or made once.
+
+In the arrow: track; mlflow is imported inside functions. A run is found by its tag
+`raybust.run_key` before it is made. Processes of one machine take turns by a lock file; those of
+several machines draw a number after making one, as in Lamport's bakery, and keep the lowest: that
+holds as long as their clocks differ by less than a search takes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raybust.errors import WorkError
+from raybust.track.names import safe_run_key
+from raybust.track.uri import artifact_root, is_database, redact, safe_uri, sqlite_file
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+RUN_KEY = "raybust.run_key"
+_NUMBER = "raybust.number"
+_NO_NUMBER = 2**63
+_NUMBER_SECONDS = 5.0
+_LOCK_SECONDS = 60.0
+_SETTINGS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
+}
+
+
+def load_mlflow() -> None:
+    """Imports MLflow, quietly and without telemetry; the first call takes about one second.
+
+    MLflow reads its retries and timeouts from the environment at each request, so they are set
+    there, where the user has not: one try of 15 s, because waiting and trying again is done here.
+    """
+    for key, value in _SETTINGS.items():
+        os.environ.setdefault(key, value)
+    import mlflow  # noqa: F401
+
+    if not os.environ.get("MLFLOW_LOGGING_LEVEL"):
+        logging.getLogger("mlflow").setLevel(logging.WARNING)
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+
+
+def open_client(uri: str) -> MlflowClient:
+    """Returns a client of the store. The first of a SQLite file makes its schema: hold the lock."""
+    load_mlflow()
+    import mlflow
+
+    if is_database(uri):
+        from mlflow.store.db import utils
+
+        utils.MAX_RETRY_COUNT = 1  # else a database that is away blocks the caller for 102 s
+    return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def reason_of(error: BaseException, uri: str) -> str:
+    """Returns an error in one line of at most 500 characters, free of the URI's password."""
+    text = redact(str(error) or type(error).__name__, uri)
+    text = text.partition(" (Background on this error")[0]
+    return text if len(text) <= 500 else text[:497] + "..."
+
+
+def is_permanent(error: BaseException) -> bool:
+    """Tells whether a request is proven to fail for ever: MLflow read it and found it invalid.
+
+    All else may pass: 5xx, no connection, locks, the 400 with which a server answers when its pool
+    of database connections is exhausted, and a run in MLflow's trash, which can be restored.
+    """
+    code = getattr(error, "error_code", None)
+    passing = ("QueuePool limit", "must be in the 'active' state")
+    return code == "INVALID_PARAMETER_VALUE" and not any(text in str(error) for text in passing)
+
+
+def is_gone(error: BaseException) -> bool:
+    """Tells whether the store says that what was named does not exist."""
+    return getattr(error, "error_code", None) == "RESOURCE_DOES_NOT_EXIST"
+
+
+@contextlib.contextmanager
+def store_lock(uri: str) -> Iterator[None]:
+    """Holds the store's lock among the processes of this machine: beside a SQLite file, else in
+    the temporary folder of the user."""
+    file = sqlite_file(uri)
+    if file is None:
+        name = f"raybust-{os.getuid()}-{hashlib.sha256(uri.encode()).hexdigest()[:12]}.lock"
+        lock = Path(tempfile.gettempdir()) / name
+    else:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock = file.with_name(file.name + ".lock")
+    with lock.open("a") as handle:
+        deadline = time.monotonic() + _LOCK_SECONDS
+        while not try_lock(handle.fileno()):
+            if time.monotonic() > deadline:
+                raise WorkError(f"{lock}: held by another process for {_LOCK_SECONDS:.0f} s")
+            time.sleep(0.05)
+        yield
+
+
+def try_lock(handle: int) -> bool:
+    """Takes an open file's lock where it is free; a file system without locks counts as free. The
+    lock goes when the file is closed."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def ensure_experiment(client: MlflowClient, uri: str, name: str, out: str | Path) -> str:
+    """Returns the id of an experiment, which is made where it is missing.
+
+    Args:
+        client: client of the store.
+        uri: the store.
+        name: the experiment's name.
+        out: folder of a new experiment's artifacts where the store is a database.
+
+    Raises:
+        WorkError: the experiment lies in MLflow's trash.
+    """
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return str(client.create_experiment(name, artifact_root(uri, out)))
+        except Exception:
+            found = client.get_experiment_by_name(name)  # another machine was faster
+            if found is None:
+                raise
+    if found.lifecycle_stage != "active":
+        raise WorkError(
+            f"experiment '{name}' is deleted in {safe_uri(uri)}: restore it there, or give another"
+            " one in track.experiment"
+        )
+    return str(found.experiment_id)
+
+
+def find_key(client: MlflowClient, experiment_id: str, run_key: str) -> Any | None:
+    """Returns the run of a key: the one of the lowest number where there are several, None where
+    there is none. A run that another machine has just made gets its number first."""
+    text = f"tags.`{RUN_KEY}` = '{safe_run_key(run_key)}'"
+    deadline = time.monotonic() + _NUMBER_SECONDS
+    while True:
+        runs = client.search_runs([experiment_id], text, max_results=100)
+        numbers = {r.info.run_id: int(r.data.tags.get(_NUMBER, _NO_NUMBER)) for r in runs}
+        if _NO_NUMBER not in numbers.values() or time.monotonic() > deadline:
+            return min(runs, key=lambda r: (numbers[r.info.run_id], r.info.run_id), default=None)
+        time.sleep(0.05)
+
+
+def ensure_run(
+    client: MlflowClient, experiment_id: str, run_key: str, name: str, start_ms: int
+) -> tuple[str, bool]:
+    """Returns the id of a key's run and whether it was there before; the caller holds the lock."""
+    found = find_key(client, experiment_id, run_key)
+    if found is not None:
+        if _NUMBER not in found.data.tags:  # its maker died before it drew one
+            client.set_tag(found.info.run_id, _NUMBER, str(time.time_ns()))
+        return str(found.info.run_id), True
+    tags = {RUN_KEY: safe_run_key(run_key)}
+    made = client.create_run(experiment_id, start_time=start_ms, tags=tags, run_name=name)
+    client.set_tag(made.info.run_id, _NUMBER, str(time.time_ns()))
+    first = find_key(client, experiment_id, run_key) or made
+    if first.info.run_id != made.info.run_id:
+        client.delete_run(made.info.run_id)
+        return str(first.info.run_id), True
+    return str(made.info.run_id), False

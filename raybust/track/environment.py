@@ -1,0 +1,47 @@
+"""The record of where a run ran: versions, platform, commit. No environment variable, no host name.
+
+In the arrow: track; the driver writes it to the run's tags or artifacts. Versions come from the
+packages' metadata, so nothing heavy is imported for it.
+"""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+import raybust
+
+_PACKAGES = ("torch", "torchvision", "ray", "mlflow", "optuna", "numpy")
+
+
+def environment(folder: str | Path = ".") -> dict[str, str]:
+    """Returns name to version; packages that are not installed are left out.
+
+    Args:
+        folder: where the git commit is looked up; "-dirty" marks uncommitted changes to tracked
+            files. Left out where there is no repository.
+    """
+    found = {
+        "raybust": raybust.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(terse=True),
+    }
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    commit = _commit(folder)
+    return {**found, "git_commit": commit} if commit else found
+
+
+def _commit(folder: str | Path) -> str:
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40"]
+    command += ["--exclude=*"]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)  # noqa: S603
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return result.stdout.strip() if result.returncode == 0 else ""

@@ -1,0 +1,213 @@
+"""The journal of a run: what is to be tracked, appended to a local file and to nothing else.
+
+In the arrow: track, the side that training writes to. Rank 0 (or the driver, for a sweep's parent)
+appends one JSON line per event; `raybust.track.delivery` reads them and tells MLflow. Training so
+never waits for a network, and a server that is away loses nothing. No MLflow here.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, get_args
+
+from raybust.errors import RequestError
+
+SUFFIX = "journal.jsonl"
+"""`sync` replays files whose name ends so; a copy kept in a checkpoint needs another name."""
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+
+
+class Journal:
+    """Append-only record of one run, written by one process at a time.
+
+    Opening an existing file goes on with it: a last line that a kill cut short is dropped, and what
+    is in the file already (a metric at a step, an unchanged text) is not appended again, so that
+    the epochs recomputed after a resume leave no second point.
+
+    Args:
+        path: the file, in the run's folder; its name has to end in "journal.jsonl".
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).absolute()
+        if not self.path.name.endswith(SUFFIX):
+            raise RequestError(f"{self.path}: expected a file name that ends in '{SUFFIX}'")
+        self.run_key: str | None = None
+        self.attempt = 0
+        self._points: set[tuple[str, int]] = set()
+        self._texts: dict[str, str] = {}
+        self._lock = threading.Lock()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        self._recall()
+
+    def start(
+        self,
+        run_key: str,
+        experiment: str,
+        name: str,
+        tags: Mapping[str, object] | None = None,
+        params: Mapping[str, object] | None = None,
+        parent_key: str | None = None,
+    ) -> None:
+        """Opens the run. On a journal that was started already, only counts one attempt more (tag
+        `raybust.attempt`) and takes the run back to RUNNING.
+
+        Args:
+            run_key: identity of the run: the same key is the same MLflow run, whoever sends it.
+            experiment: MLflow's experiment.
+            name: the run's name in MLflow.
+            tags: tags; values become text.
+            params: parameters, flat; values become text, cut at MLflow's limit.
+            parent_key: run key of the sweep that the run belongs to.
+
+        Raises:
+            RequestError: the journal is another run's.
+        """
+        self._claim(run_key)
+        if self.attempt:
+            self._append({"e": "resume", "attempt": self.attempt + 1})
+        else:
+            self._append(
+                {
+                    "e": "start",
+                    "run": run_key,
+                    "experiment": experiment,
+                    "name": name,
+                    "parent": parent_key,
+                    "tags": _texts(tags or {}),
+                    "params": _texts(params or {}),
+                }
+            )
+        self.attempt += 1
+
+    def attach(self, run_key: str, experiment: str) -> None:
+        """Opens the journal of an addition to a run that has its own, such as certificates after
+        training; neither the run's state nor its attempts change.
+
+        Raises:
+            RequestError: the journal is another run's.
+        """
+        self._claim(run_key)
+        if self.run_key is None:
+            self._append({"e": "attach", "run": run_key, "experiment": experiment})
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        """Records values at a step; a (key, step) that is recorded already is left as it is.
+
+        Args:
+            values: name to number; NaN and infinities are kept.
+            step: the step, an epoch for training.
+        """
+        fresh = {key: v for key, v in values.items() if (key, int(step)) not in self._points}
+        if fresh:
+            numbers = {key: _number(value) for key, value in fresh.items()}
+            self._append({"e": "metrics", "step": int(step), "values": numbers})
+
+    def artifact(self, path: str | Path, folder: str = "") -> None:
+        """Records a file or folder for upload under `folder`; it is read when it is sent, so it has
+        to stay. Recorded again, it is sent again."""
+        full = Path(path).absolute()
+        inside = full.is_relative_to(self.path.parent)
+        kept = full.relative_to(self.path.parent) if inside else full
+        self._append({"e": "artifact", "path": str(kept), "folder": folder})
+
+    def text(self, content: str, name: str) -> None:
+        """Records a text, such as the resolved configuration, as the artifact `name`."""
+        if self._texts.get(name) != content:
+            self._append({"e": "text", "content": content, "name": name})
+
+    def tags(self, tags: Mapping[str, object]) -> None:
+        """Sets tags; the last value of a key wins."""
+        self._append({"e": "tags", "tags": _texts(tags)})
+
+    def end(self, status: Status, reason: str = "") -> None:
+        """Ends the run; `reason` (finished, pruned, failed, lost) becomes `raybust.stop_reason`."""
+        if status not in get_args(Status):
+            raise ValueError(f"got status {status!r}, expected one of {get_args(Status)}")
+        self._append({"e": "end", "status": status, "reason": reason or status.lower()})
+        os.fsync(self._file)
+
+    def close(self) -> None:
+        """Closes the file; calls after the first do nothing."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _claim(self, run_key: str) -> None:
+        if self.run_key not in (None, run_key):
+            raise RequestError(
+                f"{self.path}: is the journal of run '{self.run_key}', not of '{run_key}'"
+            )
+
+    def _append(self, entry: dict[str, Any]) -> None:
+        if self.run_key is None and entry["e"] not in ("start", "attach"):
+            raise RuntimeError(f"{self.path}: start() or attach() comes first")
+        entry = {"t": int(time.time() * 1000), **entry}
+        line = json.dumps(entry, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+        with self._lock:
+            while line:
+                line = line[os.write(self._file, line) :]
+            self._remember(entry)
+
+    def _recall(self) -> None:
+        with self.path.open("rb") as file:
+            content = file.read()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            os.ftruncate(self._file, whole)
+        for line in content[:whole].splitlines():
+            entry = decode(line)
+            if entry is not None:
+                self._remember(entry)
+                self.attempt += entry["e"] in ("start", "resume")
+
+    def _remember(self, entry: Mapping[str, Any]) -> None:
+        if entry["e"] in ("start", "attach"):
+            self.run_key = entry["run"]
+        elif entry["e"] == "metrics":
+            self._points.update((key, entry["step"]) for key in entry["values"])
+        elif entry["e"] == "text":
+            self._texts[entry["name"]] = entry["content"]
+
+
+def decode(line: bytes) -> dict[str, Any] | None:
+    """Returns one line's entry, or None where it is none (a damaged disk block)."""
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return None
+    return entry if isinstance(entry, dict) and "e" in entry and "t" in entry else None
+
+
+def _texts(values: Mapping[str, object]) -> dict[str, str]:
+    return {str(key): str(value) for key, value in values.items()}
+
+
+def _number(value: float) -> float | str:
+    """Returns the number, or the text NaN, Infinity, -Infinity, which strict JSON can hold."""
+    number = float(value)
+    if math.isnan(number):
+        return "NaN"
+    if math.isinf(number):
+        return "Infinity" if number > 0 else "-Infinity"
+    return number

@@ -1,0 +1,52 @@
+"""What MLflow takes as a key, a value, a number: any text or float made to fit, always alike.
+
+In the arrow: track, between the journal and the store. Limits are those of MLflow 3
+(`mlflow.utils.validation`); a text that is cut ends in an ellipsis, a key that is cut in a digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+import sys
+
+KEY_LIMIT = 250
+PARAM_LIMIT = 6000
+TAG_LIMIT = 8000
+
+
+def safe_key(name: str) -> str:
+    """Returns a key of a metric, param or tag that MLflow accepts.
+
+    Characters other than letters, digits, "_", "-", ".", " ", ":" and "/" become "_"; empty, "."
+    and ".." parts of a path go; over 250 characters the end gives way to a digest of the whole.
+    """
+    allowed = re.sub(r"[^\w.\-:/ ]", "_", name)
+    key = "/".join(part for part in allowed.split("/") if part not in ("", ".", "..")) or "_"
+    return key if len(key) <= KEY_LIMIT else f"{key[: KEY_LIMIT - 9]}_{_digest(name)}"
+
+
+def safe_value(text: str, limit: int) -> str:
+    """Returns a value of at most `limit` characters that any database can hold: no NUL, no lone
+    surrogate."""
+    clean = text.replace("\0", "").encode("utf-8", "replace").decode()
+    return clean if len(clean) <= limit else clean[: limit - 3] + "..."
+
+
+def safe_run_key(run_key: str) -> str:
+    """Returns the run key as the tag's value, free of what a search filter would have to quote."""
+    clean = re.sub(r"[^\w.\-:/ ]", "_", run_key)
+    if clean == run_key and len(clean) <= KEY_LIMIT:
+        return clean
+    return f"{clean[: KEY_LIMIT - 9]}_{_digest(run_key)}"
+
+
+def safe_number(value: float | str) -> float:
+    """Returns a journal's number; infinities become the largest floats, as MLflow's stores do."""
+    number = float(value)
+    return math.copysign(sys.float_info.max, number) if math.isinf(number) else number
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:8]
