@@ -11,9 +11,9 @@ import pkgutil
 from importlib.metadata import entry_points
 
 from raybust.errors import unknown
-from raybust.methods.base import Method, Network, StepContext
+from raybust.methods.base import Method, StepContext
 
-__all__ = ["Method", "Network", "StepContext", "get", "names"]
+__all__ = ["Method", "StepContext", "get", "names"]
 
 
 def names() -> list[str]:

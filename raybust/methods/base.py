@@ -14,7 +14,6 @@ Legend: B images of shape C x H x W, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -22,10 +21,6 @@ import torch
 from torch import Tensor, nn
 
 from raybust.config.options import Section
-
-Network = Callable[[Tensor], Tensor]
-"""Images (B, C, H, W) in [0, 1] to logits (B, K). In a step it counts its passes; see
-`raybust.objective`."""
 
 
 @dataclass
@@ -61,12 +56,12 @@ class Method(Section):
         cls.key = cls.__module__.rpartition(".")[2]
 
     def loss(
-        self, network: Network, images: Tensor, targets: Tensor, context: StepContext
+        self, network: nn.Module, images: Tensor, targets: Tensor, context: StepContext
     ) -> Tensor:
         """Returns the loss of one step, a scalar whose gradient trains the network.
 
         Args:
-            network: the network under training, in train mode.
+            network: images (B, C, H, W) to logits (B, K), in train mode; calling it counts passes.
             images: (B, C, H, W) in [0, 1].
             targets: int64 (B,), or probabilities (B, K).
             context: generator, progress, prepared state.

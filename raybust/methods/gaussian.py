@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from raybust.config.options import option
-from raybust.methods.base import Method, Network, StepContext
+from raybust.methods.base import Method, StepContext
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class Gaussian(Method):
     sigma: float = option(0.25, "Standard deviation of the noise.", gt=0, unit="pixels in [0, 1]")
 
     def loss(
-        self, network: Network, images: Tensor, targets: Tensor, context: StepContext
+        self, network: nn.Module, images: Tensor, targets: Tensor, context: StepContext
     ) -> Tensor:
         """Returns the mean cross entropy of the noisy batch; see `Method.loss`."""
         noise = torch.empty_like(images).normal_(generator=context.generator)

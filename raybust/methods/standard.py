@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from raybust.methods.base import Method, Network, StepContext
+from raybust.methods.base import Method, StepContext
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +15,7 @@ class Standard(Method):
     """Empirical risk minimization: loss = CE(network(x), y)."""
 
     def loss(
-        self, network: Network, images: Tensor, targets: Tensor, context: StepContext
+        self, network: nn.Module, images: Tensor, targets: Tensor, context: StepContext
     ) -> Tensor:
         """Returns the mean cross entropy of the batch; see `Method.loss`."""
         return F.cross_entropy(network(images), targets)

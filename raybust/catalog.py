@@ -1,0 +1,82 @@
+"""What there is: methods, datasets and networks, and the facts about one of them, as rows."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, get_args, get_type_hints
+
+from raybust import data as datasets_
+from raybust import methods as methods_
+from raybust import models as models_
+from raybust.config import domain
+from raybust.errors import unknown
+
+Rows = list[dict[str, Any]]
+
+
+def methods(name: str | None) -> Rows:
+    """Returns a row for each method, or for each field of one.
+
+    Raises:
+        RequestError: there is no such method.
+    """
+    if name is None:
+        return [{"method": key, "what": _first_line(methods_.get(key))} for key in methods_.names()]
+    cls = methods_.get(name)
+    hints = get_type_hints(cls)
+    fields = dataclasses.fields(cls)
+    if not fields:
+        return [{"method": name, "what": f"{_first_line(cls)} It has no fields."}]
+    return [
+        {
+            "key": f"method.{field.name}",
+            "type": _type_name(hints[field.name]),
+            "default": _default(field),
+            "domain": domain(field.metadata),
+            "unit": field.metadata.get("unit", ""),
+            "what": field.metadata.get("doc", ""),
+        }
+        for field in fields
+    ]
+
+
+def datasets(name: str | None) -> Rows:
+    """Returns a row for each dataset, or the facts about one."""
+    if name is not None and name not in datasets_.names():
+        raise unknown("dataset", name, datasets_.names())
+    return _facts("dataset", name, datasets_.names(), datasets_.describe)
+
+
+def models(name: str | None) -> Rows:
+    """Returns a row for each network, or the facts about one."""
+    if name is not None and name not in models_.names():
+        raise unknown("network", name, models_.names())
+    return _facts("network", name, models_.names(), models_.describe)
+
+
+def _facts(kind: str, name: str | None, names: list[str], describe: Any) -> Rows:
+    if name is None:
+        return [{kind: key, **_without_name(describe(key))} for key in names]
+    facts = _without_name(describe(name))
+    return [{"fact": key, "value": value} for key, value in facts.items()]
+
+
+def _without_name(facts: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in facts.items() if key != "name"}
+
+
+def _first_line(cls: type) -> str:
+    return " ".join((cls.__doc__ or "").split("\n\n")[0].split())
+
+
+def _type_name(hint: Any) -> str:
+    arguments = get_args(hint)
+    if arguments and isinstance(arguments[0], str):
+        return " | ".join(map(str, arguments))
+    return hint.__name__ if isinstance(hint, type) else str(hint)
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    if callable(field.default_factory):
+        return field.default_factory().key
+    return field.default

@@ -1,0 +1,159 @@
+"""Checkpoints: safetensors weights, a JSON manifest, resumable state. Nothing here can run code.
+
+A checkpoint is a folder. It is written under a temporary name, the manifest last and with the
+digests of the other files, then renamed; an older one goes only when the new one is whole. A torn
+folder (a kill, a full disk) is recognized by its digests and passed over. Stage after train.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from raybust.errors import RequestError
+
+FORMAT = 1
+WEIGHTS = "model.safetensors"
+STATE = "state.pt"
+MANIFEST = "manifest.json"
+
+_NAME = re.compile(r"epoch-(\d{6})(-\w+)?")
+
+
+def folder_name(epoch: int, attempt: str = "") -> str:
+    """Returns the name of the folder of a checkpoint after `epoch` epochs.
+
+    Args:
+        epoch: epochs that are done.
+        attempt: tells folders of one epoch apart that different attempts may have half written.
+    """
+    return f"epoch-{epoch:06d}" + (f"-{attempt}" if attempt else "")
+
+
+def write(
+    folder: Path, weights: dict[str, Tensor], state: dict[str, Any], manifest: dict[str, Any]
+) -> None:
+    """Writes the three files of a checkpoint into an existing folder, the manifest last.
+
+    Args:
+        folder: where; a temporary folder that the caller renames or uploads.
+        weights: the state dict of the network that is certified and deployed.
+        state: what resuming needs beside the weights; plain containers and tensors only.
+        manifest: JSON data: configuration, metrics, versions.
+    """
+    save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, folder / WEIGHTS)
+    torch.save(state, folder / STATE)
+    digests = {name: _digest(folder / name) for name in (WEIGHTS, STATE)}
+    record = {"format": FORMAT, "files": digests, **manifest}
+    (folder / MANIFEST).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+
+
+def commit(root: Path, name: str, fill: Callable[[Path], None], keep: int) -> Path:
+    """Writes a checkpoint atomically under `root` and removes those beyond the newest `keep`.
+
+    Args:
+        root: folder of the run.
+        name: from `folder_name`.
+        fill: writes the checkpoint into the folder that it is given.
+        keep: checkpoints to keep.
+
+    Returns:
+        The folder of the checkpoint.
+    """
+    temporary = root / f".{name}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    fill(temporary)
+    for file in temporary.iterdir():
+        descriptor = os.open(file, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+    final = root / name
+    shutil.rmtree(final, ignore_errors=True)
+    temporary.rename(final)
+    for old in folders(root)[keep:]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def folders(root: Path) -> list[Path]:
+    """Returns the checkpoint folders of a run, newest first, torn ones included."""
+    if not root.is_dir():
+        return []
+    found = [path for path in root.iterdir() if _NAME.fullmatch(path.name)]
+    return sorted(found, key=lambda path: (epoch_of(path), path.stat().st_mtime), reverse=True)
+
+
+def epoch_of(folder: Path | str) -> int:
+    """Returns the number of epochs in a checkpoint folder's name."""
+    match = _NAME.fullmatch(Path(folder).name)
+    assert match, f"{folder} is no checkpoint folder"
+    return int(match[1])
+
+
+def newest(root: Path, warn: Callable[[str], None] = lambda text: None) -> Path | None:
+    """Returns the newest whole checkpoint of a run, or None.
+
+    Args:
+        root: folder of the run.
+        warn: is told of each torn checkpoint that is passed over.
+    """
+    for folder in folders(root):
+        wrong = torn(folder)
+        if wrong is None:
+            return folder
+        warn(f"checkpoint {folder.name} is torn ({wrong}); the previous one is used")
+    return None
+
+
+def torn(folder: Path) -> str | None:
+    """Returns what is wrong with a checkpoint's files, or None where it is whole."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+    except (OSError, ValueError):
+        return f"{MANIFEST} is missing or cut"
+    if manifest.get("format") != FORMAT:
+        return f"format {manifest.get('format')}, this version reads {FORMAT}"
+    for name, digest in manifest["files"].items():
+        if not (folder / name).is_file() or _digest(folder / name) != digest:
+            return f"{name} is missing or cut"
+    return None
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Returns the manifest of a checkpoint.
+
+    Raises:
+        RequestError: the folder holds no whole checkpoint.
+    """
+    wrong = torn(folder)
+    if wrong is not None:
+        raise RequestError(f"{folder}: not a whole checkpoint: {wrong}")
+    manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
+    return manifest
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """Returns the weights of a checkpoint, on the CPU."""
+    return load_file(folder / WEIGHTS)
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """Returns the resumable state of a checkpoint, on the CPU; only plain data is unpickled."""
+    state: dict[str, Any] = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+    return state
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,1 @@
+"""Ray: sessions, training workers, sweeps. Nothing outside this package imports ray or optuna."""

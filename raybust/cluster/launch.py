@@ -1,0 +1,195 @@
+"""What the commands do: check everything that can be checked without a cluster, then run.
+
+Each function takes a resolved configuration, does the work on Ray, and returns what the command
+line prints. Nothing is submitted before data, network and store are known to be there.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from raybust import checkpoint, data, methods, runs, track
+from raybust import config as configuration
+from raybust.cluster.session import session, slots
+from raybust.cluster.space import Space
+from raybust.config import Config, Leaf
+from raybust.errors import RequestError
+from raybust.objective import assemble
+
+Say = Callable[[str], None]
+"""Prints one line for the user."""
+
+_POLL_S = 0.3
+
+
+def default_name(config: Config) -> str:
+    """Returns the name of a run that was given none: the same for the same experiment."""
+    model = config.model.name.replace(":", "-")
+    digits = configuration.fingerprint(config)
+    return f"{config.data.name}-{config.method.key}-{model}-{digits}"
+
+
+def train(config: Config, *, address: str | None, resume: bool, verbose: bool, say: Say) -> Path:
+    """Trains one run, or goes on with it; returns its folder.
+
+    Args:
+        config: the whole configuration.
+        address: of a Ray cluster; None for the embedded one.
+        resume: False moves an earlier run of that name aside.
+        verbose: whether Ray's messages are shown.
+        say: prints a line.
+
+    Raises:
+        RequestError: something of the request is wrong; nothing was begun.
+        WorkError: training failed; the last good checkpoint is kept.
+    """
+    dataset = data.load(config.data)
+    assemble(config, dataset)
+    out = runs.out_folder(config)
+    folder = out / (config.name or default_name(config))
+    uri = open_store(config, out, say)
+    with locked(folder):
+        identity = runs.identify(folder, "train", configuration.to_dict(config), resume)
+        newest = checkpoint.newest(folder, say)
+        if newest is not None and checkpoint.epoch_of(newest) >= config.train.epochs:
+            say(f"{folder.name} is trained already; --no-resume trains it anew")
+        else:
+            from raybust.cluster import worker
+
+            with session(address, verbose=verbose, dashboard=True) as ray:
+                slots(config, ray.cluster_resources())
+                if newest is not None:
+                    say(f"resuming {folder.name} at epoch {checkpoint.epoch_of(newest)}")
+                job = worker.Job(identity.config, str(folder), identity.uid, folder.name, uri)
+                with _epoch_lines(folder, say):
+                    worker.train(config, job)
+        send_rest(folder, uri, out, say)
+    return folder
+
+
+def check_sweep(leaves: Sequence[Leaf], block: Any) -> tuple[Config, Space]:
+    """Returns configuration and space of a sweep, all of it checked.
+
+    Args:
+        leaves: the fixed configuration.
+        block: the block `search` of the file.
+    """
+    config = configuration.compose(leaves, methods.get)
+    space = Space.parse(block)
+    space.check(leaves, methods.get)
+    for point in config.tune.points:
+        space.check_point(point)
+    fast = config.certified_fast
+    if config.tune.metric.startswith("certified_fast/") and fast.every != 1:
+        raise RequestError(
+            f"certified_fast.every: got {fast.every}, expected 1, because tune.metric ="
+            f" {config.tune.metric} is needed after every epoch"
+        )
+    if config.tune.grace > config.train.epochs:
+        raise RequestError(
+            f"tune.grace: got {config.tune.grace}, expected <= train.epochs = {config.train.epochs}"
+        )
+    return config, space
+
+
+def open_store(config: Config, out: Path, say: Say) -> str:
+    """Returns the tracking URI, its store made ready; a server that is away is only a warning."""
+    uri = track.resolve_uri(config.track, out)
+    warning = track.prepare(uri, out, config.track.experiment)
+    if warning:
+        say(f"warning: {warning}")
+    return uri
+
+
+def send_rest(folder: Path, uri: str, out: Path, say: Say) -> None:
+    """Sends what workers left unsent; tells what could not be sent."""
+    result = track.sync(folder, uri, out)
+    for journal, reason in result.left:
+        say(f"warning: {journal} is not in MLflow yet ({reason}); the same command sends it")
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Holds a run's lock, which dies with the process, so that two commands never share a run."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        handle = (folder.parent / f".{folder.name}.lock").open("w")
+    except OSError as error:
+        raise RequestError(
+            f"out: {folder.parent} cannot be written: {error.strerror};"
+            " choose another folder with --out"
+        ) from None
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RequestError(
+                f"{folder.name}: another command is running it; wait for it,"
+                " or choose another --name"
+            ) from None
+        yield
+
+
+@contextmanager
+def _epoch_lines(folder: Path, say: Say) -> Iterator[None]:
+    """Says a line for each epoch that a worker notes in the run's journal."""
+    path = folder / runs.JOURNAL
+    stop = threading.Event()
+    start = path.stat().st_size if path.exists() else 0
+
+    def follow() -> None:
+        offset = start
+        while True:
+            last = stop.wait(_POLL_S)
+            if path.exists():
+                with path.open("rb") as file:
+                    file.seek(offset)
+                    for line in file:
+                        if not line.endswith(b"\n"):
+                            break
+                        offset += len(line)
+                        entry = json.loads(line)
+                        if entry.get("e") == "metrics":
+                            say(epoch_line(entry["step"], entry["values"]))
+            if last:
+                return
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(timeout=5)
+
+
+def progress_bar(total: int, what: str, initial: int = 0) -> Any:
+    """Returns a tqdm bar on standard error; away from a terminal it prints only what is written."""
+    from tqdm import tqdm
+
+    quiet = not sys.stderr.isatty()
+    return tqdm(total=total, initial=initial, desc=what, disable=quiet, dynamic_ncols=True)
+
+
+def epoch_line(epoch: int, metrics: dict[str, Any]) -> str:
+    """Returns an epoch's metrics as one line for a person."""
+    parts = [f"epoch {epoch:3d}"]
+    for key, label in (
+        ("train/loss", "loss"),
+        ("validation/accuracy", "validation accuracy"),
+        ("certified_fast/acr", "fast ACR"),
+        ("train/images_per_second", "images/s"),
+    ):
+        if key in metrics:
+            value = float(metrics[key])
+            parts.append(
+                f"{label} {value:.0f}" if key.endswith("second") else f"{label} {value:.4f}"
+            )
+    return "  ".join(parts)

@@ -1,0 +1,102 @@
+"""A session on a Ray cluster: the embedded one on this machine, or one at an address.
+
+Settings that Ray reads from the environment are made here, before Ray is imported. Dashboards stay
+on loopback. What a run needs is held against what the cluster has before anything is submitted.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from raybust.config import Config
+from raybust.errors import RequestError
+
+_SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",
+}
+
+
+@contextmanager
+def session(address: str | None, *, verbose: bool, dashboard: bool = False) -> Iterator[Any]:
+    """Connects to Ray, yields the module `ray`, and disconnects.
+
+    Args:
+        address: of a running cluster ("auto", "host:6379", "ray://..."); None starts one here.
+        verbose: whether Ray's own messages and the workers' output are shown.
+        dashboard: whether an embedded Ray needs the State API (trials of several workers do).
+
+    Raises:
+        RequestError: there is no cluster at the address.
+    """
+    for key, value in _SETTINGS.items():
+        os.environ.setdefault(key, value)
+    import ray
+
+    if ray.is_initialized():
+        yield ray
+        return
+    level = logging.INFO if verbose else logging.ERROR
+    options: dict[str, Any] = {"logging_level": level, "log_to_driver": verbose}
+    if address is None:
+        options.update(address="local", include_dashboard=dashboard, dashboard_host="127.0.0.1")
+    else:
+        options["address"] = address
+    logging.getLogger("ray").setLevel(level)
+    try:
+        ray.init(**options)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        text = " ".join(str(error).split())[:200]
+        raise RequestError(
+            f"no Ray cluster at address '{address}': {text}; `raybust doctor` tells more"
+        ) from None
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def gpus_per_worker(config: Config, resources: dict[str, float]) -> float:
+    """Returns the GPUs of one training worker: as configured, else 1 where the cluster has any."""
+    if config.cluster.gpus_per_worker is not None:
+        return config.cluster.gpus_per_worker
+    return 1.0 if resources.get("GPU", 0) >= 1 else 0.0
+
+
+def slots(config: Config, resources: dict[str, float], overhead: float = 0.0) -> int:
+    """Returns how many runs of `cluster.workers` workers the cluster can hold at a time.
+
+    Args:
+        config: what one worker takes.
+        resources: what the cluster has, as `ray.cluster_resources()` tells.
+        overhead: CPUs that each run's driver takes beside its workers.
+
+    Raises:
+        RequestError: not even one run fits.
+    """
+    cluster, workers = config.cluster, config.cluster.workers
+    cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
+    gpu = gpus_per_worker(config, resources)
+    fit = int(cpus / (workers * cluster.cpus_per_worker + overhead) + 1e-9)
+    if gpu:
+        fit = min(fit, int(gpus / (workers * gpu) + 1e-9))
+    if fit < 1:
+        raise RequestError(
+            f"cluster.workers: {workers} workers of {cluster.cpus_per_worker:g} CPUs and"
+            f" {gpu:g} GPUs do not fit into the cluster's {cpus:g} CPUs and {gpus:g} GPUs;"
+            " take fewer workers, or less for each (cluster.cpus_per_worker, gpus_per_worker)"
+        )
+    return fit

@@ -1,0 +1,260 @@
+"""Certification over Ray: stateless tasks of a few examples each, rows merged by their key.
+
+A task that dies is run again, a driver that dies is run again by the same command: finished rows
+are in the log, and noise is keyed, so that the file ends the same for any number of workers. Stage
+certify.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from raybust import runs, track
+from raybust.certify import (
+    CertificateLog,
+    Protocol,
+    Row,
+    certify_examples,
+    make_protocol,
+    sigma_warning,
+    summarize,
+    weights_digest,
+)
+from raybust.cluster.launch import Say, open_store, progress_bar
+from raybust.cluster.session import gpus_per_worker, session, slots
+from raybust.config import Config
+from raybust.errors import RequestError, WorkError
+from raybust.objective import smoothing_sigma
+from raybust.report import certificates
+from raybust.runs import Trained
+
+FOLDER = "certified"
+_SHARDS_PER_WORKER, _LARGEST_SHARD, _RETRIES = 8, 64, 3
+
+
+@dataclass(frozen=True)
+class Certified:
+    """A finished certification.
+
+    Attributes:
+        log: the file of rows.
+        curve: the picture of certified accuracy over radius.
+        metrics: `certified/*`.
+        table: a Markdown table with its protocol.
+    """
+
+    log: Path
+    curve: Path
+    metrics: dict[str, float]
+    table: str
+
+    def text(self) -> str:
+        """Returns what the command line prints."""
+        return f"{self.table}\n\nrows   {self.log}\ncurve  {self.curve}"
+
+    def plain(self) -> dict[str, Any]:
+        """Returns the same for --json."""
+        return {"log": str(self.log), "curve": str(self.curve), "metrics": self.metrics}
+
+
+def certify(
+    trained: Trained,
+    *,
+    say: Say,
+    address: str | None = None,
+    workers: int | None = None,
+    resume: bool = True,
+    verbose: bool = False,
+) -> Certified:
+    """Certifies a network at the protocol of its configuration, or goes on with it.
+
+    Args:
+        trained: network, data, configuration.
+        say: prints a line.
+        address: of a Ray cluster; None for the embedded one, or the session that is open.
+        workers: tasks at a time; as many as the cluster has room for where not given.
+        resume: False moves an earlier log of the same name aside.
+        verbose: whether Ray's messages are shown.
+
+    Raises:
+        RequestError: a log of another protocol lies there, or the network cannot be certified.
+        WorkError: a task failed for good; what was certified is kept.
+    """
+    config, out = trained.config, runs.out_folder(trained.config)
+    uri = open_store(config, out, say)
+    with session(address, verbose=verbose) as ray:
+        gpu = gpus_per_worker(config, ray.cluster_resources())
+        protocol = protocol_of(trained, "cuda" if gpu else "cpu")
+        warning = sigma_warning(protocol.sigma, trained.trained_sigma)
+        if warning:
+            say(f"warning: {warning}")
+        path = log_path(trained.folder, protocol)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not resume and path.exists():
+            path.rename(path.with_suffix(f".{int(path.stat().st_mtime)}.tsv"))
+        log = CertificateLog(path, protocol)
+        split = getattr(trained.dataset, protocol.split)
+        chosen = protocol.select(len(split))
+        todo = [at for at in chosen if int(split.indices[at]) not in log.finished]
+        if len(todo) < len(chosen):
+            say(f"resuming {path.name}: {len(chosen) - len(todo)} of {len(chosen)} rows are there")
+        room = min(workers or 10**6, slots(_single(config), ray.cluster_resources()))
+        _run(ray, trained, protocol, todo, log, room, gpu)
+    rows = log.finish()
+    return _publish(trained, protocol, path, rows, uri)
+
+
+def recompute(trained: Trained, idx: int, say: Say) -> str:
+    """Recomputes one row of an existing log; returns what was found.
+
+    Raises:
+        RequestError: there is no log at this protocol, or no such row in it.
+        WorkError: the row differs.
+    """
+    protocol = protocol_of(trained, "cuda" if torch.cuda.is_available() else "cpu")
+    path = log_path(trained.folder, protocol)
+    if not path.exists():
+        raise RequestError(f"{path}: no certificates at this protocol yet; run without --only")
+    log = CertificateLog(path, protocol)
+    old = next((row for row in log.rows if row.idx == idx), None)
+    if old is None:
+        raise RequestError(f"--only: example {idx} is not in {path}")
+    split = getattr(trained.dataset, protocol.split)
+    at = (split.indices == idx).nonzero().flatten()
+    images, labels = split.fetch(at)
+    new = next(iter(_rows(trained.network, images, labels, [idx], protocol, trained.config)))
+    if not new.same(old):
+        raise WorkError(f"row {idx} of {path} is not reproduced: {old} became {new}")
+    return f"row {idx} of {path} is reproduced:\n{new.line().rstrip()}"
+
+
+def protocol_of(trained: Trained, device: str) -> Protocol:
+    """Returns the protocol at which a network is certified on a type of device."""
+    dataset, config = trained.dataset, trained.config
+    return make_protocol(
+        config.certify,
+        sigma=smoothing_sigma(config),
+        shape=dataset.shape,
+        device=device,
+        dataset=dataset.name,
+        data=dataset.digest,
+        weights=weights_digest(trained.network),
+    )
+
+
+def log_path(folder: Path, protocol: Protocol) -> Path:
+    """Returns where the rows of a protocol lie: one file for split, noise, n and radii."""
+    noise = f"keep{protocol.keep}" if protocol.noise == "ablation" else f"sigma{protocol.sigma:g}"
+    parts = [protocol.split, protocol.noise, protocol.norm, noise, f"n{protocol.n}"]
+    if protocol.targets:
+        parts.append("r" + "-".join(f"{radius:g}" for radius in protocol.targets))
+    return folder / FOLDER / ("_".join(parts) + ".tsv")
+
+
+def _single(config: Config) -> Config:
+    """Returns the configuration with one worker: a shard needs no group."""
+    from dataclasses import replace
+
+    return replace(config, cluster=replace(config.cluster, workers=1))
+
+
+def _run(
+    ray: Any,
+    trained: Trained,
+    protocol: Protocol,
+    todo: list[int],
+    log: CertificateLog,
+    room: int,
+    gpu: float,
+) -> None:
+    """Certifies positions `todo` of the split with `room` tasks at a time."""
+    if not todo:
+        return
+    config = trained.config
+    split = getattr(trained.dataset, protocol.split)
+    task = ray.remote(num_cpus=config.cluster.cpus_per_worker, num_gpus=gpu, max_retries=_RETRIES)(
+        _shard
+    )
+    network = ray.put(trained.network)
+    size = max(1, min(_LARGEST_SHARD, len(todo) // (room * _SHARDS_PER_WORKER)))
+    shards = [todo[start : start + size] for start in range(0, len(todo), size)]
+    running: list[Any] = []
+    with progress_bar(len(todo), "certified") as bar:
+        while shards or running:
+            while shards and len(running) < 2 * room:
+                at = shards.pop(0)
+                images, labels = split.fetch(torch.tensor(at))
+                running.append(
+                    task.remote(
+                        network, images, labels, split.indices[at].tolist(), protocol, config
+                    )
+                )
+            done, running = ray.wait(running)
+            try:
+                rows = ray.get(done[0])
+            except ray.exceptions.RayTaskError as error:
+                raise error.cause from None
+            except ray.exceptions.RayError as error:
+                raise WorkError(
+                    f"a certification task failed {_RETRIES} times: {type(error).__name__};"
+                    " what was certified is kept"
+                ) from error
+            for row in rows:
+                log.append(row)
+            bar.update(len(rows))
+
+
+def _shard(
+    network: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    indices: list[int],
+    protocol: Protocol,
+    config: Config,
+) -> list[Row]:
+    """The task: certificates of a few examples."""
+    return list(_rows(network, images, labels, indices, protocol, config))
+
+
+def _rows(
+    network: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    indices: list[int],
+    protocol: Protocol,
+    config: Config,
+) -> Any:
+    from raybust.cluster.worker import set_threads
+
+    set_threads(config)
+    network = network.to(protocol.device).eval()
+    images, labels = images.to(protocol.device), labels.to(protocol.device)
+    return certify_examples(network, images, labels, indices, protocol)
+
+
+def _publish(
+    trained: Trained, protocol: Protocol, path: Path, rows: list[Row], uri: str
+) -> Certified:
+    """Writes curve, table and summary beside the rows and sends all of it to MLflow."""
+    metrics = summarize(rows, trained.config.certify.radii, "certified")
+    curve, table = path.with_suffix(".png"), path.with_suffix(".md")
+    label = trained.folder.name
+    certificates.draw_curve([path], curve, labels=[label])
+    text = certificates.table([path], radii=trained.config.certify.radii, labels=[label])
+    table.write_text(text + "\n")
+    if trained.uid is not None:
+        track.log_to_run(
+            path.with_suffix(".journal.jsonl"),
+            uri,
+            trained.uid,
+            trained.config.track.experiment,
+            metrics=metrics,
+            artifacts=[path, curve, table],
+            folder=FOLDER,
+        )
+    return Certified(path, curve, metrics, text)

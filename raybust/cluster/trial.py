@@ -1,0 +1,93 @@
+"""One trial of a sweep: in a reused Tune actor (one worker), or through a nested trainer (several).
+
+Both run `raybust.train.fit`. The nested trainer costs about ten seconds a trial for its processes;
+the actor costs them once. Checkpoints lie in the trial's own folder, so a trial that was killed
+goes on from them whoever starts it next. Stage tune.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from ray import tune
+from ray.tune.integration.ray_train import TuneReportCallback
+
+from raybust import checkpoint, data
+from raybust.cluster.worker import COMPLETE, Job, RunLog, set_threads, train
+from raybust.config import Config
+from raybust.errors import WorkError
+from raybust.train import Progress, fit
+
+FAILURE = "failure"
+
+
+class TrialActor(tune.Trainable):
+    """Trains one trial after another in one process, one epoch a step."""
+
+    _log: RunLog | None = None
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Begins or resumes the trial of `config["job"]`."""
+        job = Job(**config["job"])
+        self._config: Config = job.load()
+        self._folder = Path(job.folder)
+        self._metric: str = self._config.tune.metric
+        set_threads(self._config)
+        resume = checkpoint.newest(self._folder, lambda text: print(text, flush=True))
+        dataset = data.load(self._config.data)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._log = RunLog(job, self._config)
+        self._epochs: Iterator[Progress] = fit(self._config, dataset, device, resume)
+        self._last = checkpoint.read_manifest(resume)["metrics"] if resume is not None else {}
+
+    def step(self) -> dict[str, Any]:
+        """Trains one epoch, keeps its checkpoint, returns its metrics."""
+        progress = next(self._epochs, None)
+        if progress is None:  # killed after its last checkpoint, before the study was told
+            self._end("finished")
+            return {**self._last, COMPLETE: True, "done": True}
+        if progress.failure is not None:
+            self._end("failed", progress.failure)
+            return {**progress.metrics, self._metric: float("nan"), FAILURE: progress.failure,
+                    "done": True}  # fmt: skip
+        assert self._log is not None
+        self._log.epoch(progress)
+        name = checkpoint.folder_name(progress.epoch)
+        checkpoint.commit(self._folder, name, progress.save, self._config.train.keep)
+        self._last = progress.metrics
+        if progress.done:
+            self._end("finished")
+        return {**progress.metrics, COMPLETE: progress.done, "done": progress.done}
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Goes over to the next trial; one that has not ended was stopped early."""
+        self._end("pruned")
+        self.setup(new_config)
+        return True
+
+    def cleanup(self) -> None:
+        """Ends the trial when Tune stops the actor."""
+        self._end("pruned")
+
+    def _end(self, reason: str, detail: str = "") -> None:
+        if self._log is None:
+            return
+        log, self._log = self._log, None
+        newest = None if reason == "failed" else checkpoint.newest(self._folder)
+        log.end(reason, newest, detail)
+        # The next trial trains while the last points of this one are sent.
+        threading.Thread(target=log.close, daemon=True).start()
+
+
+def nested_trial(config: dict[str, Any]) -> None:
+    """Trains the trial of `config["job"]` under a TorchTrainer of its own."""
+    job = Job(**config["job"])
+    loaded = job.load()
+    try:
+        train(loaded, job, callbacks=[TuneReportCallback()])
+    except WorkError as error:
+        tune.report({"epoch": 0, loaded.tune.metric: float("nan"), FAILURE: str(error)})

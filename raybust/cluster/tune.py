@@ -1,0 +1,201 @@
+"""A sweep: Ray Tune schedules and stops trials, the study says what to try and keeps the record.
+
+The study's database is the one truth. Run again, the same command hands out the trials that were
+running under their own numbers, which go on from their own checkpoints, and then what is left of
+the budget. Early stopping counts in epochs that are checkpointed. Stage tune.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from raybust import config as configuration
+from raybust import methods, runs
+from raybust.cluster import session
+from raybust.cluster.space import Point, at
+from raybust.cluster.study import Study, TrialRecord
+from raybust.cluster.trial import COMPLETE, FAILURE, TrialActor, nested_trial
+from raybust.cluster.worker import Job
+from raybust.config import Config, Leaf
+from raybust.errors import RequestError, WorkError
+
+_DRIVER_CPUS = 0.01
+_MAX_REFUSED = 100
+
+Listener = Callable[[TrialRecord], None]
+"""Is told of each trial that finished."""
+
+
+def sweep(
+    config: Config,
+    leaves: Sequence[Leaf],
+    study: Study,
+    folder: Path,
+    job: Job,
+    listener: Listener,
+) -> None:
+    """Runs the trials that are left of a sweep; returns when all are finished.
+
+    Args:
+        config: the sweep's own configuration; a Ray session is open.
+        leaves: what it was composed from; a trial's point goes on top.
+        study: the record of the sweep.
+        folder: the sweep's folder.
+        job: name, key and tracking URI of the sweep, which trials inherit.
+        listener: is told of each trial that finished.
+    """
+    interrupted = study.interrupted()
+    left = max(0, config.tune.trials - study.finished() - len(interrupted))
+    if not interrupted and not left:
+        return
+    nested = config.cluster.workers > 1
+    resources = ray.cluster_resources()
+    room = session.slots(config, resources, _DRIVER_CPUS if nested else 0.0)
+    searcher = StudySearch(config, leaves, study, folder, job, interrupted, left, listener)
+    tuner = tune.Tuner(
+        _trainable(config, nested, resources),
+        tune_config=tune.TuneConfig(
+            metric=config.tune.metric,
+            mode=config.tune.mode,
+            num_samples=left + len(interrupted),
+            search_alg=searcher,
+            scheduler=_scheduler(config),
+            max_concurrent_trials=min(room, config.tune.concurrent or room),
+            reuse_actors=not nested,
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=str(folder / ".ray"),
+            verbose=0,
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            failure_config=tune.FailureConfig(max_failures=config.cluster.max_failures),
+        ),
+    )
+    tuner.fit()
+    if not study.finished():
+        raise WorkError(f"{folder.name}: no trial finished")
+
+
+class StudySearch(Searcher):
+    """Tune's view of the study: suggests points, passes results on, closes trials truthfully."""
+
+    def __init__(
+        self,
+        config: Config,
+        leaves: Sequence[Leaf],
+        study: Study,
+        folder: Path,
+        job: Job,
+        interrupted: list[tuple[int, Point]],
+        left: int,
+        listener: Listener,
+    ) -> None:
+        super().__init__(metric=config.tune.metric, mode=config.tune.mode)
+        self._config, self._leaves, self._study = config, leaves, study
+        self._folder, self._job, self._listener = folder, job, listener
+        self._interrupted, self._left = list(interrupted), left
+        self._numbers: dict[str, int] = {}
+        self._last: dict[str, dict[str, Any]] = {}
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """Returns the job of the next trial: an interrupted one first, then a new point."""
+        refused: list[str] = []
+        while len(refused) < _MAX_REFUSED:
+            if self._interrupted:
+                number, point = self._interrupted.pop(0)
+            elif self._left:
+                self._left -= 1
+                number, point = self._study.ask()
+            else:
+                return Searcher.FINISHED
+            try:
+                job = self._trial_job(number, point)
+            except RequestError as error:
+                refused.append(str(error))
+                self._study.fail(number, str(error))
+                self._tell(number)
+                continue
+            self._numbers[trial_id] = number
+            return {"job": asdict(job)}
+        raise WorkError(f"the space gives points that the schema refuses: {refused[-1]}")
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Notes an epoch in the study."""
+        self._last[trial_id] = result
+        metric = float(result[self._config.tune.metric])
+        metrics = {key: result[key] for key in result if "/" in key and _is_number(result[key])}
+        self._study.report(self._numbers[trial_id], int(result["epoch"]), metric, metrics)
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Closes the trial: failed, complete, or pruned where it was stopped before its end."""
+        if result is not None and result.get("epoch") != self._last.get(trial_id, {}).get("epoch"):
+            self.on_trial_result(trial_id, result)
+        number, last = self._numbers.pop(trial_id), self._last.pop(trial_id, {})
+        if error:
+            self._study.fail(number, "its worker died or raised; --verbose shows why")
+        elif last.get(FAILURE):
+            self._study.fail(number, last[FAILURE])
+        elif last.get(COMPLETE):
+            self._study.complete(number, float(last[self._config.tune.metric]))
+        else:
+            self._study.prune(number)
+        self._tell(number)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Writes nothing: the study's database is the record."""
+        Path(checkpoint_path).touch()
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Reads nothing; see `save`."""
+
+    def _trial_job(self, number: int, point: Point) -> Job:
+        """Returns the job of a trial; its folder and identity are made if they are new."""
+        plain = configuration.to_dict(at(self._leaves, point, methods.get))
+        folder = self._folder / runs.TRIALS / f"{number:04d}"
+        identity = runs.identify(folder, "trial", plain)
+        return Job(
+            plain,
+            str(folder),
+            identity.uid,
+            name=f"{self._job.name}/{number}",
+            uri=self._job.uri,
+            parent=self._job.uid,
+            tags=(("raybust.trial", str(number)), ("raybust.sweep", self._job.name)),
+        )
+
+    def _tell(self, number: int) -> None:
+        self._listener(next(r for r in self._study.records() if r.number == number))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _scheduler(config: Config) -> TrialScheduler:
+    if config.tune.scheduler == "none":
+        return FIFOScheduler()
+    # max_t beyond the last epoch: the loop ends a trial itself, after its last checkpoint.
+    return ASHAScheduler(
+        time_attr="epoch",
+        max_t=config.train.epochs + 1,
+        grace_period=config.tune.grace,
+        reduction_factor=config.tune.reduction,
+    )
+
+
+def _trainable(config: Config, nested: bool, resources: dict[str, float]) -> Any:
+    if nested:
+        return tune.with_resources(nested_trial, {"CPU": _DRIVER_CPUS})
+    gpu = session.gpus_per_worker(config, resources)
+    needs = {"CPU": config.cluster.cpus_per_worker} | ({"GPU": gpu} if gpu else {})
+    return tune.with_resources(TrialActor, needs)

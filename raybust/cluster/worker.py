@@ -1,0 +1,224 @@
+"""A training run on Ray: the same loop under Ray Train's workers and inside a Tune actor.
+
+`Job` is what travels to a worker, plain data. `RunLog` writes a run's journal on rank 0 and flushes
+it to MLflow beside the training. `train` drives a TorchTrainer: DDP over any number of workers,
+checkpoints through Ray's storage, worker failures resumed from the last one.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+import yaml
+from ray.train import (
+    CheckpointConfig,
+    FailureConfig,
+    RunConfig,
+    ScalingConfig,
+    TrainingFailedError,
+)
+
+from raybust import checkpoint, data, methods
+from raybust import config as configuration
+from raybust.cluster.session import gpus_per_worker
+from raybust.config import Config
+from raybust.errors import WorkError
+from raybust.runs import JOURNAL
+from raybust.track import Flusher, Journal, environment
+from raybust.train import Progress, fit
+
+COMPLETE = "complete"
+"""Metric that tells a run's last epoch from one at which it was stopped."""
+
+_DRAIN_S = 10.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training run as it travels to a worker.
+
+    Attributes:
+        config: the resolved configuration, plain.
+        folder: the run's folder: journal, checkpoints.
+        uid: the run's key in the tracking store.
+        name: what a person reads there.
+        uri: tracking URI.
+        parent: key of the sweep's run, or None.
+        tags: further tags of the run.
+    """
+
+    config: dict[str, Any]
+    folder: str
+    uid: str
+    name: str
+    uri: str
+    parent: str | None = None
+    tags: tuple[tuple[str, str], ...] = ()
+
+    def load(self) -> Config:
+        """Returns the typed configuration."""
+        return configuration.from_dict(self.config, methods.get)
+
+
+class RunLog:
+    """The journal of a run and its flusher; the training thread never touches the network."""
+
+    def __init__(self, job: Job, config: Config) -> None:
+        self._journal = Journal(Path(job.folder) / JOURNAL)
+        leaves = configuration.leaves_of(job.config, "")
+        self._journal.start(
+            run_key=job.uid,
+            experiment=config.track.experiment,
+            name=job.name,
+            tags={"raybust.method": config.method.key, "raybust.dataset": config.data.name,
+                  "raybust.folder": job.folder, **dict(job.tags)},
+            params={leaf.key: str(leaf.value) for leaf in leaves},
+            parent_key=job.parent,
+        )  # fmt: skip
+        self._journal.text(yaml.safe_dump(job.config, sort_keys=False), "config.yaml")
+        self._journal.text(yaml.safe_dump(environment(), sort_keys=False), "environment.yaml")
+        self._flusher = Flusher(self._journal.path, job.uri)
+
+    def epoch(self, progress: Progress) -> None:
+        """Notes the metrics of an epoch."""
+        values = {key: value for key, value in progress.metrics.items() if key != "epoch"}
+        self._journal.metrics(values, step=progress.epoch)
+
+    def end(self, reason: str, folder: Path | None = None, detail: str = "") -> None:
+        """Notes how the run ended: finished, pruned, failed; with the checkpoint that it leaves.
+
+        Args:
+            reason: goes into the tag `raybust.stop_reason`.
+            folder: checkpoint whose weights and manifest become artifacts.
+            detail: why it failed.
+        """
+        if folder is not None:
+            for name in (checkpoint.WEIGHTS, checkpoint.MANIFEST):
+                self._journal.artifact(folder / name, "checkpoint")
+        if detail:
+            self._journal.tags({"raybust.failure": detail})
+        self._journal.end("FAILED" if reason == "failed" else "FINISHED", reason)
+
+    def close(self, deadline_s: float = _DRAIN_S) -> None:
+        """Stops the flusher; what is not sent by the deadline stays in the journal for a sync."""
+        self._flusher.close(deadline_s)
+        self._journal.close()
+
+
+def set_threads(config: Config) -> None:
+    """Gives torch as many threads as the worker has CPUs."""
+    torch.set_num_threads(max(1, int(config.cluster.cpus_per_worker)))
+
+
+def train_worker(plain: dict[str, Any]) -> str | None:
+    """Runs on each Ray Train worker; returns why training could not go on, or None."""
+    job = Job(**plain)
+    config = job.load()
+    set_threads(config)
+    dataset = data.load(config.data)
+    folder = Path(job.folder)
+    first = ray.train.get_context().get_world_rank() == 0
+    with tempfile.TemporaryDirectory(prefix="raybust-") as scratch:
+        resume = _resume_from(folder, Path(scratch))
+        log = RunLog(job, config) if first else None
+        failure = None
+        for progress in fit(config, dataset, ray.train.torch.get_device(), resume):
+            failure = progress.failure
+            if failure is not None:
+                break
+            if log is not None:
+                log.epoch(progress)
+            _report(progress, first)
+        if log is not None:
+            if failure is not None:
+                log.end("failed", detail=failure)
+            else:
+                log.end("finished", checkpoint.newest(folder))
+            log.close()
+    return failure
+
+
+def train(config: Config, job: Job, *, callbacks: list[Any] | None = None) -> None:
+    """Trains a run under TorchTrainer; returns when it is done.
+
+    Args:
+        config: the whole configuration; a Ray session is open.
+        job: the same, as it travels.
+        callbacks: Ray Train's, for a run inside a Tune trial.
+
+    Raises:
+        WorkError: training failed for good, or its loss diverged.
+    """
+    gpu = gpus_per_worker(config, ray.cluster_resources())
+    resources = {"CPU": config.cluster.cpus_per_worker} | ({"GPU": gpu} if gpu else {})
+    folder = Path(job.folder)
+    storage = config.cluster.storage or str(folder.parent)
+    trainer = ray.train.torch.TorchTrainer(
+        train_worker,
+        train_loop_config=asdict(job),
+        scaling_config=ScalingConfig(
+            num_workers=config.cluster.workers, use_gpu=gpu > 0, resources_per_worker=resources
+        ),
+        run_config=RunConfig(
+            name=folder.name,
+            storage_path=storage,
+            callbacks=callbacks or [],
+            failure_config=FailureConfig(
+                max_failures=config.cluster.max_failures, controller_failure_limit=3
+            ),
+            checkpoint_config=CheckpointConfig(num_to_keep=config.train.keep),
+        ),
+    )
+    try:
+        result = trainer.fit()
+    except TrainingFailedError as error:
+        raise WorkError(f"{job.name}: training failed: {_cause(error)}") from error
+    if config.cluster.storage and result.checkpoint is not None:
+        name = checkpoint.folder_name(config.train.epochs)
+        result.checkpoint.to_directory(str(folder / name))
+    if result.return_value is not None:
+        raise WorkError(f"{job.name}: {result.return_value}")
+
+
+def _report(progress: Progress, first: bool) -> None:
+    """Reports an epoch to Ray Train; rank 0 attaches the checkpoint."""
+    name = checkpoint.folder_name(progress.epoch)
+    metrics = {**progress.metrics, COMPLETE: progress.done}
+    if not first:
+        ray.train.report(metrics, checkpoint=None, checkpoint_dir_name=name)
+        return
+    scratch = tempfile.mkdtemp(prefix="raybust-")
+    try:
+        progress.save(Path(scratch))
+        saved = ray.train.Checkpoint.from_directory(scratch)
+        ray.train.report(metrics, checkpoint=saved, checkpoint_dir_name=name)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _resume_from(folder: Path, scratch: Path) -> Path | None:
+    """Returns the checkpoint to go on from: Ray's latest, or an older one where that is torn."""
+    latest = ray.train.get_checkpoint()
+    if latest is not None:
+        copy = Path(latest.to_directory(str(scratch / "resume")))
+        if checkpoint.torn(copy) is None:
+            return copy
+    return checkpoint.newest(folder, lambda text: print(text, flush=True))
+
+
+def _cause(error: BaseException) -> str:
+    """Returns the innermost message of a chain of Ray's wrapped errors, on one line."""
+    failures = getattr(error, "worker_failures", None) or {}
+    inner: BaseException = next(iter(failures.values()), error)
+    while inner.__cause__ is not None:
+        inner = inner.__cause__
+    lines = [line for line in str(inner).splitlines() if line.strip()]
+    return (lines[-1].strip() if lines else type(inner).__name__)[:300]

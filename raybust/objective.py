@@ -1,0 +1,115 @@
+"""The objective: the module that joins network and method, and the thing that DDP wraps.
+
+One wrapped forward and one backward per step, whatever the method does inside; no method knows of
+DDP. The network that a method is handed counts the images that go through it, forward and backward:
+budgets and comparisons between methods are in passes. Stage between methods and train.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import torch
+from torch import Tensor, nn
+
+from raybust import models
+from raybust.config import Config
+from raybust.data import Dataset
+from raybust.methods import Method, StepContext
+
+DEFAULT_SIGMA = 0.25
+"""Sigma at which a network is certified whose method adds no smoothing noise (our choice: the
+smallest of the field's usual 0.25, 0.5, 1)."""
+
+
+def assemble(config: Config, dataset: Dataset) -> nn.Module:
+    """Returns the freshly initialized network of a configuration, the method's front module
+    included.
+
+    Args:
+        config: names network and method; initialization draws from torch's global generator.
+        dataset: its shape, classes and normalization shape the network.
+    """
+    network = models.build(
+        config.model,
+        shape=dataset.shape,
+        num_classes=len(dataset.classes),
+        mean=config.model.mean or dataset.mean,
+        std=config.model.std or dataset.std,
+    )
+    front = config.method.front()
+    if front is None:
+        return network
+    return nn.Sequential(OrderedDict(front=front, network=network))
+
+
+def smoothing_sigma(config: Config) -> float:
+    """Returns the sigma at which a configuration's network is certified, in units of [0, 1] pixels.
+
+    `certify.sigma` where it is given, else the method's own, else `DEFAULT_SIGMA`.
+    """
+    return config.certify.sigma or config.method.noise() or DEFAULT_SIGMA
+
+
+class CountedNetwork(nn.Module):
+    """The network as a method sees it: counts passes, autocasts, and gives float32 logits.
+
+    Attributes:
+        forward_passes: images that went forward through the network so far.
+        backward_passes: images through which a gradient came back.
+    """
+
+    def __init__(self, network: nn.Module, autocast: torch.dtype | None = None) -> None:
+        super().__init__()
+        self.network = network
+        self.autocast = autocast
+        self.forward_passes = 0
+        self.backward_passes = 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W) in [0, 1] to logits (B, K)."""
+        count = len(images)
+        self.forward_passes += count
+        if self.autocast is None:
+            logits = self.network(images)
+        else:
+            with torch.autocast(images.device.type, self.autocast):
+                logits = self.network(images)
+            logits = logits.float()
+        if logits.requires_grad:
+            logits.register_hook(lambda _: self._count_backward(count))
+        return logits
+
+    def _count_backward(self, count: int) -> None:
+        self.backward_passes += count
+
+
+class Objective(nn.Module):
+    """forward = the method's loss of one step on the network.
+
+    Attributes:
+        network: the counting wrapper; `network.network` is the network itself.
+        metrics: what the method logged in the last step.
+    """
+
+    def __init__(
+        self, network: nn.Module, method: Method, autocast: torch.dtype | None = None
+    ) -> None:
+        super().__init__()
+        self.network = CountedNetwork(network, autocast)
+        self.method = method
+        self.prepared: object = None
+        self.metrics: dict[str, Tensor | float] = {}
+
+    def prepare(self, images: Tensor, targets: Tensor) -> None:
+        """Runs the method's `setup` on the first training images (B, C, H, W), labels (B,)."""
+        self.prepared = self.method.setup(self.network.network, images, targets)
+
+    def forward(
+        self, images: Tensor, targets: Tensor, generator: torch.Generator, progress: float
+    ) -> Tensor:
+        """Returns the loss, a scalar; see `Method.loss`."""
+        context = StepContext(generator, progress, self.prepared)
+        loss = self.method.loss(self.network, images, targets, context)
+        self.metrics = context.metrics
+        return loss

@@ -1,0 +1,243 @@
+"""Run folders: what a run is on disk, how RUN on the command line is found, how it comes back.
+
+    OUT/NAME/run.json           identity: uid, kind, configuration
+    OUT/NAME/journal.jsonl      what goes to MLflow
+    OUT/NAME/epoch-000012/      checkpoints
+    OUT/NAME/certified/*.tsv    certificates
+    OUT/SWEEP/trials/0007/      the same for trial 7 of a sweep
+
+Stage between checkpoint and certify / evaluate.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from raybust import checkpoint, data, methods, models
+from raybust import config as configuration
+from raybust.config import Config, Leaf
+from raybust.data import Dataset
+from raybust.errors import RequestError, unknown
+from raybust.objective import assemble
+
+IDENTITY = "run.json"
+JOURNAL = "journal.jsonl"
+TRIALS = "trials"
+_AFTERWARDS = (
+    "certify",
+    "evaluate",
+    "cluster",
+    "track",
+    "out",
+    "data.path",
+    "data.root",
+    "data.download",
+)
+_RESUMABLE = (
+    "name",
+    "out",
+    "cluster",
+    "track",
+    "certify",
+    "evaluate",
+    "tune.trials",
+    "tune.finalists",
+    "tune.concurrent",
+)
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What `run.json` holds.
+
+    Attributes:
+        uid: the run's key in the tracking store, for good.
+        kind: "train", "trial" or "sweep".
+        config: the resolved configuration, plain.
+    """
+
+    uid: str
+    kind: str
+    config: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained network with what is needed to certify or attack it.
+
+    Attributes:
+        folder: where results about it are written.
+        config: its configuration, with the overrides of this call.
+        dataset: its data.
+        network: in eval mode, on the CPU.
+        trained_sigma: the sigma of its training noise, or None.
+        uid: its key in the tracking store, or None for weights that raybust did not train.
+    """
+
+    folder: Path
+    config: Config
+    dataset: Dataset
+    network: nn.Module
+    trained_sigma: float | None
+    uid: str | None
+
+
+def identify(folder: Path, kind: str, plain: dict[str, Any], resume: bool = True) -> Identity:
+    """Returns the identity of a run folder: made if it is new, checked if it is not.
+
+    Args:
+        folder: the run's folder.
+        kind: "train", "trial" or "sweep".
+        plain: the configuration of what is to run in it, as plain data.
+        resume: False moves an existing folder aside (NAME.1, NAME.2, ...) and begins anew.
+
+    Raises:
+        RequestError: the folder holds another experiment (the difference is named), or cannot be
+            written.
+    """
+    if not resume and folder.exists():
+        aside = next(
+            path
+            for n in range(1, 10**6)
+            if not (path := folder.with_name(f"{folder.name}.{n}")).exists()
+        )
+        folder.rename(aside)
+    path = folder / IDENTITY
+    if path.exists():
+        found = read_identity(folder)
+        _check_same(folder, found, kind, plain)
+        return found
+    found = Identity(uuid.uuid4().hex, kind, plain)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = folder / f".{IDENTITY}.tmp"
+        temporary.write_text(json.dumps(vars(found), indent=1, sort_keys=True) + "\n")
+        temporary.rename(path)
+    except OSError as error:
+        raise RequestError(
+            f"out: {folder} cannot be written: {error.strerror}; choose another folder with --out"
+        ) from None
+    return found
+
+
+def read_identity(folder: Path) -> Identity:
+    """Returns what `run.json` of a folder holds.
+
+    Raises:
+        RequestError: there is none, or it is not readable.
+    """
+    try:
+        return Identity(**json.loads((folder / IDENTITY).read_text()))
+    except (OSError, ValueError, TypeError):
+        raise RequestError(f"{folder}: not a run of raybust: no readable {IDENTITY}") from None
+
+
+def find(run: str, out: Path) -> Path:
+    """Returns the run folder, checkpoint folder or weights file that RUN names.
+
+    Args:
+        run: a run's name (SWEEP/7 for trial 7 of a sweep), or a path.
+        out: the folder of all runs.
+
+    Raises:
+        RequestError: nothing of that name; the message has the nearest spelling.
+    """
+    sweep, _, trial = run.rpartition("/")
+    candidates = [out / run, Path(run)]
+    if sweep and trial.isdigit():
+        candidates.append(out / sweep / TRIALS / f"{int(trial):04d}")
+    for path in candidates:
+        if (path / IDENTITY).exists() or (path / checkpoint.MANIFEST).exists() or path.is_file():
+            return path
+    raise unknown("run", run, names(out) or ["(none yet)"])
+
+
+def names(out: Path) -> list[str]:
+    """Returns the names of all runs and sweeps under `out`."""
+    return sorted(path.parent.name for path in out.glob(f"*/{IDENTITY}"))
+
+
+def load(path: Path, overrides: list[Leaf]) -> Trained:
+    """Returns the trained network of a run folder, a checkpoint folder or a weights file.
+
+    Args:
+        path: as `find` found it.
+        overrides: key=value of this call. For a run only what comes after training may change; a
+            weights file takes its whole configuration from them.
+
+    Raises:
+        RequestError: no checkpoint yet, a sweep, or an override of what is trained already.
+    """
+    if path.is_file():
+        return _load_weights_file(path, overrides)
+    folder = path
+    identity = None
+    if (path / IDENTITY).exists():
+        identity = read_identity(path)
+        if identity.kind == "sweep":
+            raise RequestError(
+                f"{path.name}: is a sweep; name one of its trials, for instance {path.name}/0"
+            )
+        newest = checkpoint.newest(path)
+        if newest is None:
+            raise RequestError(f"{path.name}: has no checkpoint yet; train it first")
+        folder = newest
+    elif (path.parent / IDENTITY).exists():
+        identity = read_identity(path.parent)
+    manifest = checkpoint.read_manifest(folder)
+    for leaf in overrides:
+        if not _belongs(leaf.key, _AFTERWARDS):
+            raise RequestError(
+                f"{leaf.key}: is fixed by the training of {path.name};"
+                f" after it only these may be set: {', '.join(_AFTERWARDS)}"
+            )
+    leaves = configuration.leaves_of(manifest["config"], f"run {path.name}")
+    config = configuration.compose([*leaves, *overrides], methods.get)
+    dataset = data.load(config.data)
+    network = assemble(config, dataset)
+    network.load_state_dict(checkpoint.read_weights(folder))
+    owner = folder.parent if identity is not None else folder
+    uid = identity.uid if identity is not None else None
+    return Trained(owner, config, dataset, network.eval(), config.method.noise(), uid)
+
+
+def _load_weights_file(path: Path, overrides: list[Leaf]) -> Trained:
+    config = configuration.compose(overrides, methods.get)
+    dataset = data.load(config.data)
+    network = assemble(config, dataset)
+    models.load_weights(network, path)
+    folder = Path(config.out) / path.stem
+    return Trained(folder, config, dataset, network.eval(), None, None)
+
+
+def _check_same(folder: Path, found: Identity, kind: str, plain: dict[str, Any]) -> None:
+    """Refuses to go on in a folder that belongs to another experiment."""
+    if found.kind != kind:
+        raise RequestError(f"{folder.name}: is a {found.kind}, not a {kind}; choose another --name")
+    changed = [
+        text
+        for text in configuration.difference(found.config, plain)
+        if not _belongs(text.partition(":")[0], _RESUMABLE)
+    ]
+    if changed:
+        raise RequestError(
+            f"{folder.name}: exists with another configuration ({'; '.join(changed)});"
+            " choose another --name, or --no-resume to begin anew (the old one is kept aside)"
+        )
+
+
+def out_folder(config: Config) -> Path:
+    """Returns the absolute folder under which everything of a configuration lands."""
+    return Path(os.path.abspath(Path(config.out).expanduser()))
+
+
+def _belongs(key: str, sections: tuple[str, ...]) -> bool:
+    """Returns whether a key is one of `sections` or inside one."""
+    return any(key == section or key.startswith(section + ".") for section in sections)

@@ -1,0 +1,337 @@
+"""The training loop: epochs of steps, validation, resumable state. No Ray in here.
+
+`fit` is a generator: it yields a `Progress` after every epoch, and whoever drives it (a Ray Train
+worker, a Tune actor, a test) decides where metrics and checkpoints go. It runs under
+torch.distributed where a process group exists. All randomness derives from (seed, epoch, rank), so
+a run that is resumed at an epoch continues bit for bit on the same number of workers. Stage train.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from raybust import checkpoint
+from raybust import config as configuration
+from raybust.certify import fast_certificate
+from raybust.config import Config
+from raybust.config.schema import Train
+from raybust.data import Batches, Dataset, mix
+from raybust.evaluate import correct
+from raybust.objective import Objective, assemble, smoothing_sigma
+
+SETUP_IMAGES = 512
+_CHECK_EVERY = 100
+_ONE_CYCLE_RISE, _ONE_CYCLE_START = 0.3, 25.0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What `fit` yields after each epoch.
+
+    Attributes:
+        epoch: epochs that are done, from 1.
+        metrics: scalars by name, the same on every rank.
+        save: writes a checkpoint of this moment into a folder; for rank 0.
+        done: whether this was the last epoch.
+        failure: why training cannot go on, or None; with it nothing is to be saved.
+    """
+
+    epoch: int
+    metrics: dict[str, float]
+    save: Callable[[Path], None]
+    done: bool
+    failure: str | None = None
+
+
+def fit(
+    config: Config, dataset: Dataset, device: torch.device, resume: Path | None = None
+) -> Iterator[Progress]:
+    """Trains; yields after every epoch.
+
+    Args:
+        config: the whole configuration.
+        dataset: as `raybust.data.load` made it.
+        device: where this rank trains.
+        resume: checkpoint folder from which to go on.
+    """
+    trainer = Trainer(config, dataset, device, resume)
+    for epoch in range(trainer.epoch, config.train.epochs):
+        failure = trainer.train_epoch(epoch)
+        if failure is not None:
+            yield Progress(epoch + 1, {"epoch": epoch + 1}, trainer.save, True, failure)
+            return
+        done = epoch + 1 == config.train.epochs
+        metrics = trainer.validate(epoch, done)
+        yield Progress(epoch + 1, metrics, trainer.save, done)
+
+
+class Trainer:
+    """One rank's half of a run: network, optimizer, batches, and the counters that resume needs.
+
+    Attributes:
+        epoch: epochs that are done.
+        network: the network under training, without wrappers.
+        average: the moving average of its weights where `train.ema` is on, else the same network.
+    """
+
+    def __init__(
+        self, config: Config, dataset: Dataset, device: torch.device, resume: Path | None = None
+    ) -> None:
+        """Builds everything, and loads the state of `resume` where it is given.
+
+        Args:
+            config: the whole configuration.
+            dataset: as `raybust.data.load` made it.
+            device: where this rank trains.
+            resume: checkpoint folder, or None.
+        """
+        self.config, self.dataset, self.device = config, dataset, device
+        distributed = dist.is_available() and dist.is_initialized()
+        self.rank = dist.get_rank() if distributed else 0
+        self.world = dist.get_world_size() if distributed else 1
+        self.generator = torch.Generator(device)
+        self.epoch = 0
+        self.metrics: dict[str, float] = {}
+        torch.manual_seed(config.seed)
+        self.network = assemble(config, dataset).to(device)
+        if device.type == "cuda":
+            self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.average = copy.deepcopy(self.network) if config.train.ema else self.network
+        if config.train.compile:
+            self.network.compile()
+        self.objective = Objective(self.network, config.method, _autocast(config.train, device))
+        images, labels = dataset.train.fetch(torch.arange(min(SETUP_IMAGES, len(dataset.train))))
+        self.objective.prepare(images.to(device), labels.to(device))
+        self.batches = Batches(
+            dataset.train,
+            batch_size=config.train.batch_size,
+            device=device,
+            seed=config.seed,
+            augment=dataset.augment,
+            rank=self.rank,
+            world=self.world,
+            loader_workers=config.data.loader_workers,
+        )
+        self.optimizer = _optimizer(config.train, self.network)
+        if resume is not None:
+            self._load(resume)
+        self.wrapped: nn.Module = self.objective
+        if self.world > 1:
+            self.wrapped = DistributedDataParallel(self.objective)
+
+    def step(self, images: Tensor, labels: Tensor, progress: float) -> Tensor:
+        """Trains on one batch of this rank; returns its loss, detached.
+
+        Args:
+            images: (B, C, H, W) in [0, 1], on the device.
+            labels: int64 (B,).
+            progress: share of the run that is done, in [0, 1).
+        """
+        train = self.config.train
+        rate = train.lr * schedule(train, progress)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=True)
+        loss: Tensor = self.wrapped(images, labels, self.generator, progress)
+        loss.backward()
+        if train.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.network.parameters(), train.clip_norm)
+        self.optimizer.step()
+        if train.ema:
+            _update_average(self.average, self.network, train.ema)
+        return loss.detach()
+
+    def train_epoch(self, epoch: int) -> str | None:
+        """Trains one epoch; returns why training cannot go on, or None."""
+        self.objective.train()
+        self.generator.manual_seed(mix(self.config.seed, epoch, self.rank))
+        total = self.config.train.epochs * self.batches.steps
+        started = time.perf_counter()
+        loss_sum = torch.zeros((), device=self.device)
+        sums: dict[str, Tensor] = {}
+        for number, (images, labels) in enumerate(self.batches.epoch(epoch), 1):
+            progress = (epoch * self.batches.steps + number - 1) / total
+            loss_sum += self.step(images, labels, progress)
+            for key, value in self.objective.metrics.items():
+                sums[key] = sums.get(key, torch.zeros((), device=self.device)) + value
+            if number % _CHECK_EVERY == 0 or number == self.batches.steps:
+                mean = self._mean(loss_sum / number)
+                if not math.isfinite(mean):
+                    return self._diverged(epoch, number, mean)
+        self.epoch = epoch + 1
+        seconds = time.perf_counter() - started
+        network = self.objective.network
+        self.metrics = {
+            "epoch": float(self.epoch),
+            "train/loss": mean,
+            "train/lr": self.optimizer.param_groups[0]["lr"],
+            "train/seconds": self.metrics.get("train/seconds", 0.0) + seconds,
+            "train/images_per_second": self.batches.steps * self.batches.batch_size / seconds,
+            "passes/forward": float(network.forward_passes * self.world),
+            "passes/backward": float(network.backward_passes * self.world),
+            **{key: self._mean(value / number) for key, value in sums.items()},
+        }
+        return None
+
+    def validate(self, epoch: int, last: bool) -> dict[str, float]:
+        """Returns the epoch's metrics: training, clean accuracy and the cheap certificate.
+
+        Args:
+            epoch: number of the epoch, from 0.
+            last: whether it is the last one, which always has a certificate.
+        """
+        self.average.eval()
+        if self.world > 1:
+            for buffer in self.average.buffers():
+                dist.broadcast(buffer, 0)  # each rank's batch norm saw its own last batch
+        split, fast = self.dataset.validation, self.config.certified_fast
+        mine = range(self.rank, len(split), self.world)
+        batch = self.config.evaluate.batch
+        hits = correct(self.average, split, mine, batch=batch, device=self.device)
+        accuracy = self._sum(hits.sum()) / len(split)
+        self.metrics["validation/accuracy"] = accuracy
+        if fast.every and (last or (epoch + 1) % fast.every == 0):
+            self.metrics.update(self._certify())
+        return dict(self.metrics)
+
+    def save(self, folder: Path) -> None:
+        """Writes a checkpoint of this moment into an existing folder."""
+        state: dict[str, Any] = {
+            "epoch": self.epoch,
+            "optimizer": self.optimizer.state_dict(),
+            "passes": [
+                self.objective.network.forward_passes,
+                self.objective.network.backward_passes,
+            ],
+        }
+        if self.config.train.ema:
+            state["network"] = self.network.state_dict()
+        manifest = {
+            "config": configuration.to_dict(self.config),
+            "classes": list(self.dataset.classes),
+            "data_digest": self.dataset.digest,
+            "epoch": self.epoch,
+            "metrics": self.metrics,
+            "sigma": smoothing_sigma(self.config),
+            "workers": self.world,
+        }
+        checkpoint.write(folder, self.average.state_dict(), state, manifest)
+
+    def _load(self, folder: Path) -> None:
+        state = checkpoint.read_state(folder)
+        self.average.load_state_dict(checkpoint.read_weights(folder))
+        if self.config.train.ema:
+            self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.epoch = state["epoch"]
+        self.metrics = checkpoint.read_manifest(folder)["metrics"]
+        counted = self.objective.network
+        counted.forward_passes, counted.backward_passes = state["passes"]
+
+    def _certify(self) -> dict[str, float]:
+        """Returns `certified_fast/*`, each rank certifying its share of the same examples."""
+        fast, split = self.config.certified_fast, self.dataset.validation
+        step = max(1, len(split) // fast.examples)
+        chosen = torch.arange(0, len(split), step)[: fast.examples]
+        mine = chosen[self.rank :: self.world]
+        images, labels = split.fetch(mine)
+        found = fast_certificate(
+            self.average,
+            images.to(self.device),
+            labels.to(self.device),
+            split.indices[mine],
+            sigma=smoothing_sigma(self.config),
+            config=fast,
+            seed=self.config.certify.seed,
+        )
+        weight = len(mine) / len(chosen)
+        return {key: self._sum(torch.tensor(value * weight)) for key, value in found.items()}
+
+    def _diverged(self, epoch: int, step: int, loss: float) -> str:
+        kept = f"the checkpoint of epoch {self.epoch} is kept" if self.epoch else "nothing is kept"
+        return (
+            f"the loss became {loss} in epoch {epoch + 1}, by step {step}; {kept}; "
+            f"lower train.lr (now {self.config.train.lr:g}) or set train.clip_norm"
+        )
+
+    def _sum(self, value: Tensor) -> float:
+        value = value.to(self.device, torch.float64)
+        if self.world > 1:
+            dist.all_reduce(value)
+        return float(value)
+
+    def _mean(self, value: Tensor) -> float:
+        return self._sum(value) / self.world
+
+
+def schedule(train: Train, progress: float) -> float:
+    """Returns the factor on the learning rate at a share of the run.
+
+    `cosine`: (1 + cos(pi t)) / 2. `step`: gamma per milestone passed. `one_cycle`: from 1/25 up to
+    1 over 30 % of the run, then down to 0, both as half cosines (Smith, 2018, with PyTorch's
+    defaults). A warm-up multiplies by a linear rise.
+
+    Args:
+        train: names the schedule and its constants.
+        progress: share of all steps that are done, in [0, 1).
+    """
+    factor = 1.0
+    if train.schedule == "cosine":
+        factor = (1 + math.cos(math.pi * progress)) / 2
+    elif train.schedule == "step":
+        factor = train.gamma ** sum(progress >= milestone for milestone in train.milestones)
+    elif train.schedule == "one_cycle":
+        if progress < _ONE_CYCLE_RISE:
+            rise = (1 - math.cos(math.pi * progress / _ONE_CYCLE_RISE)) / 2
+            factor = (1 + (_ONE_CYCLE_START - 1) * rise) / _ONE_CYCLE_START
+        else:
+            fall = (progress - _ONE_CYCLE_RISE) / (1 - _ONE_CYCLE_RISE)
+            factor = (1 + math.cos(math.pi * fall)) / 2
+    if train.warmup and progress < train.warmup:
+        factor *= progress / train.warmup
+    return factor
+
+
+def _autocast(train: Train, device: torch.device) -> torch.dtype | None:
+    if train.precision == "bf16":
+        return torch.bfloat16
+    if train.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported():
+        return torch.bfloat16
+    return None
+
+
+def _optimizer(train: Train, network: nn.Module) -> torch.optim.Optimizer:
+    decayed = [p for p in network.parameters() if p.ndim > 1]
+    free = [p for p in network.parameters() if p.ndim <= 1]
+    groups = [
+        {"params": decayed, "weight_decay": train.weight_decay},
+        {"params": free, "weight_decay": 0.0},
+    ]
+    if train.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=train.lr, betas=(train.momentum, 0.999), fused=True)
+    nesterov = train.momentum > 0
+    return torch.optim.SGD(
+        groups, lr=train.lr, momentum=train.momentum, nesterov=nesterov, fused=True
+    )
+
+
+@torch.no_grad()
+def _update_average(average: nn.Module, network: nn.Module, decay: float) -> None:
+    """Moves floating-point weights and buffers towards the network's; copies the others."""
+    means, values = average.state_dict().values(), network.state_dict().values()
+    for mean, value in zip(means, values, strict=True):
+        if mean.is_floating_point():
+            mean.lerp_(value, 1 - decay)
+        else:
+            mean.copy_(value)
