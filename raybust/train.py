@@ -105,8 +105,7 @@ class Trainer:
         self.metrics: dict[str, float] = {}
         torch.manual_seed(config.seed)
         self.network = assemble(config, dataset).to(device)
-        if device.type == "cuda":
-            self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = copy.deepcopy(self.network) if config.train.ema else self.network
         if config.train.compile:
             self.network.compile()
@@ -142,6 +141,7 @@ class Trainer:
         rate = train.lr * schedule(train, progress)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        images = images.contiguous(memory_format=torch.channels_last)
         self.optimizer.zero_grad(set_to_none=True)
         loss: Tensor = self.wrapped(images, labels, self.generator, progress)
         loss.backward()
@@ -177,6 +177,7 @@ class Trainer:
             "train/loss": mean,
             "train/lr": self.optimizer.param_groups[0]["lr"],
             "train/seconds": self.metrics.get("train/seconds", 0.0) + seconds,
+            "validation/seconds": self.metrics.get("validation/seconds", 0.0),
             "train/images_per_second": self.batches.steps * self.batches.batch_size / seconds,
             "passes/forward": float(network.forward_passes * self.world),
             "passes/backward": float(network.backward_passes * self.world),
@@ -191,6 +192,7 @@ class Trainer:
             epoch: number of the epoch, from 0.
             last: whether it is the last one, which always has a certificate.
         """
+        started = time.perf_counter()
         self.average.eval()
         if self.world > 1:
             for buffer in self.average.buffers():
@@ -203,6 +205,7 @@ class Trainer:
         self.metrics["validation/accuracy"] = accuracy
         if fast.every and (last or (epoch + 1) % fast.every == 0):
             self.metrics.update(self._certify())
+        self.metrics["validation/seconds"] += time.perf_counter() - started
         return dict(self.metrics)
 
     def save(self, folder: Path) -> None:

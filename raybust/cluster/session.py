@@ -49,7 +49,8 @@ def session(address: str | None, *, verbose: bool, dashboard: bool = False) -> I
     if ray.is_initialized():
         yield ray
         return
-    level = logging.INFO if verbose else logging.ERROR
+    # Errors are told in one line by whoever catches them; Ray's own tracebacks only on demand.
+    level = logging.INFO if verbose else logging.CRITICAL
     options: dict[str, Any] = {"logging_level": level, "log_to_driver": verbose}
     if address is None:
         options.update(address="local", include_dashboard=dashboard, dashboard_host="127.0.0.1")

@@ -37,7 +37,8 @@ class TrialRecord:
         point: searched keys to values.
         value: the last value of the optimized metric, or None.
         epoch: the last epoch reported, 0 for none.
-        metrics: the metrics of that epoch.
+        history: epoch to value of the optimized metric.
+        metrics: the metrics of the last epoch.
         reason: why it failed, or None.
     """
 
@@ -46,6 +47,7 @@ class TrialRecord:
     point: Point
     value: float | None
     epoch: int
+    history: dict[int, float]
     metrics: dict[str, float]
     reason: str | None
 
@@ -157,6 +159,7 @@ def _record(trial: FrozenTrial) -> TrialRecord:
         trial.user_attrs[POINT],
         trial.value if trial.value is not None else values.get(epoch),
         epoch,
+        values,
         trial.user_attrs.get(METRICS, {}),
         trial.user_attrs.get(REASON),
     )

@@ -152,7 +152,7 @@ def _protocol(config: Config) -> str:
     examples = "all" if part.examples is None else f"at most {part.examples}"
     return (
         f"{examples} {part.split} examples, skip {part.skip}; randomized smoothing with n0 ="
-        f" {part.n0}, n = {part.n}, alpha = {part.alpha:g}; intervals are in each trial's own table."
+        f" {part.n0}, n = {part.n}, alpha = {part.alpha:g}; intervals stand in each trial's table."
     )
 
 

@@ -8,6 +8,7 @@ goes on from them whoever starts it next. Stage tune.
 from __future__ import annotations
 
 import threading
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,33 +36,50 @@ class TrialActor(tune.Trainable):
         job = Job(**config["job"])
         self._config: Config = job.load()
         self._folder = Path(job.folder)
-        self._metric: str = self._config.tune.metric
-        set_threads(self._config)
-        resume = checkpoint.newest(self._folder, lambda text: print(text, flush=True))
-        dataset = data.load(self._config.data)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._log = RunLog(job, self._config)
-        self._epochs: Iterator[Progress] = fit(self._config, dataset, device, resume)
-        self._last = checkpoint.read_manifest(resume)["metrics"] if resume is not None else {}
+        self._last: dict[str, Any] = {"epoch": 0}
+        self._epochs: Iterator[Progress] = self._begin(job)
 
     def step(self) -> dict[str, Any]:
-        """Trains one epoch, keeps its checkpoint, returns its metrics."""
-        progress = next(self._epochs, None)
-        if progress is None:  # killed after its last checkpoint, before the study was told
-            self._end("finished")
-            return {**self._last, COMPLETE: True, "done": True}
-        if progress.failure is not None:
-            self._end("failed", progress.failure)
-            return {**progress.metrics, self._metric: float("nan"), FAILURE: progress.failure,
-                    "done": True}  # fmt: skip
-        assert self._log is not None
-        self._log.epoch(progress)
-        name = checkpoint.folder_name(progress.epoch)
-        checkpoint.commit(self._folder, name, progress.save, self._config.train.keep)
+        """Trains one epoch, keeps its checkpoint, returns its metrics.
+
+        What goes wrong inside fails the trial, with its traceback in the trial's folder: training
+        is deterministic, so trying again would not help. A process that dies is tried again.
+        """
+        try:
+            progress = next(self._epochs, None)
+            if progress is None:  # killed after its last checkpoint, before the study was told
+                self._end("finished")
+                return {**self._last, COMPLETE: True, "done": True}
+            if progress.failure is not None:
+                return self._fail(progress.failure)
+            assert self._log is not None
+            self._log.epoch(progress)
+            name = checkpoint.folder_name(progress.epoch)
+            checkpoint.commit(self._folder, name, progress.save, self._config.train.keep)
+        except Exception as error:
+            (self._folder / "failure.txt").write_text(traceback.format_exc())
+            return self._fail(f"{type(error).__name__}: {error}")
         self._last = progress.metrics
         if progress.done:
             self._end("finished")
         return {**progress.metrics, COMPLETE: progress.done, "done": progress.done}
+
+    def _begin(self, job: Job) -> Iterator[Progress]:
+        """Opens log, data and loop; a generator, so that what fails in it fails in `step`."""
+        self._log = RunLog(job, self._config)
+        set_threads(self._config)
+        resume = checkpoint.newest(self._folder, lambda text: print(text, flush=True))
+        if resume is not None:
+            self._last = checkpoint.read_manifest(resume)["metrics"]
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        yield from fit(self._config, data.load(self._config.data), device, resume)
+
+    def _fail(self, reason: str) -> dict[str, Any]:
+        """Ends the trial as failed; returns the result that tells Tune and the study."""
+        reason = " ".join(reason.split())
+        self._end("failed", reason)
+        metric = self._config.tune.metric
+        return {**self._last, metric: float("nan"), FAILURE: reason, "done": True}
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Goes over to the next trial; one that has not ended was stopped early."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import ray
@@ -67,7 +68,7 @@ def sweep(
             mode=config.tune.mode,
             num_samples=left + len(interrupted),
             search_alg=searcher,
-            scheduler=_scheduler(config),
+            scheduler=_scheduler(config, study),
             max_concurrent_trials=min(room, config.tune.concurrent or room),
             reuse_actors=not nested,
         ),
@@ -142,7 +143,7 @@ class StudySearch(Searcher):
             self.on_trial_result(trial_id, result)
         number, last = self._numbers.pop(trial_id), self._last.pop(trial_id, {})
         if error:
-            self._study.fail(number, "its worker died or raised; --verbose shows why")
+            self._study.fail(number, "its worker died; --verbose shows more")
         elif last.get(FAILURE):
             self._study.fail(number, last[FAILURE])
         elif last.get(COMPLETE):
@@ -181,12 +182,32 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _scheduler(config: Config) -> TrialScheduler:
+class ResumedASHA(ASHAScheduler):
+    """ASHA that knows the epochs of an earlier start, so that a resumed sweep stops as hard."""
+
+    def __init__(self, earlier: list[TrialRecord], **options: Any) -> None:
+        super().__init__(**options)
+        self._earlier = earlier
+
+    def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
+        """Takes metric and mode from Tune, then replays the finished trials."""
+        taken = super().set_search_properties(metric, mode, **spec)
+        for record in self._earlier:
+            trial = SimpleNamespace(trial_id=f"earlier-{record.number}")
+            self.on_trial_add(None, trial)
+            for epoch, value in sorted(record.history.items()):
+                self.on_trial_result(None, trial, {"epoch": epoch, metric: value})
+            self.on_trial_remove(None, trial)
+        return taken
+
+
+def _scheduler(config: Config, study: Study) -> TrialScheduler:
     if config.tune.scheduler == "none":
         return FIFOScheduler()
-    # max_t beyond the last epoch: the loop ends a trial itself, after its last checkpoint.
-    return ASHAScheduler(
+    return ResumedASHA(
+        [record for record in study.records() if record.state != "RUNNING"],
         time_attr="epoch",
+        # Beyond the last epoch: the loop ends a trial itself, after its last checkpoint.
         max_t=config.train.epochs + 1,
         grace_period=config.tune.grace,
         reduction_factor=config.tune.reduction,
