@@ -305,13 +305,26 @@ def _compose(leaves: Sequence[Leaf]) -> Any:
 
 def _trained(run: str, settings: tuple[str, ...], given: dict[str, Any]) -> Any:
     """Returns the trained network that RUN names, with the overrides of this call."""
-    from pathlib import Path
-
     from raybust import runs
 
     leaves, _ = _leaves(settings, given)
-    out = next((leaf.value for leaf in reversed(leaves) if leaf.key == "out"), "runs")
-    return runs.load(runs.find(run, Path(out)), leaves)
+    return runs.load(_find(run, leaves), leaves)
+
+
+def _find(run: str, leaves: Sequence[Leaf]) -> Any:
+    """Returns the path that RUN names: a run's name, its MLflow id, or a path."""
+    import re
+    from pathlib import Path
+
+    from raybust import runs, track
+
+    places = [leaf for leaf in leaves if leaf.key in ("out", "track.uri")]
+    config = _compose(places)
+    out = runs.out_folder(config)
+    if re.fullmatch(r"[0-9a-f]{32}", run):
+        found = track.find_run(track.resolve_uri(config.track, out), run)
+        return Path(found.tags["raybust.folder"])
+    return runs.find(run, out)
 
 
 def _submitted(address: str | None) -> bool:
@@ -355,7 +368,13 @@ def _print_rows(rows: list[dict[str, Any]], as_json: bool) -> None:
         click.echo(json.dumps(rows, indent=1))
         return
     heads = tuple(rows[0])
-    _print_table(heads, [tuple(str(row[head]) for head in heads) for row in rows])
+    _print_table(heads, [tuple(_cell(row[head]) for head in heads) for row in rows])
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return " x ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _print_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -88,6 +88,13 @@ class Trained:
     trained_sigma: float | None
     uid: str | None
 
+    @property
+    def name(self) -> str:
+        """What a person calls it: its folder's name, SWEEP/7 for a trial of a sweep."""
+        if self.folder.parent.name != TRIALS:
+            return self.folder.name
+        return f"{self.folder.parent.parent.name}/{int(self.folder.name)}"
+
 
 def identify(folder: Path, kind: str, plain: dict[str, Any], resume: bool = True) -> Identity:
     """Returns the identity of a run folder: made if it is new, checked if it is not.

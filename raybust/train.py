@@ -259,7 +259,10 @@ class Trainer:
             seed=self.config.certify.seed,
         )
         weight = len(mine) / len(chosen)
-        return {key: self._sum(torch.tensor(value * weight)) for key, value in found.items()}
+        return {
+            key: self._sum(torch.tensor(value * weight, dtype=torch.float64))
+            for key, value in found.items()
+        }
 
     def _diverged(self, epoch: int, step: int, loss: float) -> str:
         kept = f"the checkpoint of epoch {self.epoch} is kept" if self.epoch else "nothing is kept"

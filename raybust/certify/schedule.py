@@ -16,9 +16,9 @@ from typing import Literal
 from raybust.errors import RequestError
 from raybust.numerics import bounds
 
-FUTILITY = 1e-3
-"""Probability with which a target that could be proved may be given up early (our choice). It costs
-power alone; no certificate depends on it."""
+FUTILITY = 0.05
+"""Probability, over all looks, with which a target is given up early that the last look would prove
+with even odds (our choice). It costs power alone; no certificate depends on it."""
 
 ScheduleName = Literal["fixed", "looks", "sequence"]
 
@@ -116,7 +116,12 @@ class Schedule:
         return bounds.crossing_probability(self.times, least, p)
 
     def _given_up(self, look: int, p: float) -> int:
-        n = self.times[look]
+        """Returns the largest count at a look that would be improbable, were the probability of the
+        class the one at which the last look proves p with even odds."""
+        n, least = self.times[look], self.least(len(self.times) - 1, p)
+        if least > self.n:
+            return n
+        even = float(bounds.clopper_pearson_lower(least, self.n, 0.5))
         if self.name == "sequence":
-            return n - bounds.mixture_least_count(n, 1 - p, FUTILITY)
-        return n - bounds.least_count(n, 1 - p, FUTILITY / (len(self.times) - 1))
+            return n - bounds.mixture_least_count(n, 1 - even, FUTILITY)
+        return n - bounds.least_count(n, 1 - even, FUTILITY / (len(self.times) - 1))

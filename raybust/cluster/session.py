@@ -1,33 +1,18 @@
 """A session on a Ray cluster: the embedded one on this machine, or one at an address.
 
-Settings that Ray reads from the environment are made here, before Ray is imported. Dashboards stay
-on loopback. What a run needs is held against what the cluster has before anything is submitted.
+Dashboards stay on loopback. What a run needs is held against what the cluster has before anything
+is submitted.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from raybust.config import Config
 from raybust.errors import RequestError
-
-_SETTINGS = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-    "RAY_TRAIN_METRICS_ENABLED": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",
-    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
-    "TUNE_GLOBAL_CHECKPOINT_S": "3600",
-}
 
 
 @contextmanager
@@ -42,8 +27,6 @@ def session(address: str | None, *, verbose: bool, dashboard: bool = False) -> I
     Raises:
         RequestError: there is no cluster at the address.
     """
-    for key, value in _SETTINGS.items():
-        os.environ.setdefault(key, value)
     import ray
 
     if ray.is_initialized():

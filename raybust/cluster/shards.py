@@ -7,7 +7,7 @@ certify.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from raybust.certify import (
 )
 from raybust.cluster.launch import Say, open_store, progress_bar
 from raybust.cluster.session import gpus_per_worker, session, slots
+from raybust.cluster.worker import set_threads
 from raybust.config import Config
 from raybust.errors import RequestError, WorkError
 from raybust.objective import smoothing_sigma
@@ -158,8 +159,6 @@ def log_path(folder: Path, protocol: Protocol) -> Path:
 
 def _single(config: Config) -> Config:
     """Returns the configuration with one worker: a shard needs no group."""
-    from dataclasses import replace
-
     return replace(config, cluster=replace(config.cluster, workers=1))
 
 
@@ -229,8 +228,6 @@ def _rows(
     protocol: Protocol,
     config: Config,
 ) -> Any:
-    from raybust.cluster.worker import set_threads
-
     set_threads(config)
     network = network.to(protocol.device).eval()
     images, labels = images.to(protocol.device), labels.to(protocol.device)
@@ -243,9 +240,8 @@ def _publish(
     """Writes curve, table and summary beside the rows and sends all of it to MLflow."""
     metrics = summarize(rows, trained.config.certify.radii, "certified")
     curve, table = path.with_suffix(".png"), path.with_suffix(".md")
-    label = trained.folder.name
-    certificates.draw_curve([path], curve, labels=[label])
-    text = certificates.table([path], radii=trained.config.certify.radii, labels=[label])
+    certificates.draw_curve([path], curve, labels=[trained.name])
+    text = certificates.table([path], radii=trained.config.certify.radii, labels=[trained.name])
     table.write_text(text + "\n")
     if trained.uid is not None:
         track.log_to_run(

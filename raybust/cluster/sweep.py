@@ -13,11 +13,14 @@ from typing import Any
 
 from raybust import config as configuration
 from raybust import data, runs, track
+from raybust.cluster import shards, tune
 from raybust.cluster.launch import Say, check_sweep, locked, open_store, progress_bar, send_rest
 from raybust.cluster.session import session, slots
 from raybust.cluster.study import Study, TrialRecord
+from raybust.cluster.worker import Job, params_of
 from raybust.config import Config, Leaf
 from raybust.errors import WorkError
+from raybust.evaluate import clean_accuracy
 from raybust.report import certificates
 from raybust.report.leaderboard import NAME, Entry, Leaderboard
 
@@ -60,12 +63,9 @@ def run(
         study = Study(config.tune, space, folder, folder.name, config.seed)
         with session(address, verbose=verbose, dashboard=config.cluster.workers > 1) as ray:
             slots(config, ray.cluster_resources())
-            from raybust.cluster import tune
-            from raybust.cluster.worker import Job
-
             job = Job(identity.config, str(folder), identity.uid, folder.name, uri)
             with _parent(job, config) as journal:
-                _search(tune, config, leaves, study, folder, job, say)
+                _search(config, leaves, study, folder, job, say)
                 board = _leaderboard(config, study, folder, verbose, say)
                 _note(journal, board, folder)
         send_rest(folder, uri, out, say)
@@ -73,12 +73,11 @@ def run(
 
 
 def _search(
-    tune: Any,
     config: Config,
     leaves: Sequence[Leaf],
     study: Study,
     folder: Path,
-    job: Any,
+    job: Job,
     say: Say,
 ) -> None:
     """Runs the trials that are left, with a line for each that finishes."""
@@ -163,9 +162,6 @@ def _entry(
     method = runs.read_identity(trial).config["method"]["name"]
     if not final:
         return Entry(record.number, method, record.point, record.value, record.metrics)
-    from raybust.cluster import shards
-    from raybust.evaluate import clean_accuracy
-
     sections = {key: part for key, part in configuration.to_dict(config).items()
                 if key in ("certify", "evaluate", "cluster", "track", "out")}  # fmt: skip
     overrides = configuration.leaves_of(sections, "sweep")
@@ -180,16 +176,16 @@ def _entry(
 
 
 @contextmanager
-def _parent(job: Any, config: Config) -> Iterator[track.Journal]:
+def _parent(job: Job, config: Config) -> Iterator[track.Journal]:
     """The sweep's own run in MLflow: a journal in its folder, flushed while the trials run."""
     journal = track.Journal(Path(job.folder) / runs.JOURNAL)
-    leaves = configuration.leaves_of(job.config, "")
+    tuned = {key: str(value) for key, value in job.config["tune"].items()}
     journal.start(
         job.uid,
         config.track.experiment,
         job.name,
         tags={"raybust.kind": "sweep", "raybust.dataset": config.data.name},
-        params={leaf.key: str(leaf.value) for leaf in leaves},
+        params={f"tune.{key}": value for key, value in tuned.items()} | params_of(job.config),
     )
     flusher = track.Flusher(journal.path, job.uri)
     try:

@@ -73,14 +73,13 @@ class RunLog:
 
     def __init__(self, job: Job, config: Config) -> None:
         self._journal = Journal(Path(job.folder) / JOURNAL)
-        leaves = configuration.leaves_of(job.config, "")
         self._journal.start(
             run_key=job.uid,
             experiment=config.track.experiment,
             name=job.name,
             tags={"raybust.method": config.method.key, "raybust.dataset": config.data.name,
                   "raybust.folder": job.folder, **dict(job.tags)},
-            params={leaf.key: str(leaf.value) for leaf in leaves},
+            params=params_of(job.config),
             parent_key=job.parent,
         )  # fmt: skip
         self._journal.text(yaml.safe_dump(job.config, sort_keys=False), "config.yaml")
@@ -111,6 +110,13 @@ class RunLog:
         """Stops the flusher; what is not sent by the deadline stays in the journal for a sync."""
         self._flusher.close(deadline_s)
         self._journal.close()
+
+
+def params_of(plain: dict[str, Any]) -> dict[str, str]:
+    """Returns what of a configuration decides a training run, flat; all of it is an artifact."""
+    sections = ("seed", "data", "model", "method", "train", "certified_fast")
+    leaves = configuration.leaves_of({key: plain[key] for key in sections}, "")
+    return {leaf.key: str(leaf.value) for leaf in leaves}
 
 
 def set_threads(config: Config) -> None:

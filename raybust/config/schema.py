@@ -102,7 +102,7 @@ class FastCertify(Section):
         1, "Epochs between two of them; the last epoch always has one. 0: never.", ge=0
     )
     examples: int = option(200, "Validation images certified.", ge=1)
-    n0: int = option(20, "Noisy draws that choose the class.", ge=1)
+    n0: int = option(100, "Noisy draws that choose the class.", ge=1)
     n: int = option(1000, "Noisy draws that bound its probability.", ge=1)
     alpha: float = option(0.001, "Probability with which a certificate may be wrong.", gt=0, lt=0.5)
     radii: tuple[float, ...] = option(

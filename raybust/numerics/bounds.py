@@ -62,12 +62,15 @@ def binomial_test(k: int, n: int) -> float:
 
 
 def look_times(n: int) -> tuple[int, ...]:
-    """Returns the cumulative looks 100, 300, 1000, 3000, ... below n, and n (our choice)."""
-    times, value = [], 100
-    while value < n:
-        times += [time for time in (value, 3 * value) if time < n]
-        value *= 10
-    return (*times, n)
+    """Returns the cumulative looks 100, 300, 1000, 3000, ... below n/2; n/2; 3n/4; and n.
+
+    All but n are multiples of 100. The series is usual; the two late looks are our choice: they
+    spare the sure examples, which one look at 30,000 cannot prove for a large radius, the second
+    half of the draws.
+    """
+    series = {time for k in range(2, 20) for time in (10**k, 3 * 10**k) if 2 * time < n}
+    late = {100 * math.ceil(share * n / 100) for share in (0.5, 0.75)}
+    return (*sorted(time for time in series | late if time < n), n)
 
 
 def growing_times(n: int, step: int = 100, growth: float = 0.1) -> tuple[int, ...]:

@@ -28,7 +28,8 @@ def read_logs(paths: Sequence[str | Path], labels: Sequence[str] | None = None) 
 def draw_curve(
     paths: Sequence[str | Path], picture: str | Path, labels: Sequence[str] | None = None
 ) -> Path:
-    """Draws certified accuracy over the radius of some logs into a .png or .pdf; returns its path."""
+    """Draws certified accuracy over the radius of some logs into a .png or .pdf; returns its
+    path."""
     return plot_curves(read_logs(paths, labels), picture)
 
 

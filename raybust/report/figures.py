@@ -94,7 +94,7 @@ def certified_accuracy(log: Log, radii: Sequence[float] | Floats) -> Floats:
 
 
 def assured_accuracy(log: Log, radii: Sequence[float], alpha: float, rho: float = 0.001) -> Floats:
-    """Returns a lower bound of the true certified test accuracy that holds with probability 1 - rho,
+    """Returns a lower bound of the true certified accuracy that holds with probability 1 - rho,
     given that each row is wrong with probability alpha at most.
 
     accuracy - alpha - sqrt(alpha (1 - alpha) ln(1/rho) / N) - ln(1/rho) / (3 N), at least 0 (Cohen

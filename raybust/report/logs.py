@@ -23,7 +23,7 @@ from raybust.errors import RequestError
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-_SIGMA = re.compile(r"(?:sigma|test|noise)[_-]?(\d*\.?\d+)")
+_SIGMA = re.compile(r"(?<![a-z])(?:sigma|test|noise)[_-]?(\d*\.?\d+)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,9 +123,10 @@ def _log(
             f"its column `correct` is not predict == label in {wrong} of {len(rows)} rows (a "
             "running total in some logs); it was recomputed"
         )
-    guess = _SIGMA.findall(path.stem) or _SIGMA.findall(str(path))
+    stem = path.name.removesuffix(".tsv")
+    guess = _SIGMA.findall("/".join([*path.parts[-3:-1], stem]))
     return Log(
-        name=name or path.stem,
+        name=name or stem,
         path=path,
         idx=np.array([int(row["idx"]) for row in rows], dtype=int),
         label=label,

@@ -134,7 +134,6 @@ class Journal:
         if status not in get_args(Status):
             raise ValueError(f"got status {status!r}, expected one of {get_args(Status)}")
         self._append({"e": "end", "status": status, "reason": reason or status.lower()})
-        os.fsync(self._file)
 
     def close(self) -> None:
         """Closes the file; calls after the first do nothing."""
@@ -167,6 +166,7 @@ class Journal:
         with self._lock:
             while line:
                 line = line[os.write(self._file, line) :]
+            os.fsync(self._file)  # a resume must not find a checkpoint that is ahead of the journal
             self._remember(entry)
 
     def _recall(self) -> None:

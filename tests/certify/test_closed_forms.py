@@ -102,7 +102,7 @@ def test_uniform_noise_on_a_threshold_of_one_pixel(alpha):
 
 
 def test_ablation_counts_equal_the_enumerated_probability():
-    # f = 1 iff at least one of two given pixels is kept: P = 1 - C(10, 3) / C(12, 3) by enumeration.
+    # f = 1 iff at least one of two given pixels is kept: P = 1 - C(10, 3) / C(12, 3).
     class Keeps(nn.Module):
         def forward(self, x):
             kept = (x.flatten(1)[:, :2] != 0.5).any(1).float()

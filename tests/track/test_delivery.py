@@ -7,7 +7,7 @@ import sys
 import threading
 
 import pytest
-from conftest import deliver, lines, points, python, runs_of
+from tracking import deliver, lines, points, python, runs_of
 
 from raybust.track import Journal
 from raybust.track import client as client_module
@@ -140,6 +140,20 @@ def test_another_journal_in_the_place_of_an_acknowledged_one_is_delivered(path, 
     assert sorted(r.info.run_name for r in runs_of(store)) == ["name of first", "name of second"]
 
 
+def test_a_journal_that_went_back_is_delivered_from_its_beginning(path, store):
+    journal = started(path)
+    for step in range(5):
+        journal.metrics({"loss": step}, step)
+    deliver(path, store)
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:2]))
+    with Journal(path) as journal:
+        for step in range(3):
+            journal.metrics({"loss": step, "acr": step}, step)
+    deliver(path, store)
+    assert steps(store) == [0, 1, 2, 3, 4]
+    assert steps(store, "acr") == [0, 1, 2]
+
+
 def test_a_changed_param_is_put_aside_and_the_rest_goes_on(path, store, tmp_path):
     with started(path, lr=0.1):
         pass
@@ -238,7 +252,8 @@ def test_a_run_that_is_taken_up_again_runs_again(path, store):
     assert (run.info.status, run.data.tags["raybust.stop_reason"]) == ("FINISHED", "finished")
 
 
-def test_two_processes_that_begin_together_make_one_run_and_one_parent(tmp_path, store):
+def test_two_processes_that_begin_together_make_one_store_and_one_run_of_a_key(tmp_path):
+    store = f"sqlite:///{tmp_path / 'mlflow.db'}"
     code = """
 import sys
 from raybust.track import Flusher, Journal
@@ -340,8 +355,12 @@ def test_a_file_that_fails_holds_up_nothing_else(path, store, monkeypatch):
     with monkeypatch.context() as patch:
         from mlflow import MlflowClient
 
-        def refuse(*_):
-            raise OSError("no space")
+        send = MlflowClient.log_artifact
+
+        def refuse(client, run_id, file, folder=None):
+            if file.endswith("late.txt"):
+                raise OSError("no space")
+            send(client, run_id, file, folder)
 
         patch.setattr(MlflowClient, "log_artifact", refuse)
         with pytest.raises(UndeliveredError, match="no space"):
@@ -350,6 +369,7 @@ def test_a_file_that_fails_holds_up_nothing_else(path, store, monkeypatch):
         with pytest.raises(UndeliveredError, match="no space"):
             delivery.step()
         assert steps(store) == [1]
+        assert next((path.parent.parent / "mlartifacts").rglob("fine.txt")).read_text() == "fine"
         assert not load_ack(path).done(path.stat().st_size)
     assert deliver(path, store).rejected == 0
     (run,) = runs_of(store)

@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import lines, python
+from tracking import lines, python
 
 from raybust.errors import RequestError
 from raybust.track import Journal

@@ -3,7 +3,7 @@
 import urllib.request
 
 import pytest
-from conftest import points, runs_of
+from tracking import points, runs_of
 
 from raybust.track import Flusher, Journal, find_run, prepare, sync
 

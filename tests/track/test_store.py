@@ -3,7 +3,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from conftest import deliver, free_port, python
+from tracking import deliver, free_port, python
 
 from raybust.errors import RequestError
 from raybust.track import (

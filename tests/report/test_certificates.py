@@ -1,0 +1,108 @@
+"""Tables and pictures of logs, ours beside others'."""
+
+import re
+
+import pytest
+import torch
+from torch import nn
+
+from raybust.certify import CertificateLog, Protocol, certify_examples
+from raybust.errors import RequestError
+from raybust.report import (
+    acr,
+    draw_curve,
+    interactive_curves,
+    latex_table,
+    plot_votes,
+    read_log,
+    steps,
+    table,
+)
+
+THEIRS = (
+    "idx\tlabel\tpredict\tradius\tcorrect\ttime\n"
+    "0\t1\t1\t0.25\t1\t3\n20\t1\t2\t0.5\t0\t3\n40\t1\t-1\t0.0\t0\t3\n60\t1\t1\t0.75\t1\t3\n"
+)
+
+
+def ours(path, **changes):
+    protocol = Protocol(**({"sigma": 0.5, "shape": (1, 2, 2), "n": 500, "skip": 3} | changes))
+    network = nn.Sequential(nn.Flatten(), nn.Linear(4, 3)).eval()
+    log = CertificateLog(path, protocol)
+    torch.manual_seed(0)
+    for row in certify_examples(
+        network, torch.rand(9, 1, 2, 2), torch.zeros(9), range(9), protocol
+    ):
+        log.append(row)
+    log.finish()
+    return path
+
+
+@pytest.fixture
+def paths(tmp_path):
+    theirs = tmp_path / "theirs.tsv"
+    theirs.write_text(THEIRS)
+    return [ours(tmp_path / "ours.tsv"), theirs]
+
+
+def test_our_logs_are_read_with_their_protocol(paths):
+    log = read_log(paths[0])
+    assert (len(log), log.sigma, log.skip) == (9, 0.5, 3)
+    assert log.protocol.n == 500
+    assert "n = 500, alpha = 0.001; 9 examples, skip 3" in str(acr(log))
+    assert "n and alpha unknown; 4 examples, skip 20" in str(acr(read_log(paths[1])))
+
+
+def test_markdown(paths):
+    lines = table(paths, (0.0, 0.25, 0.5), labels=["a", "b"]).splitlines()
+    assert lines[0].startswith("| log | 0 | 0.25 | 0.5 | abstain | ACR")
+    assert "n = 500, alpha = 0.001" in lines[2]
+    assert lines[3].startswith("| b | 50.0 | 50.0 | 25.0 | 25.0 | 0.2500 [")
+    assert "n and alpha unknown; 4 examples, skip 20" in lines[3]
+
+
+def test_warnings_stand_under_the_table(tmp_path):
+    path = tmp_path / "empty.tsv"
+    path.write_text("")
+    assert "> empty: has no rows" in table([path], (0.0,))
+    assert "% empty: has no rows" in table([path], (0.0,), latex=True)
+
+
+def test_latex(paths):
+    text = latex_table([read_log(path) for path in paths], (0.0, 0.5))
+    rows = re.findall(r".* \\\\", text)
+    assert len(rows) == 3
+    assert all(row.count("&") == 4 for row in rows)
+    assert r"\textbf" in text
+    assert "alpha = 0.001; 9 examples" in text
+
+
+def test_steps_are_the_exact_curve(paths):
+    radii, values = steps(read_log(paths[1]))
+    assert values[:-1].tolist() == [0.5, 0.5, 0.25]
+    assert radii[:-1].tolist() == [0.0, 0.25, 0.75]
+    assert values[-1] == 0.0
+
+
+def test_pictures(paths, tmp_path):
+    logs = [read_log(path) for path in paths]
+    for picture in (
+        draw_curve(paths, tmp_path / "curve.png"),
+        plot_votes(logs, tmp_path / "votes.png"),
+    ):
+        assert picture.read_bytes().startswith(b"\x89PNG")
+    pytest.importorskip("plotly")
+    page = interactive_curves(logs, tmp_path / "curve.html").read_text()
+    assert "certified accuracy" in page
+
+
+def test_radii_of_different_norms_are_not_drawn_together(paths, tmp_path):
+    other = ours(tmp_path / "linf.tsv", norm="linf")
+    with pytest.raises(RequestError, match=r"of different norms \(l2, linf\)"):
+        draw_curve([paths[0], other], tmp_path / "curve.png")
+
+
+def test_nothing_to_draw(tmp_path):
+    (tmp_path / "empty.tsv").write_text("")
+    with pytest.raises(RequestError, match="no log has a row"):
+        draw_curve([tmp_path / "empty.tsv"], tmp_path / "curve.png")

@@ -1,0 +1,169 @@
+"""Every variant of the logs that are about, and the published ones as an oracle."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from raybust.errors import RequestError
+from raybust.report import (
+    abstention,
+    acr,
+    assured_accuracy,
+    budget,
+    certified_accuracy,
+    on_ladder,
+    read_log,
+    votes,
+)
+
+PUBLISHED = Path(__file__).parents[3] / "shared" / "data" / "certification_logs"
+HEAD = "idx\tlabel\tpredict\tradius\tcorrect\ttime\n"
+
+ORACLE = {
+    "cohen2019_cifar10_resnet110_train0.12_test0.12": (0.12, 0.001, 0.2701, 19, [81.4, 58.6, 0]),
+    "cohen2019_cifar10_resnet110_train0.25_test0.25": (
+        0.25,
+        0.01,
+        0.4289,
+        43,
+        [74.8, 60.0, 42.8, 26.6, 0],
+    ),
+    "cohen2019_imagenet_resnet50_train0.50_test0.50": (
+        0.5,
+        0.01,
+        0.7325,
+        82,
+        [57.2, 51.8, 45.8, 42.4, 37.2, 33.0, 28.6, 22.0],
+    ),
+}
+
+
+@pytest.fixture(params=ORACLE)
+def published(request):
+    path = PUBLISHED / f"{request.param}.tsv"
+    if not path.exists():
+        pytest.skip(f"{path} is not here")
+    return read_log(path), ORACLE[request.param]
+
+
+def write(tmp_path, text):
+    path = tmp_path / "log.tsv"
+    path.write_text(text)
+    return path
+
+
+def test_published_figures(published):
+    log, (sigma, _, value, abstained, accuracies) = published
+    assert (len(log), log.sigma, log.warnings) == (500, sigma, ())
+    assert round(acr(log).value, 4) == value
+    assert round(abstention(log) * 500) == abstained
+    radii = 0.25 * np.arange(len(accuracies))
+    assert (100 * certified_accuracy(log, radii)).round(1).tolist() == accuracies
+
+
+def test_every_published_radius_is_derived_again(published):
+    log, (sigma, alpha, *_) = published
+    found = budget(log)
+    assert (found.n, found.alpha, found.sigma, found.share) == (100_000, alpha, sigma, 1.0)
+    assert found.inferred
+    assert on_ladder(log, 100_000, alpha, sigma).all()
+    other = 0.001 if alpha == 0.01 else 0.01
+    assert on_ladder(log, 100_000, other, sigma).mean() < 0.8
+
+
+def test_acr_never_without_what_it_depends_on(published):
+    log, (_, alpha, value, *_) = published
+    skip = 100 if "imagenet" in log.name else 20
+    text = str(acr(log))
+    assert text.startswith(f"{value:.4f} [")
+    assert text.endswith(f"(n = 100,000, alpha = {alpha:g}, inferred; 500 examples, skip {skip})")
+
+
+def test_bootstrap_interval_is_that_of_the_standard_error(published):
+    log, _ = published
+    values, found = log.radius * log.correct, acr(log)
+    error = values.std() / np.sqrt(500)
+    assert found.high - found.low == pytest.approx(2 * 1.96 * error, rel=0.1)
+
+
+def test_votes_are_recovered(published):
+    log, _ = published
+    made = budget(log)
+    shares = votes(log, made)
+    assert shares.min() == 0.5
+    assert (np.diff(shares[np.argsort(log.radius)]) >= 0).all()
+    assert shares[log.radius == log.radius.max()].min() == 1.0
+
+
+def test_high_probability_version():
+    names = sorted(PUBLISHED.glob("*cifar*0.25*.tsv"))
+    if not names:
+        pytest.skip(f"{PUBLISHED} is not here")
+    log = read_log(names[0])
+    spread = np.log(1000) / 500
+    lost = 0.01 + np.sqrt(0.01 * 0.99 * spread) + spread / 3
+    expected = [0.6 - lost, 0.0]
+    assert assured_accuracy(log, [0.25, 9.0], 0.01) == pytest.approx(expected)
+
+
+def test_both_time_formats(tmp_path):
+    log = read_log(write(tmp_path, HEAD + "0\t1\t1\t0.5\t1\t0:01:02.5\n1\t1\t1\t0.5\t1\t15.4\n"))
+    assert log.time.tolist() == [62.5, 15.4]
+
+
+@pytest.mark.parametrize("text", ["", HEAD])
+def test_empty_files(tmp_path, text):
+    log = read_log(write(tmp_path, text))
+    assert len(log) == 0
+    assert log.warnings == ("has no rows",)
+    assert np.isnan(acr(log).value)
+    assert np.isnan(certified_accuracy(log, [0.0])).all()
+    assert budget(log) is None
+
+
+@pytest.mark.parametrize("torn", ["2\t1", "2\t1\t1\t0.5\t1\t", "2\t1\t1\t0."])
+def test_truncated_files(tmp_path, torn):
+    log = read_log(write(tmp_path, HEAD + "0\t1\t1\t0.5\t1\t3.0\n1\t1\t-1\t0.0\t0\t3.0\n" + torn))
+    assert log.idx.tolist() == [0, 1]
+    assert log.warnings == ("its last line is torn and was left out",)
+
+
+def test_a_running_total_in_correct_is_recomputed(tmp_path):
+    rows = "0\t1\t1\t0.5\t1\t3\n1\t1\t2\t0.5\t1\t3\n2\t1\t1\t0.1\t2\t3\n3\t1\t-1\t0.0\t2\t3\n"
+    log = read_log(write(tmp_path, HEAD + rows))
+    assert log.correct.tolist() == [True, False, True, False]
+    assert "running total" in log.warnings[0]
+    assert "3 of 4 rows" in log.warnings[0]
+    assert certified_accuracy(log, [0.0, 0.25]).tolist() == [0.5, 0.25]
+
+
+def test_further_columns_in_any_order(tmp_path):
+    head = "idx\tlabel\tpredict\tpA\tradius\tsamplesize\tcorrect\ttime\ttime_forward\n"
+    log = read_log(write(tmp_path, head + "7\t1\t1\t0.9\t0.3204\t100\t1\t2.0\t1.0\n"))
+    assert (log.idx[0], log.radius[0], log.rounding[0]) == (7, 0.3204, pytest.approx(5e-5))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["idx\tlabel\tpredict\tcorrect\ttime\n0\t1\t1\t1\t3\n", "0.0 0.7\n0.25 0.6\n"],
+)
+def test_prediction_logs_and_curves_are_refused(tmp_path, text):
+    with pytest.raises(RequestError, match="is no certification log: it has no column"):
+        read_log(write(tmp_path, text))
+
+
+def test_a_broken_row_in_the_middle_and_a_missing_file(tmp_path):
+    with pytest.raises(RequestError, match="no row of a log"):
+        read_log(write(tmp_path, HEAD + "0\tx\n1\t1\t1\t0.5\t1\t3\n"))
+    with pytest.raises(RequestError, match="cannot be read"):
+        read_log(tmp_path / "none.tsv")
+
+
+def test_sigma_is_of_the_argument_or_the_path(tmp_path):
+    (tmp_path / "noise_0.25" / "test").mkdir(parents=True)
+    path = tmp_path / "noise_0.25" / "test" / "sigma_0.50"
+    path.write_text(HEAD + "0\t1\t1\t0.5\t1\t3\n")
+    assert read_log(path).sigma == 0.5
+    assert read_log(path, sigma=1.0).sigma == 1.0
+    assert read_log(write(tmp_path, HEAD + "0\t1\t1\t0.5\t1\t3\n"), name="mine").name == "mine"
