@@ -1,4 +1,8 @@
-"""What there is: methods, datasets and networks, and the facts about one of them, as rows."""
+"""What there is: methods, datasets and networks, and the facts about one of them, as rows.
+
+`raybust methods | datasets | models [NAME]` prints them. A method of another package that cannot
+be imported is a row that says so; it hides none of the others.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from raybust import data as datasets_
 from raybust import methods as methods_
 from raybust import models as models_
 from raybust.config import domain
-from raybust.errors import unknown
+from raybust.errors import RequestError, unknown
 
 Rows = list[dict[str, Any]]
 
@@ -21,7 +25,7 @@ def methods(name: str | None) -> Rows:
         RequestError: there is no such method.
     """
     if name is None:
-        return [{"method": key, "what": _first_line(methods_.get(key))} for key in methods_.names()]
+        return [{"method": key, "what": _what(key)} for key in methods_.names()]
     cls = methods_.get(name)
     hints = get_type_hints(cls)
     fields = dataclasses.fields(cls)
@@ -62,7 +66,19 @@ def _facts(kind: str, name: str | None, names: list[str], describe: Any) -> Rows
 
 
 def _without_name(facts: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in facts.items() if key != "name"}
+    readable = dict(facts)
+    if facts.get("shape"):
+        readable["shape"] = " x ".join(map(str, facts["shape"]))
+    if facts.get("examples"):
+        readable["examples"] = "{} train, {} test".format(*facts["examples"])
+    return {key: value for key, value in readable.items() if key != "name"}
+
+
+def _what(key: str) -> str:
+    try:
+        return _first_line(methods_.get(key))
+    except RequestError as error:
+        return str(error)
 
 
 def _first_line(cls: type) -> str:

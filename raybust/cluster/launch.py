@@ -65,8 +65,8 @@ def train(config: Config, *, address: str | None, resume: bool, verbose: bool, s
 
             with session(address, verbose=verbose, dashboard=True) as ray:
                 slots(config, ray.cluster_resources())
-                if newest is not None:
-                    say(f"resuming {folder.name} at epoch {checkpoint.epoch_of(newest)}")
+                start = f"resuming at epoch {checkpoint.epoch_of(newest)}" if newest else "training"
+                say(f"{folder.name}: {start}, {config.cluster.workers} workers, in {folder}")
                 job = worker.Job(identity.config, str(folder), identity.uid, folder.name, uri)
                 with _epoch_lines(folder, say):
                     worker.train(config, job)

@@ -1,5 +1,4 @@
-"""Search spaces: domains over configuration keys, checked against the schema before anything
-starts.
+"""Search spaces, stage tune: domains over configuration keys, checked against the schema.
 
 The block `search` of a sweep's file maps a key to its domain:
 
@@ -8,12 +7,12 @@ The block `search` of a sweep's file maps a key to its domain:
     method.name:  {choice: [standard, gaussian]}
     method.sigma: {float: [0.1, 1.0], log: true, when: {method.name: gaussian}}
 
-A key with `when` exists only where the keys named there, which stand above it, have one of the
-values given. Stage tune.
+A key with `when` exists only where the keys named there, above it, have one of the values given.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -23,6 +22,9 @@ from raybust.errors import RequestError, unknown
 
 Point = dict[str, Any]
 """Searched keys to values; inactive keys are absent."""
+
+_OF_THE_SWEEP = ("name", "out", "tune", "track", "cluster")
+"""Sections that all trials of a sweep share."""
 
 _KINDS = ("float", "int", "choice")
 _EXTRAS = {"float": ("log", "step"), "int": ("log", "step"), "choice": ()}
@@ -145,9 +147,15 @@ class Space:
             methods: name of a method to its dataclass.
 
         Raises:
-            RequestError: a key that no schema has, or a value that it refuses.
+            RequestError: a key that no schema has, a value that it refuses, or a key that has a
+                fixed value as well.
         """
         found: dict[str, None] = {}
+        searched = {domain.key for domain in self.domains}
+        for leaf in leaves:
+            if leaf.key in searched:
+                text = f"search: {leaf.key}: is also set to {leaf.value!r} ({leaf.source})"
+                found[f"{text}; remove it from one of the two"] = None
         for domain in self.domains:
             for value in domain.values:
                 point = self._reach(domain) | {domain.key: value}
@@ -202,6 +210,11 @@ def at(leaves: Sequence[Leaf], point: Mapping[str, Any], methods: MethodTypes) -
 
 
 def _domain(key: str, entry: Any, above: Mapping[str, Domain]) -> Domain:
+    if key.partition(".")[0] in _OF_THE_SWEEP:
+        raise RequestError(
+            f"search: {key}: is the same for all trials of a sweep; expected a key of another"
+            f" section than {', '.join(_OF_THE_SWEEP)}"
+        )
     kinds = [kind for kind in _KINDS if isinstance(entry, Mapping) and kind in entry]
     if len(kinds) != 1:
         raise RequestError(
@@ -215,6 +228,8 @@ def _domain(key: str, entry: Any, above: Mapping[str, Domain]) -> Domain:
             raise RequestError(
                 *(f"search: {key}: {t}" for t in unknown("field", extra, allowed).problems)
             )
+    if not isinstance(entry.get("log", False), bool):
+        raise RequestError(f"search: {key}: log: got {entry['log']!r}, expected true or false")
     values = entry[kind]
     if not isinstance(values, list) or not values:
         raise RequestError(f"search: {key}: {kind}: got {values!r}, expected a list")
@@ -222,7 +237,7 @@ def _domain(key: str, entry: Any, above: Mapping[str, Domain]) -> Domain:
         key,
         kind,
         tuple(values),
-        log=bool(entry.get("log", False)),
+        log=entry.get("log", False),
         step=entry.get("step"),
         default=entry.get("default"),
         when=_conditions(key, entry.get("when") or {}, above),
@@ -264,12 +279,14 @@ def _wrong_range(domain: Domain) -> str | None:
     if len(domain.values) != 2 or len(numbers) != 2:
         return f"got {list(domain.values)}, expected [low, high] of type {domain.kind}"
     low, high = domain.values
-    if not low < high:
-        return f"got [{low}, {high}], expected low < high"
+    if not low < high or math.isinf(high - low):
+        return f"got [{low}, {high}], expected low < high, both finite"
     if domain.log and low <= 0:
         return f"log: got low = {low}, expected > 0"
     if domain.step is not None and domain.log:
         return "got both log and step, expected one of them"
     if domain.step is not None and not (isinstance(domain.step, types) and domain.step > 0):
         return f"step: got {domain.step!r}, expected a {domain.kind} > 0"
+    if domain.step is not None and domain.step > high - low:
+        return f"step: got {domain.step!r}, expected at most high - low = {high - low:g}"
     return None

@@ -62,7 +62,9 @@ def run(
         identity = runs.identify(folder, "sweep", plain, resume)
         study = Study(config.tune, space, folder, folder.name, config.seed)
         with session(address, verbose=verbose, dashboard=config.cluster.workers > 1) as ray:
-            slots(config, ray.cluster_resources())
+            room = slots(config, ray.cluster_resources())
+            at_once = min(room, config.tune.concurrent or room)
+            say(f"{folder.name}: {config.tune.trials} trials, {at_once} at a time, in {folder}")
             job = Job(identity.config, str(folder), identity.uid, folder.name, uri)
             with _parent(job, config) as journal:
                 _search(config, leaves, study, folder, job, say)

@@ -143,6 +143,9 @@ def train_worker(plain: dict[str, Any]) -> str | None:
             if log is not None:
                 log.epoch(progress)
             _report(progress, first)
+            if first and progress.done and config.cluster.storage:
+                name = checkpoint.folder_name(progress.epoch)
+                checkpoint.commit(folder, name, progress.save, config.train.keep)
         if log is not None:
             if failure is not None:
                 log.end("failed", detail=failure)
@@ -166,7 +169,10 @@ def train(config: Config, job: Job, *, callbacks: list[Any] | None = None) -> No
     gpu = gpus_per_worker(config, ray.cluster_resources())
     resources = {"CPU": config.cluster.cpus_per_worker} | ({"GPU": gpu} if gpu else {})
     folder = Path(job.folder)
-    storage = config.cluster.storage or str(folder.parent)
+    # In a storage of several folders' runs, a name may come twice, or again after --no-resume.
+    storage, name = str(folder.parent), folder.name
+    if config.cluster.storage:
+        storage, name = config.cluster.storage, f"{folder.name}-{job.uid}"
     trainer = ray.train.torch.TorchTrainer(
         train_worker,
         train_loop_config=asdict(job),
@@ -174,7 +180,7 @@ def train(config: Config, job: Job, *, callbacks: list[Any] | None = None) -> No
             num_workers=config.cluster.workers, use_gpu=gpu > 0, resources_per_worker=resources
         ),
         run_config=RunConfig(
-            name=folder.name,
+            name=name,
             storage_path=storage,
             callbacks=callbacks or [],
             failure_config=FailureConfig(
@@ -187,9 +193,6 @@ def train(config: Config, job: Job, *, callbacks: list[Any] | None = None) -> No
         result = trainer.fit()
     except TrainingFailedError as error:
         raise WorkError(f"{job.name}: training failed: {_cause(error)}") from error
-    if config.cluster.storage and result.checkpoint is not None:
-        name = checkpoint.folder_name(config.train.epochs)
-        result.checkpoint.to_directory(str(folder / name))
     if result.return_value is not None:
         raise WorkError(f"{job.name}: {result.return_value}")
 

@@ -1,0 +1,39 @@
+"""The command line: parses, delegates, prints. Everything slow is imported inside a command.
+
+`commands` has one function a command, `request` turns what was typed into leaves and runs, `output`
+prints. Exit codes: 0 done, 1 the work failed, 2 the request was wrong, 130 interrupted (the same
+command resumes).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import click
+
+from raybust.cli.commands import cli
+from raybust.errors import RequestError, WorkError
+
+__all__ = ["cli", "main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command line and exits with its code."""
+    code = 0
+    try:
+        cli.main(args=arguments, prog_name="raybust", standalone_mode=False)
+    except RequestError as error:
+        code = _complain(error, 2)
+    except click.ClickException as error:
+        code = _complain(error.format_message(), 2)
+    except (WorkError, OSError) as error:
+        code = _complain(error, 1)
+    except (KeyboardInterrupt, click.Abort):
+        code = _complain("interrupted; the same command resumes", 130)
+    sys.exit(code)
+
+
+def _complain(text: object, code: int) -> int:
+    click.echo(f"raybust: {' '.join(str(text).split())}", err=True)
+    return code

@@ -1,0 +1,64 @@
+"""What is printed: results on standard output, progress on standard error."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from raybust.errors import WorkError
+
+
+def say(text: str) -> None:
+    """Prints a line of progress, or a warning, on standard error."""
+    click.echo(text, err=True)
+
+
+def print_trained(folder: Any, as_json: bool) -> None:
+    """Prints what a training run left, and what to do next."""
+    from raybust import checkpoint
+
+    newest = checkpoint.newest(folder)
+    if newest is None:
+        raise WorkError(f"{folder.name}: no checkpoint was written")
+    metrics = checkpoint.read_manifest(newest)["metrics"]
+    if as_json:
+        click.echo(json.dumps({"run": folder.name, "folder": str(folder), "metrics": metrics}))
+        return
+    click.echo(f"trained {folder.name}: validation accuracy {metrics['validation/accuracy']:.4f}")
+    click.echo(f"checkpoint  {newest}")
+    click.echo(f"certify it  raybust certify {folder.name}")
+    click.echo("browse it   raybust ui")
+
+
+def print_config(config: Any, as_json: bool) -> None:
+    """Prints the resolved configuration, as YAML or JSON."""
+    import yaml
+
+    from raybust import config as configuration
+
+    plain = configuration.to_dict(config)
+    text = json.dumps(plain, indent=1) if as_json else yaml.safe_dump(plain, sort_keys=False)
+    click.echo(text.rstrip())
+
+
+def print_rows(rows: list[dict[str, Any]], as_json: bool) -> None:
+    """Prints rows of equal keys as a table or as JSON."""
+    if as_json:
+        click.echo(json.dumps(rows, indent=1))
+        return
+    heads = tuple(rows[0])
+    print_table(heads, [tuple(_cell(row[head]) for head in heads) for row in rows])
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else str(value)
+
+
+def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Prints texts in aligned columns."""
+    widths = [max(len(row[i]) for row in (heads, *rows)) for i in range(len(heads))]
+    for row in (heads, ["-" * width for width in widths], *rows):
+        click.echo("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip())

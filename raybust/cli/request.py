@@ -1,0 +1,74 @@
+"""What was typed: files and key=value to leaves, RUN to a path."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from raybust.config import Leaf
+
+
+def read_leaves(
+    settings: Sequence[str], given: dict[str, Any]
+) -> tuple[list[Leaf], dict[str, Any] | None]:
+    """Returns what the user set, in order of precedence, and the file's block `search`."""
+    from raybust import config as configuration
+
+    leaves: list[Leaf] = []
+    block = None
+    arguments = list(settings)
+    if arguments and "=" not in arguments[0]:
+        path = arguments.pop(0)
+        tree = configuration.read_yaml(_packaged(path))
+        block = tree.pop("search", None)
+        leaves += configuration.leaves_of(tree, path)
+    leaves += configuration.leaves_of_arguments(arguments)
+    keys = {"name": "name", "out": "out", "workers": "cluster.workers"}
+    for option, key in keys.items():
+        if given.get(option) is not None:
+            leaves.append(configuration.Leaf(key, given[option], f"--{option}"))
+    return leaves, block
+
+
+def _packaged(path: str) -> str:
+    """Returns the path of a file, or of the search space of that name that raybust brings along."""
+    from pathlib import Path
+
+    package = Path(__file__).parent
+    for home in (package, package.parent):  # an installed wheel, a checkout
+        if not Path(path).exists() and path.startswith("search_spaces/") and (home / path).exists():
+            return str(home / path)
+    return path
+
+
+def compose(leaves: Sequence[Leaf]) -> Any:
+    """Returns the configuration that the leaves make."""
+    from raybust import config as configuration
+    from raybust import methods as registry
+
+    return configuration.compose(leaves, registry.get)
+
+
+def open_trained(run: str, settings: tuple[str, ...], given: dict[str, Any]) -> Any:
+    """Returns the trained network that RUN names, with the overrides of this call."""
+    from raybust import runs
+
+    leaves, _ = read_leaves(settings, given)
+    return runs.load(find(run, leaves), leaves)
+
+
+def find(run: str, leaves: Sequence[Leaf]) -> Any:
+    """Returns the path that RUN names: a run's name, its MLflow id, or a path."""
+    import re
+    from pathlib import Path
+
+    from raybust import runs, track
+
+    places = [leaf for leaf in leaves if leaf.key in ("out", "track.uri")]
+    config = compose(places)
+    out = runs.out_folder(config)
+    if re.fullmatch(r"[0-9a-f]{32}", run):
+        found = track.find_run(track.resolve_uri(config.track, out), run)
+        return Path(found.tags["raybust.folder"])
+    return runs.find(run, out)
