@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+import raybust
 from raybust.errors import RequestError
 
 FORMAT = 1
@@ -49,12 +50,13 @@ def write(
         folder: where; a temporary folder that the caller renames or uploads.
         weights: the state dict of the network that is certified and deployed.
         state: what resuming needs beside the weights; plain containers and tensors only.
-        manifest: JSON data: configuration, metrics, versions.
+        manifest: JSON data: configuration, metrics; versions are added.
     """
     save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, folder / WEIGHTS)
     torch.save(state, folder / STATE)
     digests = {name: _digest(folder / name) for name in (WEIGHTS, STATE)}
-    record = {"format": FORMAT, "files": digests, **manifest}
+    versions = {"raybust": raybust.__version__, "torch": torch.__version__}
+    record = {"format": FORMAT, "files": digests, "versions": versions, **manifest}
     (folder / MANIFEST).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
 
 
@@ -120,11 +122,12 @@ def torn(folder: Path) -> str | None:
     """Returns what is wrong with a checkpoint's files, or None where it is whole."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
-    except (OSError, ValueError):
+        written, digests = manifest["format"], manifest["files"].items()
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return f"{MANIFEST} is missing or cut"
-    if manifest.get("format") != FORMAT:
-        return f"format {manifest.get('format')}, this version reads {FORMAT}"
-    for name, digest in manifest["files"].items():
+    if written != FORMAT:
+        return f"format {written}, this version reads {FORMAT}"
+    for name, digest in digests:
         if not (folder / name).is_file() or _digest(folder / name) != digest:
             return f"{name} is missing or cut"
     return None

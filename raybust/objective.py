@@ -8,6 +8,7 @@ budgets and comparisons between methods are in passes. Stage between methods and
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -68,17 +69,31 @@ class CountedNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W) in [0, 1] to logits (B, K)."""
+        logits: Tensor = self.through(lambda network, inputs: (network(inputs),), images)[0]
+        return logits
+
+    def through(
+        self, run: Callable[[nn.Module, Tensor], tuple[Tensor, ...]], images: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Returns run(network, images), one forward pass by another route: counted and autocast
+        like `forward`.
+
+        Args:
+            run: uses the network once on the images; the first item of its result are the logits,
+                what else it returns is passed on.
+            images: (B, C, H, W) in [0, 1].
+        """
         count = len(images)
         self.forward_passes += count
         if self.autocast is None:
-            logits = self.network(images)
+            logits, *others = run(self.network, images)
         else:
             with torch.autocast(images.device.type, self.autocast):
-                logits = self.network(images)
+                logits, *others = run(self.network, images)
             logits = logits.float()
         if logits.requires_grad:
             logits.register_hook(lambda _: self._count_backward(count))
-        return logits
+        return (logits, *others)
 
     def _count_backward(self, count: int) -> None:
         self.backward_passes += count

@@ -41,6 +41,12 @@ def torchvision() -> ModuleType:
     return importlib.import_module("torchvision")
 
 
+def transforms() -> ModuleType:
+    """Returns torchvision.transforms.v2: TrivialAugmentWide, AugMix, MixUp and the like."""
+    torchvision()
+    return importlib.import_module("torchvision.transforms.v2")
+
+
 def _declare_missing() -> None:
     for name in _MISSING:
         if not hasattr(torch.ops.torchvision, name):

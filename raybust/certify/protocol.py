@@ -27,7 +27,7 @@ from raybust.errors import RequestError
 FORMAT = 1
 """Version of the log's format and of the keys of its noise."""
 
-BATCH = {"cpu": 200, "cuda": 1000}
+BATCH = {"cpu": 100, "cuda": 1000}
 """Noisy images per forward pass where the user gives none (measured: caches on a CPU hold few)."""
 
 Precision = Literal["float32", "tf32", "bf16"]

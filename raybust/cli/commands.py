@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from raybust.cli.output import print_config, print_rows, print_table, print_trained, say
-from raybust.cli.request import compose, open_trained, read_leaves
+from raybust.cli.request import compose, find_logs, open_trained, read_leaves
 from raybust.errors import RequestError, WorkError
 
 _OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
@@ -124,6 +124,7 @@ def tune(
 @click.argument("settings", nargs=-1, metavar="[key=value ...]")
 @_options("out", "address", "workers", "resume", "dry_run", "verbose", "as_json")
 @click.option("--only", type=int, help="Recompute the row of one example and compare it.")
+@click.option("--cohen", is_flag=True, help="Also write the bare six columns of Cohen et al.")
 def certify(
     run: str,
     settings: tuple[str, ...],
@@ -133,6 +134,7 @@ def certify(
     verbose: bool,
     as_json: bool,
     only: int | None,
+    cohen: bool,
     **given: Any,
 ) -> None:
     """Certify a run, a checkpoint or a weights file by randomized smoothing."""
@@ -147,7 +149,16 @@ def certify(
     if only is not None:
         click.echo(shards.recompute(trained, only, say=say))
         return
-    result = shards.certify(trained, address=address, resume=resume, verbose=verbose, say=say)
+    result = shards.certify(
+        trained,
+        address=address,
+        workers=given["workers"],
+        resume=resume,
+        verbose=verbose,
+        say=say,
+    )
+    if cohen:
+        say(f"bare columns in {result.export_cohen()}")
     click.echo(json.dumps(result.plain(), indent=1) if as_json else result.text())
 
 
@@ -170,6 +181,24 @@ def evaluate(
         click.echo(json.dumps(vars(result)))
     else:
         click.echo(result)
+
+
+@cli.command()
+@click.argument("logs", nargs=-1, required=True, metavar="LOG.tsv|RUN ... [key=value ...]")
+@_options("name", "out", "as_json")
+def report(logs: tuple[str, ...], as_json: bool, **given: Any) -> None:
+    """Compare certification logs, ours or others', in a table and a picture."""
+    from raybust import runs
+    from raybust.report.comparison import compare
+
+    settings = tuple(text for text in logs if "=" in text)
+    leaves, _ = read_leaves(settings, given)
+    config = compose(leaves)
+    named = [pair for text in logs if "=" not in text for pair in find_logs(text, leaves)]
+    labels, paths = [label for label, _ in named], [path for _, path in named]
+    folder = runs.out_folder(config) / (config.name or "report")
+    result = compare(paths, labels, config.certify.radii, folder)
+    click.echo(json.dumps(result.plain(), indent=1) if as_json else result.text())
 
 
 @cli.command()

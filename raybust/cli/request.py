@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from raybust.errors import RequestError
 
 if TYPE_CHECKING:
     from raybust.config import Leaf
@@ -33,8 +36,6 @@ def read_leaves(
 
 def _packaged(path: str) -> str:
     """Returns the path of a file, or of the search space of that name that raybust brings along."""
-    from pathlib import Path
-
     package = Path(__file__).parent
     for home in (package, package.parent):  # an installed wheel, a checkout
         if not Path(path).exists() and path.startswith("search_spaces/") and (home / path).exists():
@@ -61,7 +62,6 @@ def open_trained(run: str, settings: tuple[str, ...], given: dict[str, Any]) -> 
 def find(run: str, leaves: Sequence[Leaf]) -> Any:
     """Returns the path that RUN names: a run's name, its MLflow id, or a path."""
     import re
-    from pathlib import Path
 
     from raybust import runs, track
 
@@ -72,3 +72,29 @@ def find(run: str, leaves: Sequence[Leaf]) -> Any:
         found = track.find_run(track.resolve_uri(config.track, out), run)
         return Path(found.tags["raybust.folder"])
     return runs.find(run, out)
+
+
+def find_logs(text: str, leaves: Sequence[Leaf]) -> list[tuple[str, Path]]:
+    """Returns label and path of the certification logs that LOG.tsv or RUN names.
+
+    Args:
+        text: a log, or a run, trial or sweep: all logs in its folder.
+        leaves: what else was typed; `out` says where runs are.
+    """
+    path = Path(text)
+    if path.is_file():
+        return [(path.stem, path)]
+    folder = find(text, leaves)
+    found = sorted(folder.glob("**/certified/*.tsv"))
+    if not found:
+        raise RequestError(f"{text}: has no certificates; `raybust certify {text}` makes them")
+    many = len(found) > 1
+    return [(f"{text} {_trial(log)}{log.stem}" if many else text, log) for log in found]
+
+
+def _trial(log: Path) -> str:
+    """Returns "trial 7 " for a log of a trial of a sweep, else ""."""
+    from raybust import runs
+
+    home = log.parent.parent
+    return f"trial {int(home.name)} " if home.parent.name == runs.TRIALS else ""

@@ -20,7 +20,7 @@ from raybust import config as configuration
 from raybust.cluster.session import session, slots
 from raybust.cluster.space import Space
 from raybust.config import Config, Leaf
-from raybust.errors import RequestError
+from raybust.errors import RequestError, WorkError
 from raybust.objective import assemble
 
 Say = Callable[[str], None]
@@ -55,7 +55,7 @@ def train(config: Config, *, address: str | None, resume: bool, verbose: bool, s
     out = runs.out_folder(config)
     folder = out / (config.name or default_name(config))
     uri = open_store(config, out, say)
-    with locked(folder):
+    with locked(folder), sending_rest(folder, uri, out, say):
         identity = runs.identify(folder, "train", configuration.to_dict(config), resume)
         newest = checkpoint.newest(folder, say)
         if newest is not None and checkpoint.epoch_of(newest) >= config.train.epochs:
@@ -70,7 +70,6 @@ def train(config: Config, *, address: str | None, resume: bool, verbose: bool, s
                 job = worker.Job(identity.config, str(folder), identity.uid, folder.name, uri)
                 with _epoch_lines(folder, say):
                     worker.train(config, job)
-        send_rest(folder, uri, out, say)
     return folder
 
 
@@ -108,11 +107,19 @@ def open_store(config: Config, out: Path, say: Say) -> str:
     return uri
 
 
-def send_rest(folder: Path, uri: str, out: Path, say: Say) -> None:
-    """Sends what workers left unsent; tells what could not be sent."""
+@contextmanager
+def sending_rest(folder: Path, uri: str, out: Path, say: Say) -> Iterator[None]:
+    """Afterwards, failed or not, sends what workers left unsent; tells what could not be sent."""
+    failure = None
+    try:
+        yield
+    except WorkError as error:
+        failure = error
     result = track.sync(folder, uri, out)
     for journal, reason in result.left:
         say(f"warning: {journal} is not in MLflow yet ({reason}); the same command sends it")
+    if failure is not None:
+        raise failure
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from raybust.certify import (
     sigma_warning,
     summarize,
     weights_digest,
+    write_cohen,
 )
 from raybust.cluster.launch import Say, open_store, progress_bar
 from raybust.cluster.session import gpus_per_worker, session, slots
@@ -47,12 +48,21 @@ class Certified:
         curve: the picture of certified accuracy over radius.
         metrics: `certified/*`.
         table: a Markdown table with its protocol.
+        rows: the certificates, by index.
     """
 
     log: Path
     curve: Path
     metrics: dict[str, float]
     table: str
+    rows: tuple[Row, ...]
+
+    def export_cohen(self) -> Path:
+        """Writes the bare six columns into the folder `cohen` beside the log; returns the file."""
+        target = self.log.parent / "cohen" / self.log.name
+        target.parent.mkdir(exist_ok=True)
+        write_cohen(self.rows, target)
+        return target
 
     def text(self) -> str:
         """Returns what the command line prints."""
@@ -253,4 +263,4 @@ def _publish(
             artifacts=[path, curve, table],
             folder=FOLDER,
         )
-    return Certified(path, curve, metrics, text)
+    return Certified(path, curve, metrics, text, tuple(rows))

@@ -14,7 +14,7 @@ from typing import Any
 from raybust import config as configuration
 from raybust import data, runs, track
 from raybust.cluster import shards, tune
-from raybust.cluster.launch import Say, check_sweep, locked, open_store, progress_bar, send_rest
+from raybust.cluster.launch import Say, check_sweep, locked, open_store, progress_bar, sending_rest
 from raybust.cluster.session import session, slots
 from raybust.cluster.study import Study, TrialRecord
 from raybust.cluster.worker import Job, params_of
@@ -57,7 +57,7 @@ def run(
     out = runs.out_folder(config)
     folder = out / (config.name or f"sweep-{configuration.fingerprint(config)}")
     uri = open_store(config, out, say)
-    with locked(folder):
+    with locked(folder), sending_rest(folder, uri, out, say):
         plain = configuration.to_dict(config) | {_SEARCH: block}
         identity = runs.identify(folder, "sweep", plain, resume)
         study = Study(config.tune, space, folder, folder.name, config.seed)
@@ -70,7 +70,6 @@ def run(
                 _search(config, leaves, study, folder, job, say)
                 board = _leaderboard(config, study, folder, verbose, say)
                 _note(journal, board, folder)
-        send_rest(folder, uri, out, say)
     return board
 
 

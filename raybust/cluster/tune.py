@@ -139,7 +139,9 @@ class StudySearch(Searcher):
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
         """Closes the trial: failed, complete, or pruned where it was stopped before its end."""
-        if result is not None and result.get("epoch") != self._last.get(trial_id, {}).get("epoch"):
+        # Tune gives a trial's last result here alone; a failure comes with the epoch before it.
+        known = self._last.get(trial_id, {}).get("epoch")
+        if result is not None and (result.get(FAILURE) or result.get("epoch") != known):
             self.on_trial_result(trial_id, result)
         number, last = self._numbers.pop(trial_id), self._last.pop(trial_id, {})
         if error:

@@ -158,13 +158,14 @@ def from_dict(plain: Mapping[str, Any], methods: MethodTypes) -> Config:
                 arguments[key] = build(hints[key], value, f"{prefix}{key}.")
             else:
                 arguments[key] = tuple(value) if isinstance(value, list) else value
+        wrong_inside = bool(found)
         try:
             return cls(**arguments)
         except RequestError as error:
-            found.extend(
-                text if text.partition(":")[0].count(".") else prefix + text
-                for text in error.problems
-            )
+            for text in error.problems:
+                across = "." in text.partition(":")[0]
+                if not (across and wrong_inside):  # what is wrong has its default there
+                    found.append(text if across else prefix + text)
             return cls() if prefix else None
 
     config: Config = build(Config, plain, "")
@@ -231,18 +232,24 @@ def _schema(cls: type, prefix: str, leaves: Sequence[Leaf], methods: MethodTypes
 
 
 def _forbidden_interpolation(leaf: Leaf) -> str | None:
-    texts = leaf.value if isinstance(leaf.value, (list, tuple)) else (leaf.value,)
-    for text in texts:
-        if (
-            isinstance(text, str)
-            and "${" in text
-            and not re.fullmatch(r"([^$]|\$\{[\w.]+\})*", text)
-        ):
+    for text in _texts(leaf.value):
+        if "${" in text and not re.fullmatch(r"([^$]|\$\{[\w.]+\})*", text):
             return (
                 f"{leaf.key}: got {text!r}, expected a value or a reference to another key such as "
                 f"${{train.epochs}}; nothing else is interpolated ({leaf.source})"
             )
     return None
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yields every text inside a value, those of nested lists and mappings included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _texts([*value, *value.values()])
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _texts(item)
 
 
 def _assign(tree: Any, leaf: Leaf, keys: set[str]) -> str | None:

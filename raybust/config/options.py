@@ -38,7 +38,8 @@ def option(
     Args:
         default: the default value; a tuple for a list of values.
         doc: one sentence for the user; `raybust methods NAME` prints it.
-        gt: exclusive lower bound of the value, or of each value of a tuple. NaN is always refused.
+        gt: exclusive lower bound of the value, or of each value of a tuple. NaN is always refused,
+            infinity too unless it is the bound `le`.
         ge: inclusive lower bound.
         lt: exclusive upper bound.
         le: inclusive upper bound.
@@ -62,8 +63,8 @@ def out_of_domain(value: Any, metadata: Mapping[str, Any]) -> str | None:
         metadata: the field's metadata as `option` made it.
     """
     for item in value if isinstance(value, (tuple, list)) else (value,):
-        if isinstance(item, float) and math.isnan(item):
-            return "got nan, expected a number"
+        if isinstance(item, float) and not math.isfinite(item) and item != metadata.get("le"):
+            return f"got {item}, expected a number{'' if math.isnan(item) else ' that is finite'}"
         if isinstance(item, bool) or not isinstance(item, (int, float)):
             continue
         if any(not _BOUNDS[key][0](item, metadata[key]) for key in _BOUNDS if key in metadata):

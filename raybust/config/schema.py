@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from raybust.config.options import Section, option
+from raybust.errors import unknown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +129,7 @@ class Certify(Section):
     alpha: float = option(0.001, "Probability with which a certificate may be wrong.", gt=0, lt=0.5)
     batch: int | None = option(
         None,
-        "Noisy images per forward pass, a multiple of 100; part of the protocol. 200 on a CPU, "
+        "Noisy images per forward pass, a multiple of 100; part of the protocol. 100 on a CPU, "
         "1000 on a GPU where not given.",
         ge=1,
         unit="images",
@@ -259,7 +260,9 @@ class Config(Section):
         None, "Name of the run or sweep; made from the configuration where not given."
     )
     out: str = option("runs", "Folder under which everything lands; a shared one on a cluster.")
-    seed: int = option(0, "Seed of weights, batch order, augmentation and training noise.", ge=0)
+    seed: int = option(
+        0, "Seed of weights, batch order, augmentation and training noise.", ge=0, lt=2**63
+    )
     data: Data = field(default_factory=Data)
     model: Model = field(default_factory=Model)
     train: Train = field(default_factory=Train)
@@ -279,6 +282,7 @@ class Config(Section):
             found.append(
                 f"out: got {self.out!r}, expected a folder; a URI belongs in cluster.storage"
             )
+        found += self._metric_problems()
         batch, workers = self.train.batch_size, self.cluster.workers
         if batch % workers:
             found.append(
@@ -291,3 +295,17 @@ class Config(Section):
                     " take more draws"
                 )
         return found
+
+    def _metric_problems(self) -> list[str]:
+        """A sweep optimizes what every epoch reports; a method's own metrics have other names."""
+        radii = (f"certified_fast/accuracy_at/{radius:g}" for radius in self.certified_fast.radii)
+        known = ["validation/accuracy", "train/loss"]
+        known += ["certified_fast/acr", "certified_fast/abstention", *radii]
+        section, slash, _ = self.tune.metric.partition("/")
+        if slash and section not in ("train", "validation", "certified_fast"):
+            return []
+        if self.tune.metric in known:
+            return []
+        return [
+            f"tune.metric: {text}" for text in unknown("metric", self.tune.metric, known).problems
+        ]

@@ -1,0 +1,36 @@
+"""Accuracy under corruption: random Lp noise, published corrupted test sets, corruptions on the fly.
+
+After Siedel et al. (VISAPP 2024, arXiv:2305.05400) and Hendrycks and Dietterich (ICLR 2019,
+arXiv:1903.12261). Stage after train, beside certify.
+"""
+
+from raybust.corruptions.engine import Settings, evaluate_corruptions
+from raybust.corruptions.files import published
+from raybust.corruptions.generated import GeneratedSplit
+from raybust.corruptions.metrics import (
+    COMMON,
+    EXTRA,
+    NOISE_NAMES,
+    calibration_error,
+    ice,
+    mean_corruption_error,
+)
+from raybust.corruptions.noise import NoisySplit
+from raybust.corruptions.results import Cell, Corrupted, merge
+
+__all__ = [
+    "COMMON",
+    "EXTRA",
+    "NOISE_NAMES",
+    "Cell",
+    "Corrupted",
+    "GeneratedSplit",
+    "NoisySplit",
+    "Settings",
+    "calibration_error",
+    "evaluate_corruptions",
+    "ice",
+    "mean_corruption_error",
+    "merge",
+    "published",
+]

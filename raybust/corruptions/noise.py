@@ -1,0 +1,64 @@
+"""Test images with Lp noise that belongs to the example: keyed by (seed, p, eps, index), so that one
+worker and many see the same noise, and so does every network. Stage `corruptions`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from raybust.data import Part, mix
+from raybust.numerics.balls import lp_noise
+
+
+@dataclass(frozen=True, eq=False)
+class NoisySplit:
+    """A part of a dataset under one Lp noise; the interface of `Split` that evaluation needs.
+
+    Attributes:
+        part: the clean images.
+        p: 0 for impulses, else the norm, in (0, inf].
+        eps: the radius, or the share of entries.
+        seed: of the noise.
+        binary: whether impulses are 0 or 1; otherwise uniform in [0, 1).
+        sphere: whether the noise is on the sphere.
+    """
+
+    part: Part
+    p: float
+    eps: float
+    seed: int = 0
+    binary: bool = False
+    sphere: bool = False
+
+    def __len__(self) -> int:
+        return len(self.part)
+
+    def fetch(self, positions: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
+        """Returns noisy images float32 (B, C, H, W) in [0, 1] and labels int64 (B,), on the CPU.
+
+        The noise is always drawn there, so it is the same for every device. Seeds of one noise
+        count up with the index: PyTorch's CPU generator reads 32 bits of a seed, of which hashed
+        ones would collide.
+
+        Args:
+            positions: B positions in the part.
+        """
+        images, labels = self.part.fetch(positions)
+        at = torch.as_tensor(positions, dtype=torch.int64)
+        first = mix("lp noise", self.seed, repr(float(self.p)), repr(float(self.eps)))
+        generator = torch.Generator()
+        for row, index in enumerate(self.part.indices[at].tolist()):
+            generator.manual_seed((first + index) % 2**63)
+            images[row : row + 1] = lp_noise(
+                images[row : row + 1],
+                self.p,
+                self.eps,
+                generator=generator,
+                binary=self.binary,
+                sphere=self.sphere,
+            )
+        return images, labels

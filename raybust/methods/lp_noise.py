@@ -1,0 +1,267 @@
+"""Random Lp-norm corruptions as training noise: Siedel, Shao, Vock and Morozov, "Investigating the
+Corruption Robustness of Image Classifiers with Random Lp-norm Corruptions" (VISAPP 2024,
+arXiv:2305.05400). Wraps any method: augmentation, mixing, Lp noise, clamp, then the base.
+
+Each image draws its own (p, eps) and noise, where the authors' code shares both over eight images;
+each image has its own augmentation, too. The consistency loss is of Hendrycks et al., "AugMix"
+(ICLR 2020, arXiv:1912.02781).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from raybust.config.options import option
+from raybust.methods.base import Method, StepContext
+from raybust.methods.standard import Standard
+from raybust.numerics.balls import lp_noise, squares
+from raybust.numerics.lp_sets import LARGE_PATCH, SMALL_PATCH, LpSet, Shape, eps_of, named
+
+_PATCHES = {"none": None, "large": LARGE_PATCH, "small": SMALL_PATCH}
+_AUGMENTATIONS = {"trivial": "TrivialAugmentWide", "rand": "RandAugment", "augmix": "AugMix"}
+
+
+class Prepared(NamedTuple):
+    """What `setup` finds: the number of classes, and what the base prepared."""
+
+    classes: int
+    base: Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class LpNoise(Method):
+    """Loss of `base` on images with random Lp noise: clamp(x + u), u uniform in the p-ball of
+    radius eps, (p, eps) drawn anew for each image from a set. For p = 0 a share eps of the entries
+    is replaced. With `jsd` the base sees the clean images, and noise is in the consistency loss.
+    """
+
+    base: Method = field(default_factory=Standard)
+    noises: Literal["C1", "C2", "C3", "C1_patched", "C2_patched", "one", "rows"] = option(
+        "C2",
+        "Set of the paper, for the size of the images; `one`: `p` with `eps` or `rms`; `rows`.",
+    )
+    p: float = option(2.0, "Norm of `one`: 0 (impulses) to .inf.", ge=0, le=math.inf)
+    eps: float | None = option(
+        None, "Radius of `one` in its norm; for p = 0 the share of entries replaced.", ge=0
+    )
+    rms: float = option(
+        0.03,
+        "Size of `one` where `eps` is not given: root mean square of an entry; not for p = 0.",
+        ge=0,
+        unit="pixels in [0, 1]",
+    )
+    rows: tuple[tuple[float, float], ...] = option(
+        (), "The (p, eps) of `rows`, for instance [[.inf, 0.02], [2, 1.0], [0, 0.01]]."
+    )
+    clean: float = option(0.0, "Share of images without noise.", ge=0, le=1)
+    sphere: bool = option(False, "Noise on the sphere of radius eps, not in its ball.")
+    scaled: bool | None = option(
+        None, "Whether eps is times U(0, 1), drawn for each image; the set's own if not given."
+    )
+    patch: Literal["own", "none", "large", "small"] = option(
+        "own", "Where the noise is: anywhere, or on a square of 50-100 % or 20-70 % of the area."
+    )
+    impulse: Literal["auto", "binary", "uniform"] = option(
+        "auto",
+        "Values of p = 0: 0 or 1, or uniform; `auto`: uniform in the sets C1 to C3, as in their "
+        "published runs, else binary.",
+    )
+    augment: Literal["none", "trivial", "rand", "augmix"] = option(
+        "none", "torchvision's augmentation before the noise, drawn for each image."
+    )
+    mix: Literal["none", "mixup", "cutmix", "both"] = option(
+        "none",
+        "torchvision's mixing of images and targets before the noise; `both`: one by chance.",
+    )
+    mixup_alpha: float = option(0.2, "Parameter of the Beta distribution of mixup's shares.", gt=0)
+    cutmix_alpha: float = option(1.0, "Parameter of that of CutMix's areas.", gt=0)
+    jsd: float = option(
+        0.0,
+        "Weight of the Jensen-Shannon divergence of clean and two noisy views; AugMix: 12.",
+        ge=0,
+    )
+
+    def problems(self) -> list[str]:
+        """Rules across fields, beside the fields' own."""
+        found = super().problems()
+        if self.noises == "rows" and not self.rows:
+            found.append("rows: got none, expected at least one [p, eps]")
+        if self.noises == "one" and self.p == 0 and self.eps is None:
+            found.append("eps: got null, expected the share of entries replaced, because p is 0")
+        if self.noises == "one" and self.p == 0 and (self.eps or 0) > 1:
+            found.append(f"eps: got {self.eps}, expected a share in [0, 1], because p is 0")
+        for number, (p, eps) in enumerate(self.rows, 1):
+            if not p >= 0:
+                found.append(f"rows: got p = {p} in row {number}, expected 0 to .inf")
+            elif not 0 <= eps < math.inf or (p == 0 and eps > 1):
+                allowed = "a share in [0, 1], because p is 0" if p == 0 else "a number, >= 0"
+                found.append(f"rows: got eps = {eps} in row {number}, expected {allowed}")
+        if self.jsd and self.mix != "none":
+            found.append("jsd: needs views of the same image, got mixed ones; set mix=none")
+        return found
+
+    @property
+    def balanced_classes(self) -> int:  # type: ignore[override]
+        """The base's."""
+        return self.base.balanced_classes
+
+    def front(self) -> nn.Module | None:
+        """The base's front module."""
+        return self.base.front()
+
+    def noise(self) -> float | None:
+        """The base's sigma."""
+        return self.base.noise()
+
+    def setup(self, network: nn.Module, images: Tensor, targets: Tensor) -> Prepared:
+        """Returns the number of classes and what the base prepares; warns where the images do not
+        lie in [0, 1]."""
+        low, high = float(images.min()), float(images.max())
+        if low < 0 or high > 1:
+            warnings.warn(
+                f"lp_noise: images from {low:.2f} to {high:.2f} look normalized; the noise is for "
+                "images in [0, 1] and clips to that",
+                stacklevel=2,
+            )
+        classes = 0
+        if self.mix != "none":
+            training = network.training
+            with torch.no_grad():
+                classes = network.eval()(images[:1]).shape[1]
+            network.train(training)
+        return Prepared(classes, self.base.setup(network, images, targets))
+
+    def loss(
+        self, network: nn.Module, images: Tensor, targets: Tensor, context: StepContext
+    ) -> Tensor:
+        """Returns the base's loss, plus the consistency loss where `jsd` is on; see
+        `Method.loss`."""
+        prepared: Prepared = context.prepared or Prepared(0, None)
+        inner = dataclasses.replace(context, prepared=prepared.base)
+        if self.jsd:
+            views = [self.corrupt(self._augmented(images, context), context) for _ in range(2)]
+            consistency = jensen_shannon(network(torch.cat([images, *views])), 3)
+            context.metrics["train/jsd"] = consistency.detach()
+            return self.base.loss(network, images, targets, inner) + self.jsd * consistency
+        seen, targets = self._mixed(self._augmented(images, context), targets, context)
+        return self.base.loss(network, self.corrupt(seen, context), targets, inner)
+
+    def corrupt(self, images: Tensor, context: StepContext) -> Tensor:
+        """Returns images with the noise of this method, clipped; each image has its own.
+
+        The severity of an image's noise, for instance for a label's confidence, is the rms of what
+        changed.
+
+        Args:
+            images: (B, C, H, W) in [0, 1].
+            context: its generator is the source of randomness.
+        """
+        count, generator, device = len(images), context.generator, images.device
+        noises = self.noise_set((images.shape[1], images.shape[2], images.shape[3]))
+        table = torch.tensor(noises.rows, dtype=torch.float64, device=device)
+        drawn = torch.randint(len(table), (count,), generator=generator, device=device)
+        p, eps = table[drawn].unbind(1)
+        if noises.scaled:
+            eps = eps * torch.rand(count, generator=generator, device=device)
+        if self.clean:
+            eps = eps * (torch.rand(count, generator=generator, device=device) >= self.clean)
+        mask = None if noises.patch is None else squares(images, noises.patch, generator)
+        return lp_noise(
+            images,
+            p,
+            eps,
+            generator=generator,
+            sphere=self.sphere,
+            binary=self._binary,
+            mask=mask,
+        )
+
+    def noise_set(self, shape: Shape) -> LpSet:
+        """Returns the (p, eps) that images of shape (C, H, W) draw from, and how."""
+        if self.noises == "rows":
+            chosen = LpSet(rows=tuple((p, eps) for p, eps in self.rows), shape=shape)
+        elif self.noises == "one":
+            eps = eps_of(self.p, self.rms, math.prod(shape)) if self.eps is None else self.eps
+            chosen = LpSet(rows=((self.p, eps),), shape=shape)
+        else:
+            chosen = named(self.noises, shape)
+        return dataclasses.replace(
+            chosen,
+            scaled=chosen.scaled if self.scaled is None else self.scaled,
+            patch=chosen.patch if self.patch == "own" else _PATCHES[self.patch],
+        )
+
+    @property
+    def _binary(self) -> bool:
+        if self.impulse == "auto":
+            return self.noises in ("one", "rows")
+        return self.impulse == "binary"
+
+    def _augmented(self, images: Tensor, context: StepContext) -> Tensor:
+        """Returns images (B, C, H, W), each after its own draw of torchvision's augmentation.
+
+        Computed on the CPU, on 256 levels, as torchvision defines its operators.
+        """
+        if self.augment == "none":
+            return images
+        from raybust.vision import transforms
+
+        operator = getattr(transforms(), _AUGMENTATIONS[self.augment])()
+        levels = images.detach().mul(255).round().to("cpu", torch.uint8)
+        with _seeded(context.generator):
+            changed = torch.stack([operator(image) for image in levels])
+        return changed.to(images.device, images.dtype).div_(255)
+
+    def _mixed(
+        self, images: Tensor, targets: Tensor, context: StepContext
+    ) -> tuple[Tensor, Tensor]:
+        """Returns images and targets, mixed with their neighbors in the batch; one share a batch,
+        as torchvision does."""
+        if self.mix == "none" or len(images) < 2:
+            return images, targets
+        from raybust.vision import transforms
+
+        classes = targets.shape[1] if targets.ndim == 2 else context.prepared.classes
+        with _seeded(context.generator):
+            kind = self.mix
+            if kind == "both":
+                kind = "mixup" if torch.rand(()) < 0.5 else "cutmix"
+            name, alpha = ("MixUp", self.mixup_alpha)
+            if kind == "cutmix":
+                name, alpha = ("CutMix", self.cutmix_alpha)
+            mixing = getattr(transforms(), name)(alpha=alpha, num_classes=classes)
+            mixed: tuple[Tensor, Tensor] = mixing(images, targets)
+        return mixed
+
+
+def jensen_shannon(logits: Tensor, views: int) -> Tensor:
+    """Returns the Jensen-Shannon divergence of the classes' probabilities over views of the same
+    images, the mean over images: mean_i KL(p_i || M), M the mean of the p_i.
+
+    Args:
+        logits: (views B, K), view by view.
+        views: at least 2.
+    """
+    logs = logits.log_softmax(1).view(views, -1, logits.shape[1])
+    mean = logs.exp().mean(0).clamp(1e-7, 1.0).log()  # the authors' clamp
+    divergences = [F.kl_div(mean, log, reduction="batchmean", log_target=True) for log in logs]
+    return torch.stack(divergences).mean()
+
+
+@contextlib.contextmanager
+def _seeded(generator: torch.Generator) -> Iterator[None]:
+    """Torchvision draws from the CPU's global generator: seeds it from `generator` for a while."""
+    seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield

@@ -1,0 +1,45 @@
+"""Attacks within a threat model: tensors in, tensors out. Part of numerics.
+
+Training takes `ascend` under `attacked`; evaluation takes `fgsm`, `pgd`, `apgd`, `apgd_targeted`
+and `square`, which tell of each example whether, where and when it was fooled.
+"""
+
+from raybust.numerics.attacks.apgd import apgd, apgd_targeted
+from raybust.numerics.attacks.expectation import Expectation, mean_log_probability
+from raybust.numerics.attacks.fold import foldable, folded
+from raybust.numerics.attacks.losses import (
+    Loss,
+    check_classes,
+    cross_entropy,
+    dlr,
+    margin,
+    targeted_dlr,
+)
+from raybust.numerics.attacks.outcome import Outcome
+from raybust.numerics.attacks.pgd import Network, ascend, fgsm, n_fgsm, pgd
+from raybust.numerics.attacks.square import square
+from raybust.numerics.attacks.state import Statistics, attacked
+
+__all__ = [
+    "Expectation",
+    "Loss",
+    "Network",
+    "Outcome",
+    "Statistics",
+    "apgd",
+    "apgd_targeted",
+    "ascend",
+    "attacked",
+    "check_classes",
+    "cross_entropy",
+    "dlr",
+    "fgsm",
+    "foldable",
+    "folded",
+    "margin",
+    "mean_log_probability",
+    "n_fgsm",
+    "pgd",
+    "square",
+    "targeted_dlr",
+]

@@ -1,0 +1,325 @@
+"""APGD: projected gradient ascent with momentum that sets its own step size.
+
+Croce and Hein (2020, arXiv:2003.01690, algorithm 1) for Linf and L2; Croce and Hein (2021,
+arXiv:2103.01208) for L1, where the step is sparse, its width follows the sparsity of the best
+point, and the radius shrinks from 3 eps over 2 eps to eps. The constants are theirs. An example
+that is fooled leaves the batch. Part of numerics.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from raybust.errors import RequestError
+from raybust.numerics.attacks.losses import Loss, check_classes, cross_entropy, targeted_dlr
+from raybust.numerics.attacks.outcome import Outcome
+from raybust.numerics.attacks.pgd import Network, loss_gradient, without_zeros
+from raybust.numerics.balls.source import Source, normal, select
+from raybust.numerics.balls.threat import Threat
+
+_MOMENTUM = 0.75
+_RISING = 0.75
+_FIRST, _SHORTER, _LEAST = 0.22, 0.03, 0.06
+_L1_CHECK, _L1_THINNER, _L1_SHRUNK = 0.04, 1.5, 0.95
+_L1_REDUCE, _L1_SMALLEST = 1.5, 0.1
+_L1_RADII = ((3.0, 0.3), (2.0, 0.3), (1.0, 0.4))
+_CROWDED = 0.25
+
+
+def apgd(
+    network: Network,
+    images: Tensor,
+    labels: Tensor,
+    threat: Threat,
+    source: Source,
+    *,
+    loss: Loss = cross_entropy,
+    steps: int = 100,
+    restarts: int = 1,
+) -> Outcome:
+    """Attacks a batch; an example is done when an iterate fools the network.
+
+    Args:
+        network: images (B, C, H, W) in [0, 1] to logits (B, K).
+        images: (B, C, H, W) in [0, 1].
+        labels: int64 (B,).
+        threat: the perturbations that are allowed.
+        source: the randomness of the starts, one generator or one for each example.
+        loss: what is maximized: `cross_entropy`, `dlr`, `margin`.
+        steps: gradient steps of each run, >= 1.
+        restarts: runs, each from another start.
+
+    Raises:
+        RequestError: fewer than one step or restart.
+    """
+    for name, value in (("steps", steps), ("restarts", restarts)):
+        if value < 1:
+            raise RequestError(f"{name}: got {value}, expected >= 1")
+    outcome = Outcome.begin(images)
+    for _ in range(restarts):
+        rows = outcome.open
+        if not len(rows):
+            break
+        found = _attack(network, images[rows], labels[rows], threat, select(source, rows),
+                        loss=loss, steps=steps)  # fmt: skip
+        outcome.merge(rows, found)
+    return outcome
+
+
+def apgd_targeted(
+    network: Network,
+    images: Tensor,
+    labels: Tensor,
+    threat: Threat,
+    source: Source,
+    *,
+    steps: int = 100,
+    targets: int = 9,
+) -> Outcome:
+    """Attacks a batch with targeted DLR, from the likeliest wrong class down; see `apgd`.
+
+    Args:
+        network: images (B, C, H, W) in [0, 1] to logits (B, K), K >= 4.
+        images: (B, C, H, W) in [0, 1].
+        labels: int64 (B,).
+        threat: the perturbations that are allowed.
+        source: the randomness of the starts, one generator or one for each example.
+        steps: gradient steps of each run, >= 1.
+        targets: classes tried; at most K - 1 are.
+
+    Raises:
+        RequestError: fewer than four classes, one step or one target.
+    """
+    for name, value in (("steps", steps), ("targets", targets)):
+        if value < 1:
+            raise RequestError(f"{name}: got {value}, expected >= 1")
+    with torch.no_grad():
+        logits = network(images)
+    check_classes(logits, 4, "targeted APGD")
+    ranked = logits.scatter(1, labels[:, None], -torch.inf).argsort(1, descending=True)
+    outcome = Outcome.begin(images)
+    for number in range(min(targets, logits.shape[1] - 1)):
+        rows = outcome.open
+        if not len(rows):
+            break
+        found = _attack(network, images[rows], labels[rows], threat, select(source, rows),
+                        targets=ranked[rows, number], steps=steps)  # fmt: skip
+        outcome.merge(rows, found)
+    return outcome
+
+
+def _attack(
+    network: Network,
+    images: Tensor,
+    labels: Tensor,
+    threat: Threat,
+    source: Source,
+    *,
+    steps: int,
+    loss: Loss = cross_entropy,
+    targets: Tensor | None = None,
+) -> Outcome:
+    """One run on every example; for L1 over shrinking radii, of which the last one counts."""
+    if threat.norm != "l1":
+        state = _State.begin(images, labels, targets, threat.sample(images, source), source)
+        return _run(network, state, threat, loss, steps)
+    start = normal(images, source)
+    done = 0
+    for number, (factor, portion) in enumerate(_L1_RADII):
+        last = number == len(_L1_RADII) - 1
+        length = steps - done if last else min(math.ceil(portion * steps), steps - 1 - done)
+        done += length
+        wide = threat.scaled(factor)
+        start = wide.project(start, images)
+        state = _State.begin(images, labels, targets, start, source)
+        state.support = _support(start)
+        state.share = state.support / _L1_THINNER
+        found = _run(network, state, wide, loss, length, until_fooled=last)
+        start = found.images - images
+    return found
+
+
+@dataclass(eq=False)
+class _State:
+    """What a run knows of each of its R examples; all tensors have R rows."""
+
+    rows: Tensor
+    images: Tensor
+    labels: Tensor
+    targets: Tensor
+    delta: Tensor
+    previous: Tensor
+    gradient: Tensor
+    best_delta: Tensor
+    best_gradient: Tensor
+    best: Tensor
+    loss: Tensor
+    step: Tensor
+    rises: Tensor
+    best_at_check: Tensor
+    reduced: Tensor
+    share: Tensor
+    support: Tensor
+    source: Source
+    targeted: bool
+
+    @classmethod
+    def begin(
+        cls, images: Tensor, labels: Tensor, targets: Tensor | None, delta: Tensor, source: Source
+    ) -> _State:
+        count, zeros = len(images), images.new_zeros(len(images))
+        return cls(
+            rows=torch.arange(count, device=images.device),
+            images=images, labels=labels, targets=labels if targets is None else targets,
+            delta=delta, previous=delta, gradient=torch.zeros_like(delta),
+            best_delta=delta, best_gradient=torch.zeros_like(delta),
+            best=zeros - torch.inf, loss=zeros - torch.inf, step=zeros, rises=zeros,
+            best_at_check=zeros - torch.inf,
+            reduced=torch.ones(count, dtype=torch.bool, device=images.device),
+            share=zeros + 1.0, support=zeros + 1.0, source=source,
+            targeted=targets is not None,
+        )  # fmt: skip
+
+    def keep(self, rows: Tensor) -> None:
+        """Drops all examples but those at `rows`."""
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                setattr(self, field.name, value[rows])
+        self.source = select(self.source, rows)
+
+    def rewind(self, which: Tensor) -> None:
+        """Goes back to the best point of the examples in `which`, bool (R,)."""
+        column = which.reshape(-1, *[1] * (self.delta.ndim - 1))
+        self.delta = torch.where(column, self.best_delta, self.delta)
+        self.gradient = torch.where(column, self.best_gradient, self.gradient)
+
+
+def _run(
+    network: Network,
+    state: _State,
+    threat: Threat,
+    loss: Loss,
+    steps: int,
+    *,
+    until_fooled: bool = True,
+) -> Outcome:
+    """Ascends from `state.delta`; the outcome has the best points, and the first that fooled.
+
+    Args:
+        network: see `apgd`.
+        state: as it begins.
+        threat: of this run.
+        loss: unless the state has targets.
+        steps: gradient steps.
+        until_fooled: False searches the best point alone and lets no example leave.
+    """
+    outcome = Outcome.begin(state.images)
+    full = threat.eps * (1.0 if threat.norm == "l1" else 2.0)
+    state.step = torch.full_like(state.best, full)
+    checks = _checkpoints(steps, threat.norm)
+    check, before = next(checks), 0
+    for number in range(steps + 1):
+        if number:
+            _move(state, threat, momentum=number > 1)
+        done = _look(network, state, outcome, loss, number, steps, until_fooled)
+        if number == steps or bool(done.all()):
+            break
+        if float(done.float().mean()) > _CROWDED:
+            state.keep((~done).nonzero().flatten())
+        if number == check:
+            if threat.norm == "l1":
+                _adapt_l1(state, full)
+            else:
+                _adapt(state, check - before)
+            check, before = next(checks), check
+    return outcome
+
+
+def _look(
+    network: Network,
+    state: _State,
+    outcome: Outcome,
+    loss: Loss,
+    number: int,
+    steps: int,
+    until_fooled: bool,
+) -> Tensor:
+    """Evaluates the present points; returns which examples are done, bool (R,)."""
+    point = state.images + state.delta
+    measure = partial(targeted_dlr, targets=state.targets) if state.targeted else loss
+    gradient, (logits, losses) = loss_gradient(
+        network, point, state.labels, measure, forward_only=number == steps
+    )
+    labels = state.labels if until_fooled else logits.argmax(1)
+    done = outcome.see(state.rows, point, logits, labels, step=number, loss=losses)
+    state.gradient = without_zeros(gradient, state.source)
+    state.rises = state.rises + (losses > state.loss)
+    state.loss = losses
+    better = losses > state.best
+    column = better.reshape(-1, *[1] * (point.ndim - 1))
+    state.best = torch.where(better, losses, state.best)
+    state.best_delta = torch.where(column, state.delta, state.best_delta)
+    state.best_gradient = torch.where(column, state.gradient, state.best_gradient)
+    if number == 0:
+        state.rises, state.best_at_check = torch.zeros_like(state.rises), state.best
+    return done
+
+
+def _move(state: _State, threat: Threat, *, momentum: bool) -> None:
+    """One step, with momentum from the second on; L1 has none."""
+    length = state.step.reshape(-1, *[1] * (state.delta.ndim - 1))
+    point = state.images + state.delta
+    ahead = threat.steepest(state.gradient, point=point, share=state.share)
+    moved = threat.project(state.delta + length * ahead, state.images)
+    if momentum and threat.norm != "l1":
+        drift = (1 - _MOMENTUM) * (state.delta - state.previous)
+        moved = threat.project(state.delta + _MOMENTUM * (moved - state.delta) + drift,
+                               state.images)  # fmt: skip
+    state.previous, state.delta = state.delta, moved
+
+
+def _checkpoints(steps: int, norm: str) -> Iterator[int]:
+    """Yields the step numbers after which step sizes are looked at, without end."""
+    gap = max(int((_L1_CHECK if norm == "l1" else _FIRST) * steps), 1)
+    at = 0
+    while True:
+        at += gap
+        yield at
+        if norm != "l1":
+            gap = max(gap - max(int(_SHORTER * steps), 1), max(int(_LEAST * steps), 1))
+
+
+def _adapt(state: _State, window: int) -> None:
+    """Halves the step and rewinds where too few of the last `window` steps rose, or where nothing
+    got better since a check that reduced nothing."""
+    stalls = state.rises <= _RISING * window
+    stuck = ~state.reduced & (state.best_at_check >= state.best)
+    reduce = stalls | stuck
+    state.step = torch.where(reduce, state.step / 2, state.step)
+    state.rewind(reduce)
+    state.reduced, state.best_at_check = reduce, state.best
+    state.rises = torch.zeros_like(state.rises)
+
+
+def _adapt_l1(state: _State, full: float) -> None:
+    """Sets the width of the step after the support of the best point; where that shrank the step
+    is full again, elsewhere it is reduced."""
+    support = _support(state.best_delta)
+    shrank = support < _L1_SHRUNK * state.support
+    reduced = (state.step / _L1_REDUCE).clamp(min=_L1_SMALLEST * full)
+    state.step = torch.where(shrank, torch.full_like(state.step, full), reduced)
+    state.share, state.support = support / _L1_THINNER, support
+    state.rewind(shrank)
+
+
+def _support(delta: Tensor) -> Tensor:
+    """Returns the share of coordinates that a perturbation changes: (R,)."""
+    return (delta != 0).flatten(1).to(delta.dtype).mean(1)

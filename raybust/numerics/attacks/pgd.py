@@ -1,0 +1,211 @@
+"""FGSM, N-FGSM and PGD: ascent along the steepest step of a threat model.
+
+Goodfellow et al. (2015, arXiv:1412.6572), de Jorge et al. (2022, arXiv:2202.01181), Madry et al.
+(2018, arXiv:1706.06083). `ascend` is the bare loop of training: no bookkeeping, nothing that waits
+for the device. `pgd` is the attack of evaluation: best iterate, first success, restarts, examples
+that are done leave the batch. Part of numerics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from raybust.errors import RequestError
+from raybust.numerics.attacks.losses import Loss, cross_entropy
+from raybust.numerics.attacks.outcome import Outcome
+from raybust.numerics.balls.source import Source, normal, select
+from raybust.numerics.balls.threat import Threat
+
+Network = Callable[[Tensor], Tensor]
+"""Images (B, C, H, W) in [0, 1] to logits (B, K)."""
+
+_STEP = 2.5
+_CROWDED = 0.25
+
+
+def ascend(
+    network: Network,
+    images: Tensor,
+    threat: Threat,
+    objective: Callable[[Tensor], Tensor],
+    *,
+    start: Tensor,
+    steps: int,
+    step: float,
+) -> Tensor:
+    """Returns the images after projected steepest ascent, the last iterate.
+
+    delta <- project(delta + step * steepest(gradient)). For L2 with the box the projection is the
+    cheap one.
+
+    Args:
+        network: see `Network`; freeze it with `attacked`.
+        images: (B, C, H, W) in [0, 1].
+        threat: the perturbations that are allowed.
+        objective: logits (B, K) to a scalar, a sum over the batch.
+        start: first perturbation, (B, C, H, W), allowed.
+        steps: gradient steps.
+        step: their length in the norm, pixels in [0, 1].
+    """
+    delta = start
+    for _ in range(steps):
+        point = images + delta
+        gradient = _gradient(network, point, objective)
+        move = threat.steepest(gradient, point=point)
+        delta = threat.project(delta.add(move, alpha=step), images, exact=False)
+    return images + delta
+
+
+def n_fgsm(
+    network: Network,
+    images: Tensor,
+    threat: Threat,
+    objective: Callable[[Tensor], Tensor],
+    source: Source,
+    *,
+    spread: float = 2.0,
+) -> Tensor:
+    """Returns the images of N-FGSM: noise of `spread` eps, then a step of eps; clipped into the box
+    and, as its authors found necessary, not into the ball.
+
+    Args:
+        network: see `Network`.
+        images: (B, C, H, W) in [0, 1].
+        threat: norm, eps and box.
+        objective: logits (B, K) to a scalar, a sum over the batch.
+        source: the randomness.
+        spread: radius of the noise over eps.
+    """
+    start = threat.scaled(spread).sample(images, source)
+    point = images + start
+    gradient = _gradient(network, point, objective)
+    move = threat.steepest(gradient, point=point)
+    return images + threat.clip(start.add(move, alpha=threat.eps), images)
+
+
+def pgd(
+    network: Network,
+    images: Tensor,
+    labels: Tensor,
+    threat: Threat,
+    source: Source,
+    *,
+    steps: int = 20,
+    step: float | None = None,
+    restarts: int = 1,
+    loss: Loss = cross_entropy,
+    center: bool = False,
+) -> Outcome:
+    """Attacks a batch; an example is done when an iterate fools the network.
+
+    An L1 step moves the one steepest coordinate: a wider one does not reach the optimum.
+
+    Args:
+        network: see `Network`.
+        images: (B, C, H, W) in [0, 1].
+        labels: int64 (B,).
+        threat: the perturbations that are allowed.
+        source: the randomness of the starts, one generator or one for each example.
+        steps: gradient steps of each run, >= 1.
+        step: their length in the norm; 2.5 eps / steps where not given.
+        restarts: runs, each from another uniform start.
+        loss: what is maximized.
+        center: whether runs start at the image instead; FGSM is one step of eps from there.
+
+    Raises:
+        RequestError: fewer than one step or restart.
+    """
+    for name, value in (("steps", steps), ("restarts", restarts)):
+        if value < 1:
+            raise RequestError(f"{name}: got {value}, expected >= 1")
+    length = _STEP * threat.eps / steps if step is None else step
+    outcome = Outcome.begin(images)
+    for _ in range(restarts):
+        rows = outcome.open
+        if not len(rows):
+            break
+        own = select(source, rows)
+        delta = torch.zeros_like(images[rows]) if center else threat.sample(images[rows], own)
+        _run(network, images, labels, threat, outcome, rows=rows, delta=delta, source=own,
+             steps=steps, step=length, loss=loss)  # fmt: skip
+    return outcome
+
+
+def fgsm(
+    network: Network, images: Tensor, labels: Tensor, threat: Threat, source: Source
+) -> Outcome:
+    """Attacks a batch with one step of length eps from the images; see `pgd`."""
+    return pgd(network, images, labels, threat, source, steps=1, step=threat.eps, center=True)
+
+
+def _run(
+    network: Network,
+    images: Tensor,
+    labels: Tensor,
+    threat: Threat,
+    outcome: Outcome,
+    *,
+    rows: Tensor,
+    delta: Tensor,
+    source: Source,
+    steps: int,
+    step: float,
+    loss: Loss,
+) -> None:
+    """One run of PGD from `delta` on the examples `rows`; the outcome keeps what it finds."""
+    clean, truth = images[rows], labels[rows]
+    for number in range(steps + 1):
+        point = clean + delta
+        last = number == steps
+        gradient, (logits, losses) = loss_gradient(network, point, truth, loss, forward_only=last)
+        done = outcome.see(rows, point, logits, truth, step=number, loss=losses)
+        if last or bool(done.all()):
+            return
+        if float(done.float().mean()) > _CROWDED:
+            left = (~done).nonzero().flatten()
+            rows, clean, truth, delta = rows[left], clean[left], truth[left], delta[left]
+            gradient, point, source = gradient[left], point[left], select(source, left)
+        gradient = without_zeros(gradient, source)
+        share = 1 / gradient[0].numel() if threat.norm == "l1" else 1.0
+        move = threat.steepest(gradient, point=point, share=share)
+        delta = threat.project(delta.add(move, alpha=step), clean)
+
+
+def loss_gradient(
+    network: Network, point: Tensor, labels: Tensor, loss: Loss, *, forward_only: bool = False
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """Returns the loss's gradient at the points (B, C, H, W), with logits (B, K) and losses (B,);
+    all detached. `forward_only` returns zeros for the gradient and saves its pass."""
+    if forward_only:
+        with torch.no_grad():
+            logits = network(point)
+            return torch.zeros_like(point), (logits, loss(logits, labels))
+    seen: list[Tensor] = []
+
+    def objective(logits: Tensor) -> Tensor:
+        losses = loss(logits, labels)
+        seen.extend((logits.detach(), losses.detach()))
+        return losses.sum()
+
+    gradient = _gradient(network, point, objective)
+    return gradient, (seen[0], seen[1])
+
+
+def without_zeros(gradient: Tensor, source: Source) -> Tensor:
+    """Returns the gradient, a random one for examples whose own is 0 all over: a flat loss must
+    not end an attack."""
+    flat = (gradient.abs().amax(tuple(range(1, gradient.ndim))) == 0).nonzero().flatten()
+    if len(flat):
+        gradient = gradient.clone()
+        gradient[flat] = normal(gradient[flat], select(source, flat))
+    return gradient
+
+
+def _gradient(network: Network, point: Tensor, objective: Callable[[Tensor], Tensor]) -> Tensor:
+    with torch.enable_grad():
+        point = point.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(objective(network(point)), point)
+    return gradient

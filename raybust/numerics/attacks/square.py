@@ -1,0 +1,204 @@
+"""Square: random search over square windows, which needs logits and no gradient.
+
+Andriushchenko et al. (2020, arXiv:1912.00049) for Linf and L2, Croce and Hein (2021,
+arXiv:2103.01208) for L1. Where it beats gradients, gradients are masked. Each example has its own
+windows, from its own generator. Part of numerics.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from raybust.errors import RequestError
+from raybust.numerics.attacks.losses import margin
+from raybust.numerics.attacks.outcome import Outcome
+from raybust.numerics.attacks.pgd import Network
+from raybust.numerics.balls.source import Source, select, uniform
+from raybust.numerics.balls.threat import Threat
+
+_AREA = 0.8
+_HALVINGS = tuple(count / 5000 for count in (10, 50, 200, 500, 1000, 2000, 4000))
+"""Shares of the queries after which the window's area is halved: those of AutoAttack."""
+_DRAWN_AHEAD = 100
+_CROWDED = 0.25
+_FADE = {"l2": 2, "l1": 4}
+_TINY = 1e-12
+
+
+@torch.no_grad()
+def square(
+    network: Network,
+    images: Tensor,
+    labels: Tensor,
+    threat: Threat,
+    source: Source,
+    *,
+    queries: int = 5000,
+) -> Outcome:
+    """Attacks a batch; an example is done when a query fools the network.
+
+    Args:
+        network: images (B, C, H, W) in [0, 1] to logits (B, K).
+        images: (B, C, H, W) in [0, 1].
+        labels: int64 (B,).
+        threat: the perturbations that are allowed.
+        source: the randomness, one generator or one for each example.
+        queries: most forward passes of an example, >= 1.
+
+    Raises:
+        RequestError: fewer than one query.
+    """
+    if queries < 1:
+        raise RequestError(f"queries: got {queries}, expected >= 1")
+    outcome = Outcome.begin(images)
+    rows = torch.arange(len(images), device=images.device)
+    clean, truth = images, labels
+    delta = _stripes(clean, threat, source) if threat.norm == "linf" else _tiles(
+        clean, threat, source)  # fmt: skip
+    best = torch.full_like(outcome.loss, -torch.inf)
+    proposal, table = delta, torch.empty(0)
+    for number in range(queries):
+        if number:
+            at = (number - 1) % _DRAWN_AHEAD
+            if at == 0:
+                table = uniform(clean.new_empty(len(rows), _DRAWN_AHEAD, _draws(clean)), source)
+            side = _side(number / queries, clean, threat)
+            propose = _square if threat.norm == "linf" else _bump
+            proposal = propose(delta, clean, threat, table[:, at], side)
+        point = clean + proposal
+        logits = network(point)
+        loss = margin(logits, truth)
+        better = (loss > best).reshape(-1, 1, 1, 1)
+        delta, best = torch.where(better, proposal, delta), torch.maximum(best, loss)
+        done = outcome.see(rows, point, logits, truth, step=number, loss=loss)
+        if bool(done.all()):
+            break
+        if float(done.float().mean()) > _CROWDED:
+            left = (~done).nonzero().flatten()
+            rows, clean, truth, delta, best = (
+                part[left] for part in (rows, clean, truth, delta, best)
+            )
+            table, source = table[left] if number else table, select(source, left)
+    return outcome
+
+
+def _draws(images: Tensor) -> int:
+    """Uniform draws of one query: two windows, an orientation, a sign for each channel."""
+    return 5 + images.shape[1]
+
+
+def _side(done: float, images: Tensor, threat: Threat) -> int:
+    """Returns the side of the window after a share of the queries, in pixels."""
+    area = _AREA / 2 ** sum(done > share for share in _HALVINGS)
+    height, width = images.shape[2:]
+    side = max(round(math.sqrt(area * height * width)), 1)
+    if threat.norm != "linf":
+        side = max(side, 3) | 1
+    return min(side, height, width)
+
+
+def _stripes(images: Tensor, threat: Threat, source: Source) -> Tensor:
+    """Returns vertical stripes of +-eps, the start of Linf."""
+    signs = _signs(uniform(images[:, :, :1], source))
+    return threat.clip((threat.eps * signs).expand_as(images), images)
+
+
+def _square(delta: Tensor, images: Tensor, threat: Threat, draws: Tensor, side: int) -> Tensor:
+    """Returns the perturbation with one window at +-eps, a sign for each channel."""
+    index = _window(draws[:, :2], images, side)
+    signs = _signs(draws[:, 5:, None]).expand(-1, -1, side * side)
+    pixels = images.flatten(2).gather(2, index)
+    values = (pixels + threat.eps * signs).clamp(0.0, 1.0) - pixels if threat.box else (
+        threat.eps * signs)  # fmt: skip
+    return delta.flatten(2).scatter(2, index, values).reshape(images.shape)
+
+
+def _tiles(images: Tensor, threat: Threat, source: Source) -> Tensor:
+    """Returns a grid of bumps with random signs, the start of L2 and L1."""
+    count, channels, height, width = images.shape
+    side = max(min(height, width) // 5, 1)
+    down, across = height // side, width // side
+    draws = uniform(images.new_empty(count, down * across, channels + 1), source)
+    turned = (draws[:, :, :1, None, None] > 0.5).expand(-1, -1, channels, side, side)
+    shape = _shape(side, threat, images)
+    tiles = torch.where(turned, shape.T, shape) * _signs(draws[:, :, 1:, None, None])
+    grid = tiles.reshape(count, down, across, channels, side, side)
+    delta = torch.zeros_like(images)
+    top, left = (height - side * down) // 2, (width - side * across) // 2
+    delta[:, :, top : top + side * down, left : left + side * across] = grid.permute(
+        0, 3, 1, 4, 2, 5
+    ).reshape(count, channels, side * down, side * across)
+    return _fill(delta, images, threat)
+
+
+def _bump(delta: Tensor, images: Tensor, threat: Threat, draws: Tensor, side: int) -> Tensor:
+    """Returns the perturbation with a second window's mass moved into a first one, where a bump is
+    added."""
+    order = 2 if threat.norm == "l2" else 1
+    channels = images.shape[1]
+    first, second = (_window(draws[:, at : at + 2], images, side) for at in (0, 2))
+    flat = delta.flatten(2)
+    old = flat.gather(2, first)
+    emptied = flat.scatter(2, second, 0.0).scatter(2, first, 0.0)
+    shape = _shape(side, threat, images)
+    turned = (draws[:, 4] > 0.5)[:, None, None, None]
+    bump = torch.where(turned, shape.T, shape).flatten(2) * _signs(draws[:, 5:, None])
+    bump = bump + old / (_mass(old, order) + _TINY) ** (1 / order)
+    moved = (_mass(flat, order) - _mass(emptied, order)).clamp(min=0.0)
+    spare = (threat.eps**order - _mass(flat, order).sum(1, keepdim=True)).clamp(min=0.0)
+    allowed = spare / channels + moved
+    if order == 1:
+        allowed = allowed * channels
+    bump = bump / (_mass(bump, order) + _TINY) ** (1 / order) * allowed ** (1 / order)
+    return _fill(emptied.scatter(2, first, bump).reshape(images.shape), images, threat)
+
+
+def _fill(delta: Tensor, images: Tensor, threat: Threat) -> Tensor:
+    """Returns the perturbation brought to the radius: scaled and clipped, or projected (L1)."""
+    if threat.norm == "l1":
+        return threat.project(delta, images)
+    norms = threat.size(delta).reshape(-1, 1, 1, 1)
+    return threat.project(delta * (2 * threat.eps / (norms + _TINY)), images, exact=False)
+
+
+def _mass(values: Tensor, order: int) -> Tensor:
+    """Returns the sum of |values|^order over the last axis, which is kept."""
+    return (values.square() if order == 2 else values.abs()).sum(-1, keepdim=True)
+
+
+def _window(corner: Tensor, images: Tensor, side: int) -> Tensor:
+    """Returns the flat indices (R, C, side^2) of windows at random corners, draws (R, 2)."""
+    count, channels, height, width = images.shape
+    room = torch.tensor([height - side + 1, width - side + 1], device=images.device)
+    top, left = (corner * room).long().unbind(1)
+    step = torch.arange(side, device=images.device)
+    lines = (top[:, None] + step)[:, :, None] * width
+    flat = (lines + (left[:, None] + step)[:, None, :]).flatten(1)
+    return flat[:, None].expand(-1, channels, -1)
+
+
+def _signs(draws: Tensor) -> Tensor:
+    return torch.where(draws < 0.5, -1.0, 1.0).to(draws.dtype)
+
+
+def _shape(side: int, threat: Threat, like: Tensor) -> Tensor:
+    """Returns the (side, side) bump of norm 1: two pyramids of opposite signs, one above the
+    other, that fall off with the power 2 (L2) or 4 (L1) of the distance to their middle."""
+    halves = [sign * _pyramid(rows, side, _FADE[threat.norm])
+              for rows, sign in ((side // 2, 1.0), (side - side // 2, -1.0)) if rows]  # fmt: skip
+    shape = torch.cat(halves).to(like)
+    return shape / torch.linalg.vector_norm(shape, 2 if threat.norm == "l2" else 1)
+
+
+def _pyramid(rows: int, columns: int, power: int) -> Tensor:
+    """Returns nested rectangles (rows, columns) around the middle, each adding 1 / k^power."""
+    heights = torch.zeros(rows, columns)
+    top, left = rows // 2, columns // 2
+    for ring in range(max(rows // 2 + 1, columns // 2 + 1)):
+        size = 2 * ring + 1
+        above, before = max(top - ring, 0), max(left - ring, 0)
+        heights[above : top - ring + size, before : left - ring + size] += 1 / (ring + 1) ** power
+    return heights / heights.norm(2 if power == 2 else 1)

@@ -1,0 +1,73 @@
+"""Exact projections onto an L1 or L2 ball intersected with bounds of either sign.
+
+A projection keeps the signs, so that it is a problem in magnitudes m and rooms r (how far a
+coordinate may go in its direction). Solved as continuous quadratic knapsacks (Brucker, 1984;
+Kiwiel, 2008); without bounds the L1 case is Duchi et al. (2008, "Efficient projections onto the
+l1-ball"). The intersection matters: Croce and Hein (2021, arXiv:2103.01208). Part of numerics.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_MOST = 100
+
+
+def shrink_l2(magnitude: Tensor, room: Tensor, eps: float) -> Tensor:
+    """Returns min(c m, r) with the largest c <= 1 of which the L2 norm is at most eps.
+
+    The set of coordinates at their room grows monotonically while c rises from eps / ||m||, so
+    that the iteration ends after finitely many, usually about five, rounds.
+
+    Args:
+        magnitude: m >= 0, (B, ...).
+        room: r >= 0, of the same shape; infinity where there is no bound.
+        eps: radius, > 0.
+    """
+    dims = tuple(range(1, magnitude.ndim))
+    squares = magnitude.square()
+    room_squares = room.square()
+    zero = torch.zeros((), dtype=magnitude.dtype, device=magnitude.device)
+    scale = (eps / squares.sum(dims, keepdim=True).sqrt()).clamp(max=1.0)
+    for _ in range(_MOST):
+        capped = scale * magnitude > room
+        left = eps**2 - torch.where(capped, room_squares, zero).sum(dims, keepdim=True)
+        free = torch.where(capped, zero, squares).sum(dims, keepdim=True)
+        new = (left.clamp(min=0.0) / free).sqrt().nan_to_num(nan=1.0).clamp(max=1.0)
+        new = torch.maximum(new, scale)
+        if torch.equal(new, scale):
+            break
+        scale = new
+    return torch.minimum(scale * magnitude, room)
+
+
+def shrink_l1(magnitude: Tensor, room: Tensor, eps: float) -> Tensor:
+    """Returns clip(m - v, 0, r) with the smallest v >= 0 of which the sum is at most eps.
+
+    Newton's method on the piecewise linear sum, kept inside a bracket; every fourth round bisects.
+
+    Args:
+        magnitude: m >= 0, (B, ...).
+        room: r >= 0, of the same shape; infinity where there is no bound.
+        eps: radius, > 0.
+    """
+    dims = tuple(range(1, magnitude.ndim))
+    tolerance = 8 * torch.finfo(magnitude.dtype).eps * eps
+    low = torch.zeros_like(magnitude.sum(dims, keepdim=True))
+    high = magnitude.amax(dims, keepdim=True)
+    threshold = low
+    for number in range(_MOST):
+        kept = torch.minimum((magnitude - threshold).clamp(min=0.0), room)
+        excess = kept.sum(dims, keepdim=True) - eps
+        done = (excess.abs() <= tolerance) | ((threshold == 0) & (excess <= 0))
+        if bool(done.all()):
+            break
+        moving = ((kept > 0) & (kept < room)).sum(dims, keepdim=True)
+        low = torch.where(excess > 0, threshold, low)
+        high = torch.where(excess > 0, high, threshold)
+        newton = threshold + excess / moving
+        safe = (newton > low) & (newton < high) & (number % 4 != 3)
+        new = torch.where(safe, newton, (low + high) / 2)
+        threshold = torch.where(done, threshold, new)
+    return kept

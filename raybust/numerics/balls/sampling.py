@@ -1,0 +1,272 @@
+"""Random points of Lp balls and spheres for every p in (0, inf], and impulse noise for p = 0.
+
+Calafiore, Dabbene and Tempo (1998) and Barthe, Guedon, Mendelson and Naor (2005, math/0503650) for
+the ball; Siedel et al. (VISAPP 2024, arXiv:2305.05400) for such points as image corruptions. Each
+row of a batch has its own p, eps and noise. Nothing here draws Gamma(1/p), which in float32 falls
+together to one value for p of 50 and more. Used by methods and corruptions.
+
+Legend: B rows of d entries; g has a density proportional to exp(-|t|^p), so |g|^p ~ Gamma(1/p).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+_LEAST = 2.0**-25
+"""Half of the least positive value of torch.rand in float32: keeps its zeros from becoming inf."""
+
+
+def ball(
+    shape: tuple[int, int],
+    p: float | Tensor,
+    eps: float | Tensor,
+    *,
+    generator: torch.Generator,
+    sphere: bool = False,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Returns points, each uniform in its own Lp ball.
+
+    x = eps g / (sum |g_i|^p + E)^(1/p), E ~ Exp(1), which is Barthe et al.'s form of the ball. On
+    the sphere x = eps g / ||g||_p, the cone measure: it is the surface measure for p 1 and 2 only,
+    and for p = inf the cube's vertices, x_i = +-eps.
+
+    Args:
+        shape: (B, d); B may be 0, d at least 1.
+        p: in (0, inf], one or (B,). Below 1 a quasi-norm, with the same formula.
+        eps: radius in the p-norm, at least 0, one or (B,); no power of d is taken out of it.
+        generator: source of randomness; its device is the result's. The same state gives other
+            points on a CPU than on a GPU.
+        sphere: whether the points are on the sphere. In the ball the mean radius is d / (d + 1): at
+            the size of images the two hardly differ.
+        dtype: float32 or float64, in which everything is computed.
+
+    Returns:
+        (B, d).
+    """
+    device = generator.device
+    orders, radii = _per_row(p, shape[0], device), _per_row(eps, shape[0], device)
+    points = torch.empty(shape, dtype=dtype, device=device)
+    if device.type == "cpu":  # reading p costs nothing here, and Gamma variates are slow
+        for order in sorted(set(orders.tolist())):
+            rows = (orders == order).nonzero().flatten()
+            drawn = _one_order((len(rows), shape[1]), order, generator, sphere, dtype)
+            points.index_copy_(0, rows, drawn)
+    else:
+        points = _all_orders(shape, orders[:, None].to(dtype), generator, sphere, dtype)
+    return points.mul_(radii[:, None].to(dtype))
+
+
+def impulses(
+    shape: tuple[int, int],
+    share: float | Tensor,
+    *,
+    generator: torch.Generator,
+    binary: bool = True,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Tensor, Tensor]:
+    """Returns impulse noise, the "p = 0" of Siedel et al.: which entries it hits, and their values.
+
+    Each row has exactly k = round(share d) entries, drawn without replacement; halves round to the
+    even number. An entry is one channel of one pixel.
+
+    Args:
+        shape: (B, d); B may be 0.
+        share: of the entries, in [0, 1], one or (B,).
+        generator: source of randomness; its device is the results'.
+        binary: whether values are 0 or 1 with equal chances; otherwise uniform in [0, 1).
+        dtype: of the values.
+
+    Returns:
+        chosen bool (B, d), and values (B, d), of which the chosen ones count.
+    """
+    device = generator.device
+    counts = (_per_row(share, shape[0], device) * shape[1]).round_()
+    most = shape[1]
+    if device.type == "cpu":
+        most = int(counts.max()) if shape[0] else 0
+    scores = torch.rand(shape, generator=generator, device=device)
+    ranked = scores.topk(most, dim=1).indices  # indices: exactly k even where scores are equal
+    kept = torch.arange(most, device=device) < counts[:, None]
+    chosen = torch.zeros(shape, dtype=torch.bool, device=device).scatter_(1, ranked, kept)
+    values = torch.rand(shape, generator=generator, device=device, dtype=dtype)
+    return chosen, (values < 0.5).to(dtype) if binary else values
+
+
+def lp_noise(
+    images: Tensor,
+    p: float | Tensor,
+    eps: float | Tensor,
+    *,
+    generator: torch.Generator,
+    sphere: bool = False,
+    binary: bool = True,
+    mask: Tensor | None = None,
+    clip: bool = True,
+) -> Tensor:
+    """Returns corrupted copies of images: Lp noise added, or impulses put in place where p is 0.
+
+    Differentiable: the gradient is 1, and 0 where an entry is clipped or replaced. Noise is drawn
+    and added in float32 at least, and the sum is rounded to the images' type. Nothing is projected:
+    clipping shortens the noise, so that ||result - image||_p <= eps.
+
+    Args:
+        images: (B, ...) in [0, 1], floating point; B may be 0.
+        p: 0 for impulses, else the norm, in (0, inf]; one or (B,).
+        eps: radius in the p-norm; the share of entries that are replaced where p is 0; one or (B,).
+        generator: source of randomness, on the images' device.
+        sphere: see `ball`.
+        binary: see `impulses`.
+        mask: bool, broadcast against the images: where there may be noise; everywhere if not given.
+        clip: whether the result is clipped to [0, 1].
+    """
+    if not len(images):
+        return images.clone()
+    wide = images if images.dtype == torch.float64 else images.float()
+    flat = wide.flatten(1)
+    shape, dtype, device = (flat.shape[0], flat.shape[1]), wide.dtype, images.device
+    orders, radii = _per_row(p, shape[0], device), _per_row(eps, shape[0], device)
+    allowed = None if mask is None else mask.expand(images.shape).flatten(1)
+    sparse = orders == 0
+    noise = ball(
+        shape,
+        orders.masked_fill(sparse, torch.inf),
+        radii.masked_fill(sparse, 0.0),
+        generator=generator,
+        sphere=sphere,
+        dtype=dtype,
+    )
+    noisy = flat + (noise if allowed is None else noise * allowed)
+    # Off the CPU all rows take part: finding the sparse ones would make the host wait.
+    rows = sparse.nonzero().flatten() if device.type == "cpu" else torch.arange(shape[0])
+    if len(rows):
+        rows = rows.to(device)
+        chosen, values = impulses(
+            (len(rows), shape[1]),
+            torch.where(sparse, radii, 0.0)[rows],
+            generator=generator,
+            binary=binary,
+            dtype=dtype,
+        )
+        chosen = chosen if allowed is None else chosen & allowed[rows]
+        noisy = noisy.index_copy(0, rows, torch.where(chosen, values, noisy[rows]))
+    noisy = noisy.view_as(wide)
+    return (noisy.clamp(0.0, 1.0) if clip else noisy).to(images.dtype)
+
+
+def squares(images: Tensor, share: tuple[float, float], generator: torch.Generator) -> Tensor:
+    """Returns a square patch for each image, bool (B, 1, H, W): its share of the area is uniform in
+    a range, its center is any pixel, and the image's border cuts it off.
+
+    For images that are not square the patch is a rectangle of their aspect (our choice).
+
+    Args:
+        images: (B, C, H, W).
+        share: least and largest share of the area, in [0, 1], before the cut.
+        generator: source of randomness, on the images' device.
+    """
+    draws = torch.rand(3, len(images), 1, generator=generator, device=images.device)
+    side = (share[0] + (share[1] - share[0]) * draws[0]).sqrt()
+    inside = []
+    for extent, center in ((images.shape[2], draws[1]), (images.shape[3], draws[2])):
+        offset = torch.arange(extent, device=images.device) - (center * extent).floor()
+        inside.append(offset.abs() <= side * extent / 2)
+    return (inside[0][:, :, None] & inside[1][:, None, :])[:, None]
+
+
+def _per_row(value: float | Tensor, rows: int, device: torch.device) -> Tensor:
+    """Returns float64 (B,) on the device."""
+    return torch.as_tensor(value, dtype=torch.float64, device=device).expand(rows)
+
+
+def _one_order(
+    shape: tuple[int, int], p: float, generator: torch.Generator, sphere: bool, dtype: torch.dtype
+) -> Tensor:
+    """Returns points (B, d) of the unit ball or sphere of one p, by what is fastest on a CPU."""
+    count = shape[0] * shape[1]
+    if math.isinf(p):
+        signed = torch.empty(shape, dtype=dtype).uniform_(-1, 1, generator=generator)
+        return torch.where(signed < 0, -1.0, 1.0).to(dtype) if sphere else signed
+    if p == 2:
+        signed = torch.randn(count, generator=generator, dtype=dtype).mul_(math.sqrt(0.5))
+        power = signed.square()
+    elif p == 0.5:
+        signed, power = _of_half_order(count, generator, dtype)
+    elif p >= 1:
+        signed, power = _by_rejection(count, p, generator, dtype)
+    else:
+        order = torch.full((count, 1), p, dtype=dtype)
+        signed, power = _by_gamma((count, 1), order, generator, dtype)
+    signed, power = signed.view(shape), power.view(shape)
+    return _to_unit(signed, power, torch.full((shape[0], 1), p, dtype=dtype), generator, sphere)
+
+
+def _all_orders(
+    shape: tuple[int, int], p: Tensor, generator: torch.Generator, sphere: bool, dtype: torch.dtype
+) -> Tensor:
+    """Returns points (B, d) of the unit balls or spheres of p (B, 1), without a wait for the device
+    and without a branch on p."""
+    signed, power = _by_gamma(shape, p, generator, dtype)
+    points = _to_unit(signed, power, p, generator, sphere)
+    return torch.where(p.isinf(), torch.where(signed < 0, -1.0, 1.0), points) if sphere else points
+
+
+def _to_unit(
+    signed: Tensor, power: Tensor, p: Tensor, generator: torch.Generator, sphere: bool
+) -> Tensor:
+    """Returns g (B, d), whose |g|^p is given too, divided into the unit ball or onto the sphere.
+
+    p = inf in the ball: the divisor is (...)^0 = 1, as it should be.
+    """
+    if sphere:  # scaled by the largest, for |g|^p may underflow in all of a few entries
+        largest = signed.abs().amax(1, keepdim=True)
+        scaled = signed / largest
+        return scaled / scaled.abs().pow(p).sum(1, keepdim=True).pow(1 / p)
+    rest = torch.empty_like(p).exponential_(generator=generator)
+    return signed * power.sum(1, keepdim=True).add_(rest).pow_(-1 / p)
+
+
+def _by_gamma(
+    shape: tuple[int, int], p: Tensor, generator: torch.Generator, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Returns g and |g|^p by g = V G^(1/p), V ~ U(-1, 1), G ~ Gamma(1 + 1/p): exact for every p,
+    and no Gamma variate of a shape below 1 is drawn. p = inf gives g = V."""
+    uniform = torch.empty(shape, dtype=dtype, device=p.device).uniform_(-1, 1, generator=generator)
+    gamma = torch._standard_gamma((1 + 1 / p).expand(shape).contiguous(), generator)
+    return uniform * gamma.pow(1 / p), uniform.abs().pow(p) * gamma
+
+
+def _of_half_order(
+    count: int, generator: torch.Generator, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Returns g and |g|^p of p = 1/2: sqrt|g| ~ Gamma(2) is the sum of two exponentials."""
+    coin = torch.empty(count, dtype=dtype).uniform_(-1, 1, generator=generator)
+    product = torch.rand(count, generator=generator, dtype=dtype).mul_(coin).abs_()
+    power = product.clamp_(min=_LEAST**2).log_().neg_()
+    return power.square().copysign_(coin), power
+
+
+def _by_rejection(
+    count: int, p: float, generator: torch.Generator, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Returns g and |g|^p for p >= 1 by rejection; the share Gamma(1 + 1/p) >= 0.88 is accepted.
+
+    exp(-t^p) lies below the envelope that is 1 up to c = 1 - 1/p and exp(-p (t - c)) beyond, which
+    touches it at t = 1 and whose area is 1: one uniform variate, and the logarithm of what it
+    leaves, give a candidate. Our own construction.
+    """
+    size = torch.rand(count, generator=generator, dtype=dtype)
+    beyond = ((1 - size) * p).clamp_(max=1).log_().neg_()  # p (t - c) in the tail, else 0
+    size = size.clamp_(max=1 - 1 / p).add_(beyond, alpha=1 / p)
+    power = size.pow(p)
+    coin = torch.empty(count, dtype=dtype).uniform_(-1, 1, generator=generator)
+    again = (beyond.sub_(power).exp_() <= coin.abs()).nonzero().flatten()
+    signed = size.copysign_(coin)
+    if len(again):
+        redrawn, powers = _by_rejection(len(again), p, generator, dtype)
+        signed.index_copy_(0, again, redrawn)
+        power.index_copy_(0, again, powers)
+    return signed, power

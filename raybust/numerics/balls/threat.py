@@ -1,0 +1,168 @@
+"""Threat models: what an attacker may add to an image, as one value object.
+
+L1, L2 and Linf balls with and without the [0, 1] box around the image: exact projection, steepest
+step, uniform sampling, norm. Top-k L1 steps are SLIDE's (Tramer and Boneh, 2019,
+arXiv:1904.13000). Part of numerics; methods and attacks build on it.
+
+Legend: B images of shape C x H x W with d = C H W pixels in [0, 1].
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from raybust.errors import RequestError
+from raybust.numerics.balls.projection import shrink_l1, shrink_l2
+from raybust.numerics.balls.source import Source, normal, uniform
+
+Norm = Literal["linf", "l2", "l1"]
+_ORDERS = {"linf": math.inf, "l2": 2.0, "l1": 1.0}
+_MARGIN = 16
+"""Units of rounding that a projection stays inside of the ball, because image + perturbation is
+rounded again."""
+
+SLIDE_SHARE = 0.01
+"""Share of coordinates that an L1 step moves (SLIDE's)."""
+
+
+@dataclass(frozen=True)
+class Threat:
+    """The perturbations delta with ||delta|| <= eps and, with the box, 0 <= image + delta <= 1.
+
+    Attributes:
+        norm: `linf`, `l2` or `l1`.
+        eps: radius in the norm, pixels in [0, 1]; 0 allows nothing.
+        box: whether perturbed images stay in [0, 1].
+    """
+
+    norm: Norm
+    eps: float
+    box: bool = True
+
+    def __post_init__(self) -> None:
+        if self.norm not in get_args(Norm):
+            raise RequestError(
+                f"norm: got {self.norm!r}, expected one of {', '.join(get_args(Norm))}"
+            )
+        if not (math.isfinite(self.eps) and self.eps >= 0):
+            raise RequestError(f"eps: got {self.eps}, expected a number >= 0")
+
+    def scaled(self, factor: float) -> Threat:
+        """Returns the threat of `factor` times the radius."""
+        return replace(self, eps=factor * self.eps)
+
+    def size(self, delta: Tensor) -> Tensor:
+        """Returns the norm of each perturbation of a batch (B, ...): (B,)."""
+        dims = tuple(range(1, delta.ndim))
+        return torch.linalg.vector_norm(delta, _ORDERS[self.norm], dim=dims)
+
+    def project(self, delta: Tensor, images: Tensor, *, exact: bool = True) -> Tensor:
+        """Returns the nearest perturbation, in L2, that the threat allows.
+
+        Args:
+            delta: (B, C, H, W).
+            images: (B, C, H, W) in [0, 1].
+            exact: False takes for L2 with the box the radial one and clips then: it is allowed and
+                cheap, but not the nearest. The other projections are always exact.
+        """
+        if self.eps == 0:
+            return torch.zeros_like(delta)
+        if self.norm == "linf":
+            return self.clip(delta.clamp(-self.eps, self.eps), images)
+        eps = self.eps * (1 - _MARGIN * torch.finfo(delta.dtype).eps)
+        if self.norm == "l2" and not (exact and self.box):
+            scale = (eps / self.size(delta)).clamp(max=1.0)
+            return self.clip(delta * _column(scale, delta), images)
+        room = torch.full_like(delta, math.inf)
+        if self.box:
+            room = torch.where(delta > 0, 1 - images, images)
+        shrink = shrink_l2 if self.norm == "l2" else shrink_l1
+        return torch.copysign(shrink(delta.abs(), room, eps), delta)
+
+    def clip(self, delta: Tensor, images: Tensor) -> Tensor:
+        """Returns the nearest perturbation in the box alone; delta itself where there is none."""
+        return torch.maximum(torch.minimum(delta, 1 - images), -images) if self.box else delta
+
+    def steepest(
+        self,
+        gradient: Tensor,
+        *,
+        point: Tensor | None = None,
+        share: float | Tensor = SLIDE_SHARE,
+    ) -> Tensor:
+        """Returns the direction of norm 1 along which a loss rises most; 0 where its gradient is 0.
+
+        Linf: the sign. L2: the gradient over its norm, exact for the smallest gradients too. L1:
+        one coordinate is the steepest of all; the signs of the k of largest gradient, over k, are
+        nearly as steep and make progress in many coordinates.
+
+        Args:
+            gradient: (B, C, H, W).
+            point: images at which the gradient is, for L1: coordinates that are at the box already
+                are passed over.
+            share: k / d of L1, in (0, 1], for all or (B,); k is at least 1.
+        """
+        if self.norm == "linf":
+            return gradient.sign()
+        if self.norm == "l2":
+            dims = tuple(range(1, gradient.ndim))
+            peak = gradient.abs().amax(dims, keepdim=True)
+            scaled = gradient / torch.where(peak > 0, peak, torch.ones_like(peak))
+            norms = _column(self.size(scaled), gradient)
+            return scaled / torch.where(norms > 0, norms, torch.ones_like(norms))
+        if self.box and point is not None:
+            blocked = ((gradient > 0) & (point >= 1)) | ((gradient < 0) & (point <= 0))
+            gradient = gradient.masked_fill(blocked, 0.0)
+        return _top_signs(gradient, share)
+
+    def sample(self, images: Tensor, source: Source) -> Tensor:
+        """Returns draws (B, C, H, W) from the uniform distribution on the ball, clipped into the
+        box.
+
+        L2: a Gaussian direction and radius eps U^(1/d). L1: exponential spacings with random signs
+        (Devroye, 1986, chapter 5).
+
+        Args:
+            images: (B, C, H, W) in [0, 1].
+            source: the randomness.
+        """
+        pixels = images[0].numel()
+        if self.norm == "linf":
+            delta = uniform(images, source).mul_(2 * self.eps).sub_(self.eps)
+        elif self.norm == "l2":
+            delta = normal(images, source)
+            radius = self.eps * uniform(images[:, 0, 0, 0], source) ** (1 / pixels)
+            delta = delta * _column(radius / self.size(delta), delta)
+        else:
+            signed = uniform(images, source).mul_(2).sub_(1)
+            spacing = -torch.log1p(-signed.abs())
+            rest = -torch.log1p(-uniform(images[:, 0, 0, 0], source))
+            total = spacing.sum(tuple(range(1, images.ndim))) + rest
+            delta = torch.copysign(spacing, signed) * _column(self.eps / total, images)
+        return self.clip(delta, images)
+
+
+def _column(values: Tensor, like: Tensor) -> Tensor:
+    """Returns (B,) as (B, 1, ..., 1), to go with (B, ...)."""
+    return values.reshape(-1, *[1] * (like.ndim - 1))
+
+
+def _top_signs(gradient: Tensor, share: float | Tensor) -> Tensor:
+    """Returns the signs of the k largest coordinates of each example over their number."""
+    sizes = gradient.abs().flatten(1)
+    pixels = sizes.shape[1]
+    if isinstance(share, Tensor):
+        count = (share * pixels).long().clamp(1, pixels)
+        order = sizes.sort(1, descending=True).values
+        least = order.gather(1, count[:, None] - 1)
+    else:
+        count = torch.tensor(max(1, int(share * pixels)))
+        least = sizes.topk(int(count), dim=1).values[:, -1:]
+    chosen = gradient.sign() * (gradient.abs() >= _column(least[:, 0], gradient))
+    used = chosen.abs().sum(tuple(range(1, gradient.ndim)), keepdim=True)
+    return chosen / used.clamp(min=1.0)

@@ -1,0 +1,191 @@
+"""The sets of (p, eps) of Siedel et al. (VISAPP 2024, arXiv:2305.05400), and how large a random
+point of an Lp ball is in another norm.
+
+In d dimensions all points of a ball have almost the same size in every norm (Barthe et al., 2005),
+which says which noise looks like which: the sets are matched in the root mean square (rms) of an
+entry, and so are the sets for image sizes that the paper does not have. Used by methods,
+corruptions and report.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from dataclasses import dataclass
+
+Row = tuple[float, float]
+"""(p, eps): a norm in (0, inf] and the radius in it, or p = 0 and the share of entries replaced."""
+
+Shape = tuple[int, int, int]
+"""(C, H, W)."""
+
+INF = math.inf
+NORMS = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 50.0, 200.0, INF)
+"""The nine norms, as the transfer matrix orders them."""
+
+CIFAR_SHAPE: Shape = (3, 32, 32)
+TINY_SHAPE: Shape = (3, 64, 64)
+
+_CIFAR: dict[float, tuple[float, ...]] = {
+    INF: (0.005, 0.01, 0.02, 0.03, 0.04, 0.06, 0.08, 0.10, 0.12, 0.15),
+    0.5: (25e3, 50e3, 75e3, 100e3, 150e3, 200e3, 250e3, 300e3, 350e3, 400e3),
+    1.0: (12.5, 25.0, 37.5, 50.0, 75.0, 100.0, 125.0, 150.0, 175.0, 200.0),
+    2.0: (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0),
+    5.0: (0.03, 0.06, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6),
+    10.0: (0.02, 0.03, 0.05, 0.07, 0.1, 0.13, 0.16, 0.2, 0.25, 0.3),
+    50.0: (0.01, 0.02, 0.03, 0.04, 0.06, 0.08, 0.10, 0.12, 0.15, 0.18),
+    200.0: (0.01, 0.02, 0.03, 0.04, 0.05, 0.07, 0.09, 0.11, 0.13, 0.15),
+    0.0: (0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.10, 0.12),
+}
+_TINY: dict[float, tuple[float, ...]] = {
+    INF: (0.01, 0.02, 0.03, 0.04, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3),
+    0.5: (2e5, 4e5, 7e5, 1.2e6, 1.8e6, 2.5e6, 3.5e6, 5e6, 8e6, 1.2e7),
+    1.0: (37.5, 75.0, 125.0, 200.0, 300.0, 400.0, 600.0, 800.0, 1100.0, 1500.0),
+    2.0: (0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 7.5, 10.0, 15.0, 20.0),
+    5.0: (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 1.5),
+    10.0: (0.02, 0.04, 0.06, 0.1, 0.14, 0.18, 0.25, 0.35, 0.5, 0.7),
+    50.0: (0.02, 0.03, 0.04, 0.07, 0.1, 0.13, 0.16, 0.2, 0.25, 0.35),
+    200.0: (0.02, 0.03, 0.04, 0.06, 0.08, 0.1, 0.15, 0.2, 0.25, 0.3),
+    0.0: (0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.25, 0.3),
+}
+_PATCHED: tuple[Row, ...] = (
+    (INF, 0.3),
+    (0.5, 8e5),
+    (1.0, 400.0),
+    (2.0, 10.0),
+    (5.0, 1.2),
+    (10.0, 0.6),
+    (50.0, 0.36),
+    (200.0, 0.3),
+    (0.0, 0.24),
+)
+_C2_NORMS = (INF, 2.0, 0.0)
+_ICE_CIFAR: tuple[Row, ...] = (
+    (INF, 0.01),
+    (0.5, 25e3),
+    (1.0, 25.0),
+    (2.0, 0.5),
+    (10.0, 0.03),
+    (50.0, 0.02),
+)
+_ICE_TINY: tuple[Row, ...] = (
+    (INF, 0.01),
+    (0.5, 700e3),
+    (1.0, 125.0),
+    (2.0, 2.0),
+    (10.0, 0.06),
+    (50.0, 0.04),
+)
+
+LARGE_PATCH = (0.5, 1.0)
+SMALL_PATCH = (0.2, 0.7)
+"""Ranges of a patch's share of the image's area, in the authors' code of 2024."""
+
+NAMES = ("C1", "C2", "C3", "C1_patched", "C2_patched", "iCE")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LpSet:
+    """Noises of which each image meets one, all with the same chance.
+
+    Attributes:
+        rows: the (p, eps).
+        shape: (C, H, W) of the images for which these eps are meant.
+        scaled: whether eps is multiplied by U(0, 1), another factor for each image.
+        patch: range of the share of the area to which the noise keeps, or None for all of it.
+    """
+
+    rows: tuple[Row, ...]
+    shape: Shape
+    scaled: bool = False
+    patch: tuple[float, float] | None = None
+
+    def scaled_to(self, shape: Shape) -> LpSet:
+        """Returns the set for images of another shape: each eps changed so that the rms of an
+        entry, see `rms`, stays; shares of p = 0 stay as they are."""
+        old, new = math.prod(self.shape), math.prod(shape)
+        rows = tuple(
+            (p, eps if p == 0 else eps_of(p, rms(p, eps, old), new)) for p, eps in self.rows
+        )
+        return self if old == new else dataclasses.replace(self, rows=rows, shape=shape)
+
+
+@functools.cache
+def named(name: str, shape: Shape) -> LpSet:
+    """Returns a set of the paper for images of a shape.
+
+    C1: nine norms, ten eps each. C2: the ten of p = inf, 2 and 0. C3: the five lowest of each norm.
+    The `_patched` sets of 2024 have one large eps a norm, times U(0, 1), on a patch. iCE: the six
+    noises, hardly visible, of the metric of that name.
+
+    Images of 3 x 32 x 32 and 3 x 64 x 64 entries have the published values. For others they are
+    scaled by rms from the nearer of the two (our choice), and so are the patched sets, of which one
+    table is published, for 3 x 64 x 64.
+
+    Args:
+        name: one of `NAMES`.
+        shape: (C, H, W).
+    """
+    own, table, ice = CIFAR_SHAPE, _CIFAR, _ICE_CIFAR
+    if math.prod(shape) ** 2 > math.prod(CIFAR_SHAPE) * math.prod(TINY_SHAPE):
+        own, table, ice = TINY_SHAPE, _TINY, _ICE_TINY
+    if name == "iCE":
+        return LpSet(rows=ice, shape=own).scaled_to(shape)
+    kind, _, patched = name.partition("_")
+    if patched:
+        rows = tuple(row for row in _PATCHED if kind == "C1" or row[0] in _C2_NORMS)
+        whole = LpSet(rows=rows, shape=CIFAR_SHAPE, scaled=True, patch=LARGE_PATCH)
+        return whole.scaled_to(shape)
+    count = 5 if kind == "C3" else 10
+    norms = _C2_NORMS if kind == "C2" else tuple(table)
+    rows = tuple((p, eps) for p in norms for eps in table[p][:count])
+    return LpSet(rows=rows, shape=own).scaled_to(shape)
+
+
+def rms(p: float, eps: float, d: int) -> float:
+    """Returns the root mean square of an entry of a random point of an Lp ball.
+
+    eps (p/d)^(1/p) sqrt(Gamma(3/p) / Gamma(1/p)), for p = inf eps / sqrt(3): the limit of large d,
+    within O(1/d). NaN for p = 0, where it depends on the image.
+
+    Args:
+        p: in [0, inf].
+        eps: the radius.
+        d: entries of an image.
+    """
+    return size_in(p, eps, d, 2.0) / math.sqrt(d)
+
+
+def eps_of(p: float, entry: float, d: int) -> float:
+    """Returns the radius at which a random point of an Lp ball has a given rms: `rms` inverted.
+
+    Args:
+        p: in (0, inf].
+        entry: the rms of an entry.
+        d: entries of an image.
+    """
+    return entry / rms(p, 1.0, d)
+
+
+def size_in(p: float, eps: float, d: int, q: float) -> float:
+    """Returns the Lq norm of a random point of an Lp ball, in the limit of large d.
+
+    eps d^(1/q - 1/p) p^(1/p) (Gamma((q + 1)/p) / Gamma(1/p))^(1/q), for p = inf
+    eps (d/(q + 1))^(1/q). It fluctuates by O(1/sqrt d), so that two balls, for a random point, are
+    as good as nested or disjoint. No power is taken before the logarithms are added up: p = 0.5
+    has norms of 10^8.
+
+    Args:
+        p: in [0, inf]; NaN comes out for 0.
+        eps: the radius.
+        d: entries of an image.
+        q: in (0, inf]. For inf the norm is a maximum and does not concentrate: NaN, but eps where p
+            is inf too.
+    """
+    if p == 0 or (math.isinf(q) and not math.isinf(p)):
+        return math.nan
+    if math.isinf(p):
+        return eps if math.isinf(q) else eps * (d / (q + 1)) ** (1 / q)
+    moment = math.lgamma((q + 1) / p) - math.lgamma(1 / p)
+    return eps * math.exp((1 / q - 1 / p) * math.log(d) + math.log(p) / p + moment / q)

@@ -1,0 +1,55 @@
+"""Moments of Gaussian input noise in an unmodified network: means and covariances in one pass.
+
+After Zhen, Chakraborty and Singh (CVPR 2021, arXiv:2104.05888). `trace` a network, `propagate`
+images; `register` adds the rule of a layer. Everything here is an estimate for training and
+screening, never a certificate.
+"""
+
+from raybust.numerics.moments.covariance import Convolution, Covariance, Mode, Pooling, Rules
+from raybust.numerics.moments.diagnosis import LayerVariance, layer_variances
+from raybust.numerics.moments.layers import register
+from raybust.numerics.moments.margin import (
+    SCREENING,
+    margin_hinge,
+    margin_score,
+    moment_acr,
+    probability_cross_entropy,
+    probability_hinge,
+    screening_radii,
+)
+from raybust.numerics.moments.propagation import LogitMoments, propagate, trace
+from raybust.numerics.moments.rectifier import (
+    expected_relu,
+    mean_relu_covariance,
+    relu_covariance,
+    relu_variance,
+)
+from raybust.numerics.moments.shapes import flatten
+from raybust.numerics.moments.state import Moments
+
+__all__ = [
+    "SCREENING",
+    "Convolution",
+    "Covariance",
+    "LayerVariance",
+    "LogitMoments",
+    "Mode",
+    "Moments",
+    "Pooling",
+    "Rules",
+    "expected_relu",
+    "flatten",
+    "layer_variances",
+    "margin_hinge",
+    "margin_score",
+    "mean_relu_covariance",
+    "moment_acr",
+    "probability_cross_entropy",
+    "probability_hinge",
+    "propagate",
+    "register",
+    "relu_covariance",
+    "relu_variance",
+    "screening_radii",
+    "trace",
+]

@@ -1,0 +1,142 @@
+"""Modes `channel` and `channel_exact`: one covariance of channels an image, shared by all pixels.
+
+Zhen, Chakraborty and Singh (CVPR 2021, arXiv:2104.05888) assume that all pixels of a feature map
+share one C x C covariance and that pixels are independent, mended by a factor 1 + r_max at each
+convolution. At borders zero padding makes that an over-estimate. The cost does not depend on H, W.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from raybust.numerics.moments.covariance import (
+    Convolution,
+    Covariance,
+    Pooling,
+    Rules,
+    dtype_of,
+    held,
+)
+from raybust.numerics.moments.rectifier import mean_relu_covariance
+
+_CHUNK = 2**24  # numbers in the intermediate of a convolution; beyond it, tap by tap
+
+
+class ChannelCovariance(Covariance):
+    """(B, C, C). Flat features of D = C P keep it: P pixels a channel, in the order C, P."""
+
+    def __init__(self, matrix: Tensor, rules: Rules) -> None:
+        """Keeps the matrix (B, C, C), held below the ceiling."""
+        self.matrix = held(matrix)
+        self.rules = rules
+
+    @classmethod
+    def of_noise(cls, images: Tensor, sigma: float, rules: Rules) -> ChannelCovariance:
+        """See `Covariance.of_noise`."""
+        batch, channels = images.shape[:2]
+        one = torch.eye(channels, dtype=dtype_of(images), device=images.device)
+        return cls((sigma**2 * one).expand(batch, -1, -1), rules)
+
+    def variances(self, mean: Tensor) -> Tensor:
+        """Returns (B, C, 1, 1), or (B, D) for flat features."""
+        diagonal = self.matrix.diagonal(dim1=1, dim2=2).clamp_min(0)
+        if mean.ndim > 2:
+            return diagonal.reshape(*diagonal.shape, *[1] * (mean.ndim - 2))
+        return diagonal.repeat_interleave(mean.shape[1] // diagonal.shape[1], 1)
+
+    def scaled(self, factor: Tensor, mean: Tensor) -> ChannelCovariance:
+        """Scales rows and columns; the factor must be the same at all pixels of a channel."""
+        whole = factor.to(self.matrix.dtype).expand(1, *mean.shape[1:])
+        parts = whole.reshape(self.matrix.shape[1], -1)
+        if parts.shape[1] > 1 and not bool((parts == parts[:, :1]).all()):
+            raise ValueError("a factor that differs between pixels of a channel")
+        row = parts[:, 0]
+        return ChannelCovariance(self.matrix * row[:, None] * row, self.rules)
+
+    def convolved(self, layer: Convolution, mean: Tensor) -> ChannelCovariance:
+        """S' = (1 + r_max) sum over taps t of W_t S W_t^T; stride, padding, dilation change
+        nothing."""
+        weight = _ungrouped(layer.weight.to(self.matrix.dtype), layer.groups)
+        taps = weight.flatten(2).permute(2, 0, 1)  # (kh kw, Cout, Cin)
+        return ChannelCovariance((1 + self.rules.r_max) * self._tapped(taps), self.rules)
+
+    def dense(self, weight: Tensor, mean: Tensor) -> ChannelCovariance:
+        """A S A^T; with P > 1 pixels a sum over pixels like a convolution over the whole map, and
+        inflated like one (our choice: the paper has no such layer)."""
+        channels = self.matrix.shape[1]
+        taps = weight.to(self.matrix.dtype).reshape(len(weight), channels, -1).permute(2, 0, 1)
+        return ChannelCovariance(self._inflation(len(taps)) * self._tapped(taps), self.rules)
+
+    def pair(self, weight: Tensor, mean: Tensor) -> Tensor:
+        """A S A^T of two rows an image, over P pixels like `dense`."""
+        batch, channels = self.matrix.shape[:2]
+        rows = weight.to(self.matrix.dtype).reshape(batch, 2, channels, -1)
+        pixels = rows.shape[3]
+        moved = self.matrix @ rows.permute(0, 2, 1, 3).flatten(2)  # (B, C, 2 P)
+        right = moved.reshape(batch, channels, 2, pixels).permute(0, 2, 1, 3).flatten(2)
+        return self._inflation(pixels) * (rows.flatten(2) @ right.mT)
+
+    def pooled(self, layer: Pooling, mean: Tensor) -> ChannelCovariance:
+        """S over the number of pixels of a window, the smallest where they differ."""
+        return ChannelCovariance(self.matrix / layer.windows.min(), self.rules)
+
+    def max_pooled(self, indices: Tensor, mean: Tensor) -> ChannelCovariance:
+        """Unchanged: all pixels share S."""
+        return self
+
+    def moved(self, function: Callable[[Tensor], Tensor], mean: Tensor) -> ChannelCovariance:
+        """Finds on a map of channel numbers where each channel of the result comes from."""
+        numbers = torch.arange(1.0, mean.shape[1] + 1, device=mean.device)
+        probe = function(numbers.reshape(1, -1, *[1] * (mean.ndim - 2)).expand(1, *mean.shape[1:]))
+        found = probe.reshape(1, probe.shape[1], -1)[0]
+        source = found.amax(1)
+        if bool(((found != 0) & (found != source[:, None])).any()):
+            raise ValueError("a step that mixes channels with pixels")
+        kept, index = source > 0, (source.long() - 1).clamp_min(0)
+        matrix = self.matrix[:, index][:, :, index] * kept * kept[:, None]
+        return ChannelCovariance(matrix, self.rules)
+
+    def plus(self, other: Covariance) -> ChannelCovariance:
+        """S1 + S2."""
+        assert isinstance(other, ChannelCovariance)
+        return ChannelCovariance(self.matrix + other.matrix, self.rules)
+
+    def rectified(self, mean: Tensor, slope: float) -> ChannelCovariance:
+        """`channel`: S + ridge I, as Var relu(X) <= Var X. `channel_exact`: the exact moments,
+        averaged over pixels."""
+        if self.rules.mode == "channel":
+            ridge = self.rules.ridge * torch.eye(
+                self.matrix.shape[1], dtype=self.matrix.dtype, device=self.matrix.device
+            )
+            return ChannelCovariance(self.matrix + ridge, self.rules)
+        means = mean.to(self.matrix.dtype).reshape(*self.matrix.shape[:2], -1)
+        return ChannelCovariance(mean_relu_covariance(means, self.matrix, slope), self.rules)
+
+    def _inflation(self, pixels: int) -> float:
+        return 1 + self.rules.r_max if pixels > 1 else 1.0
+
+    def _tapped(self, taps: Tensor) -> Tensor:
+        """Returns sum over t of W_t S W_t^T, symmetric, of taps (T, Cout, Cin): two matrix products
+        over all taps, or over one tap at a time where the intermediate would be large."""
+        batch, before = self.matrix.shape[:2]
+        count, after, _ = taps.shape
+        if batch * count * before * after > _CHUNK and count > 1:
+            return sum((self._tapped(tap[None]) for tap in taps), torch.zeros(()).to(taps))
+        half = self.matrix.reshape(-1, before) @ taps.reshape(-1, before).mT
+        half = half.reshape(batch, before, count, after).permute(0, 3, 2, 1)
+        whole = half.reshape(batch * after, -1) @ taps.permute(0, 2, 1).reshape(-1, after)
+        product = whole.reshape(batch, after, after)
+        return (product + product.mT) / 2
+
+
+def _ungrouped(weight: Tensor, groups: int) -> Tensor:
+    """Returns the weight (Cout, Cin, kh, kw) of a grouped convolution as that of a plain one."""
+    if groups == 1:
+        return weight
+    blocks = weight.reshape(groups, -1, *weight.shape[1:])  # (G, Cout / G, Cin / G, kh, kw)
+    place = torch.eye(groups, dtype=weight.dtype, device=weight.device)
+    whole = torch.einsum("gh,goiyx->gohiyx", place, blocks)
+    return whole.reshape(len(weight), -1, *weight.shape[2:])

@@ -1,0 +1,166 @@
+"""The rules of layers that pool, select, move and flatten features.
+
+Average pooling divides a channel covariance by the window's pixels: exact for independent ones, as
+in Zhen, Chakraborty and Singh (CVPR 2021, arXiv:2104.05888). Max pooling (our approximation; they
+replace it) takes the pixel with the largest mean. Part of the table in module `layers`.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from raybust.numerics.moments.covariance import Pooling
+from raybust.numerics.moments.layers import register
+from raybust.numerics.moments.state import Moments
+
+
+@register(nn.AvgPool2d)
+def _average_module(module: nn.AvgPool2d, x: Moments) -> Moments:
+    return _average(
+        x,
+        module.kernel_size,
+        module.stride,
+        module.padding,
+        module.ceil_mode,
+        module.count_include_pad,
+        module.divisor_override,
+    )
+
+
+@register(F.avg_pool2d)
+def _average(
+    x: Moments,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Moments:
+    if ceil_mode or divisor_override is not None:
+        raise ValueError("average pooling with ceil_mode or divisor_override")
+    options = (kernel_size, stride, padding, False, count_include_pad)
+    windows = torch.tensor(float(math.prod(_two(kernel_size))), device=x.mean.device)
+    if not count_include_pad:
+        inside = F.avg_pool2d(torch.ones_like(x.mean[:1, :1]), kernel_size, stride, padding)
+        windows = inside[0, 0] * windows
+    pooling = Pooling(lambda features: F.avg_pool2d(features, *options), windows)
+    return x.then(pooling.apply(x.mean), lambda c, before: c.pooled(pooling, before))
+
+
+@register(nn.AdaptiveAvgPool2d)
+def _adaptive_module(module: nn.AdaptiveAvgPool2d, x: Moments) -> Moments:
+    return _adaptive(x, module.output_size)
+
+
+@register(F.adaptive_avg_pool2d)
+def _adaptive(x: Moments, output_size: Any) -> Moments:
+    sides = x.mean.shape[2:]
+    size: Any = [given or side for given, side in zip(_two(output_size), sides, strict=True)]
+    counts = [_window_sizes(side, out) for side, out in zip(sides, size, strict=True)]
+    windows = (counts[0][:, None] * counts[1]).to(x.mean.device)
+    pooling = Pooling(lambda features: F.adaptive_avg_pool2d(features, size), windows)
+    return x.then(pooling.apply(x.mean), lambda c, before: c.pooled(pooling, before))
+
+
+def _window_sizes(side: int, out: int) -> Tensor:
+    ends = [(i * side // out, -(-(i + 1) * side // out)) for i in range(out)]
+    return torch.tensor([float(last - first) for first, last in ends])
+
+
+@register(torch.mean, "mean")
+def _mean(x: Moments, dim: Any = None, keepdim: bool = False) -> Moments:
+    """Mean over both sides of a map, as in torchvision's and timm's global pooling."""
+    if sorted(d % x.mean.ndim for d in dim or ()) != [2, 3]:
+        raise ValueError(f"a mean over dim={dim}, expected both sides of the map, (2, 3)")
+    pooled = _adaptive(x, 1)
+    return pooled if keepdim else flatten(pooled)
+
+
+@register(nn.MaxPool2d)
+def _max_module(module: nn.MaxPool2d, x: Moments) -> Moments:
+    return _max(
+        x, module.kernel_size, module.stride, module.padding, module.dilation, module.ceil_mode
+    )
+
+
+@register(F.max_pool2d)
+def _max(
+    x: Moments,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+) -> Moments:
+    mean, indices = F.max_pool2d(
+        x.mean, kernel_size, stride, padding, dilation, ceil_mode, return_indices=True
+    )
+    return x.then(mean, lambda c, before: c.max_pooled(indices, before))
+
+
+@register(nn.Flatten)
+def _flatten_module(module: nn.Flatten, x: Moments) -> Moments:
+    return flatten(x, module.start_dim, module.end_dim)
+
+
+@register(torch.flatten, "flatten")
+def flatten(x: Moments, start_dim: int = 0, end_dim: int = -1) -> Moments:
+    """Joins channels and pixels into one axis."""
+    if start_dim != 1 or end_dim not in (-1, x.mean.ndim - 1):
+        raise ValueError(f"flatten({start_dim}, {end_dim}), expected flatten(1)")
+    return x.then(x.mean.flatten(1), lambda c, _: c.flattened())
+
+
+@register("view", "reshape", torch.reshape)
+def _reshape(x: Moments, *shape: Any) -> Moments:
+    sizes = tuple(shape[0]) if isinstance(shape[0], (tuple, list)) else shape
+    if len(sizes) != 2 or sizes[0] not in (-1, len(x.mean)):
+        raise ValueError(f"a reshape to {sizes}, expected (B, -1)")
+    return flatten(x, 1)
+
+
+@register("size")
+def _size(x: Moments, dim: int | None = None) -> Any:
+    return x.mean.size() if dim is None else x.mean.size(dim)
+
+
+@register(getattr)
+def _attribute(x: Moments, name: str) -> Any:
+    if name not in ("shape", "ndim", "device", "dtype"):
+        raise ValueError(f"the attribute '{name}' of features")
+    return getattr(x.mean, name)
+
+
+@register(operator.getitem)
+def _select(x: Any, index: Any) -> Any:
+    if not isinstance(x, Moments):
+        return x[index]
+    whole = slice(None)
+    parts = index if isinstance(index, tuple) else (index,)
+    if parts[0] not in (whole, ...) or not all(isinstance(p, slice) or p is ... for p in parts):
+        raise ValueError(f"an index {index}, expected slices that keep every image")
+    return x.then(x.mean[index], lambda c, before: c.moved(lambda rows: rows[index], before))
+
+
+@register(F.pad)
+def _pad(x: Moments, pad: Any, mode: str = "constant", value: float | None = None) -> Moments:
+    if mode != "constant" or value:
+        raise ValueError(f"padding in mode '{mode}' with {value}, expected zeros")
+    padded = F.pad(x.mean, pad)
+    return x.then(padded, lambda c, before: c.moved(lambda rows: F.pad(rows, pad), before))
+
+
+@register(nn.ZeroPad2d)
+def _pad_module(module: nn.ZeroPad2d, x: Moments) -> Moments:
+    return _pad(x, module.padding)
+
+
+def _two(value: Any) -> tuple[Any, Any]:
+    return tuple(value) if isinstance(value, (tuple, list)) else (value, value)
