@@ -55,6 +55,7 @@ class Acr:
         budget: n and alpha, None where they are unknown.
         examples: number of rows.
         skip: every how many-th example; None where unknown.
+        targets: radii at which examples stopped being drawn; radii beyond them are understated.
     """
 
     value: float
@@ -63,6 +64,7 @@ class Acr:
     budget: Budget | None
     examples: int
     skip: int | None
+    targets: tuple[float, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.value:.4f} [{self.low:.4f}, {self.high:.4f}] ({self.terms})"
@@ -75,7 +77,11 @@ class Acr:
             mark = ", inferred" if self.budget.inferred else ""
             made = f"n = {self.budget.n:,}, alpha = {self.budget.alpha:g}{mark}"
         skip = "skip unknown" if self.skip is None else f"skip {self.skip}"
-        return f"{made}; {self.examples:,} examples, {skip}"
+        early = ""
+        if self.targets:
+            radii = ", ".join(f"{radius:g}" for radius in self.targets)
+            early = f"; drawn only to decide {radii}, so the ACR is understated"
+        return f"{made}; {self.examples:,} examples, {skip}{early}"
 
 
 def certified_accuracy(log: Log, radii: Sequence[float] | Floats) -> Floats:
@@ -125,6 +131,7 @@ def acr(log: Log, resamples: int = 2000, seed: int = 0) -> Acr:
         budget=budget(log),
         examples=len(log),
         skip=log.skip,
+        targets=log.protocol.targets if log.protocol else (),
     )
 
 

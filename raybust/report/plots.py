@@ -42,8 +42,8 @@ def plot_curves(logs: Sequence[Log], path: str | Path, title: str = "") -> Path:
         path: a .png or .pdf.
         title: above the picture.
     """
-    figure, axes = _figure()
     shown = _shown(logs)
+    figure, axes = _figure(len(shown))
     for number, log in enumerate(shown):
         radii, values = steps(log)
         axes.step(
@@ -72,8 +72,9 @@ def plot_votes(logs: Sequence[Log], path: str | Path, title: str = "") -> Path:
         path: a .png or .pdf.
         title: above the picture.
     """
-    figure, axes = _figure()
-    for number, log in enumerate(_shown(logs)):
+    shown = _shown(logs)
+    figure, axes = _figure(len(shown))
+    for number, log in enumerate(shown):
         made = budget(log)
         if made is None:
             continue
@@ -142,8 +143,8 @@ def _shown(logs: Sequence[Log]) -> list[Log]:
     return shown
 
 
-def _figure() -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+def _figure(logs: int) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(6.4, 3.9 + 0.35 * logs), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.grid(color="0.88", linewidth=0.8)
