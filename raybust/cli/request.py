@@ -36,7 +36,7 @@ def read_leaves(
 
 def _packaged(path: str) -> str:
     """Returns the path of a file, or of the search space of that name that raybust brings along."""
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     for home in (package, package.parent):  # an installed wheel, a checkout
         if not Path(path).exists() and path.startswith("search_spaces/") and (home / path).exists():
             return str(home / path)

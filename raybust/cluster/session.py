@@ -7,12 +7,15 @@ is submitted.
 from __future__ import annotations
 
 import logging
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from raybust.config import Config
 from raybust.errors import RequestError
+
+_PROBE_S = 10.0
 
 
 @contextmanager
@@ -38,6 +41,7 @@ def session(address: str | None, *, verbose: bool, dashboard: bool = False) -> I
     if address is None:
         options.update(address="local", include_dashboard=dashboard, dashboard_host="127.0.0.1")
     else:
+        _probe(address)
         options["address"] = address
     logging.getLogger("ray").setLevel(level)
     try:
@@ -51,6 +55,19 @@ def session(address: str | None, *, verbose: bool, dashboard: bool = False) -> I
         yield ray
     finally:
         ray.shutdown()
+
+
+def _probe(address: str) -> None:
+    """Asks host:port for a connection, because Ray would try for minutes."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=_PROBE_S).close()
+    except (OSError, OverflowError) as error:
+        raise RequestError(
+            f"no Ray cluster at address '{address}': {error}; `raybust doctor` tells more"
+        ) from None
 
 
 def gpus_per_worker(config: Config, resources: dict[str, float]) -> float:

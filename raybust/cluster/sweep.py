@@ -6,6 +6,7 @@ search. The leaderboard shows both in separate columns. Stage tune.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -89,7 +90,7 @@ def _search(
 
         def listener(record: TrialRecord) -> None:
             bar.update(1)
-            bar.write(trial_line(record, config.tune.metric))
+            bar.write(trial_line(record, config.tune.metric), file=sys.stderr)
 
         tune.sweep(config, leaves, study, folder, job, listener)
 

@@ -18,18 +18,21 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from raybust import checkpoint, methods, runs
 from raybust import config as configuration
-from raybust import methods, runs
 from raybust.cluster import session
 from raybust.cluster.space import Point, at
-from raybust.cluster.study import Study, TrialRecord
+from raybust.cluster.study import FINISHED, Study, TrialRecord
 from raybust.cluster.trial import COMPLETE, FAILURE, TrialActor, nested_trial
-from raybust.cluster.worker import Job
+from raybust.cluster.worker import Job, note_end
 from raybust.config import Config, Leaf
 from raybust.errors import RequestError, WorkError
+from raybust.track import Journal
+from raybust.track.journal import decode
 
 _DRIVER_CPUS = 0.01
 _MAX_REFUSED = 100
+_REASONS = {"COMPLETE": "finished", "PRUNED": "pruned", "FAIL": "failed"}
 
 Listener = Callable[[TrialRecord], None]
 """Is told of each trial that finished."""
@@ -81,6 +84,7 @@ def sweep(
         ),
     )
     tuner.fit()
+    _end_runs(study, folder)
     if not study.finished():
         raise WorkError(f"{folder.name}: no trial finished")
 
@@ -132,7 +136,9 @@ class StudySearch(Searcher):
         """Notes an epoch in the study."""
         self._last[trial_id] = result
         metric = float(result[self._config.tune.metric])
-        metrics = {key: result[key] for key in result if "/" in key and _is_number(result[key])}
+        # Tune's last result has the trial's configuration in it, flattened.
+        keys = [key for key in result if "/" in key and not key.startswith("config/")]
+        metrics = {key: result[key] for key in keys if _is_number(result[key])}
         self._study.report(self._numbers[trial_id], int(result["epoch"]), metric, metrics)
 
     def on_trial_complete(
@@ -178,6 +184,21 @@ class StudySearch(Searcher):
 
     def _tell(self, number: int) -> None:
         self._listener(next(r for r in self._study.records() if r.number == number))
+
+
+def _end_runs(study: Study, folder: Path) -> None:
+    """Ends the runs whose worker was killed before it could: stopped trials of several workers,
+    and trials whose worker died too often."""
+    for record in study.records():
+        trial = folder / runs.TRIALS / f"{record.number:04d}"
+        path = trial / runs.JOURNAL
+        entries = map(decode, path.read_bytes().splitlines()) if path.exists() else ()
+        states = [e["e"] for e in entries if e is not None and e["e"] in ("start", "resume", "end")]
+        if record.state not in FINISHED or not states or states[-1] == "end":
+            continue
+        newest = None if record.state == "FAIL" else checkpoint.newest(trial)
+        with Journal(path) as journal:
+            note_end(journal, _REASONS[record.state], newest, record.reason or "")
 
 
 def _is_number(value: Any) -> bool:

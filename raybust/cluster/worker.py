@@ -92,24 +92,30 @@ class RunLog:
         self._journal.metrics(values, step=progress.epoch)
 
     def end(self, reason: str, folder: Path | None = None, detail: str = "") -> None:
-        """Notes how the run ended: finished, pruned, failed; with the checkpoint that it leaves.
-
-        Args:
-            reason: goes into the tag `raybust.stop_reason`.
-            folder: checkpoint whose weights and manifest become artifacts.
-            detail: why it failed.
-        """
-        if folder is not None:
-            for name in (checkpoint.WEIGHTS, checkpoint.MANIFEST):
-                self._journal.artifact(folder / name, "checkpoint")
-        if detail:
-            self._journal.tags({"raybust.failure": detail})
-        self._journal.end("FAILED" if reason == "failed" else "FINISHED", reason)
+        """Notes how the run ended; see `note_end`."""
+        note_end(self._journal, reason, folder, detail)
 
     def close(self, deadline_s: float = _DRAIN_S) -> None:
         """Stops the flusher; what is not sent by the deadline stays in the journal for a sync."""
         self._flusher.close(deadline_s)
         self._journal.close()
+
+
+def note_end(journal: Journal, reason: str, folder: Path | None = None, detail: str = "") -> None:
+    """Notes how a run ended: finished, pruned, failed; with the checkpoint that it leaves.
+
+    Args:
+        journal: the run's.
+        reason: goes into the tag `raybust.stop_reason`.
+        folder: checkpoint whose weights and manifest become artifacts.
+        detail: why it failed.
+    """
+    if folder is not None:
+        for name in (checkpoint.WEIGHTS, checkpoint.MANIFEST):
+            journal.artifact(folder / name, "checkpoint")
+    if detail:
+        journal.tags({"raybust.failure": detail})
+    journal.end("FAILED" if reason == "failed" else "FINISHED", reason)
 
 
 def params_of(plain: dict[str, Any]) -> dict[str, str]:
