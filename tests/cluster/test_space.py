@@ -1,0 +1,194 @@
+"""Search spaces: read, checked against the schema, sampled by Optuna."""
+
+import math
+
+import optuna
+import pytest
+import yaml
+
+from raybust import methods
+from raybust.cluster.space import Space, at
+from raybust.config import Leaf
+from raybust.errors import RequestError
+
+TEXT = """
+train.lr: {float: [0.005, 0.5], log: true, default: 0.05}
+train.epochs: {int: [2, 10], step: 2}
+train.ema: {float: [0.0, 0.9], step: 0.3, default: 0.3}
+train.batch_size: {int: [16, 256], log: true}
+train.optimizer: {choice: [sgd, adamw], default: adamw}
+train.clip_norm: {choice: [null, 1.0], when: {train.optimizer: adamw}}
+method.name: {choice: [standard, gaussian]}
+method.sigma: {float: [0.1, 1.0], log: true, when: {method.name: gaussian}}
+train.momentum: {float: [0.0, 0.9], when: {method.name: [gaussian], train.optimizer: sgd}}
+"""
+
+
+def parse(text):
+    return Space.parse(yaml.safe_load(text))
+
+
+@pytest.fixture(autouse=True)
+def _quiet():
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+@pytest.fixture(scope="module")
+def points():
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    found = []
+    for _ in range(200):
+        trial = study.ask()
+        found.append(parse(TEXT).suggest(trial))
+        assert trial.params == found[-1]
+        study.tell(trial, 0.0)
+    return found
+
+
+def test_every_sample_lies_in_its_domain(points):
+    domains = {domain.key: domain for domain in parse(TEXT).domains}
+    for point in points:
+        for key, value in point.items():
+            assert domains[key].contains(value), (key, value)
+        parse(TEXT).check_point(point)
+
+
+def test_conditions(points):
+    for point in points:
+        gaussian, sgd = point["method.name"] == "gaussian", point["train.optimizer"] == "sgd"
+        assert ("method.sigma" in point) == gaussian
+        assert ("train.clip_norm" in point) == (not sgd)
+        assert ("train.momentum" in point) == (gaussian and sgd)
+    assert len({frozenset(point) for point in points}) == 4
+
+
+def test_steps_and_scales(points):
+    assert {point["train.epochs"] for point in points} == {2, 4, 6, 8, 10}
+    assert {round(point["train.ema"], 9) for point in points} == {0.0, 0.3, 0.6, 0.9}
+    for key, low, high in (("train.lr", 0.005, 0.5), ("train.batch_size", 16, 256)):
+        below = sum(point[key] < math.sqrt(low * high) for point in points)
+        assert 70 <= below <= 130, f"{key} is not log-uniform"
+    linear = [p["train.momentum"] for p in points if "train.momentum" in p]
+    assert 0.3 <= sum(value < 0.45 for value in linear) / len(linear) <= 0.7
+
+
+def test_every_sample_is_a_configuration(points):
+    for point in points[::8]:
+        config = at([Leaf("train.lr", 9.0, "file")], point, methods.get)
+        assert config.train.lr == point["train.lr"]
+        assert config.method.key == point["method.name"]
+        if "method.sigma" in point:
+            assert config.method.sigma == point["method.sigma"]
+
+
+def test_defaults():
+    expected = {"train.lr": 0.05, "train.ema": 0.3, "train.optimizer": "adamw"}
+    assert parse(TEXT).defaults() == expected
+
+
+def test_defaults_are_enqueued_and_drawn():
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    study.enqueue_trial(parse(TEXT).defaults())
+    point = parse(TEXT).suggest(study.ask())
+    assert point.items() >= parse(TEXT).defaults().items()
+
+
+def test_samples_survive_the_database(tmp_path):
+    """What a resumed sweep reads is what was drawn."""
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    study = optuna.create_study(storage=url, study_name="s")
+    drawn = [parse(TEXT).suggest(study.ask()) for _ in range(5)]
+    again = optuna.load_study(storage=url, study_name="s")
+    assert [trial.params for trial in again.get_trials()] == drawn
+
+
+def test_check_accepts():
+    parse(TEXT).check([], methods.get)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("train.lrr: {float: [0.1, 1]}", "Did you mean 'train.lr'"),
+        ("train.momentum: {float: [0.1, 1]}", "train.momentum: got 1"),
+        ("train.lr: {float: [0, 1]}", "train.lr: got 0"),
+        ("train.epochs: {float: [1.5, 3.5]}", "train.epochs: got 1.5, expected int"),
+        ("data.augment: {choice: [none, rotate]}", "'rotate'"),
+        ("method.name: {choice: [standard, gausian]}", "Did you mean 'gaussian'"),
+        (
+            "method.name: {choice: [standard, gaussian]}\n"
+            "method.sigma: {float: [0.1, 1], when: {method.name: standard}}",
+            "unknown key 'method.sigma'",
+        ),
+    ],
+)
+def test_check_refuses(text, words):
+    with pytest.raises(RequestError, match=r"^search: ") as error:
+        parse(text).check([], methods.get)
+    assert words in str(error.value)
+
+
+def test_check_refuses_a_key_that_is_fixed_as_well():
+    with pytest.raises(RequestError, match=r"train.lr: is also set to 0.1 \(command line\)"):
+        parse(TEXT).check([Leaf("train.lr", 0.1, "command line")], methods.get)
+
+
+def test_check_keeps_what_is_fixed():
+    """A domain is held against the file's own values, and nested conditions are followed."""
+    text = (
+        "train.optimizer: {choice: [sgd, adamw]}\n"
+        "method.name: {choice: [standard, gaussian], when: {train.optimizer: adamw}}\n"
+        "method.sigma: {float: [0.1, 1], when: {method.name: gaussian}}"
+    )
+    parse(text).check([], methods.get)
+    with pytest.raises(RequestError, match=r"multiple of cluster\.workers = 3"):
+        parse("train.batch_size: {choice: [30, 40]}").check(
+            [Leaf("cluster.workers", 3, "file")], methods.get
+        )
+
+
+def test_all_problems_at_once():
+    text = "train.lr: {float: [2, 1]}\ntrain.epochs: {int: [1, 2], default: 9}\ntrain.ema: 3"
+    with pytest.raises(RequestError) as error:
+        parse(text)
+    assert len(error.value.problems) == 3
+
+
+@pytest.mark.parametrize(
+    ("key", "inside", "outside"),
+    [
+        ("train.lr", [0.005, 0.5, 0.1], [0.004, 0.51, "0.1", None, True, math.nan]),
+        ("train.epochs", [2, 10, 4.0], [3, 0, 12, 2.5, True]),
+        ("train.ema", [0.0, 0.3, 0.9], [0.1, 1.2]),
+        ("train.optimizer", ["sgd"], ["adam", None, 1]),
+        ("train.clip_norm", [None, 1.0], [2.0]),
+    ],
+)
+def test_contains(key, inside, outside):
+    domain = next(domain for domain in parse(TEXT).domains if domain.key == key)
+    for value in inside:
+        assert domain.contains(value), value
+    for value in outside:
+        assert not domain.contains(value), value
+
+
+@pytest.mark.parametrize(
+    ("point", "words"),
+    [
+        ({"train.l": 1}, "Did you mean 'train.lr'"),
+        ({"train.lr": 5}, "train.lr: got 5, expected float in [0.005, 0.5], log"),
+        ({"train.optimizer": "adam"}, "expected one of sgd, adamw"),
+    ],
+)
+def test_points_are_checked(point, words):
+    with pytest.raises(RequestError) as error:
+        parse(TEXT).check_point(point)
+    assert words in str(error.value)
+
+
+def test_rows():
+    rows = {key: rest for key, *rest in parse(TEXT).rows()}
+    assert rows["train.lr"] == ["float in [0.005, 0.5], log", "0.05", ""]
+    assert rows["train.epochs"] == ["int in [2, 10], step 2", "", ""]
+    assert rows["train.momentum"][2] == "method.name in gaussian; train.optimizer in sgd"

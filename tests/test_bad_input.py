@@ -1,0 +1,443 @@
+"""Bad input through the real command line: one line, what was seen, what is allowed, exit code 2.
+
+Every row stops before a cluster starts, and leaves nothing behind. The rows at the end need Ray.
+"""
+
+import itertools
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+import torch
+from PIL import Image
+
+from raybust import checkpoint, data, methods, runs
+from raybust.config import Leaf, compose, to_dict
+from raybust.train import fit
+
+NPZ = ["train", "data.name=npz", "data.path=set.npz"]
+FOLDER = ["train", "data.name=image_folder", "data.path=pictures", "data.image_size=16"]
+TUNE = ["tune", "space.yaml"]
+LR = "train.lr: {float: [0.1, 0.2]}"
+
+
+def arrays(**changes):
+    """Returns a maker of a small npz with other arrays in it."""
+
+    def make():
+        rng = np.random.default_rng(0)
+        found = {
+            "x_train": rng.random((40, 8, 8), dtype=np.float32),
+            "y_train": np.arange(40) % 4,
+            "x_test": rng.random((8, 8, 8), dtype=np.float32),
+            "y_test": np.arange(8) % 4,
+        } | changes
+        np.savez("set.npz", **{key: value for key, value in found.items() if value is not None})
+
+    return make
+
+
+def text(name, content):
+    """Returns a maker of a text file."""
+    return lambda: Path(name).write_text(content)
+
+
+def space(block, rest=""):
+    """Returns a maker of a search space."""
+    return text("space.yaml", f"{rest}\nsearch:\n  {block}\n")
+
+
+def folders(*names, images=True):
+    """Returns a maker of a tree of pictures."""
+
+    def make():
+        for name in names:
+            Path(name).mkdir(parents=True)
+            if images:
+                Image.new("RGB", (16, 16)).save(f"{name}/one.png")
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder `runs` with a trained run, a sweep, a run without checkpoint and a torn one."""
+    root = tmp_path_factory.mktemp("trained") / "runs"
+    values = {"data.limit": 40, "train.epochs": 1, "train.batch_size": 20, "model.width": 4}
+    values |= {"certified_fast.every": 0, "certified_fast.examples": 2, "certified_fast.n": 100}
+    config = compose([Leaf(key, value, "test") for key, value in values.items()], methods.get)
+    folder = root / "digits-run"
+    for kind, name in (("train", folder.name), ("sweep", "a-sweep"), ("train", "fresh")):
+        runs.identify(root / name, kind, to_dict(config))
+    for progress in fit(config, data.load(config.data), torch.device("cpu")):
+        checkpoint.commit(folder, checkpoint.folder_name(progress.epoch), progress.save, keep=2)
+    shutil.copytree(folder, root / "torn")
+    (root / "torn" / "epoch-000001" / checkpoint.WEIGHTS).write_bytes(b"cut")
+    (root / "no-run").mkdir()
+    (root / "no-run" / "run.json").write_text("{")
+    return root
+
+
+def rows():
+    """Yields (arguments, maker of files or None, words that the line must have)."""
+    # Names.
+    yield ["trian"], None, ["trian", "Did you mean 'train'"]
+    yield ["train", "method.name=gausian"], None, ["method 'gausian'", "mean 'gaussian'"]
+    yield ["train", "data.name=digit"], None, ["dataset 'digit'", "Did you mean 'digits'"]
+    yield ["train", "model.name=smal_cnn"], None, ["model 'smal_cnn'", "mean 'small_cnn'", "timm:"]
+    yield ["train", "model.name=timm:resnet8"], None, ["timm model 'resnet8'", "resnet18"]
+    yield ["train", "model.name=torchvision:resnet19"], None, ["'resnet19'", "resnet18"]
+    yield ["train", "model.name=nowhere:make"], None, ["nowhere", "cannot be imported"]
+    yield ["train", "model.name=json:make"], None, ["callable", "'make'", "json"]
+    yield ["train", "model.name=mine:make"], text("mine.py", "def make(): 1 / 0"), ["mine:make"]
+    yield ["train", "model.name=mine:make"], text("mine.py", "make = dict"), ["mine:make", "dict"]
+    yield ["methods", "gausian"], None, ["gausian", "Did you mean 'gaussian'"]
+    yield ["datasets", "cifar11"], None, ["cifar11", "Did you mean 'cifar1"]
+    yield ["models", "resnet21"], None, ["resnet21", "Did you mean 'resnet20'"]
+    # Keys.
+    yield ["train", "train.epoch=3"], None, ["'train.epoch'", "'train.epochs'", "command line"]
+    yield ["train", "epochs=3"], None, ["'epochs'", "Did you mean 'train.epochs'"]
+    yield ["train", "method.sigma=0.5"], None, ["'method.sigma'", "In 'method' there is: name"]
+    yield ["train", "method=gaussian"], None, ["method", "method.name"]
+    yield ["train", "data=null"], None, ["data", "data.name"]
+    yield ["train", "train.epochs.x=3"], None, ["train.epochs.x", "Did you mean 'train.epochs'"]
+    yield ["train", "a.yaml"], text("a.yaml", "train: {epocs: 1}"), ["train.epocs", "a.yaml"]
+    yield ["train", "seed=1", "3"], None, ["'3'", "key=value"]
+    yield ["train", "=3"], None, ["'=3'", "key=value"]
+    # Types.
+    yield ["train", "train.epochs=many"], None, ["train.epochs", "'many'", "int"]
+    yield ["train", "train.epochs=1.5"], None, ["train.epochs", "1.5", "int"]
+    yield ["train", "train.epochs=true"], None, ["train.epochs", "True", "int"]
+    yield ["train", "train.epochs="], None, ["train.epochs", "None", "int"]
+    yield ["train", "train.lr=fast"], None, ["train.lr", "'fast'", "float"]
+    yield ["train", "train.compile=maybe"], None, ["train.compile", "'maybe'", "bool"]
+    yield ["train", "certify.radii=0.5"], None, ["certify.radii", "0.5", "list"]
+    yield ["train", "model.mean=[a]"], None, ["model.mean", "'a'", "float"]
+    yield ["train", "train.optimizer=adam"], None, ["train.optimizer", "'adam'", "sgd", "adamw"]
+    yield ["train", "tune.points=[1]"], None, ["tune.points", "1"]
+    yield ["train", "--workers", "two"], None, ["--workers", "two", "integer"]
+    yield ["train", "--nmae", "x"], None, ["--nmae", "--name"]
+    # Ranges.
+    yield ["train", "train.epochs=0"], None, ["train.epochs", "got 0", ">= 1", "command line"]
+    yield ["train", "train.lr=0"], None, ["train.lr", "got 0", "> 0"]
+    yield ["train", "train.lr=nan"], None, ["train.lr", "nan", "number"]
+    yield ["train", "train.lr=inf"], None, ["train.lr", "inf", "finite"]
+    yield ["train", "train.momentum=1"], None, ["train.momentum", "got 1", "< 1"]
+    yield ["train", "train.milestones=[0.5,1.5]"], None, ["train.milestones", "1.5", "< 1"]
+    yield ["train", "certify.alpha=0.7"], None, ["certify.alpha", "0.7", "< 0.5"]
+    yield ["train", "data.validation=1"], None, ["data.validation", "got 1", "< 1"]
+    yield ["train", "seed=-1"], None, ["seed", "-1", ">= 0"]
+    yield ["train", f"seed={2**64}"], None, ["seed", str(2**64), "<"]
+    yield (
+        ["train", "method.name=gaussian", "method.sigma=-1"],
+        None,
+        ["method.sigma", "-1", "> 0", "command line"],
+    )
+    yield ["train", "--workers", "0"], None, ["cluster.workers", "got 0", "--workers"]
+    yield ["train", "a.yaml"], text("a.yaml", "train: {keep: 1}"), ["train.keep", "a.yaml"]
+    # Rules across fields.
+    yield ["train", "name=a/b"], None, ["name", "'a/b'", "letters"]
+    yield ["train", "--name", "../up"], None, ["name", "../up", "--name"]
+    yield ["train", "--out", "s3://bucket/runs"], None, ["out", "s3://", "cluster.storage"]
+    yield (
+        ["train", "train.batch_size=100", "cluster.workers=3"],
+        None,
+        ["train.batch_size", "100", "multiple of cluster.workers = 3"],
+    )
+    yield ["train", "certify.n=5"], None, ["certify.n", "got 5", "certifies nothing"]
+    yield ["train", "certify.batch=150"], None, ["certify.batch", "150", "multiple of 100"]
+    yield ["train", "certify.schedule=sequence"], None, ["certify.schedule", "radius"]
+    yield ["train", "certify.schedule=looks"], None, ["certify.schedule", "intent=radii"]
+    yield ["train", "tune.metric=accuracy"], None, ["tune.metric", "accuracy", "validation/"]
+    yield ["train", "tune.metric=certified_fast/arc"], None, ["certified_fast/arc", "fast/acr'"]
+    # Interpolation.
+    environment = "${oc.env:HOME}"
+    yield ["train", f"data.root={environment}"], None, ["data.root", "oc.env:HOME", "reference"]
+    yield (
+        ["train", "a.yaml"],
+        text("a.yaml", f"name: '{environment}'"),
+        ["name", "oc.env", "a.yaml"],
+    )
+    yield ["train", f"model.mean=['{environment}']"], None, ["model.mean", "oc.env"]
+    yield (
+        ["train", "a.yaml"],
+        text("a.yaml", f"tune: {{points: [{{a: [{{b: '{environment}'}}]}}]}}"),
+        ["tune.points", "oc.env", "a.yaml"],
+    )
+    yield ["train", "out=${oc.decode:x}"], None, ["out", "oc.decode"]
+    yield ["train", "train.epochs=${train.epochs}"], None, ["train.epochs", "ecursive"]
+    yield ["train", "train.epochs=${no.such}"], None, ["train.epochs", "no.such"]
+    yield TUNE, space(f"data.root: {{choice: ['{environment}']}}"), ["data.root", "oc.env"]
+    # Files.
+    yield ["train", "none.yaml"], None, ["none.yaml", "No such file"]
+    yield ["train", "."], None, [".", "cannot be read"]
+    yield ["train", "a.yaml"], text("a.yaml", "train: [1"), ["a.yaml", "not valid YAML"]
+    yield ["train", "a.yaml"], text("a.yaml", "seed: 1\nseed: 2\n"), ["a.yaml", "duplicate", "seed"]
+    yield ["train", "a.yaml"], text("a.yaml", "- 1\n- 2\n"), ["a.yaml", "mapping", "list"]
+    yield ["train", "a.yaml"], text("a.yaml", "!!python/object/apply:os.getcwd []"), ["a.yaml"]
+    yield ["train", "a.bin"], lambda: Path("a.bin").write_bytes(b"\xff\xfe\xff"), ["a.bin"]
+    yield ["train", "space.yaml"], space(LR), ["space.yaml", "raybust tune"]
+    # Search spaces.
+    yield ["tune", "a.yaml"], text("a.yaml", "seed: 1"), ["a.yaml", "search", "raybust train"]
+    yield TUNE, text("space.yaml", "search: {}"), ["search", "block"]
+    yield TUNE, space("train.lrr: {float: [0.1, 0.2]}"), ["train.lrr", "Did you mean 'train.lr'"]
+    yield TUNE, space("method.sigma: {float: [0.1, 0.2]}"), ["method.sigma", "unknown key"]
+    yield TUNE, space("train.lr: {float: [-1, 0.2]}"), ["train.lr", "-1", "> 0"]
+    yield TUNE, space("train.lr: {float: [0.1, 0.2], default: 3}"), ["train.lr", "default 3"]
+    yield TUNE, space("train.lr: {float: [0.2, 0.1]}"), ["train.lr", "low < high"]
+    yield TUNE, space("train.lr: {float: [0.2, .inf]}"), ["train.lr", "inf", "finite"]
+    yield TUNE, space("train.lr: {float: [0.2]}"), ["train.lr", "[low, high]"]
+    yield TUNE, space("train.lr: {float: 0.2}"), ["train.lr", "0.2", "list"]
+    yield TUNE, space("train.lr: 0.2"), ["train.lr", "0.2", "{float: [low, high]}"]
+    yield TUNE, space("train.lr: {flaot: [0.1, 1]}"), ["train.lr", "flaot", "{float:"]
+    yield TUNE, space("train.epochs: {int: [1.5, 3]}"), ["train.epochs", "1.5", "type int"]
+    yield TUNE, space("train.ema: {float: [0, 0.5], log: true}"), ["train.ema", "log", "> 0"]
+    yield (
+        TUNE,
+        space("train.lr: {float: [0.1, 0.2], log: true, step: 0.1}"),
+        ["train.lr", "both log and step"],
+    )
+    yield TUNE, space("train.lr: {float: [0.1, 0.2], log: 'no'}"), ["log", "'no'", "true or false"]
+    yield TUNE, space("train.lr: {float: [0.1, 0.2], step: 0}"), ["train.lr", "step", "> 0"]
+    yield TUNE, space("train.lr: {float: [0.1, 0.2], step: 1}"), ["train.lr", "step", "at most"]
+    yield TUNE, space("train.lr: {float: [0.1, 0.2], dfault: 1}"), ["dfault", "mean 'default'"]
+    yield TUNE, space("train.optimizer: {choice: [sgd, adam]}"), ["train.optimizer", "'adam'"]
+    yield TUNE, space("train.optimizer: {choice: []}"), ["train.optimizer", "choice", "list"]
+    yield (
+        TUNE,
+        space("train.lr: {float: [0.1, 0.2], when: {method.name: gaussian}}"),
+        ["train.lr", "method.name", "not searched above"],
+    )
+    yield (
+        TUNE,
+        space(
+            "train.optimizer: {choice: [sgd, adamw]}\n"
+            "  train.lr: {float: [0.1, 0.2], when: {train.optimizer: adam}}"
+        ),
+        ["train.lr", "when", "'adam'", "sgd"],
+    )
+    yield TUNE, space("train.lr: {float: [0.1, 0.2], when: sgd}"), ["train.lr", "when", "sgd"]
+    yield TUNE, space("cluster.workers: {int: [1, 2]}"), ["cluster.workers", "all trials"]
+    yield [*TUNE, "train.lr=0.1"], space(LR), ["train.lr", "also set to 0.1", "command line"]
+    yield [*TUNE, "tune.points=[{train.lr: 3}]"], space(LR), ["tune.points", "train.lr", "got 3"]
+    yield [*TUNE, "tune.points=[{train.l: 3}]"], space(LR), ["tune.points", "train.l", "train.lr"]
+    yield [*TUNE, "tune.grace=31"], space(LR), ["tune.grace", "31", "train.epochs = 30"]
+    yield [*TUNE, "certified_fast.every=2"], space(LR), ["certified_fast.every", "expected 1"]
+    yield [*TUNE, "data.name=npz"], space(LR), ["data.path", "npz"]
+    # Data.
+    yield ["train", "data.name=npz"], None, ["data.path", "null", "data.path=FILE.npz"]
+    yield NPZ, None, ["no file 'set.npz'"]
+    yield NPZ, text("set.npz", "no archive"), ["set.npz", "not an npz"]
+    yield NPZ, arrays(x_test=None, y_test=None), ["lacks x_test, y_test", "x_train"]
+    yield NPZ, arrays(x_train=np.full((40, 8, 8), 1.5)), ["x_train", "1.5", "[0, 1]"]
+    yield NPZ, arrays(x_train=np.full((40, 8, 8), np.nan)), ["x_train", "nan", "[0, 1]"]
+    yield NPZ, arrays(x_train=np.zeros((40, 8, 8), int)), ["x_train", "int64", "uint8"]
+    yield NPZ, arrays(x_train=np.zeros((40, 8, 8, 5, 2))), ["x_train", "shape"]
+    yield NPZ, arrays(x_test=np.zeros((8, 9, 9))), ["x_test", "(1, 9, 9)", "same shape"]
+    yield NPZ, arrays(y_train=np.arange(40) - 1), ["y_train", "-1", "from 0"]
+    yield NPZ, arrays(y_test=np.arange(8)), ["y_test", "0 to 7", "0 to 3"]
+    yield NPZ, arrays(y_train=np.arange(39) % 4), ["y_train", "(39,)", "(40,)"]
+    yield NPZ, arrays(y_train=np.full(40, "a")), ["y_train", "integers"]
+    yield NPZ, arrays(y_train=np.zeros(40, int), y_test=np.zeros(8, int)), ["one class"]
+    yield NPZ, arrays(y_train=np.array([object()] * 40)), ["y_train", "cannot be read"]
+    yield ["train", "data.name=image_folder"], None, ["data.path", "folder"]
+    yield FOLDER, None, ["no folder 'pictures'"]
+    yield FOLDER, folders("pictures"), ["pictures", "no folder 'train'"]
+    yield FOLDER, folders("pictures/train"), ["no class folders"]
+    yield FOLDER, folders("pictures/train/a", "pictures/train/b"), ["val", "test"]
+    yield (
+        FOLDER,
+        folders("pictures/train/a", "pictures/train/b", "pictures/val/a", images=False),
+        ["no images", ".png"],
+    )
+    yield (
+        FOLDER,
+        folders("pictures/train/a", "pictures/train/b", "pictures/val/c"),
+        ["class 'c'", "lacks"],
+    )
+    yield ["train", "data.name=cifar10"], None, ["cifar10", "data.download=true", "data.root"]
+    yield ["train", "model.mean=[0.5,0.5]"], None, ["mean", "2", "1"]
+    # Stores and places.
+    yield ["train", "track.uri=file:./mlruns"], None, ["track.uri", "file store", "sqlite:///"]
+    yield ["train", "track.uri=./mlruns"], None, ["track.uri", "file store", "http"]
+    yield ["train", "track.uri=ftp://host"], None, ["track.uri", "unknown", "sqlite:///"]
+    memory = "track: {uri: 'sqlite:///:memory:'}"
+    yield ["train", "a.yaml"], text("a.yaml", memory), ["track.uri", "expected a file"]
+    yield ["train", "--out", "file/runs"], text("file", ""), ["file/runs"]
+    yield [*TUNE, "--out", "space.yaml/runs"], space(LR), ["space.yaml/runs"]
+    yield ["train", "track.uri=sqlite:///file/x.db"], text("file", ""), ["file/x.db"]
+    yield ["ui"], None, ["nothing to show", "train or tune first"]
+    # Runs.
+    yield ["certify", "digits-rum"], None, ["digits-rum", "none yet"]
+    yield ["evaluate", "digits-rum"], "trained", ["'digits-rum'", "Did you mean 'digits-run'"]
+    yield ["certify", "a-sweep"], "trained", ["a-sweep", "is a sweep", "a-sweep/0"]
+    yield ["certify", "a-sweep/7"], "trained", ["a-sweep/7"]
+    yield ["certify", "fresh"], "trained", ["fresh", "no checkpoint", "train it first"]
+    yield ["evaluate", "torn"], "trained", ["torn", "no checkpoint"]
+    yield ["evaluate", "runs/torn/epoch-000001"], "trained", ["not a whole checkpoint", "cut"]
+    yield ["evaluate", "no-run"], "trained", ["no-run", "run.json"]
+    yield ["certify", "digits-run", "train.lr=1"], "trained", ["train.lr", "is fixed", "certify"]
+    yield ["evaluate", "digits-run", "data.name=npz"], "trained", ["data.name", "is fixed"]
+    yield ["certify", "digits-run", "certify.sgma=1"], "trained", ["certify.sgma", "certify.sigma"]
+    yield ["certify", "digits-run", "certify.sigma=0"], "trained", ["certify.sigma", "> 0"]
+    yield ["certify", "0" * 32], "trained", ["0" * 32]
+    yield (
+        ["evaluate", "broken.safetensors"],
+        text("broken.safetensors", "x"),
+        ["broken.safetensors"],
+    )
+    yield (
+        ["train", "--name", "digits-run", "train.epochs=2"],
+        "trained",
+        ["digits-run", "train.epochs: 1 -> 2", "--no-resume"],
+    )
+    yield ["train", "--name", "a-sweep"], "trained", ["a-sweep", "is a sweep, not a train"]
+
+
+CASES = list(rows())
+
+
+def no_cluster(**options):
+    raise AssertionError("Ray was to be started for a bad request")
+
+
+def tree(folder):
+    return sorted((str(p), p.stat().st_size) for p in folder.rglob("*") if p.is_file())
+
+
+def ids(case):
+    number, (arguments, _, words) = case
+    return f"{number}-{' '.join(arguments)[:40]}-{words[0]}"
+
+
+@pytest.mark.parametrize("case", enumerate(CASES), ids=ids)
+def test_bad_input(case, cli, tmp_path, monkeypatch, request):
+    arguments, make, words = case[1]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/secret/home")
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    monkeypatch.setattr(ray, "init", no_cluster)
+    if make == "trained":
+        shutil.copytree(request.getfixturevalue("trained"), "runs")
+    elif make is not None:
+        make()
+    before = tree(tmp_path)
+    result = cli(*arguments)
+    assert result.code == 2, result
+    lines = result.err.splitlines()
+    assert len(lines) == 1, result.err
+    assert lines[0].startswith("raybust: ")
+    assert "Traceback" not in result.err
+    assert "/secret/home" not in result.err + result.out
+    assert result.out == ""
+    for word in words:
+        assert word in lines[0], f"{word!r} is not in: {lines[0]}"
+    passing = re.compile(r"__pycache__|\.lock$")  # a lock is empty, and its file stays
+    left = [entry for entry in tree(tmp_path) if not passing.search(entry[0])]
+    assert left == before, "something was written"
+
+
+def test_there_are_enough_cases():
+    assert len(CASES) >= 45
+    assert len({" ".join(words) + " ".join(a) for a, _, words in CASES}) == len(CASES)
+
+
+def test_all_problems_at_once_with_their_sources(cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("a.yaml").write_text("train: {lr: -1, epochs: 0}\nseed: -2\n")
+    result = cli("train", "a.yaml", "data.limit=0", "--workers", "0")
+    assert result.code == 2
+    for text in (
+        "train.lr: got -1.0, expected > 0 (a.yaml)",
+        "train.epochs: got 0, expected >= 1 (a.yaml)",
+        "seed: got -2, ",
+        "data.limit: got 0, expected >= 1 (command line)",
+        "cluster.workers: got 0, expected >= 1 (--workers)",
+    ):
+        assert text in result.err
+    assert len(result.err.splitlines()) == 1
+
+
+def test_no_rule_is_held_against_a_default_in_place_of_a_wrong_value(cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = cli("train", "train.lr=-1", "train.batch_size=96", "cluster.workers=3")
+    assert "train.lr" in result.err
+    assert "batch_size" not in result.err
+
+
+SMALL = ["data.limit=40", "train.epochs=1", "train.batch_size=20", "model.width=4"]
+SMALL += ["certified_fast.every=0", "certified_fast.examples=2", "certified_fast.n=100"]
+
+
+def command(folder, *arguments, timeout=120):
+    """Runs the command in a process of its own; returns it and its seconds."""
+    started = time.monotonic()
+    environment = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"}
+    done = subprocess.run(
+        [sys.executable, "-m", "raybust", *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+    return done, time.monotonic() - started
+
+
+@pytest.mark.cluster
+def test_more_workers_than_the_cluster_has(tmp_path):
+    done, _ = command(tmp_path, "train", *SMALL, "train.batch_size=2000", "--workers", "1000")
+    assert done.returncode == 2, done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert "1000 workers" in last
+    assert "do not fit" in last
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.glob("runs/*/run.json")), "a run was left that never began"
+
+
+@pytest.mark.cluster
+def test_nobody_at_the_address(tmp_path):
+    with socket.socket() as taken:  # bound, but nobody listens
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        done, seconds = command(tmp_path, "train", *SMALL, "--address", address)
+    assert done.returncode == 2, done.stderr
+    assert f"no Ray cluster at address '{address}'" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert seconds < 40
+    assert not list(tmp_path.glob("runs/*/run.json")), "a run was left that never began"
+
+
+def test_nobody_at_a_jobs_url(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        done, seconds = command(tmp_path, "train", *SMALL, "--address", url)
+    assert done.returncode == 2, done.stderr
+    assert url in done.stderr.splitlines()[-1]
+    assert len(done.stderr.splitlines()) == 1
+    assert seconds < 30
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.cluster
+def test_an_mlflow_server_that_is_away_is_only_a_warning(tmp_path):
+    done, _ = command(tmp_path, "train", *SMALL, "--name", "alone", "track.uri=http://127.0.0.1:9")
+    assert done.returncode == 0, done.stderr
+    assert "warning: MLflow at http://127.0.0.1:9 cannot be used now" in done.stderr
+    assert "Traceback" not in done.stderr
+    journal = (tmp_path / "runs/alone/journal.jsonl").read_text().splitlines()
+    kinds = [json.loads(line)["e"] for line in journal]
+    assert {"start", "metrics", "end"} <= set(kinds)
+    shown = list(itertools.takewhile(lambda kind: kind != "end", kinds))
+    assert len(shown) < len(kinds)
+    assert checkpoint.newest(tmp_path / "runs/alone") is not None

@@ -1,0 +1,62 @@
+"""What there is, as rows."""
+
+import re
+from dataclasses import dataclass, field
+from typing import Literal
+
+import pytest
+
+from raybust import catalog, data, methods, models
+from raybust.config import option
+from raybust.errors import RequestError
+from raybust.methods import Method
+from raybust.methods.gaussian import Gaussian
+
+
+def test_every_name_is_a_row():
+    assert [row["method"] for row in catalog.methods(None)] == methods.names()
+    assert [row["dataset"] for row in catalog.datasets(None)] == data.names()
+    assert [row["network"] for row in catalog.models(None)] == models.names()
+    for rows in (catalog.methods(None), catalog.datasets(None), catalog.models(None)):
+        assert len({tuple(row) for row in rows}) == 1, "rows of one table have the same columns"
+
+
+def test_facts():
+    facts = {row["fact"]: row["value"] for row in catalog.datasets("digits")}
+    assert re.findall(r"\d+", str(facts["shape"])) == ["1", "8", "8"]
+    assert int(facts["classes"]) == 10
+    facts = {row["fact"]: row["value"] for row in catalog.models("resnet110")}
+    parameters = int(re.sub(r"\D", "", str(facts["parameters"])))
+    assert parameters == pytest.approx(1.73e6, rel=0.01)
+
+
+def test_fields_of_a_wrapper(monkeypatch):
+    @dataclass(frozen=True, kw_only=True)
+    class Toy(Method):
+        """A toy.
+
+        More of it.
+        """
+
+        base: Method = field(default_factory=Gaussian, metadata={"doc": "What it wraps."})
+        kind: Literal["a", "b"] = option("a", "A kind.")
+        share: float = option(0.5, "A share.", ge=0, le=1, unit="images")
+
+    monkeypatch.setattr(methods, "get", lambda name: Toy)
+    monkeypatch.setattr(methods, "names", lambda: ["toy"])
+    base, kind, share = catalog.methods("toy")
+    assert (base["key"], base["default"]) == ("method.base", "gaussian")
+    assert (kind["type"], kind["domain"]) == ("a | b", "")
+    assert (share["type"], share["domain"], share["unit"]) == ("float", ">= 0, <= 1", "images")
+    assert catalog.methods(None) == [{"method": "toy", "what": "A toy."}]
+
+
+def test_a_method_without_fields():
+    (row,) = catalog.methods("standard")
+    assert "no fields" in row["what"]
+
+
+@pytest.mark.parametrize("what", [catalog.methods, catalog.datasets, catalog.models])
+def test_unknown(what):
+    with pytest.raises(RequestError, match="There is: "):
+        what("nothing like it")

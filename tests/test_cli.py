@@ -1,0 +1,156 @@
+"""The command line: what it prints, how it ends, how fast it answers."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from raybust import methods
+from raybust.cli import cli as group
+from raybust.cli import main
+from raybust.errors import WorkError
+
+SPACES = sorted((Path(__file__).parents[1] / "search_spaces").glob("*.yaml"))
+
+
+def test_help_is_fast():
+    command = [sys.executable, "-m", "raybust", "--help"]
+    seconds = []
+    for _ in range(5):
+        started = time.perf_counter()
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        seconds.append(time.perf_counter() - started)
+    assert min(seconds) < 0.5
+    for name in group.commands:
+        assert name in done.stdout
+
+
+def test_every_command_has_help(cli):
+    for name, command in group.commands.items():
+        shown = cli(name, "--help")
+        assert shown.code == 0
+        assert shown.err == ""
+        for option in (p for p in command.params if p.param_type_name == "option"):
+            assert option.opts[0] in shown.out
+
+
+def test_no_command_shows_help(cli):
+    shown = cli()
+    text = shown.out + shown.err
+    assert shown.code in (0, 2)
+    assert len(text.splitlines()) > 10, "the help is squeezed into one line"
+    assert "Commands:" in text
+
+
+def test_version(cli):
+    assert "raybust" in cli("--version").out
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "text"),
+    [
+        (WorkError("it broke\n  badly"), 1, "raybust: it broke badly\n"),
+        (
+            OSError(28, "No space left on device"),
+            1,
+            "raybust: [Errno 28] No space left on device\n",
+        ),
+        (KeyboardInterrupt(), 130, "raybust: interrupted; the same command resumes\n"),
+    ],
+)
+def test_exit_codes(monkeypatch, capsys, error, code, text):
+    def fail(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr(type(group), "main", fail)
+    with pytest.raises(SystemExit) as ended:
+        main(["train"])
+    assert ended.value.code == code
+    assert capsys.readouterr().err == text
+
+
+def test_a_bug_is_not_hidden(monkeypatch):
+    def fail(*arguments, **options):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(type(group), "main", fail)
+    with pytest.raises(ZeroDivisionError):
+        main(["train"])
+
+
+@pytest.mark.parametrize("name", ["methods", "datasets", "models"])
+def test_listings(cli, name):
+    table = cli(name)
+    rows = json.loads(cli(name, "--json").out)
+    assert table.code == 0
+    assert len(table.out.splitlines()) == len(rows) + 2
+    for row in rows:
+        key = next(iter(row.values()))
+        assert key in table.out
+        one = cli(name, key)
+        assert one.code == 0
+        assert json.loads(cli(name, key, "--json").out)
+
+
+def test_fields_of_a_method(cli):
+    (row,) = json.loads(cli("methods", "gaussian", "--json").out)
+    assert row["key"] == "method.sigma"
+    assert (row["type"], row["default"], row["domain"]) == ("float", 0.25, "> 0")
+    assert row["unit"]
+    assert row["what"]
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_fields_of_every_method_are_told(cli, name):
+    shown = cli("methods", name)
+    assert shown.code == 0
+    for field in dataclasses.fields(methods.get(name)):
+        assert f"method.{field.name}" in shown.out
+
+
+@pytest.mark.parametrize("path", SPACES, ids=lambda path: path.stem)
+def test_search_spaces_from_anywhere(cli, path, tmp_path, monkeypatch):
+    """The spaces that raybust brings along are found from any working directory."""
+    monkeypatch.chdir(tmp_path)
+    shown = cli("tune", f"search_spaces/{path.name}", "--dry-run")
+    assert shown.code == 0, shown.err
+    for key in yaml.safe_load(path.read_text())["search"]:
+        assert key in shown.out
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_file_of_the_user_goes_first(cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("search_spaces").mkdir()
+    Path("search_spaces/gaussian.yaml").write_text("search: {seed: {int: [0, 3]}}")
+    shown = cli("tune", "search_spaces/gaussian.yaml", "--dry-run")
+    assert "int in [0, 3]" in shown.out
+
+
+def test_options_win_over_settings_over_file(cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("a.yaml").write_text("name: file\nseed: 3\nout: file\n")
+    shown = cli("train", "--dry-run", "a.yaml", "name=typed", "out=typed", "--name", "option")
+    plain = yaml.safe_load(shown.out)
+    assert (plain["name"], plain["out"], plain["seed"]) == ("option", "typed", 3)
+
+
+def test_dry_run_starts_nothing(cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli("train", "--dry-run", "--address", "http://127.0.0.1:9").code == 0
+    assert cli("train", "--dry-run", "data.name=cifar10").code == 0
+    assert not any(tmp_path.iterdir())
+
+
+def test_ui_dry_run(cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("runs").mkdir()
+    Path("runs/mlflow.db").touch()
+    shown = cli("ui", "--dry-run", "--port", "5055")
+    assert shown.code == 0
+    assert "--host 127.0.0.1 --port 5055" in shown.out

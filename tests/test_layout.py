@@ -1,0 +1,291 @@
+"""The architecture, held by test: who imports whom, how large a module may be, what loads late."""
+
+import ast
+import json
+import re
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import raybust
+from raybust.cli import cli
+
+PACKAGE = Path(raybust.__file__).parent
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+# What each part may import: parts of raybust, then packages beside the standard library. `errors`
+# is open to all. A package in brackets may be imported inside functions only.
+TABLE = {
+    "__init__": "",
+    "__main__": "cli",
+    "errors": "",
+    "config": "| omegaconf yaml",
+    "numerics": "| torch numpy scipy ot",
+    "vision": "| torch torchvision",
+    "data": "config vision | torch numpy PIL (sklearn)",
+    "models": "config vision | torch safetensors (timm)",
+    # The image augmentations of lp_noise are torchvision's, drawn late.
+    "methods": "config numerics (vision) | torch",
+    "objective": "config data methods models | torch",
+    "train": "config data methods models objective checkpoint certify evaluate numerics | torch",
+    "checkpoint": "config | torch safetensors",
+    "certify": "config data numerics | torch numpy scipy",
+    "evaluate": "config data models certify numerics | torch numpy (timm sklearn pyautoattack)",
+    "corruptions": "config data numerics | torch numpy (imagecorruptions)",
+    "track": "config | (mlflow)",
+    "report": "certify config numerics | numpy scipy matplotlib (plotly)",
+    "runs": "config data methods models objective checkpoint | torch",
+    "catalog": "config data methods models",
+    "cluster": (
+        "config data methods models objective train checkpoint certify evaluate runs track report"
+        " | torch numpy ray optuna sqlalchemy yaml (tqdm)"
+    ),
+    "cli": "(config methods catalog runs checkpoint evaluate cluster track report) | click (yaml)",
+}
+# A package at one place only, whatever the table says elsewhere.
+ALONE = {
+    "click": "cli",
+    "mlflow": "track",
+    "omegaconf": "config",
+    "optuna": "cluster",
+    "ray": "cluster",
+    "torchvision": "vision",
+}
+OPTIONS = {
+    "train": {"name", "out", "address", "workers", "resume", "dry_run", "verbose", "as_json"},
+    "tune": {"name", "out", "address", "workers", "resume", "dry_run", "verbose", "as_json"},
+    "certify": {
+        "out",
+        "address",
+        "workers",
+        "resume",
+        "dry_run",
+        "verbose",
+        "as_json",
+        "only",
+        "cohen",
+    },
+    "evaluate": {"out", "dry_run", "as_json"},
+    "ui": {"out", "dry_run", "port"},
+    "methods": {"as_json"},
+    "datasets": {"as_json"},
+    "models": {"as_json"},
+    "doctor": {"out", "address", "as_json"},
+}
+LONGEST_MODULE, LONGEST_MEDIAN, LONGEST_FUNCTION, MOST_POSITIONAL = 350, 150, 60, 5
+
+
+def relative(file):
+    return file.relative_to(PACKAGE).as_posix()
+
+
+def part_of(file):
+    """Returns the row of the table that a module belongs to."""
+    return Path(relative(file)).parts[0].removesuffix(".py")
+
+
+def imports(tree):
+    """Yields (module, whether inside a function) of every import but those for type checking."""
+
+    def visit(node, inside):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            for child in node.orelse:
+                yield from visit(child, inside)
+            return
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, inside) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            if node.module == "raybust":
+                yield from ((f"raybust.{alias.name}", inside) for alias in node.names)
+            else:
+                yield node.module, inside
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "importlib.import_module":
+            yield from ((a.value, inside) for a in node.args if isinstance(a, ast.Constant))
+        inside = inside or isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+        for child in ast.iter_child_nodes(node):
+            yield from visit(child, inside)
+
+    yield from visit(tree, False)
+
+
+def allowed(part, row):
+    """Returns what a row of the table allows: names importable anywhere, and inside functions."""
+    ours, _, others = row.partition("|")
+    anywhere, late = {"raybust", "raybust.errors", "raybust." + part}, set()
+    for text, prefix in ((ours, "raybust."), (others, "")):
+        for brackets, names in re.findall(r"(\(?)([\w\s]+)", text):
+            (late if brackets else anywhere).update(prefix + name for name in names.split())
+    return anywhere, late
+
+
+def wrong_edges(part, source, row):
+    """Returns the imports of a module's source that the row of its part does not allow."""
+    anywhere, late = allowed(part, row)
+    found = []
+    for module, inside in imports(ast.parse(source)):
+        head, *rest = module.split(".")
+        name = f"raybust.{rest[0]}" if head == "raybust" and rest else head
+        name = "raybust" if name == "raybust.__version__" else name
+        if name in sys.stdlib_module_names or name in anywhere or (inside and name in late):
+            continue
+        found.append(f"{name} (inside functions only)" if name in late else name)
+    return found
+
+
+@pytest.mark.parametrize("file", FILES, ids=relative)
+def test_imports(file):
+    part = part_of(file)
+    assert part in TABLE, "a new part: give it a row in the table"
+    wrong = wrong_edges(part, file.read_text(), TABLE[part])
+    assert not wrong, f"{relative(file)} may not import {', '.join(wrong)}"
+    for module, _ in imports(ast.parse(file.read_text())):
+        owner = ALONE.get(module.split(".")[0], part)
+        assert owner == part, f"{module} is imported in {owner} alone"
+
+
+@pytest.mark.parametrize(
+    ("part", "source"),
+    [
+        ("certify", "import ray"),
+        ("certify", "from raybust import cluster"),
+        ("certify", "def f():\n    from raybust.track import store"),
+        ("data", "from raybust.models import build"),
+        ("methods", "import omegaconf"),
+        ("numerics", "from raybust.config import Config"),
+        ("cli", "import torch"),
+        ("cli", "from raybust import catalog"),
+        ("track", "import mlflow"),
+        ("models", "import timm"),
+        ("config", "import importlib\nimportlib.import_module('torch')"),
+    ],
+)
+def test_the_import_test_can_fail(part, source):
+    assert wrong_edges(part, source, TABLE[part])
+
+
+def test_the_arrow_has_no_way_back():
+    """The table itself is a directed graph without cycles."""
+    edges = {part: allowed(part, row) for part, row in TABLE.items()}
+    below = {
+        part: {name.removeprefix("raybust.") for name in anywhere | late if "raybust." in name}
+        - {part}
+        for part, (anywhere, late) in edges.items()
+    }
+    while below:
+        ends = [part for part, names in below.items() if not names & below.keys()]
+        assert ends, f"a cycle among {', '.join(below)}"
+        for part in ends:
+            del below[part]
+
+
+def functions(file):
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            yield node
+
+
+def test_module_lengths():
+    lengths = {relative(file): len(file.read_text().splitlines()) for file in FILES}
+    over = {name: length for name, length in lengths.items() if length > LONGEST_MODULE}
+    assert not over, f"longer than {LONGEST_MODULE} lines: {over}"
+    assert statistics.median(lengths.values()) < LONGEST_MEDIAN
+
+
+def test_function_lengths():
+    over = [
+        f"{relative(file)}:{node.lineno} {node.name}"
+        for file in FILES
+        for node in functions(file)
+        if node.end_lineno - node.lineno + 1 >= LONGEST_FUNCTION
+    ]
+    assert not over, f"{LONGEST_FUNCTION} lines or more: {over}"
+
+
+def test_positional_parameters():
+    over = {}
+    for file in FILES:
+        for node in functions(file):
+            names = [a.arg for a in node.args.posonlyargs + node.args.args]
+            count = len([name for name in names if name not in ("self", "cls")])
+            if count > MOST_POSITIONAL:
+                over[f"{relative(file)}:{node.lineno} {node.name}"] = count
+    assert not over, f"more than {MOST_POSITIONAL} positional parameters: {over}"
+
+
+def test_annotations():
+    missing = []
+    for file in FILES:
+        for node in functions(file):
+            every = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            every += [a for a in (node.args.vararg, node.args.kwarg) if a is not None]
+            bare = [a.arg for a in every if a.annotation is None and a.arg not in ("self", "cls")]
+            if bare or node.returns is None:
+                missing.append(f"{relative(file)}:{node.lineno} {node.name} {bare}")
+    assert not missing, missing
+
+
+def test_module_docstrings():
+    """One to eight lines of text; three or more where the module is longer than 60 lines."""
+    wrong = {}
+    for file in FILES:
+        text = file.read_text()
+        lines = [line for line in (ast.get_docstring(ast.parse(text)) or "").split("\n") if line]
+        least = 3 if len(text.splitlines()) > 60 else 1
+        if not least <= len(lines) <= 8:
+            wrong[relative(file)] = len(lines)
+    assert not wrong, f"module docstrings of another length: {wrong}"
+
+
+def test_names_and_notes():
+    for file in FILES:
+        assert not re.search(r"util|helper|misc|common", relative(file)), relative(file)
+        assert not re.search(r"\b(TODO|FIXME|XXX|HACK)\b", file.read_text()), relative(file)
+    assert (PACKAGE / "py.typed").exists()
+
+
+def test_options_are_frozen():
+    found = {
+        name: {p.name for p in command.params if p.param_type_name == "option"}
+        for name, command in cli.commands.items()
+    }
+    assert found.keys() >= OPTIONS.keys()
+    known = set().union(*OPTIONS.values()) - {"only", "port", "cohen"}
+    for name, options in found.items():
+        assert options == OPTIONS.get(name, options & known), name
+
+
+HEAVY = ("torch", "ray", "mlflow", "optuna", "omegaconf", "numpy", "scipy", "matplotlib", "yaml")
+
+
+MAIN = "from raybust.cli import main\ntry:\n    main({!r}.split())\nexcept SystemExit: pass"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import raybust",
+        MAIN.format("--help"),
+        MAIN.format("train --help"),
+        MAIN.format("trian"),
+    ],
+    ids=["import", "help", "help of a command", "unknown command"],
+)
+def test_nothing_heavy_is_loaded(code):
+    report = "\nimport json, sys\nprint('\\n' + json.dumps(sorted(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", code + report], capture_output=True, text=True, check=True
+    )
+    loaded = set(json.loads(done.stdout.splitlines()[-1]))
+    assert "raybust" in loaded
+    assert not loaded & set(HEAVY)
+
+
+def test_config_loads_no_stage():
+    """A configuration is read, merged and refused without torch."""
+    code = "import raybust.config, sys; print(sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not set(ast.literal_eval(done.stdout)) & {"torch", "ray", "mlflow", "optuna", "numpy"}

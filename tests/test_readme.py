@@ -1,0 +1,81 @@
+"""The examples of the README work: `Adding a method` passes the conformance suite and a dry run.
+
+An example is the fenced block below a line `<!-- example: NAME -->`.
+"""
+
+import importlib
+import re
+import sys
+from pathlib import Path
+
+import checks
+import pytest
+
+from raybust import methods
+from raybust.methods import Method
+
+README = Path(__file__).parents[1] / "README.md"
+MARKER, SPACE = "<!-- example: method -->", "<!-- example: search space -->"
+
+
+def example(marker):
+    """Returns the fenced block below a marker, or None where the README lacks the marker."""
+    text = README.read_text()
+    if marker not in text:
+        return None
+    found = re.match(r"\s*```\w+\n(.*?)\n```", text.split(marker)[1], re.DOTALL)
+    assert found, f"no fenced block follows {marker}"
+    return found[1] + "\n"
+
+
+@pytest.fixture
+def added(tmp_path, monkeypatch):
+    """The README's method as a new file in `raybust/methods` would be: found by its name."""
+    source = example(MARKER)
+    if source is None:
+        pytest.skip(f"the README has no {MARKER}")
+    name = method_name()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(tmp_path)])
+    monkeypatch.delitem(sys.modules, f"raybust.methods.{name}", raising=False)
+    (tmp_path / f"{name}.py").write_text(source)
+    monkeypatch.chdir(tmp_path)
+    importlib.invalidate_caches()
+    yield methods.get(name)
+    sys.modules.pop(f"raybust.methods.{name}", None)
+    vars(methods).pop(name, None)
+
+
+def method_name():
+    """Returns the file name of the example: `methods/NAME.py` in the text before the marker."""
+    before = README.read_text().split(MARKER)[0]
+    named = re.findall(r"methods/(\w+)\.py", before)
+    assert named, f"the text before {MARKER} names no file methods/NAME.py"
+    return named[-1]
+
+
+def test_the_markers_come_together():
+    text = README.read_text()
+    assert (MARKER in text) == (SPACE in text)
+
+
+def test_method(added):
+    assert issubclass(added, Method)
+    checks.check_class(added)
+    checks.check_step(added())
+
+
+def test_search_space(added, tmp_path):
+    path = tmp_path / "example.yaml"
+    path.write_text(example(SPACE))
+    checks.check_space(path, added.key)
+
+
+def test_dry_runs(added, tmp_path, cli):
+    (tmp_path / "example.yaml").write_text(example(SPACE))
+    assert cli("methods", added.key).code == 0
+    shown = cli("train", "--dry-run", f"method.name={added.key}")
+    assert shown.code == 0, shown.err
+    assert f"name: {added.key}" in shown.out
+    shown = cli("tune", "example.yaml", "--dry-run")
+    assert shown.code == 0, shown.err

@@ -1,0 +1,191 @@
+"""Run folders: who they are, how they are found, how they come back."""
+
+import json
+import os
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+
+from raybust import checkpoint, data, methods, runs
+from raybust.config import Config, Leaf, compose, to_dict
+from raybust.errors import RequestError
+from raybust.train import fit
+
+VALUES = {
+    "method.name": "gaussian",
+    "method.sigma": 0.5,
+    "data.limit": 40,
+    "train.epochs": 1,
+    "train.batch_size": 20,
+    "model.width": 4,
+    "certified_fast.every": 0,
+    "certified_fast.examples": 2,
+    "certified_fast.n": 100,
+}
+CONFIG = compose([Leaf(key, value, "test") for key, value in VALUES.items()], methods.get)
+PLAIN = to_dict(CONFIG)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("out") / "one"
+    runs.identify(folder, "train", PLAIN)
+    for progress in fit(CONFIG, data.load(CONFIG.data), torch.device("cpu")):
+        checkpoint.commit(folder, checkpoint.folder_name(progress.epoch), progress.save, keep=2)
+    return folder
+
+
+@pytest.fixture
+def out(finished, tmp_path):
+    shutil.copytree(finished.parent, tmp_path / "runs")
+    return tmp_path / "runs"
+
+
+def changed(**values):
+    return to_dict(replace(CONFIG, **values))
+
+
+def test_identity_is_kept(tmp_path):
+    first = runs.identify(tmp_path / "a", "train", PLAIN)
+    again = runs.identify(tmp_path / "a", "train", PLAIN)
+    assert first == again == runs.read_identity(tmp_path / "a")
+    assert first.uid != runs.identify(tmp_path / "b", "train", PLAIN).uid
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["run.json"]
+
+
+def test_begun_anew_keeps_the_old_aside(tmp_path):
+    uids = [runs.identify(tmp_path / "a", "train", PLAIN, resume=False).uid for _ in range(3)]
+    kept = [runs.read_identity(tmp_path / name).uid for name in ("a.1", "a.2", "a")]
+    assert kept == uids
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"seed": 1}, "seed: 0 -> 1"),
+        ({"train": replace(CONFIG.train, epochs=9)}, "train.epochs: 1 -> 9"),
+        ({"method": methods.get("standard")()}, "method.sigma: 0.5 -> None"),
+    ],
+)
+def test_another_experiment_is_refused(tmp_path, values, words):
+    runs.identify(tmp_path / "a", "train", PLAIN)
+    with pytest.raises(RequestError) as error:
+        runs.identify(tmp_path / "a", "train", changed(**values))
+    assert words in str(error.value)
+    assert runs.read_identity(tmp_path / "a").config == PLAIN
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"out": "elsewhere"},
+        {"certify": replace(CONFIG.certify, n=500)},
+        {"tune": replace(CONFIG.tune, trials=99, concurrent=1)},
+        {"cluster": replace(CONFIG.cluster, max_failures=9)},
+        {"track": replace(CONFIG.track, uri="sqlite:///x.db")},
+    ],
+)
+def test_what_may_change_between_starts(tmp_path, values):
+    runs.identify(tmp_path / "a", "train", PLAIN)
+    runs.identify(tmp_path / "a", "train", changed(**values))
+
+
+def test_another_kind_is_refused(tmp_path):
+    runs.identify(tmp_path / "a", "sweep", PLAIN)
+    with pytest.raises(RequestError, match="is a sweep, not a train"):
+        runs.identify(tmp_path / "a", "train", PLAIN)
+
+
+def test_a_place_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(RequestError, match="cannot be written: Not a directory; choose"):
+        runs.identify(tmp_path / "file" / "a", "train", PLAIN)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"uid": "x"}', "3"])
+def test_a_broken_identity(tmp_path, content):
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(RequestError, match="no readable run"):
+        runs.read_identity(tmp_path)
+
+
+def test_find(out):
+    trial = out / "sweep" / "trials" / "0007"
+    runs.identify(out / "sweep", "sweep", PLAIN)
+    runs.identify(trial, "trial", PLAIN)
+    newest = checkpoint.newest(out / "one")
+    assert runs.find("one", out) == out / "one"
+    assert runs.find(str(out / "one"), out / "nowhere") == out / "one"
+    assert runs.find("sweep/7", out) == trial
+    assert runs.find("sweep/0007", out) == trial
+    assert runs.find(str(newest), out) == newest
+    assert runs.find(str(newest / checkpoint.WEIGHTS), out).is_file()
+    assert runs.names(out) == ["one", "sweep"]
+
+
+@pytest.mark.parametrize("name", ["two", "sweep/8", "one/x", "", "..", "."])
+def test_find_nothing(out, name):
+    with pytest.raises(RequestError, match="unknown run"):
+        runs.find(name, out)
+
+
+def test_load(out, finished):
+    trained = runs.load(out / "one", [])
+    assert trained.config == CONFIG
+    assert trained.folder == out / "one"
+    assert trained.trained_sigma == 0.5
+    assert trained.uid == runs.read_identity(finished).uid
+    assert not trained.network.training
+    weights = checkpoint.read_weights(checkpoint.newest(out / "one"))
+    for key, value in trained.network.state_dict().items():
+        assert torch.equal(value, weights[key])
+    same = runs.load(checkpoint.newest(out / "one"), [])
+    assert (same.folder, same.uid) == (trained.folder, trained.uid)
+
+
+def test_load_passes_over_a_torn_checkpoint(out):
+    newest = checkpoint.newest(out / "one")
+    shutil.copytree(newest, out / "one" / "epoch-000002")
+    (out / "one" / "epoch-000002" / checkpoint.WEIGHTS).write_bytes(b"cut")
+    assert runs.load(out / "one", []).config == CONFIG
+    with pytest.raises(RequestError, match="not a whole checkpoint"):
+        runs.load(out / "one" / "epoch-000002", [])
+
+
+def test_load_a_weights_file(out):
+    weights = checkpoint.newest(out / "one") / checkpoint.WEIGHTS
+    overrides = [Leaf("model.width", 4, "test"), Leaf("out", str(out), "test")]
+    trained = runs.load(weights, overrides)
+    assert trained.uid is None
+    assert trained.trained_sigma is None
+    assert trained.folder == out / "model"
+    with pytest.raises(RequestError):
+        runs.load(weights, [])
+
+
+def test_what_is_trained_cannot_be_overridden(out):
+    changes = [Leaf("certify.sigma", 0.3, "test"), Leaf("evaluate.examples", 5, "test")]
+    config = runs.load(out / "one", changes).config
+    assert (config.certify.sigma, config.evaluate.examples) == (0.3, 5)
+    for key, value in (("method.sigma", 1.0), ("train.lr", 1.0), ("data.name", "npz")):
+        with pytest.raises(RequestError, match=f"{key}: is fixed by the training of one"):
+            runs.load(out / "one", [Leaf(key, value, "test")])
+
+
+def test_a_key_of_an_older_version_is_named(out):
+    """A manifest with a key that this version does not have is a request, not a traceback."""
+    newest = checkpoint.newest(out / "one")
+    manifest = json.loads((newest / checkpoint.MANIFEST).read_text())
+    manifest["config"]["train"]["forgotten"] = 1
+    (newest / checkpoint.MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(RequestError, match=r"unknown key 'train\.forgotten'"):
+        runs.load(out / "one", [])
+
+
+def test_out_folder_is_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert runs.out_folder(Config()) == tmp_path / "runs"
+    assert str(runs.out_folder(Config(out="~/x"))) == os.path.expanduser("~/x")
