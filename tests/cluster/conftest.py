@@ -1,0 +1,58 @@
+"""One embedded Ray for all tests of this folder, one MLflow schema, one trained run."""
+
+import logging
+import shutil
+
+import kit
+import pytest
+
+import raybust.cluster  # noqa: F401  makes Ray's settings, before Ray is imported
+from raybust.track.client import open_client
+
+
+@pytest.fixture(scope="session")
+def cluster():
+    """Ray as `raybust.cluster.session` starts it, but always with two CPUs."""
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=True,
+        dashboard_host="127.0.0.1",
+        logging_level=logging.CRITICAL,
+        log_to_driver=False,
+    )
+    yield ray
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def new_out(tmp_path_factory):
+    """Makes folders with a store in them; the store's schema takes seconds, a copy of it none."""
+    template = tmp_path_factory.mktemp("template") / "mlflow.db"
+    open_client(f"sqlite:///{template}").search_experiments()
+
+    def make(name="out"):
+        folder = tmp_path_factory.mktemp(name)
+        shutil.copy(template, folder / "mlflow.db")
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def out(new_out, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return new_out()
+
+
+@pytest.fixture(scope="session")
+def trained(cluster, new_out):
+    """(out, run folder, lines said) of a run of one worker."""
+    from raybust.cluster import launch
+
+    out, said = new_out("trained"), []
+    config = kit.config(out, "name=one")
+    folder = launch.train(config, address=None, resume=True, verbose=False, say=said.append)
+    return out, folder, said

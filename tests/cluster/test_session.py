@@ -1,0 +1,106 @@
+"""What fits into a cluster, in numbers; and addresses at which there is none."""
+
+import subprocess
+import sys
+
+import kit
+import pytest
+
+from raybust.cluster.session import gpus_per_worker, session, slots
+from raybust.errors import RequestError
+
+
+def config(tmp_path, *settings):
+    return kit.config(tmp_path, *settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "resources", "overhead", "expected"),
+    [
+        ((), {"CPU": 2}, 0, 2),
+        ((), {"CPU": 2}, 0.01, 1),
+        (("cluster.workers=2",), {"CPU": 8}, 0, 4),
+        (("cluster.workers=2",), {"CPU": 8}, 0.01, 3),
+        (("cluster.cpus_per_worker=0.1",), {"CPU": 1}, 0, 10),
+        (("cluster.cpus_per_worker=3",), {"CPU": 8}, 0, 2),
+        ((), {"CPU": 64, "GPU": 3}, 0, 3),
+        (("cluster.workers=2",), {"CPU": 64, "GPU": 5}, 0, 2),
+        (("cluster.gpus_per_worker=0.25",), {"CPU": 64, "GPU": 2}, 0, 8),
+        (("cluster.gpus_per_worker=0",), {"CPU": 6, "GPU": 2}, 0, 6),
+        ((), {"CPU": 2, "GPU": 8}, 0, 2),
+    ],
+)
+def test_slots(tmp_path, settings, resources, overhead, expected):
+    assert slots(config(tmp_path, *settings), resources, overhead) == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "resources", "words"),
+    [
+        (("cluster.workers=4",), {"CPU": 3}, ("4 workers of 1 CPUs", "3 CPUs and 0 GPUs")),
+        (("cluster.cpus_per_worker=2.5",), {"CPU": 2}, ("1 workers of 2.5 CPUs", "2 CPUs")),
+        (("cluster.gpus_per_worker=1",), {"CPU": 2}, ("1 GPUs", "0 GPUs")),
+        (("cluster.workers=4",), {"CPU": 8, "GPU": 2}, ("4 workers", "and 1 GPUs", "2 GPUs")),
+        ((), {}, ("0 CPUs",)),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_numbers(tmp_path, settings, resources, words):
+    with pytest.raises(
+        RequestError, match=r"cluster\.workers: .* do not fit .* take fewer"
+    ) as told:
+        slots(config(tmp_path, *settings), resources)
+    assert all(word in str(told.value) for word in words)
+
+
+def test_gpus_are_used_where_there_are_any(tmp_path):
+    assert gpus_per_worker(config(tmp_path), {"CPU": 4}) == 0
+    assert gpus_per_worker(config(tmp_path), {"CPU": 4, "GPU": 2}) == 1
+    assert gpus_per_worker(config(tmp_path, "cluster.gpus_per_worker=0.5"), {"GPU": 2}) == 0.5
+
+
+def test_settings_are_made_before_ray_is_imported_and_the_users_own_stay():
+    code = """
+import os, sys
+os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "7"
+os.environ.pop("RAY_USAGE_STATS_ENABLED", None)
+import raybust.cluster.session
+assert "ray" not in sys.modules
+print(os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"], os.environ["RAY_USAGE_STATS_ENABLED"])
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["7", "0"]
+
+
+@pytest.mark.cluster
+def test_an_open_session_is_used_and_left_open(cluster):
+    with session(None, verbose=False) as found:
+        assert found is cluster
+    assert cluster.is_initialized()
+    assert cluster.cluster_resources()["CPU"] == 2
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:99999"])
+def test_an_address_that_nothing_listens_on_is_told_at_once(address, monkeypatch):
+    ray = pytest.importorskip("ray")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **options: pytest.fail("Ray would try for minutes"))
+    with (
+        pytest.raises(RequestError, match=f"no Ray cluster at address '{address}': .*doctor"),
+        session(address, verbose=False),
+    ):
+        pass
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+def test_an_address_without_a_cluster_is_one_line(tmp_path):
+    address = "nonsense"
+    command = [sys.executable, "-m", "raybust", "train", f"out={tmp_path}", "--address", address]
+    command += [f"track.uri=sqlite:///{tmp_path}/mlflow.db", "train.epochs=1"]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert found.returncode == 2, found.stderr
+    assert found.stdout == ""
+    told = [line for line in found.stderr.splitlines() if line]
+    assert told[-1].startswith(f"raybust: no Ray cluster at address '{address}'")
+    assert "raybust doctor" in told[-1]
+    assert len(told) == 1, found.stderr

@@ -1,0 +1,230 @@
+"""Certification over Ray: the same file for any number of tasks, any interruption, any death."""
+
+import re
+import shutil
+
+import kit
+import pytest
+import torch
+
+from raybust import checkpoint, runs
+from raybust import config as configuration
+from raybust.certify import CertificateLog, certify_examples
+from raybust.cluster import shards
+from raybust.errors import RequestError, WorkError
+
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("cluster")]
+
+EXAMPLES = 40
+
+
+def silent(text):
+    """Says nothing."""
+
+
+def load(folder, *settings):
+    leaves = configuration.leaves_of_arguments([f"certify.examples={EXAMPLES}", *settings])
+    return runs.load(folder, [*leaves, configuration.Leaf("out", str(folder.parent), "test")])
+
+
+def certify(trained, **options):
+    return shards.certify(trained, **({"say": silent} | options))
+
+
+def timeless(path):
+    """The bytes of a log without its column `time`."""
+    lines = path.read_text().splitlines()
+    rows = [line.split("\t") for line in lines[2:]]
+    return lines[:2], [row[:5] + row[6:] for row in rows]
+
+
+@pytest.fixture
+def run(trained, out):
+    """A copy of the trained run in a store of its own."""
+    shutil.copytree(trained[1], out / "one")
+    return out / "one"
+
+
+@pytest.fixture(scope="module")
+def reference(trained, new_out):
+    """The log of one task at a time, whose rows are those of the engine alone."""
+    out = new_out("reference")
+    shutil.copytree(trained[1], out / "one")
+    return certify(load(out / "one"), workers=1)
+
+
+def test_one_task_gives_the_rows_of_the_engine_alone(trained, reference):
+    held = load(trained[1])
+    protocol = shards.protocol_of(held, "cpu")
+    split = held.dataset.test
+    chosen = protocol.select(len(split))
+    assert len(chosen) == EXAMPLES
+    images, labels = split.fetch(chosen)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    indices = split.indices[chosen].tolist()
+    rows = list(certify_examples(held.network, images, labels, indices, protocol))
+    torch.set_num_threads(threads)
+    stored = CertificateLog(reference.log, protocol).rows
+    assert len(stored) == EXAMPLES
+    for row, found in zip(sorted(rows, key=lambda row: row.idx), stored, strict=True):
+        assert row.same(found)
+
+
+@pytest.mark.parametrize("workers", [2, None])
+def test_the_file_does_not_depend_on_the_number_of_tasks(run, reference, workers):
+    found = certify(load(run), workers=workers)
+    assert timeless(found.log) == timeless(reference.log)
+    assert found.log.name == reference.log.name
+    assert found.metrics == {**reference.metrics, **{
+        key: value for key, value in found.metrics.items() if "seconds" in key or "time" in key
+    }}  # fmt: skip
+
+
+def test_results_are_published(trained, run, reference):
+    found = certify(load(run))
+    assert found.curve.read_bytes().startswith(b"\x89PNG")
+    text = found.log.with_suffix(".md").read_text()
+    assert "n = 200, alpha = 0.001; 40 examples" in text
+    assert found.text().startswith(found.table)
+    assert found.plain()["metrics"] == found.metrics
+    (child,) = kit.runs_of(run.parent).values()
+    assert child.data.tags["raybust.run_key"] == runs.read_identity(run).uid
+    assert child.data.metrics["certified/acr"] == found.metrics["certified/acr"]
+    files = kit.artifacts_of(run.parent, child, "certified")
+    assert files == {f"certified/{found.log.with_suffix(s).name}" for s in (".tsv", ".png", ".md")}
+
+
+def test_an_interrupted_run_resumes_to_the_same_file(run, reference, monkeypatch):
+    append, count = CertificateLog.append, 0
+
+    def interrupted(self, row):
+        nonlocal count
+        if count == 17:
+            raise KeyboardInterrupt
+        count += 1
+        append(self, row)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CertificateLog, "append", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            certify(load(run))
+    (path,) = (run / "certified").glob("*.tsv")
+    assert len(path.read_text().splitlines()) == 2 + 17
+    with path.open("a") as file:
+        file.write("12\t3\t")  # what a kill may leave of a row
+    done, said = [], []
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            CertificateLog, "append", lambda self, row: (done.append(row.idx), append(self, row))
+        )
+        found = certify(load(run), say=said.append)
+    assert len(done) == EXAMPLES - 17
+    assert any(f"17 of {EXAMPLES} rows are there" in line for line in said)
+    assert timeless(found.log) == timeless(reference.log)
+
+
+def test_a_finished_log_is_not_computed_again(run, reference, monkeypatch):
+    first = certify(load(run))
+    before = first.log.read_bytes()
+    monkeypatch.setattr(CertificateLog, "append", lambda self, row: pytest.fail("computed again"))
+    assert certify(load(run)).metrics == first.metrics
+    assert first.log.read_bytes() == before
+
+
+def test_no_resume_moves_the_log_aside(run):
+    first = certify(load(run, "certify.examples=4"))
+    certify(load(run, "certify.examples=4"), resume=False)
+    assert len(list(first.log.parent.glob("*.tsv"))) == 2
+
+
+def test_a_task_that_is_killed_is_run_again(run, reference, monkeypatch):
+    append, killed = CertificateLog.append, []
+
+    def deadly(self, row):
+        append(self, row)
+        for process in kit.descendants("ray::_shard"):
+            if not killed:
+                process.kill()
+                killed.append(process.pid)
+
+    monkeypatch.setattr(CertificateLog, "append", deadly)
+    found = certify(load(run))
+    assert killed
+    assert timeless(found.log) == timeless(reference.log)
+
+
+def test_a_row_is_reproduced(run):
+    held = load(run)
+    found = certify(held)
+    idx = CertificateLog(found.log, shards.protocol_of(held, "cpu")).rows[5].idx
+    assert f"row {idx} of" in shards.recompute(held, idx, silent)
+    assert "is reproduced" in shards.recompute(held, idx, silent)
+    before = found.log.read_bytes()
+    with pytest.raises(RequestError, match=r"example 987654 is not in"):
+        shards.recompute(held, 987654, silent)
+    text = found.log.read_text().splitlines()
+    cells = text[7].split("\t")
+    cells[8] = str(int(cells[8]) - 1)
+    text[7] = "\t".join(cells)
+    found.log.write_text("\n".join(text) + "\n")
+    with pytest.raises(WorkError, match="is not reproduced"):
+        shards.recompute(held, int(cells[0]), silent)
+    assert before != found.log.read_bytes()
+
+
+def test_a_row_of_a_log_that_is_not_there(run):
+    with pytest.raises(RequestError, match="no certificates at this protocol yet"):
+        shards.recompute(load(run), 0, silent)
+
+
+def test_a_log_of_other_weights_is_refused_and_kept(run):
+    found = certify(load(run, "certify.examples=4"))
+    before = found.log.read_bytes()
+    held = load(run, "certify.examples=4")
+    with torch.no_grad():
+        next(held.network.parameters()).add_(1e-3)
+    with pytest.raises(RequestError, match=r"log of another protocol \(weights"):
+        certify(held)
+    assert found.log.read_bytes() == before
+    assert not list(found.log.parent.glob("*.tmp"))
+
+
+@pytest.mark.parametrize(
+    "settings", [("certify.seed=1",), ("certify.alpha=0.01",), ("certify.n0=50",)]
+)
+def test_a_log_of_another_protocol_is_refused_and_kept(run, settings):
+    found = certify(load(run, "certify.examples=4"))
+    before = found.log.read_bytes()
+    key = settings[0].partition("=")[0].rpartition(".")[2]
+    with pytest.raises(RequestError, match=rf"log of another protocol .*{key}"):
+        certify(load(run, "certify.examples=4", *settings))
+    assert found.log.read_bytes() == before
+
+
+def test_another_sigma_has_a_file_of_its_own_and_a_warning(run):
+    certify(load(run, "certify.examples=4"))
+    said = []
+    found = certify(load(run, "certify.examples=4", "certify.sigma=0.5"), say=said.append)
+    assert len(list(found.log.parent.glob("*.tsv"))) == 2
+    assert any(re.search(r"warning: .*sigma", line) for line in said)
+
+
+def test_a_network_whose_outputs_are_nan_fails_in_one_line(run):
+    held = load(run, "certify.examples=4")
+    with torch.no_grad():
+        list(held.network.parameters())[-1].fill_(float("nan"))
+    with pytest.raises((WorkError, RequestError), match=r"NaN|finite") as told:
+        certify(held)
+    assert "\n" not in str(told.value)
+
+
+def test_a_checkpoint_and_a_weights_file_are_certified_alike(run, out, reference):
+    folder = checkpoint.newest(run)
+    found = certify(load(folder))
+    assert timeless(found.log) == timeless(reference.log)
+    bare = out / "bare.safetensors"
+    shutil.copy(folder / checkpoint.WEIGHTS, bare)
+    leaves = kit.leaves(out, f"certify.examples={EXAMPLES}", "certify.sigma=0.25")
+    alone = certify(runs.load(bare, leaves))
+    assert timeless(alone.log) == timeless(reference.log)

@@ -1,0 +1,287 @@
+"""A sweep with early stops and a failing trial: the study, the store, the leaderboard, the CPUs."""
+
+import json
+import threading
+from dataclasses import asdict
+
+import kit
+import optuna
+import pytest
+from test_worker import assert_same_weights, undisturbed
+
+from raybust import checkpoint, methods, runs
+from raybust import config as configuration
+from raybust.cluster import launch, sweep
+from raybust.cluster.space import Space
+from raybust.cluster.study import Study
+from raybust.errors import RequestError, WorkError
+
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("cluster")]
+
+BAD, WILD = 1e-7, 1e9
+# `train.keep` changes no number: trials 0, 1 and 5 are equals, so that none of them is stopped.
+SPACE = {
+    "train.lr": {"choice": [0.05, BAD, WILD], "default": 0.05},
+    "train.keep": {"choice": [2, 3, 4], "default": 2},
+}
+POINTS = [
+    {"train.lr": 0.05, "train.keep": 3},
+    {"train.lr": BAD, "train.keep": 2},
+    {"train.lr": BAD, "train.keep": 3},
+    {"train.lr": WILD, "train.keep": 2},
+    {"train.lr": 0.05, "train.keep": 4},
+]
+SETTINGS = (
+    "name=search", "tune.trials=6", "tune.metric=validation/accuracy", "tune.reduction=2",
+    "tune.finalists=1", "tune.concurrent=2",
+)  # fmt: skip
+
+
+def run(out, *settings, block=SPACE, said=None, resume=True, **values):
+    say = [].append if said is None else said.append
+    leaves = [leaf for leaf in kit.leaves(out, *settings, **values) if leaf.key not in block]
+    config = configuration.compose(leaves, methods.get)
+    return sweep.run(config, leaves, block, address=None, resume=resume, verbose=False, say=say)
+
+
+def study_of(out, name="search"):
+    return optuna.load_study(study_name=name, storage=f"sqlite:///{out / name / 'study.db'}")
+
+
+@pytest.fixture(scope="module")
+def searched(cluster, new_out):
+    """(out, leaderboard, free CPUs seconds after) of a sweep of six trials."""
+    out = new_out("searched")
+    board = run(out, *SETTINGS, tune__points=POINTS)
+    free = kit.wait(lambda: cluster.available_resources().get("CPU") == 2, 15, "all CPUs are free")
+    return out, board, free
+
+
+def test_the_study_has_every_trial_in_its_true_state(searched):
+    trials = study_of(searched[0]).get_trials()
+    states = [trial.state.name for trial in trials]
+    assert states == ["COMPLETE", "COMPLETE", "PRUNED", "PRUNED", "FAIL", "COMPLETE"]
+    assert [max(t.intermediate_values, default=0) for t in trials] == [3, 3, 1, 1, 0, 3]
+    assert trials[0].value == trials[1].value == trials[5].value > 0.5
+    assert trials[0].user_attrs["point"] == {"train.lr": 0.05, "train.keep": 2}
+    reason = trials[4].user_attrs["reason"]
+    assert "nan in epoch 1" in reason
+    assert "\n" not in reason
+
+
+def test_a_diverged_trial_is_not_tried_again(searched):
+    journal = kit.lines(searched[0] / "search" / "trials" / "0004" / "journal.jsonl")
+    assert [entry["e"] for entry in journal if entry["e"] in ("start", "resume")] == ["start"]
+
+
+def test_all_cpus_are_free_again(searched):
+    assert searched[2]
+
+
+def test_the_leaderboard_ranks_what_trained_to_its_end(searched):
+    out, board, _ = searched
+    assert [entry.trial for entry in board.entries] == [0, 1, 5]
+    assert (board.pruned, board.failed) == (2, 1)
+    best, second = board.entries[:2]
+    assert best.log is not None
+    assert best.certified["certified/acr"] > 0
+    assert 0.5 < best.accuracy <= 1
+    assert (second.log, second.certified, second.accuracy) == (None, None, None)
+    assert best.value == best.metrics["validation/accuracy"]
+    journal = kit.journal_metrics(out / "search" / "trials" / "0000")[3]
+    assert {k: v for k, v in best.metrics.items() if k not in kit.CLOCKS} == journal
+    stored = json.loads((out / "search" / "leaderboard.json").read_text())
+    assert stored == json.loads(json.dumps(board.plain()))
+    table = (out / "search" / "leaderboard.md").read_text()
+    assert "6 trials: 3 trained to the end, 2 stopped early, 1 failed" in table
+    assert board.curve.read_bytes().startswith(b"\x89PNG")
+    assert len(best.log.read_text().splitlines()) == 2 + 30
+
+
+def test_mlflow_has_the_sweep_and_each_trial_once(searched):
+    found = kit.runs_of(searched[0])
+    assert set(found) == {"search", *(f"search/{number}" for number in range(6))}
+    parent = found.pop("search")
+    assert parent.info.status == "FINISHED"
+    assert {"leaderboard.md", "leaderboard.json", "leaderboard.png"} <= kit.artifacts_of(
+        searched[0], parent
+    )
+    assert parent.data.metrics["best/validation/accuracy"] > 0.5
+    ends = {}
+    for name, child in found.items():
+        assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert child.data.tags["raybust.sweep"] == "search"
+        assert child.data.params["train.lr"] in ("0.05", "1e-07", "1000000000.0")
+        ends[name[-1]] = (child.info.status, child.data.tags["raybust.stop_reason"])
+        steps = {step for _, step in kit.points_of(searched[0], child)}
+        last = {"2": 1, "3": 1, "4": 0}.get(name[-1], 3)
+        assert steps - {0} == set(range(1, last + 1)), name
+        assert {"config.yaml", "environment.yaml"} <= kit.artifacts_of(searched[0], child)
+    assert ends == {
+        "0": ("FINISHED", "finished"), "1": ("FINISHED", "finished"),
+        "2": ("FINISHED", "pruned"), "3": ("FINISHED", "pruned"),
+        "4": ("FAILED", "failed"), "5": ("FINISHED", "finished"),
+    }  # fmt: skip
+    best = kit.artifacts_of(searched[0], found["search/0"], "certified")
+    assert {name.rpartition(".")[2] for name in best} == {"tsv", "png", "md"}
+    assert "certified/acr" in found["search/0"].data.metrics
+    assert "certified/acr" not in found["search/1"].data.metrics
+
+
+def test_actors_are_reused(searched, cluster):
+    from ray.util.state import list_actors
+
+    address = cluster.get_runtime_context().gcs_address
+    everything = list_actors(address=address, limit=1000)
+    made = [actor for actor in everything if "ResourceTrainable" in actor.class_name]
+    assert 1 <= len(made) <= 2, f"{len(made)} actors for six trials, two at a time"
+
+
+def test_an_actor_and_a_trainer_train_the_same(searched):
+    """A trial of one worker, in its actor, against the same configuration under a TorchTrainer."""
+    out = searched[0]
+    trial = out / "search" / "trials" / "0000"
+    leaves = configuration.leaves_of(runs.read_identity(trial).config, "trial 0")
+    leaves.append(configuration.Leaf("name", "alone", "test"))
+    config = configuration.compose(leaves, methods.get)
+    folder = launch.train(config, address=None, resume=True, verbose=False, say=lambda text: None)
+    assert folder == out / "alone"
+    assert kit.journal_metrics(folder) == kit.journal_metrics(trial)
+    assert_same_weights(checkpoint.newest(folder), checkpoint.newest(trial))
+
+
+def test_the_same_command_repeats_nothing_and_gives_the_same_leaderboard(searched):
+    out, board, _ = searched
+    trials = out / "search" / "trials"
+    before = {path: path.stat().st_mtime_ns for path in trials.rglob("epoch-*/*")}
+    ended = [trial.datetime_complete for trial in study_of(out).get_trials()]
+    assert run(out, *SETTINGS, tune__points=POINTS).plain() == board.plain()
+    assert {path: path.stat().st_mtime_ns for path in trials.rglob("epoch-*/*")} == before
+    assert [trial.datetime_complete for trial in study_of(out).get_trials()] == ended
+
+
+def test_another_space_under_that_name_is_refused(searched):
+    block = SPACE | {"method.sigma": {"float": [0.1, 0.5]}}
+    with pytest.raises(RequestError, match=r"search exists|search: exists with another"):
+        run(searched[0], *SETTINGS, block=block, tune__points=POINTS)
+
+
+def test_a_killed_actor_goes_on_from_its_last_checkpoint(out, tmp_path):
+    block = {"train.keep": {"choice": [2, 3], "default": 2}}
+    settings = (
+        "name=killed", "tune.trials=1", "tune.finalists=0", "train.epochs=6", "model.width=24",
+        "tune.scheduler=none",
+    )  # fmt: skip
+    trial, killed = out / "killed" / "trials" / "0000", []
+
+    def kill():
+        kit.wait((trial / checkpoint.folder_name(2)).exists, 60, "the second checkpoint")
+        for process in kit.descendants(*kit.ACTORS):
+            process.kill()
+            killed.append(process)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    board = run(out, *settings, block=block)
+    thread.join()
+    assert killed
+    assert [entry.trial for entry in board.entries] == [0]
+    starts = [e["e"] for e in kit.lines(trial / "journal.jsonl") if e["e"] in ("start", "resume")]
+    assert starts == ["start", "resume"]
+    config = configuration.from_dict(runs.read_identity(trial).config, methods.get)
+    path, metrics = undisturbed(config, tmp_path)
+    assert kit.journal_metrics(trial) == metrics
+    assert_same_weights(path, checkpoint.newest(trial))
+
+
+def test_a_sweep_without_a_finished_trial_says_why(out):
+    block = {"train.lr": {"choice": [WILD, 2 * WILD]}}
+    with pytest.raises(WorkError, match=r"no trial trained to its end.*nan in epoch 1"):
+        run(out, "name=lost", "tune.trials=2", "train.epochs=1", block=block)
+    found = kit.runs_of(out)
+    assert found["lost"].info.status == "FAILED"
+    assert len(found) == 3
+
+
+@pytest.mark.slow
+def test_trials_of_two_workers(out, cluster):
+    block = {"train.lr": {"choice": [0.05, BAD], "default": 0.05}}
+    settings = (
+        "name=nested", "tune.trials=2", "cluster.workers=2", "cluster.cpus_per_worker=0.5",
+        "tune.metric=validation/accuracy", "tune.reduction=2", "train.epochs=4", "tune.finalists=0",
+        "tune.concurrent=1", "model.width=24",
+    )  # fmt: skip
+    board = run(out, *settings, block=block, tune__points=[{"train.lr": BAD}])
+    assert [entry.trial for entry in board.entries] == [0]
+    assert [t.state.name for t in study_of(out, "nested").get_trials()] == ["COMPLETE", "PRUNED"]
+    manifest = checkpoint.read_manifest(checkpoint.newest(out / "nested" / "trials" / "0000"))
+    assert manifest["workers"] == 2
+    found = kit.runs_of(out)
+    assert set(found) == {"nested", "nested/0", "nested/1"}
+    last = max(step for _, step in kit.points_of(out, found["nested/1"]))
+    assert last < 4, "it was not stopped"
+    assert found["nested/1"].info.status == "FINISHED"
+    assert found["nested/1"].data.tags["raybust.stop_reason"] == "pruned"
+    kit.wait(lambda: cluster.available_resources().get("CPU") == 2, 15, "all CPUs are free")
+
+
+# Tune's view of the study, without Ray
+
+
+@pytest.fixture
+def searcher(tmp_path):
+    from raybust.cluster.tune import StudySearch
+    from raybust.cluster.worker import Job
+
+    leaves = [leaf for leaf in kit.leaves(tmp_path) if leaf.key not in SPACE]
+    config = configuration.compose(leaves, methods.get)
+    study = Study(config.tune, Space.parse(SPACE), tmp_path, "s", 0)
+    job = Job({}, str(tmp_path), "parent", "s", "sqlite:///nowhere.db")
+    told = []
+    return StudySearch(config, leaves, study, tmp_path, job, [], 2, told.append), study, told
+
+
+def result(epoch, value=0.5, **more):
+    return {"epoch": epoch, "certified_fast/acr": value, "train/loss": 1.0, **more}
+
+
+def test_a_trial_that_fails_after_an_epoch_is_failed_not_pruned(searcher):
+    search, study, told = searcher
+    assert search.suggest("a")["job"]["name"] == "s/0"
+    search.on_trial_result("a", result(1))
+    search.on_trial_complete("a", result(1, float("nan"), failure="it broke", done=True))
+    (record,) = study.records()
+    assert (record.state, record.reason, record.epoch) == ("FAIL", "it broke", 1)
+    assert told == [record]
+
+
+@pytest.mark.parametrize(
+    ("final", "error", "state"),
+    [
+        (result(2, complete=True), False, "COMPLETE"),
+        (result(2, complete=False), False, "PRUNED"),
+        (result(1), False, "PRUNED"),
+        (None, False, "PRUNED"),
+        (None, True, "FAIL"),
+        (result(2, float("nan"), complete=True), False, "FAIL"),
+        (result(2, float("inf"), complete=True), False, "FAIL"),
+    ],
+)
+def test_how_a_trial_ends(searcher, final, error, state):
+    search, study, told = searcher
+    search.suggest("a")
+    search.on_trial_result("a", result(1))
+    search.on_trial_complete("a", final, error)
+    (record,) = study.records()
+    assert record.state == state
+    assert told == [record]
+    assert (record.reason is None) == (state != "FAIL")
+
+
+def test_suggestions_end_with_the_budget(searcher):
+    search, study, _ = searcher
+    jobs = [search.suggest(name) for name in "ab"]
+    assert [job["job"]["parent"] for job in jobs] == ["parent", "parent"]
+    assert search.suggest("c") == "FINISHED"
+    assert len(study.records()) == 2
+    assert asdict(study.records()[0])["point"] == {"train.lr": 0.05, "train.keep": 2}

@@ -1,0 +1,186 @@
+"""Training under Ray Train: what a run leaves behind, and what a killed worker costs."""
+
+import threading
+import time
+
+import kit
+import pytest
+import torch
+import yaml
+
+from raybust import checkpoint, data, methods, runs
+from raybust import config as configuration
+from raybust.cluster import launch
+from raybust.errors import RequestError, WorkError
+from raybust.train import fit
+
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("cluster")]
+
+
+def train(config, said=None, resume=True):
+    say = [].append if said is None else said.append
+    return launch.train(config, address=None, resume=resume, verbose=False, say=say)
+
+
+def undisturbed(config, folder):
+    """Trains with the loop alone, in this process; returns the last checkpoint and all metrics."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    metrics = {}
+    for progress in fit(config, data.load(config.data), torch.device("cpu")):
+        name = checkpoint.folder_name(progress.epoch)
+        path = checkpoint.commit(folder, name, progress.save, 2)
+        metrics[progress.epoch] = {
+            k: v for k, v in progress.metrics.items() if k not in (*kit.CLOCKS, "epoch")
+        }
+    torch.set_num_threads(threads)
+    return path, metrics
+
+
+def assert_same_weights(left, right):
+    left, right = checkpoint.read_weights(left), checkpoint.read_weights(right)
+    assert left.keys() == right.keys()
+    for key, value in left.items():
+        assert torch.equal(value, right[key]), key
+
+
+def test_a_run_leaves_checkpoints_identity_and_one_line_an_epoch(trained):
+    out, folder, said = trained
+    assert folder == out / "one"
+    assert [path.name for path in checkpoint.folders(folder)] == ["epoch-000003", "epoch-000002"]
+    assert all(checkpoint.torn(path) is None for path in checkpoint.folders(folder))
+    identity = runs.read_identity(folder)
+    assert identity.kind == "train"
+    manifest = checkpoint.read_manifest(checkpoint.newest(folder))
+    config = configuration.from_dict(manifest["config"], methods.get)
+    assert config == kit.config(out, "name=one")
+    assert manifest["config"] == identity.config
+    assert manifest["epoch"] == 3
+    epochs = [line for line in said if line.startswith("epoch")]
+    assert [int(line.split()[1]) for line in epochs] == [1, 2, 3]
+    assert "validation accuracy" in epochs[0]
+
+
+def test_the_run_in_mlflow_has_params_metrics_and_artifacts(trained):
+    out, folder, _ = trained
+    (run,) = kit.runs_of(out).values()
+    assert run.info.run_name == "one"
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["raybust.run_key"] == runs.read_identity(folder).uid
+    assert run.data.tags["raybust.stop_reason"] == "finished"
+    assert run.data.tags["raybust.method"] == "gaussian"
+    assert run.data.params["method.sigma"] == "0.25"
+    assert run.data.params["train.batch_size"] == "128"
+    points = kit.points_of(out, run)
+    for key in ("train/loss", "validation/accuracy", "certified_fast/acr", "passes/forward"):
+        assert {step for name, step in points if name == key} == {1, 2, 3}
+    manifest = checkpoint.read_manifest(checkpoint.newest(folder))
+    for key, value in manifest["metrics"].items():
+        if key != "epoch":
+            assert run.data.metrics[key] == value, key
+    top = kit.artifacts_of(out, run)
+    assert {"config.yaml", "environment.yaml", "checkpoint"} <= top
+    inside = kit.artifacts_of(out, run, "checkpoint")
+    assert inside == {"checkpoint/model.safetensors", "checkpoint/manifest.json"}
+    (stored,) = (out / "mlartifacts").rglob("config.yaml")
+    assert yaml.safe_load(stored.read_text()) == runs.read_identity(folder).config
+    (weights,) = (out / "mlartifacts").rglob("model.safetensors")
+    assert weights.read_bytes() == (checkpoint.newest(folder) / "model.safetensors").read_bytes()
+
+
+def test_the_same_command_again_has_nothing_to_do(trained):
+    out, folder, _ = trained
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    said = []
+    assert train(kit.config(out, "name=one"), said) == folder
+    assert any("is trained already" in line for line in said)
+    assert {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()} == before
+    assert len(kit.runs_of(out)) == 1
+
+
+def test_another_configuration_of_that_name_is_refused(trained):
+    out, folder, _ = trained
+    with pytest.raises(RequestError, match=r"train\.lr.*--no-resume"):
+        train(kit.config(out, "name=one", "train.lr=0.06"))
+    assert folder.exists()
+
+
+def test_a_worker_trains_what_the_loop_alone_trains(trained, tmp_path):
+    out, folder, _ = trained
+    path, metrics = undisturbed(kit.config(out, "name=one"), tmp_path)
+    assert kit.journal_metrics(folder) == metrics
+    assert_same_weights(path, checkpoint.newest(folder))
+
+
+def test_two_workers_train_together(out, cluster):
+    folder = train(kit.config(out, "name=two", "cluster.workers=2", "train.epochs=2"))
+    manifest = checkpoint.read_manifest(checkpoint.newest(folder))
+    assert (manifest["epoch"], manifest["workers"]) == (2, 2)
+    (run,) = kit.runs_of(out).values()
+    points = kit.points_of(out, run)
+    assert {step for key, step in points if key == "train/loss"} == {1, 2}
+    split = data.load(kit.config(out).data).train
+    assert run.data.metrics["passes/forward"] == 2 * (len(split) // 128 * 128)
+    assert run.data.metrics["validation/accuracy"] > 0.5
+    trained = runs.load(folder, [])
+    assert not trained.network.training
+    kit.wait(lambda: cluster.available_resources().get("CPU") == 2, 15, "all CPUs are free")
+
+
+def test_more_workers_than_cpus_are_refused_before_anything_is_submitted(out):
+    started = time.monotonic()
+    config = kit.config(out, "name=three", "cluster.workers=3", "train.batch_size=129")
+    with pytest.raises(RequestError, match=r"3 workers of 1 CPUs .* do not fit into .* 2 CPUs"):
+        train(config)
+    assert time.monotonic() - started < 10
+    assert checkpoint.newest(out / "three") is None
+
+
+def test_a_diverged_run_says_so_and_keeps_nothing_bad(out):
+    with pytest.raises(WorkError, match=r"nan in epoch 1.*lower train\.lr"):
+        train(kit.config(out, "name=bad", "train.lr=1e6"))
+    assert checkpoint.newest(out / "bad") is None
+    (run,) = kit.runs_of(out).values()
+    assert run.info.status == "FAILED"
+    assert "nan in epoch 1" in run.data.tags["raybust.failure"]
+
+
+def test_a_worker_that_is_killed_goes_on_from_its_last_checkpoint(out, tmp_path):
+    config = kit.config(out, "name=killed", "train.epochs=6", "model.width=24")
+    killed, said = [], []
+
+    def kill():
+        second = out / "killed" / checkpoint.folder_name(2) / "manifest.json"
+        kit.wait(second.exists, 60, "the second checkpoint")
+        for process in kit.descendants("ray::RayTrainWorker"):
+            process.kill()
+            killed.append(len(checkpoint.folders(out / "killed")))
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    folder = train(config, said)
+    thread.join()
+    assert len(killed) == 1, "no worker was killed in the middle"
+    resumed = [line for line in kit.lines(folder / "journal.jsonl") if line["e"] == "resume"]
+    assert len(resumed) == 1
+    path, metrics = undisturbed(config, tmp_path)
+    assert kit.journal_metrics(folder) == metrics
+    assert_same_weights(path, checkpoint.newest(folder))
+    epochs = [int(line.split()[1]) for line in said if line.startswith("epoch")]
+    assert epochs == [1, 2, 3, 4, 5, 6]
+    (run,) = kit.runs_of(out).values()
+    assert {step for _, step in kit.points_of(out, run)} == set(range(1, 7))
+
+
+def test_checkpoints_go_to_the_storage_that_is_named(out, tmp_path):
+    """Ray keeps them there; the run's folder gets the last one, and MLflow its weights."""
+    storage = tmp_path / "storage"
+    settings = ("name=far", f"cluster.storage={storage}", "train.epochs=1")
+    folder = train(kit.config(out, *settings))
+    (kept,) = storage.iterdir()
+    assert_same_weights(checkpoint.newest(kept), checkpoint.newest(folder))
+    (run,) = kit.runs_of(out).values()
+    assert "checkpoint" in kit.artifacts_of(out, run)
+    # Its name there is the run's own: neither another sweep's trial nor, after --no-resume, the
+    # run that was moved aside is taken for it.
+    assert kept.name == f"far-{runs.read_identity(folder).uid}"

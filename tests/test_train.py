@@ -1,0 +1,568 @@
+"""The loop against closed forms and hand-written oracles, then resume bit for bit, then DDP."""
+
+import copy
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from raybust import checkpoint, data, methods
+from raybust import config as configuration
+from raybust.data import Batches, Dataset, Split
+from raybust.objective import Objective, assemble
+from raybust.train import Trainer, fit, schedule
+
+GOLDEN = Path(__file__).parent / "golden.json"
+CPU = torch.device("cpu")
+CLOCKS = ("train/seconds", "train/images_per_second", "validation/seconds")
+SMALL = (
+    "model.width=4",
+    "train.batch_size=64",
+    "certified_fast.examples=10",
+    "certified_fast.n=100",
+)
+
+
+def make(*settings):
+    return configuration.compose(
+        configuration.leaves_of_arguments([*SMALL, *settings]), methods.get
+    )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    """Tiny networks: more threads would only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return data.load(make().data)
+
+
+@pytest.fixture(scope="module")
+def few():
+    """Forty digits to train on, ten to validate; every crop and flip allowed."""
+    whole = data.load(make().data)
+
+    def part(start, count):
+        return whole.train.select(torch.arange(start, start + count))
+
+    return Dataset(
+        "few", whole.classes, whole.shape, whole.mean, whole.std, "crop_flip",
+        part(0, 40), part(40, 10), part(50, 10),
+    )  # fmt: skip
+
+
+def parameters(network):
+    return {key: value.clone() for key, value in network.state_dict().items()}
+
+
+def timeless(metrics):
+    """The metrics that are no time measured."""
+    assert all(metrics[key] > 0 for key in CLOCKS if key in metrics)
+    return {key: value for key, value in metrics.items() if key not in CLOCKS}
+
+
+def flat(network):
+    return torch.cat([value.detach().reshape(-1) for value in network.parameters()])
+
+
+def same(left, right):
+    """Bit for bit, through nested containers."""
+    if isinstance(left, dict):
+        return left.keys() == right.keys() and all(same(left[k], right[k]) for k in left)
+    if isinstance(left, (list, tuple)):
+        return len(left) == len(right) and all(map(same, left, right))
+    return torch.equal(left, right) if isinstance(left, torch.Tensor) else left == right
+
+
+def first_batches(dataset, config, count):
+    batches = Batches(
+        dataset.train,
+        batch_size=config.train.batch_size,
+        device=CPU,
+        seed=config.seed,
+        augment=dataset.augment,
+    )
+    return [batch for _, batch in zip(range(count), batches.epoch(0), strict=False)]
+
+
+# Learning rates
+
+
+@pytest.mark.parametrize(
+    ("settings", "values"),
+    [
+        (("train.schedule=constant",), {0: 1, 0.3: 1, 0.999: 1}),
+        (("train.schedule=cosine",), {0: 1, 0.5: 0.5, 1 / 3: 0.75, 2 / 3: 0.25}),
+        (
+            ("train.schedule=step", "train.milestones=[0.25,0.75]", "train.gamma=0.2"),
+            {0: 1, 0.249: 1, 0.25: 0.2, 0.749: 0.2, 0.75: 0.04, 0.99: 0.04},
+        ),
+        (
+            ("train.schedule=one_cycle",),
+            {0: 1 / 25, 0.15: (1 + 1 / 25) / 2, 0.3: 1, 0.65: 0.5, 1 - 1e-9: 0},
+        ),
+        (
+            ("train.schedule=cosine", "train.warmup=0.2"),
+            {0: 0, 0.1: 0.5 * (1 + math.cos(0.1 * math.pi)) / 2, 0.5: 0.5},
+        ),
+        (("train.schedule=constant", "train.warmup=0.5"), {0: 0, 0.125: 0.25, 0.4: 0.8, 0.5: 1}),
+    ],
+)
+def test_schedules_against_closed_forms(settings, values):
+    train = make(*settings).train
+    for progress, factor in values.items():
+        assert schedule(train, progress) == pytest.approx(factor, abs=1e-12)
+
+
+def test_one_cycle_is_that_of_pytorch(few):
+    # PyTorch's counts steps - 1 intervals and ends at 1/10,000 of its start instead of 0.
+    train, steps = make("train.schedule=one_cycle").train, 100_001
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    oracle = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, 1.0, total_steps=steps, cycle_momentum=False, final_div_factor=1e12
+    )
+    for step in (0, 7, 15_000, 29_000, 50_000, 99_999):
+        oracle.last_epoch = step - 1
+        oracle._step_count = step
+        oracle.step()
+        assert schedule(train, step / (steps - 1)) == pytest.approx(
+            optimizer.param_groups[0]["lr"], abs=5e-5
+        )
+
+
+def test_the_rate_of_each_step_is_that_of_its_share_of_the_run(digits, monkeypatch):
+    config = make("train.lr=0.5", "train.epochs=2", "train.batch_size=500")
+    rates = []
+    trainer = Trainer(config, digits, CPU)
+    step = trainer.optimizer.step
+    monkeypatch.setattr(
+        trainer.optimizer,
+        "step",
+        lambda: (rates.append({group["lr"] for group in trainer.optimizer.param_groups}), step()),
+    )
+    for epoch in range(2):
+        assert trainer.train_epoch(epoch) is None
+    total = 2 * trainer.batches.steps
+    assert total == 2 * (len(digits.train) // 500)
+    assert rates == [{0.5 * (1 + math.cos(math.pi * i / total)) / 2} for i in range(total)]
+
+
+# One step
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_sgd_is_a_hand_written_loop(momentum):
+    """Nesterov momentum, decay on matrices and kernels alone, in double precision."""
+    config = make(
+        "method.name=standard", "data.augment=none", "train.lr=0.1", "train.epochs=1",
+        f"train.momentum={momentum}", "train.weight_decay=0.03",
+    )  # fmt: skip
+    dataset = data.load(config.data)
+    trainer = Trainer(config, dataset, CPU)
+    trainer.network.double()
+    torch.manual_seed(config.seed)
+    network = assemble(config, dataset).double()
+    assert same(parameters(network), parameters(trainer.network))
+    speed = {name: torch.zeros_like(value) for name, value in network.named_parameters()}
+    total = len(dataset.train) // 64
+    for number, (images, labels) in enumerate(first_batches(dataset, config, 5)):
+        images = images.double()
+        trainer.step(images, labels, number / total)
+        loss = F.cross_entropy(network(images), labels)
+        gradients = torch.autograd.grad(loss, list(network.parameters()))
+        rate = 0.1 * (1 + math.cos(math.pi * number / total)) / 2
+        with torch.no_grad():
+            named = network.named_parameters()
+            for (name, weight), gradient in zip(named, gradients, strict=True):
+                decay = 0.03 if weight.ndim > 1 else 0.0
+                slope = gradient + decay * weight
+                speed[name] = momentum * speed[name] + slope
+                weight -= rate * (slope + momentum * speed[name])
+    for name, value in network.state_dict().items():
+        found = trainer.network.state_dict()[name]
+        torch.testing.assert_close(found, value, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_weight_decay_is_on_matrices_and_kernels_only(few, optimizer):
+    config = make(
+        "model.name=resnet20", f"train.optimizer={optimizer}", "train.lr=0.1",
+        "train.weight_decay=0.5", "train.schedule=constant", "train.momentum=0",
+    )  # fmt: skip
+    trainer = Trainer(config, few, CPU)
+    before = {name: value.detach().clone() for name, value in trainer.network.named_parameters()}
+    trainer.wrapped = _Still(trainer.network)
+    trainer.step(*first_batches(few, config, 1)[0], 0.0)
+    kinds = set()
+    for name, value in trainer.network.named_parameters():
+        factor = 0.95 if value.ndim > 1 else 1.0
+        kinds.add(value.ndim)
+        torch.testing.assert_close(value.detach(), factor * before[name], msg=name)
+    assert kinds == {1, 2, 4}
+
+
+class _Still(nn.Module):
+    """A loss whose gradient is zero everywhere."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, images, labels, generator, progress):
+        return sum((0.0 * p).sum() for p in self.network.parameters())
+
+
+def test_clipping_bounds_the_gradient(digits):
+    plain = ("train.lr=1", "train.momentum=0", "train.weight_decay=0", "train.schedule=constant")
+    moves = {}
+    for bound in (None, 0.01, 1e6):
+        config = make(*plain, *([f"train.clip_norm={bound}"] if bound else []))
+        trainer = Trainer(config, digits, CPU)
+        before = flat(trainer.network)
+        trainer.step(*first_batches(digits, config, 1)[0], 0.0)
+        after = flat(trainer.network)
+        moves[bound] = before - after
+    assert moves[None].norm() > 0.1
+    assert moves[0.01].norm() == pytest.approx(0.01, rel=1e-3)
+    torch.testing.assert_close(
+        moves[0.01] / 0.01, moves[None] / moves[None].norm(), atol=1e-3, rtol=0
+    )
+    assert torch.equal(moves[1e6], moves[None])
+
+
+def test_moving_average_follows_its_formula_batch_norm_included(few):
+    config = make("model.name=resnet20", "train.ema=0.8", "train.batch_size=20")
+    trainer = Trainer(config, few, CPU)
+    expected = {key: value.double() for key, value in parameters(trainer.network).items()}
+    for _ in range(3):
+        trainer.step(*first_batches(few, config, 1)[0], 0.0)
+        for key, value in trainer.network.state_dict().items():
+            if value.is_floating_point():
+                expected[key] = 0.8 * expected[key] + 0.2 * value.double()
+            else:
+                expected[key] = value.double()
+    found = trainer.average.state_dict()
+    assert any("running_var" in key for key in found)
+    for key, value in expected.items():
+        torch.testing.assert_close(found[key].double(), value, rtol=1e-5, atol=1e-6, msg=key)
+    counted = [int(v) for key, v in found.items() if "num_batches" in key]
+    assert set(counted) == {3}
+    assert not same(parameters(trainer.network), parameters(trainer.average))
+
+
+def test_without_a_moving_average_the_network_itself_is_kept(few):
+    trainer = Trainer(make(), few, CPU)
+    assert trainer.average is trainer.network
+
+
+def test_bf16_on_a_cpu_gives_float32_logits_and_weights(digits):
+    config = make("train.precision=bf16")
+    trainer = Trainer(config, digits, CPU)
+    inner, outer = [], []
+    trainer.network.register_forward_hook(lambda *call: inner.append(call[-1].dtype))
+    trainer.objective.network.register_forward_hook(lambda *call: outer.append(call[-1].dtype))
+    assert trainer.step(*first_batches(digits, config, 1)[0], 0.0).dtype == torch.float32
+    assert (inner, outer) == ([torch.bfloat16], [torch.float32])
+    assert {p.dtype for p in trainer.network.parameters()} == {torch.float32}
+    plain = Trainer(make("train.precision=auto"), digits, CPU)
+    assert plain.objective.network.autocast is None
+
+
+def test_passes_are_counted_per_image(digits):
+    progress = list(fit(make("method.name=standard", "train.epochs=2"), digits, CPU))
+    images = len(digits.train) // 64 * 64
+    for epoch, state in enumerate(progress, 1):
+        assert state.metrics["passes/forward"] == epoch * images
+        assert state.metrics["passes/backward"] == epoch * images
+
+
+def test_the_average_loss_of_an_epoch_and_the_accuracy_are_those_of_a_plain_loop(digits):
+    config = make("method.name=standard", "data.augment=none", "train.epochs=1")
+    (progress,) = fit(config, digits, CPU)
+    trainer = Trainer(config, digits, CPU)
+    batches = first_batches(digits, config, trainer.batches.steps)
+    losses = [float(trainer.step(*batch, i / len(batches))) for i, batch in enumerate(batches)]
+    assert progress.metrics["train/loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+    images, labels = digits.validation.fetch(range(len(digits.validation)))
+    hits = trainer.network.eval()(images).argmax(1) == labels
+    assert progress.metrics["validation/accuracy"] == pytest.approx(float(hits.double().mean()))
+    assert 0.5 < progress.metrics["validation/accuracy"] <= 1
+
+
+def test_the_cheap_certificate_comes_when_it_is_due(few):
+    found = {}
+    for every in (0, 1, 2):
+        config = make("train.epochs=3", f"certified_fast.every={every}")
+        found[every] = [
+            state.epoch for state in fit(config, few, CPU) if "certified_fast/acr" in state.metrics
+        ]
+    assert found == {0: [], 1: [1, 2, 3], 2: [2, 3]}
+
+
+# Divergence
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_says_where(digits):
+    states = list(fit(make("train.lr=1e6", "train.epochs=3"), digits, CPU))
+    assert len(states) == 1
+    assert states[0].done
+    message = states[0].failure
+    assert "nan" in message
+    assert "epoch 1" in message
+    assert "nothing is kept" in message
+    assert "train.lr (now 1e+06)" in message
+
+
+def test_divergence_keeps_the_last_good_checkpoint(few, tmp_path):
+    config = make("train.epochs=4", "train.batch_size=40")
+    run, messages = fit(config, few, CPU), []
+    for progress in run:
+        if progress.failure is not None:
+            messages.append(progress.failure)
+            continue
+        checkpoint.commit(tmp_path, checkpoint.folder_name(progress.epoch), progress.save, 2)
+        if progress.epoch == 2:
+            trainer = progress.save.__self__
+            next(trainer.network.parameters()).data.fill_(float("nan"))
+    assert len(messages) == 1
+    assert "epoch 3" in messages[0]
+    assert "the checkpoint of epoch 2 is kept" in messages[0]
+    kept = checkpoint.newest(tmp_path)
+    assert checkpoint.epoch_of(kept) == 2
+    assert all(v.isfinite().all() for v in checkpoint.read_weights(kept).values())
+
+
+# Resume
+
+HARD = ("train.epochs=4", "train.batch_size=20", "train.ema=0.9", "data.augment=crop_flip")
+
+
+@pytest.mark.parametrize(
+    ("stop", "settings"),
+    [
+        (1, ("method.name=gaussian", "train.schedule=one_cycle")),
+        (2, ("method.name=gaussian", "train.optimizer=adamw", "train.clip_norm=1")),
+        (2, ("method.name=gaussian", "model.name=resnet20", "certified_fast.examples=2")),
+        (
+            3,
+            (
+                "method.name=standard",
+                "model.name=resnet20",
+                "train.ema=0",
+                "certified_fast.every=0",
+            ),
+        ),
+        (2, ("method.name=gaussian", "train.ema=0", "train.precision=bf16")),
+    ],
+    ids=["sgd", "adamw", "resnet20", "resnet20 without average", "bf16"],
+)
+def test_a_resumed_run_is_the_undisturbed_one_bit_for_bit(few, tmp_path, settings, stop):
+    config = make(*HARD, *settings)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+
+    def run(root, resume=None, last=4):
+        metrics = []
+        for progress in fit(config, few, CPU, resume):
+            folder = checkpoint.folder_name(progress.epoch)
+            path = checkpoint.commit(root, folder, progress.save, 9)
+            metrics.append(progress.metrics)
+            if progress.epoch == last:
+                return path, metrics
+        raise AssertionError("the loop ended early")
+
+    torch.manual_seed(1)
+    end, expected = run(whole)
+    middle, first = run(parts, last=stop)
+    torch.manual_seed(99)  # a new process has another global state
+    torch.rand(7)
+    resumed, second = run(parts, resume=middle)
+    assert same(checkpoint.read_weights(resumed), checkpoint.read_weights(end))
+    assert same(checkpoint.read_state(resumed), checkpoint.read_state(end))
+    assert list(map(timeless, first + second)) == list(map(timeless, expected))
+    assert not same(checkpoint.read_weights(resumed), checkpoint.read_weights(middle))
+
+
+def test_a_finished_run_has_nothing_left_to_do(few, tmp_path):
+    config = make("train.epochs=1")
+    for progress in fit(config, few, CPU):
+        progress.save(tmp_path)
+    assert list(fit(config, few, CPU, tmp_path)) == []
+
+
+def test_training_depends_on_the_seed_alone(few):
+    def train(*settings):
+        trainer = Trainer(make("train.batch_size=20", *settings), few, CPU)
+        trainer.train_epoch(0)
+        return parameters(trainer.network)
+
+    torch.manual_seed(5)
+    one = train()
+    torch.manual_seed(6)
+    assert same(train(), one)
+    assert not same(train("seed=1"), one)
+
+
+# The golden run
+
+
+def golden_losses(digits):
+    """Ten steps of `gaussian` on digits in double precision, down to weights and noise, so that no
+    machine's rounding shows in ten digits."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        config = make("method.name=gaussian", "train.lr=0.05", "seed=0")
+        trainer = Trainer(config, digits, CPU)
+        trainer.generator.manual_seed(0)
+        return [
+            float(trainer.step(images.double(), labels, i / 100))
+            for i, (images, labels) in enumerate(first_batches(digits, config, 10))
+        ]
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_golden_losses(digits):
+    """A change of these numbers is a change of what is trained: write them anew only for a reason
+    that stands in the commit."""
+    stored = json.loads(GOLDEN.read_text())["gaussian on digits"]
+    assert len(stored) == 10
+    assert golden_losses(digits) == pytest.approx(stored, rel=1e-10)
+
+
+# Several processes
+
+_RANKS = """
+import sys, torch, torch.distributed as dist
+from raybust import config as configuration, data, methods
+from raybust.train import Trainer
+store, rank, world, out, *settings = sys.argv[1:]
+torch.set_num_threads(1)
+rank, world = int(rank), int(world)
+if world > 1:
+    dist.init_process_group("gloo", init_method="file://" + store, rank=rank, world_size=world)
+found = {}
+for name in ("standard small_cnn", "gaussian small_cnn", "gaussian resnet20"):
+    method, model = name.split()
+    leaves = configuration.leaves_of_arguments(
+        [f"method.name={method}", f"model.name={model}", *settings])
+    config = configuration.compose(leaves, methods.get)
+    trainer = Trainer(config, data.load(config.data), torch.device("cpu"))
+    losses = []
+    for i, (images, labels) in enumerate(trainer.batches.epoch(0)):
+        if i == (20 if model == "small_cnn" else 3):
+            break
+        loss = trainer.step(images, labels, i / 50)
+        losses.append(trainer._mean(loss))
+    trainer.metrics = {"validation/seconds": 0.0}
+    metrics = trainer.validate(0, True)
+    del metrics["validation/seconds"]
+    found[name] = {
+        "losses": losses, "weights": trainer.network.state_dict(), "metrics": metrics}
+torch.save(found, out)
+if world > 1:
+    dist.destroy_process_group()
+"""
+
+
+def _ranks(folder, world):
+    folder.mkdir()
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", _RANKS, folder / "store", str(rank), str(world),
+             folder / f"{rank}.pt", *SMALL, "train.lr=0.05"],
+            env={**os.environ, "GLOO_SOCKET_IFNAME": "lo"},
+        )
+        for rank in range(world)
+    ]  # fmt: skip
+    try:
+        codes = [process.wait(timeout=120) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert codes == [0] * world
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world)]
+
+
+@pytest.mark.slow
+def test_two_workers_do_what_one_does(tmp_path):
+    """The same global batch: losses over 20 steps agree to 1e-5, both ranks hold the same
+    weights, and metrics are the same on every rank."""
+    (one,) = _ranks(tmp_path / "one", 1)
+    two = _ranks(tmp_path / "two", 2)
+    standard = "standard small_cnn"
+    assert len(one[standard]["losses"]) == 20
+    assert two[0][standard]["losses"] == pytest.approx(one[standard]["losses"], abs=1e-5)
+    for key, value in one[standard]["weights"].items():
+        torch.testing.assert_close(two[0][standard]["weights"][key], value, atol=1e-4, rtol=1e-3)
+    for name, result in two[0].items():
+        assert same(result["metrics"], two[1][name]["metrics"]), name
+        assert same(result["weights"], two[1][name]["weights"]), name
+        assert all(map(math.isfinite, result["losses"]))
+    key = "validation/accuracy"
+    assert two[0][standard]["metrics"][key] == pytest.approx(
+        one[standard]["metrics"][key], abs=0.01
+    )
+    gaussian = "gaussian small_cnn"
+    assert two[0][gaussian]["losses"] != one[gaussian]["losses"]  # each rank draws its own noise
+    assert two[0][gaussian]["losses"][-1] < two[0][gaussian]["losses"][0]
+
+
+# The objective
+
+
+def test_the_objective_hands_on_what_the_method_logs_and_leaves_no_graph(digits):
+    config = make("method.name=standard")
+    torch.manual_seed(0)
+    objective = Objective(assemble(config, digits), config.method)
+    images, labels = digits.train.fetch(range(8))
+    loss = objective(images, labels, torch.Generator(), 0.0)
+    oracle = F.cross_entropy(objective.network.network(images), labels)
+    assert torch.equal(loss, oracle)
+    with torch.no_grad():
+        objective(images, labels, torch.Generator(), 0.0)
+    assert objective.network.forward_passes == 16
+    assert objective.network.backward_passes == 0
+    loss.backward()
+    assert objective.network.backward_passes == 8
+
+
+def test_probabilities_are_targets_too(digits):
+    config = make("method.name=standard")
+    objective = Objective(assemble(config, digits), config.method)
+    images, labels = digits.train.fetch(range(8))
+    hard = objective(images, labels, torch.Generator(), 0.0)
+    soft = objective(images, F.one_hot(labels, 10).float(), torch.Generator(), 0.0)
+    torch.testing.assert_close(soft, hard)
+
+
+def test_a_front_module_is_part_of_the_network_and_of_its_checkpoint(few, tmp_path):
+    class Shifted(type(make("method.name=standard").method)):
+        def front(self):
+            return nn.Conv2d(1, 1, 1)
+
+    config = make("train.epochs=1")
+    config = configuration.Config(**{**vars(config), "method": Shifted()})
+    trainer = Trainer(config, few, CPU)
+    weights = copy.deepcopy(trainer.network.state_dict())
+    assert "front.weight" in weights
+    trainer.train_epoch(0)
+    assert not torch.equal(trainer.network.state_dict()["front.weight"], weights["front.weight"])
+
+
+def test_a_split_smaller_than_the_batch_is_one_batch(few):
+    trainer = Trainer(make("train.batch_size=64"), few, CPU)
+    assert (trainer.batches.steps, trainer.batches.batch_size) == (1, 40)
+    assert isinstance(few.train, Split)
