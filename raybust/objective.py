@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from raybust import models
 from raybust.config import Config
 from raybust.data import Dataset
+from raybust.errors import RequestError
 from raybust.methods import Method, StepContext
 
 DEFAULT_SIGMA = 0.25
@@ -30,7 +31,17 @@ def assemble(config: Config, dataset: Dataset) -> nn.Module:
     Args:
         config: names network and method; initialization draws from torch's global generator.
         dataset: its shape, classes and normalization shape the network.
+
+    Raises:
+        RequestError: there is no such network, or it does not take these images.
     """
+    channels = dataset.shape[0]
+    for key in ("mean", "std"):
+        given = getattr(config.model, key)
+        if given is not None and len(given) != channels:
+            raise RequestError(
+                f"model.{key}: got {len(given)} values, expected {channels}: one a channel"
+            )
     network = models.build(
         config.model,
         shape=dataset.shape,

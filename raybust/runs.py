@@ -118,9 +118,8 @@ def identify(folder: Path, kind: str, plain: dict[str, Any], resume: bool = True
         folder.rename(aside)
     path = folder / IDENTITY
     if path.exists():
-        found = read_identity(folder)
-        _check_same(folder, found, kind, plain)
-        return found
+        check_same(folder, kind, plain)
+        return read_identity(folder)
     found = Identity(uuid.uuid4().hex, kind, plain)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -132,6 +131,45 @@ def identify(folder: Path, kind: str, plain: dict[str, Any], resume: bool = True
             f"out: {folder} cannot be written: {error.strerror}; choose another folder with --out"
         ) from None
     return found
+
+
+def check_same(folder: Path, kind: str, plain: dict[str, Any]) -> None:
+    """Refuses to go on in a folder that belongs to another experiment; a new folder is fine.
+
+    Args:
+        folder: the run's folder.
+        kind: "train", "trial" or "sweep".
+        plain: the configuration of what is to run in it.
+
+    Raises:
+        RequestError: with every key in which the two differ.
+    """
+    if not (folder / IDENTITY).exists():
+        return
+    found = read_identity(folder)
+    if found.kind != kind:
+        raise RequestError(f"{folder.name}: is a {found.kind}, not a {kind}; choose another --name")
+    changed = [
+        text
+        for text in configuration.difference(found.config, plain)
+        if not _belongs(text.partition(":")[0], _RESUMABLE)
+    ]
+    if changed:
+        raise RequestError(
+            f"{folder.name}: exists with another configuration ({'; '.join(changed)});"
+            " choose another --name, or --no-resume to begin anew (the old one is kept aside)"
+        )
+
+
+def check_writable(out: Path) -> None:
+    """Checks that a folder can be written or made, and makes nothing.
+
+    Raises:
+        RequestError: it cannot.
+    """
+    above = next(path for path in (out, *out.parents) if path.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise RequestError(f"out: {out} cannot be written; choose another folder with --out")
 
 
 def read_identity(folder: Path) -> Identity:
@@ -222,22 +260,6 @@ def _load_weights_file(path: Path, overrides: list[Leaf]) -> Trained:
     models.load_weights(network, path)
     folder = Path(config.out) / path.stem
     return Trained(folder, config, dataset, network.eval(), None, None)
-
-
-def _check_same(folder: Path, found: Identity, kind: str, plain: dict[str, Any]) -> None:
-    """Refuses to go on in a folder that belongs to another experiment."""
-    if found.kind != kind:
-        raise RequestError(f"{folder.name}: is a {found.kind}, not a {kind}; choose another --name")
-    changed = [
-        text
-        for text in configuration.difference(found.config, plain)
-        if not _belongs(text.partition(":")[0], _RESUMABLE)
-    ]
-    if changed:
-        raise RequestError(
-            f"{folder.name}: exists with another configuration ({'; '.join(changed)});"
-            " choose another --name, or --no-resume to begin anew (the old one is kept aside)"
-        )
 
 
 def out_folder(config: Config) -> Path:

@@ -101,7 +101,9 @@ class _Engine:
         self.pixels = images.float().permute(0, 2, 3, 1).contiguous()
         device = images.device
         self.generator = torch.Generator(device)
-        probe = draws(protocol.smoothing, protocol.seed, images[0].float(), indices[0], "pilot", 0)
+        probe = draws(
+            protocol.smoothing, protocol.seed, images[0].float(), (indices[0], "pilot", 0)
+        )
         plain = make_forward(network, protocol)
         self.classes = check_outputs(plain, probe, protocol.precision)
         compiled = torch.compile(network, dynamic=False) if protocol.compile else network

@@ -148,21 +148,17 @@ class Smoothing:
             block.copy_(torch.where(mask, image, ABLATED))
 
 
-def draws(
-    smoothing: Smoothing, seed: int, image: Tensor, example: int, stream: Stream, block: int
-) -> Tensor:
+def draws(smoothing: Smoothing, seed: int, image: Tensor, key: tuple[int, Stream, int]) -> Tensor:
     """Returns the noisy copies (100, C, H, W) of one block: what the network sees, for an audit.
 
     Args:
         smoothing: the distribution.
         seed: the protocol's seed.
         image: float32 (C, H, W) in [0, 1]; its device decides the generator.
-        example: index of the example in its dataset.
-        stream: `pilot` or `estimate`.
-        block: number of the block, from 0.
+        key: index of the example in its dataset, `pilot` or `estimate`, number of the block from 0.
     """
     generator = torch.Generator(image.device)
-    generator.manual_seed(block_seed(seed, example, stream, block))
+    generator.manual_seed(block_seed(seed, *key))
     pixels = image.permute(1, 2, 0).contiguous()
     noisy = torch.empty((BLOCK, *pixels.shape), device=image.device)
     smoothing.fill(noisy, pixels, generator)

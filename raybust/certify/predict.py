@@ -68,7 +68,7 @@ def predict(
     for image, idx in zip(images, indices, strict=True):
         counts = torch.zeros(0, dtype=torch.int64, device=image.device)
         for block in range(-(-n // BLOCK)):
-            noisy = draws(protocol.smoothing, protocol.seed, image, idx, "estimate", block)
+            noisy = draws(protocol.smoothing, protocol.seed, image, (idx, "estimate", block))
             logits = forward(noisy)[: n - block * BLOCK]
             if logits.isnan().any():
                 raise WorkError(f"example {idx}: the network's outputs are NaN")

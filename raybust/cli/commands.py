@@ -1,6 +1,7 @@
 """The commands of `raybust`, one function each, and the few options that they share.
 
-All that is not an option is key=value on the schema.
+All that is not an option is key=value on the schema. A command checks, delegates to the stage that
+does the work, and prints what came back.
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ def cli(context: click.Context) -> None:
 @click.argument("settings", nargs=-1, metavar="[CONFIG.yaml] [key=value ...]")
 @_options("name", "out", "address", "workers", "resume", "dry_run", "verbose", "as_json")
 def train(
+    *,
     settings: tuple[str, ...],
     address: str | None,
     resume: bool,
@@ -86,6 +88,7 @@ def train(
 @click.argument("settings", nargs=-1, metavar="[key=value ...]")
 @_options("name", "out", "address", "workers", "resume", "dry_run", "verbose", "as_json")
 def tune(
+    *,
     space: str,
     settings: tuple[str, ...],
     address: str | None,
@@ -129,6 +132,7 @@ def tune(
 @click.option("--only", type=int, help="Recompute the row of one example and compare it.")
 @click.option("--cohen", is_flag=True, help="Also write the bare six columns of Cohen et al.")
 def certify(
+    *,
     run: str,
     settings: tuple[str, ...],
     address: str | None,

@@ -1,4 +1,8 @@
-"""What is printed: results on standard output, progress on standard error."""
+"""What is printed: results on standard output, progress and warnings on standard error.
+
+So that `raybust ... --json | jq` works while a person still sees what goes on. Tables are aligned
+text, which pastes into an issue.
+"""
 
 from __future__ import annotations
 

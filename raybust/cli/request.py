@@ -1,4 +1,8 @@
-"""What was typed: files and key=value to leaves, RUN to a path."""
+"""What was typed: files and key=value to leaves, RUN to a path.
+
+Names are resolved here and nowhere else: a run's name, SWEEP/NUMBER, an MLflow id, a path, a search
+space that the package brings along.
+"""
 
 from __future__ import annotations
 
@@ -70,6 +74,8 @@ def find(run: str, leaves: Sequence[Leaf]) -> Any:
     out = runs.out_folder(config)
     if re.fullmatch(r"[0-9a-f]{32}", run):
         found = track.find_run(track.resolve_uri(config.track, out), run)
+        if "raybust.folder" not in found.tags:
+            raise RequestError(f"MLflow run {run}: was not made by raybust; name another")
         return Path(found.tags["raybust.folder"])
     return runs.find(run, out)
 

@@ -1,5 +1,7 @@
-"""The same command on a cluster: submitted as a Ray job with this working directory, its log
-followed. The job outlives this process; a lost connection loses nothing.
+"""The same command on a cluster: submitted as a Ray job with this working directory.
+
+Its log is followed here. The job outlives this process; a lost connection loses nothing. Stage
+`cluster`, for an --address that is a jobs URL.
 """
 
 from __future__ import annotations

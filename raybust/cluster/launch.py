@@ -54,22 +54,29 @@ def train(config: Config, *, address: str | None, resume: bool, verbose: bool, s
     assemble(config, dataset)
     out = runs.out_folder(config)
     folder = out / (config.name or default_name(config))
-    uri = open_store(config, out, say)
-    with locked(folder), sending_rest(folder, uri, out, say):
-        identity = runs.identify(folder, "train", configuration.to_dict(config), resume)
+    plain = configuration.to_dict(config)
+    track.resolve_uri(config.track, out)
+    runs.check_writable(out)
+    if resume:
+        runs.check_same(folder, "train", plain)
         newest = checkpoint.newest(folder, say)
         if newest is not None and checkpoint.epoch_of(newest) >= config.train.epochs:
             say(f"{folder.name} is trained already; --no-resume trains it anew")
-        else:
-            from raybust.cluster import worker
+            with sending_rest(folder, open_store(config, out, say), out, say):
+                return folder
+    from raybust.cluster import worker
 
-            with session(address, verbose=verbose, dashboard=True) as ray:
-                slots(config, ray.cluster_resources())
-                start = f"resuming at epoch {checkpoint.epoch_of(newest)}" if newest else "training"
-                say(f"{folder.name}: {start}, {config.cluster.workers} workers, in {folder}")
-                job = worker.Job(identity.config, str(folder), identity.uid, folder.name, uri)
-                with _epoch_lines(folder, say):
-                    worker.train(config, job)
+    with session(address, verbose=verbose, dashboard=True) as ray:
+        slots(config, ray.cluster_resources())
+        uri = open_store(config, out, say)
+        with locked(folder), sending_rest(folder, uri, out, say):
+            identity = runs.identify(folder, "train", plain, resume)
+            newest = checkpoint.newest(folder)
+            start = f"resuming at epoch {checkpoint.epoch_of(newest)}" if newest else "training"
+            say(f"{folder.name}: {start}, {config.cluster.workers} workers, in {folder}")
+            job = worker.Job(identity.config, str(folder), identity.uid, folder.name, uri)
+            with _epoch_lines(folder, say):
+                worker.train(config, job)
     return folder
 
 
@@ -91,7 +98,7 @@ def check_sweep(leaves: Sequence[Leaf], block: Any) -> tuple[Config, Space]:
             f"certified_fast.every: got {fast.every}, expected 1, because tune.metric ="
             f" {config.tune.metric} is needed after every epoch"
         )
-    if config.tune.grace > config.train.epochs:
+    if config.tune.scheduler == "asha" and config.tune.grace > config.train.epochs:
         raise RequestError(
             f"tune.grace: got {config.tune.grace}, expected <= train.epochs = {config.train.epochs}"
         )

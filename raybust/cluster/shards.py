@@ -7,6 +7,7 @@ certify.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,9 @@ from raybust.report import certificates
 from raybust.runs import Trained
 
 FOLDER = "certified"
+Examples = tuple[Tensor, Tensor, Tensor]
+"""Images (N, C, H, W), labels (N,), indices (N,)."""
+
 _SHARDS_PER_WORKER, _LARGEST_SHARD, _RETRIES = 8, 64, 3
 
 
@@ -115,7 +119,7 @@ def certify(
         if len(todo) < len(chosen):
             say(f"resuming {path.name}: {len(chosen) - len(todo)} of {len(chosen)} rows are there")
         room = min(workers or 10**6, slots(_single(config), ray.cluster_resources()))
-        _run(ray, trained, protocol, todo, log, room, gpu)
+        _run(ray, trained, log, todo=todo, room=room, gpu=gpu)
     rows = log.finish()
     return _publish(trained, protocol, path, rows, uri)
 
@@ -138,7 +142,11 @@ def recompute(trained: Trained, idx: int, say: Say) -> str:
     split = getattr(trained.dataset, protocol.split)
     at = (split.indices == idx).nonzero().flatten()
     images, labels = split.fetch(at)
-    new = next(iter(_rows(trained.network, images, labels, [idx], protocol, trained.config)))
+    new = next(
+        iter(
+            _rows(trained.network, (images, labels, torch.tensor([idx])), protocol, trained.config)
+        )
+    )
     if not new.same(old):
         raise WorkError(f"row {idx} of {path} is not reproduced: {old} became {new}")
     return f"row {idx} of {path} is reproduced:\n{new.line().rstrip()}"
@@ -173,18 +181,12 @@ def _single(config: Config) -> Config:
 
 
 def _run(
-    ray: Any,
-    trained: Trained,
-    protocol: Protocol,
-    todo: list[int],
-    log: CertificateLog,
-    room: int,
-    gpu: float,
+    ray: Any, trained: Trained, log: CertificateLog, *, todo: list[int], room: int, gpu: float
 ) -> None:
     """Certifies positions `todo` of the split with `room` tasks at a time."""
     if not todo:
         return
-    config = trained.config
+    config, protocol = trained.config, log.protocol
     split = getattr(trained.dataset, protocol.split)
     task = ray.remote(num_cpus=config.cluster.cpus_per_worker, num_gpus=gpu, max_retries=_RETRIES)(
         _shard
@@ -199,9 +201,7 @@ def _run(
                 at = shards.pop(0)
                 images, labels = split.fetch(torch.tensor(at))
                 running.append(
-                    task.remote(
-                        network, images, labels, split.indices[at].tolist(), protocol, config
-                    )
+                    task.remote(network, (images, labels, split.indices[at]), protocol, config)
                 )
             done, running = ray.wait(running)
             try:
@@ -218,27 +218,16 @@ def _run(
             bar.update(len(rows))
 
 
-def _shard(
-    network: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    indices: list[int],
-    protocol: Protocol,
-    config: Config,
-) -> list[Row]:
+def _shard(network: nn.Module, examples: Examples, protocol: Protocol, config: Config) -> list[Row]:
     """The task: certificates of a few examples."""
-    return list(_rows(network, images, labels, indices, protocol, config))
+    return list(_rows(network, examples, protocol, config))
 
 
 def _rows(
-    network: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    indices: list[int],
-    protocol: Protocol,
-    config: Config,
-) -> Any:
+    network: nn.Module, examples: Examples, protocol: Protocol, config: Config
+) -> Iterator[Row]:
     set_threads(config)
+    images, labels, indices = examples
     network = network.to(protocol.device).eval()
     images, labels = images.to(protocol.device), labels.to(protocol.device)
     return certify_examples(network, images, labels, indices, protocol)

@@ -104,15 +104,16 @@ class Study:
     def interrupted(self) -> list[tuple[int, Point]]:
         """Takes up the trials that an earlier start left running; returns numbers and points.
 
-        A trial that was asked for but died before it had its point is failed.
+        A trial that was asked for but died before it had its point gets it now: it may be an
+        enqueued one, which would be lost.
         """
         found = []
         for frozen in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            trial = optuna.Trial(self._study, frozen._trial_id)
+            self._open[frozen.number] = trial
             if POINT not in frozen.user_attrs:
-                self._study.tell(frozen.number, state=TrialState.FAIL)
-                continue
-            self._open[frozen.number] = optuna.Trial(self._study, frozen._trial_id)
-            found.append((frozen.number, frozen.user_attrs[POINT]))
+                trial.set_user_attr(POINT, self.space.suggest(trial))
+            found.append((frozen.number, trial.user_attrs[POINT]))
         return found
 
     def report(self, number: int, epoch: int, value: float, metrics: dict[str, float]) -> None:

@@ -57,42 +57,39 @@ def run(
     data.load(config.data)
     out = runs.out_folder(config)
     folder = out / (config.name or f"sweep-{configuration.fingerprint(config)}")
-    uri = open_store(config, out, say)
-    with locked(folder), sending_rest(folder, uri, out, say):
-        plain = configuration.to_dict(config) | {_SEARCH: block}
-        identity = runs.identify(folder, "sweep", plain, resume)
-        study = Study(config.tune, space, folder, folder.name, config.seed)
-        with session(address, verbose=verbose, dashboard=config.cluster.workers > 1) as ray:
-            room = slots(config, ray.cluster_resources())
+    plain = configuration.to_dict(config) | {_SEARCH: block}
+    track.resolve_uri(config.track, out)
+    runs.check_writable(out)
+    if resume:
+        runs.check_same(folder, "sweep", plain)
+    with session(address, verbose=verbose, dashboard=config.cluster.workers > 1) as ray:
+        room = slots(config, ray.cluster_resources())
+        uri = open_store(config, out, say)
+        with locked(folder), sending_rest(folder, uri, out, say):
+            identity = runs.identify(folder, "sweep", plain, resume)
+            study = Study(config.tune, space, folder, folder.name, config.seed)
             at_once = min(room, config.tune.concurrent or room)
             say(f"{folder.name}: {config.tune.trials} trials, {at_once} at a time, in {folder}")
             job = Job(identity.config, str(folder), identity.uid, folder.name, uri)
             with _parent(job, config) as journal:
-                _search(config, leaves, study, folder, job, say)
-                board = _leaderboard(config, study, folder, verbose, say)
+                _search(tune.Sweep(config, leaves, study, folder, job), say)
+                board = _leaderboard(config, study, folder, say)
                 _note(journal, board, folder)
     return board
 
 
-def _search(
-    config: Config,
-    leaves: Sequence[Leaf],
-    study: Study,
-    folder: Path,
-    job: Job,
-    say: Say,
-) -> None:
+def _search(plan: tune.Sweep, say: Say) -> None:
     """Runs the trials that are left, with a line for each that finishes."""
-    done = study.finished()
+    part, done = plan.config.tune, plan.study.finished()
     if done:
-        say(f"resuming {folder.name}: {done} of {config.tune.trials} trials are finished")
-    with progress_bar(config.tune.trials, "trials", done) as bar:
+        say(f"resuming {plan.folder.name}: {done} of {part.trials} trials are finished")
+    with progress_bar(part.trials, "trials", done) as bar:
 
         def listener(record: TrialRecord) -> None:
             bar.update(1)
-            bar.write(trial_line(record, config.tune.metric), file=sys.stderr)
+            bar.write(trial_line(record, part.metric), file=sys.stderr)
 
-        tune.sweep(config, leaves, study, folder, job, listener)
+        tune.run(plan, listener)
 
 
 def trial_line(record: TrialRecord, metric: str) -> str:
@@ -109,9 +106,7 @@ def short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _leaderboard(
-    config: Config, study: Study, folder: Path, verbose: bool, say: Say
-) -> Leaderboard:
+def _leaderboard(config: Config, study: Study, folder: Path, say: Say) -> Leaderboard:
     """Ranks the finished trials and certifies the best ones on the test set."""
     records = study.records()
     sign = -1 if config.tune.mode == "max" else 1
@@ -123,7 +118,7 @@ def _leaderboard(
     entries = []
     for place, record in enumerate(ranked):
         final = place < config.tune.finalists
-        entries.append(_entry(config, record, folder, final, verbose, say))
+        entries.append(_entry(config, record, folder, say if final else None))
     board = Leaderboard(
         sweep=folder.name,
         metric=config.tune.metric,
@@ -157,12 +152,11 @@ def _protocol(config: Config) -> str:
     )
 
 
-def _entry(
-    config: Config, record: TrialRecord, folder: Path, final: bool, verbose: bool, say: Say
-) -> Entry:
+def _entry(config: Config, record: TrialRecord, folder: Path, say: Say | None) -> Entry:
+    """Returns a trial's line; a finalist, for whom there is something to say, is certified."""
     trial = folder / runs.TRIALS / f"{record.number:04d}"
     method = runs.read_identity(trial).config["method"]["name"]
-    if not final:
+    if say is None:
         return Entry(record.number, method, record.point, record.value, record.metrics)
     sections = {key: part for key, part in configuration.to_dict(config).items()
                 if key in ("certify", "evaluate", "cluster", "track", "out")}  # fmt: skip
@@ -170,7 +164,7 @@ def _entry(
     trained = runs.load(trial, overrides)
     say(f"certifying trial {record.number} on the {trained.config.certify.split} set")
     accuracy = clean_accuracy(trained.network, trained.dataset, trained.config.evaluate)
-    found = shards.certify(trained, say=say, verbose=verbose)
+    found = shards.certify(trained, say=say)
     return Entry(
         record.number, method, record.point, record.value, record.metrics,
         accuracy.accuracy, found.metrics, found.log,

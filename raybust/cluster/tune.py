@@ -8,7 +8,7 @@ the budget. Early stopping counts in epochs that are checkpointed. Stage tune.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -38,24 +38,36 @@ Listener = Callable[[TrialRecord], None]
 """Is told of each trial that finished."""
 
 
-def sweep(
-    config: Config,
-    leaves: Sequence[Leaf],
-    study: Study,
-    folder: Path,
-    job: Job,
-    listener: Listener,
-) -> None:
-    """Runs the trials that are left of a sweep; returns when all are finished.
+@dataclass(frozen=True)
+class Sweep:
+    """What a sweep is while its trials run.
 
-    Args:
-        config: the sweep's own configuration; a Ray session is open.
+    Attributes:
+        config: the sweep's own configuration.
         leaves: what it was composed from; a trial's point goes on top.
         study: the record of the sweep.
         folder: the sweep's folder.
         job: name, key and tracking URI of the sweep, which trials inherit.
-        listener: is told of each trial that finished.
     """
+
+    config: Config
+    leaves: Sequence[Leaf]
+    study: Study
+    folder: Path
+    job: Job
+
+
+def run(plan: Sweep, listener: Listener) -> None:
+    """Runs the trials that are left of a sweep; returns when all are finished.
+
+    Args:
+        plan: the sweep; a Ray session is open.
+        listener: is told of each trial that finished.
+
+    Raises:
+        WorkError: no trial finished.
+    """
+    config, study, folder = plan.config, plan.study, plan.folder
     interrupted = study.interrupted()
     left = max(0, config.tune.trials - study.finished() - len(interrupted))
     if not interrupted and not left:
@@ -63,7 +75,7 @@ def sweep(
     nested = config.cluster.workers > 1
     resources = ray.cluster_resources()
     room = session.slots(config, resources, _DRIVER_CPUS if nested else 0.0)
-    searcher = StudySearch(config, leaves, study, folder, job, interrupted, left, listener)
+    searcher = StudySearch(plan, listener, interrupted, left)
     tuner = tune.Tuner(
         _trainable(config, nested, resources),
         tune_config=tune.TuneConfig(
@@ -93,19 +105,11 @@ class StudySearch(Searcher):
     """Tune's view of the study: suggests points, passes results on, closes trials truthfully."""
 
     def __init__(
-        self,
-        config: Config,
-        leaves: Sequence[Leaf],
-        study: Study,
-        folder: Path,
-        job: Job,
-        interrupted: list[tuple[int, Point]],
-        left: int,
-        listener: Listener,
+        self, plan: Sweep, listener: Listener, interrupted: list[tuple[int, Point]], left: int
     ) -> None:
-        super().__init__(metric=config.tune.metric, mode=config.tune.mode)
-        self._config, self._leaves, self._study = config, leaves, study
-        self._folder, self._job, self._listener = folder, job, listener
+        """Prepares to hand out the interrupted trials, then `left` new ones."""
+        super().__init__(metric=plan.config.tune.metric, mode=plan.config.tune.mode)
+        self._plan, self._study, self._listener = plan, plan.study, listener
         self._interrupted, self._left = list(interrupted), left
         self._numbers: dict[str, int] = {}
         self._last: dict[str, dict[str, Any]] = {}
@@ -135,7 +139,7 @@ class StudySearch(Searcher):
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Notes an epoch in the study."""
         self._last[trial_id] = result
-        metric = float(result[self._config.tune.metric])
+        metric = float(result[self._plan.config.tune.metric])
         # Tune's last result has the trial's configuration in it, flattened.
         keys = [key for key in result if "/" in key and not key.startswith("config/")]
         metrics = {key: result[key] for key in keys if _is_number(result[key])}
@@ -155,7 +159,7 @@ class StudySearch(Searcher):
         elif last.get(FAILURE):
             self._study.fail(number, last[FAILURE])
         elif last.get(COMPLETE):
-            self._study.complete(number, float(last[self._config.tune.metric]))
+            self._study.complete(number, float(last[self._plan.config.tune.metric]))
         else:
             self._study.prune(number)
         self._tell(number)
@@ -169,17 +173,17 @@ class StudySearch(Searcher):
 
     def _trial_job(self, number: int, point: Point) -> Job:
         """Returns the job of a trial; its folder and identity are made if they are new."""
-        plain = configuration.to_dict(at(self._leaves, point, methods.get))
-        folder = self._folder / runs.TRIALS / f"{number:04d}"
+        plain = configuration.to_dict(at(self._plan.leaves, point, methods.get))
+        folder = self._plan.folder / runs.TRIALS / f"{number:04d}"
         identity = runs.identify(folder, "trial", plain)
         return Job(
             plain,
             str(folder),
             identity.uid,
-            name=f"{self._job.name}/{number}",
-            uri=self._job.uri,
-            parent=self._job.uid,
-            tags=(("raybust.trial", str(number)), ("raybust.sweep", self._job.name)),
+            name=f"{self._plan.job.name}/{number}",
+            uri=self._plan.job.uri,
+            parent=self._plan.job.uid,
+            tags=(("raybust.trial", str(number)), ("raybust.sweep", self._plan.job.name)),
         )
 
     def _tell(self, number: int) -> None:
@@ -231,10 +235,16 @@ def _scheduler(config: Config, study: Study) -> TrialScheduler:
         [record for record in study.records() if record.state != "RUNNING"],
         time_attr="epoch",
         # Beyond the last epoch: the loop ends a trial itself, after its last checkpoint.
-        max_t=config.train.epochs + 1,
+        max_t=_most_epochs(config, study) + 1,
         grace_period=config.tune.grace,
         reduction_factor=config.tune.reduction,
     )
+
+
+def _most_epochs(config: Config, study: Study) -> int:
+    """Returns the epochs of the longest trial that the sweep may have."""
+    searched = [d.values for d in study.space.domains if d.key == "train.epochs"]
+    return max([config.train.epochs, *(value for values in searched for value in values)])
 
 
 def _trainable(config: Config, nested: bool, resources: dict[str, float]) -> Any:

@@ -1,5 +1,6 @@
 """Folders of image files, decoded on demand: ImageNet-like class folders, Tiny ImageNet, Places365.
-Which layout it is is seen from what is there. Stage `data` of the arrow.
+Which layout it is is seen from what is there; an image is read when a batch asks for it, with PIL,
+in the loader's processes. Stage `data` of the arrow.
 """
 
 from __future__ import annotations

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 
-from raybust.errors import unknown
+from raybust.errors import RequestError, unknown
 from raybust.methods.base import Method, StepContext
 
 __all__ = ["Method", "StepContext", "get", "names"]
@@ -30,9 +30,7 @@ def get(name: str) -> type[Method]:
     """
     for point in entry_points(group="raybust.methods"):
         if point.name == name:
-            loaded: type[Method] = point.load()
-            loaded.key = name
-            return loaded
+            return _loaded(point)
     if name not in names():
         raise unknown("method", name, names())
     module = importlib.import_module(f"{__name__}.{name}")
@@ -47,3 +45,20 @@ def get(name: str) -> type[Method]:
         f"{module.__name__} must define exactly one method, it defines {len(found)}"
     )
     return found[0]
+
+
+def _loaded(point: EntryPoint) -> type[Method]:
+    """Returns the method of an entry point; its name is the key."""
+    try:
+        cls = point.load()
+    except (ImportError, AttributeError) as error:
+        raise RequestError(
+            f"method '{point.name}' of the entry point {point.value} cannot be loaded: {error}"
+        ) from None
+    if not (isinstance(cls, type) and issubclass(cls, Method)):
+        raise RequestError(
+            f"method '{point.name}': the entry point {point.value} is no subclass of"
+            " raybust.methods.Method"
+        )
+    cls.key = point.name
+    return cls

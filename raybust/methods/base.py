@@ -2,8 +2,7 @@
 
 A method is a frozen keyword-only dataclass whose fields are its hyper-parameters. It computes the
 loss of one step and knows no device, no DDP and no Ray: it follows the device and dtype of its
-input and draws from the generator that it is given. Stage `method` of the arrow, between data and
-train.
+input and draws from the generator that it is given. Stage method, between data and train.
 
 Order of work on a batch, which methods that wrap another one keep: geometry, mixing or transport,
 Lp noise, clamp to [0, 1], attack or Gaussian smoothing noise. Smoothing noise is never clamped and

@@ -1,0 +1,1 @@
+"""Mathematics that methods, attacks and certificates share: tensors in, tensors out."""

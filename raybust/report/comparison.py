@@ -1,6 +1,7 @@
 """Several certification logs side by side: one table, one picture, the votes behind them.
 
-Reads what other people made as well as our own. The work behind `raybust report`. Stage report.
+Reads what other people made as well as our own, and says which n and alpha made each. The work
+behind `raybust report`. Stage report.
 """
 
 from __future__ import annotations

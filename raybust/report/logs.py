@@ -101,16 +101,17 @@ def read_log(path: str | Path, name: str | None = None, sigma: float | None = No
         )
     warnings: list[str] = [] if body[1:] else ["has no rows"]
     rows = list(_rows(path, columns, body[1:], warnings))
-    return _log(path, name, sigma, protocol, rows, warnings)
+    return _log(rows, warnings, path=path, name=name, sigma=sigma, protocol=protocol)
 
 
 def _log(
+    rows: list[dict[str, str]],
+    warnings: list[str],
+    *,
     path: Path,
     name: str | None,
     sigma: float | None,
     protocol: Protocol | None,
-    rows: list[dict[str, str]],
-    warnings: list[str],
 ) -> Log:
     label, predict, said = (
         np.array([float(row[key]) for row in rows]).astype(int)

@@ -54,6 +54,7 @@ class Journal:
         run_key: str,
         experiment: str,
         name: str,
+        *,
         tags: Mapping[str, object] | None = None,
         params: Mapping[str, object] | None = None,
         parent_key: str | None = None,

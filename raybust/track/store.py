@@ -1,6 +1,7 @@
 """The store as the driver sees it: made ready before workers start, searched, shown in a UI.
 
-In the arrow: track; for `train`, `tune`, `certify RUN` and `ui`.
+In the arrow: track; for `train`, `tune`, `certify RUN` and `ui`. A server that is away is a warning
+here, because journals keep what it misses.
 """
 
 from __future__ import annotations

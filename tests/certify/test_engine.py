@@ -73,7 +73,7 @@ def test_every_draw_meets_the_network_at_the_same_place():
         run(which, network, batch=400, n=500)
     law = protocol(shape=(1, 5, 5), sigma=0.5).smoothing
     for block in range(5):
-        for image in draws(law, 0, IMAGES[3], 30, "estimate", block):
+        for image in draws(law, 0, IMAGES[3], (30, "estimate", block)):
             assert len(network.places[image.contiguous().numpy().tobytes()]) == 1
 
 
@@ -89,7 +89,7 @@ def test_counts_are_those_of_the_draws_that_an_audit_sees():
     forward = make_forward(network, chosen)
 
     def count(stream, n):
-        noisy = [draws(chosen.smoothing, 0, IMAGES[4], 40, stream, b) for b in range(3)]
+        noisy = [draws(chosen.smoothing, 0, IMAGES[4], (40, stream, b)) for b in range(3)]
         return forward(torch.cat(noisy)[:n]).argmax(1).bincount(minlength=4)
 
     assert row.counts == tuple((c, int(v)) for c, v in enumerate(count("estimate", 250)) if v)

@@ -19,12 +19,12 @@ def smoothing(noise="gaussian", norm="l2", sigma=0.5, keep=5):
 
 
 def test_a_key_gives_one_noise():
-    first = draws(smoothing(), 1, IMAGE, 7, "estimate", 3)
-    assert torch.equal(first, draws(smoothing(), 1, IMAGE, 7, "estimate", 3))
+    first = draws(smoothing(), 1, IMAGE, (7, "estimate", 3))
+    assert torch.equal(first, draws(smoothing(), 1, IMAGE, (7, "estimate", 3)))
     for other in ((2, 7, "estimate", 3), (1, 8, "estimate", 3), (1, 7, "pilot", 3)):
         seed, *key = other
-        assert not torch.equal(first, draws(smoothing(), seed, IMAGE, *key))
-    assert not torch.equal(first, draws(smoothing(), 1, IMAGE, 7, "estimate", 4))
+        assert not torch.equal(first, draws(smoothing(), seed, IMAGE, key))
+    assert not torch.equal(first, draws(smoothing(), 1, IMAGE, (7, "estimate", 4)))
 
 
 def test_blocks_of_an_example_have_different_seeds_where_the_generator_looks():
@@ -37,12 +37,12 @@ def test_blocks_of_an_example_have_different_seeds_where_the_generator_looks():
 def test_the_keys_are_frozen():
     """A change of them makes every log irreproducible: raise FORMAT then."""
     assert block_seed(0, 0, "estimate", 0) == GOLDEN_SEED
-    found = draws(smoothing(), 0, IMAGE, 0, "estimate", 0)[0, 0, 0]
+    found = draws(smoothing(), 0, IMAGE, (0, "estimate", 0))[0, 0, 0]
     assert found.tolist() == pytest.approx(GOLDEN_DRAWS, abs=1e-6)
 
 
 def test_gaussian_law():
-    blocks = torch.cat([draws(smoothing(), 0, IMAGE, 1, "estimate", b) for b in range(50)])
+    blocks = torch.cat([draws(smoothing(), 0, IMAGE, (1, "estimate", b)) for b in range(50)])
     noise = (blocks - 0.25).double().flatten()
     assert blocks.dtype == torch.float32
     assert blocks.is_contiguous(memory_format=torch.channels_last)
@@ -52,17 +52,17 @@ def test_gaussian_law():
 
 def test_uniform_law():
     uniform = smoothing("uniform", "l1")
-    noise = torch.cat([draws(uniform, 0, IMAGE, 1, "estimate", b) for b in range(50)]) - 0.25
+    noise = torch.cat([draws(uniform, 0, IMAGE, (1, "estimate", b)) for b in range(50)]) - 0.25
     half = 0.5 * math.sqrt(3)
     assert float(noise.abs().max()) <= half + 1e-6
     assert float(noise.std()) == pytest.approx(0.5, rel=0.01)
 
 
 def test_ablation_keeps_so_many_pixels_of_all_channels():
-    kept = draws(smoothing("ablation", "l0"), 0, IMAGE, 1, "estimate", 0) != 0.5
+    kept = draws(smoothing("ablation", "l0"), 0, IMAGE, (1, "estimate", 0)) != 0.5
     assert torch.equal(kept[:, 0], kept[:, 1])
     assert (kept[:, 0].flatten(1).sum(1) == 5).all()
-    blocks = [draws(smoothing("ablation", "l0"), 0, IMAGE, 1, "estimate", b) for b in range(100)]
+    blocks = [draws(smoothing("ablation", "l0"), 0, IMAGE, (1, "estimate", b)) for b in range(100)]
     share = (torch.cat(blocks)[:, 0] != 0.5).double().mean(0)
     assert float((share - 5 / 12).abs().max()) < 4 * math.sqrt(5 / 12 * 7 / 12 / 10_000)
 

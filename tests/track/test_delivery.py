@@ -24,7 +24,14 @@ def path(tmp_path):
 
 def started(path, key="key", parent=None, **params):
     journal = Journal(path)
-    journal.start(key, "e", f"name of {key}", {"method": "gaussian"}, params, parent)
+    journal.start(
+        key,
+        "e",
+        f"name of {key}",
+        tags={"method": "gaussian"},
+        params=params,
+        parent_key=parent,
+    )
     return journal
 
 

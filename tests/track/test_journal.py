@@ -30,9 +30,9 @@ def test_importing_track_loads_neither_mlflow_nor_ray_nor_torch():
 
 def test_starting_again_counts_an_attempt_and_nothing_else(path):
     with Journal(path) as journal:
-        journal.start("key", "e", "name", {"a": 1}, {"lr": 0.1}, parent_key="sweep")
+        journal.start("key", "e", "name", tags={"a": 1}, params={"lr": 0.1}, parent_key="sweep")
     with Journal(path) as journal:
-        journal.start("key", "e", "other name", {"a": 2}, {"lr": 0.2})
+        journal.start("key", "e", "other name", tags={"a": 2}, params={"lr": 0.2})
     first, second = lines(path)
     assert first["params"] == {"lr": "0.1"}
     assert first["parent"] == "sweep"

@@ -1,0 +1,167 @@
+"""Transfer between norms: networks trained with random noise of one norm, tested with that of every
+other, as a matrix beside what the concentration of norms predicts.
+
+Siedel et al. (VISAPP 2024, arXiv:2305.05400). In high dimension a random point of an Lp ball looks
+to any other norm like its root mean square (rms) says, so training is predicted to help against the
+dense noises that are no larger than its own, and impulses (p = 0) only against impulses. Stage
+`report` of the arrow.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from scipy.stats import spearmanr
+
+from raybust.errors import RequestError
+from raybust.numerics.lp_sets import NORMS, Row, Shape, named, rms
+
+Matrix = NDArray[np.float64]
+"""(norms tested, trainings)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """One column of the matrix.
+
+    Attributes:
+        name: as the picture shows it.
+        rows: the (p, eps) that it was trained with; none for training without noise.
+        accuracy: by tested norm, the mean over the eps of that norm.
+    """
+
+    name: str
+    rows: tuple[Row, ...]
+    accuracy: Mapping[float, float]
+
+
+def training_of_metrics(name: str, rows: Sequence[Row], metrics: Mapping[str, float]) -> Training:
+    """Returns the column of a run, from the metrics that evaluation under the set C1 logged.
+
+    Args:
+        name: of the run.
+        rows: the (p, eps) that it was trained with.
+        metrics: with `error/p_0` to `error/p_inf`.
+
+    Raises:
+        RequestError: a norm is missing.
+    """
+    missing = [f"error/p_{p:g}" for p in NORMS if f"error/p_{p:g}" not in metrics]
+    if missing:
+        raise RequestError(
+            f"{name}: lacks {', '.join(missing)}; run "
+            f"`raybust evaluate {name} corruptions.sets=[C1]`"
+        )
+    accuracy = {p: 1 - metrics[f"error/p_{p:g}"] for p in NORMS}
+    return Training(name=name, rows=tuple(rows), accuracy=accuracy)
+
+
+def measured(trainings: Sequence[Training], normalized: bool = True) -> Matrix:
+    """Returns the accuracies, in each row divided by the best where `normalized`."""
+    found = np.array([[one.accuracy[p] for one in trainings] for p in NORMS])
+    return found / found.max(1, keepdims=True) if normalized else found
+
+
+def predicted(trainings: Sequence[Training], shape: Shape) -> Matrix:
+    """Returns for each tested norm the share of its noises in C1 that lie within the training's.
+
+    A dense noise lies within another one if its rms is no larger; impulses within impulses of no
+    smaller share; dense noise and impulses never within each other.
+
+    Args:
+        trainings: one column each.
+        shape: (C, H, W) of the images.
+    """
+    tested = named("C1", shape).rows
+    found = np.zeros((len(NORMS), len(trainings)))
+    for row, q in enumerate(NORMS):
+        sizes = [_size(q, eps, shape) for p, eps in tested if p == q]
+        for column, one in enumerate(trainings):
+            most = max((_size(p, e, shape) for p, e in one.rows if (p == 0) == (q == 0)), default=0)
+            found[row, column] = np.mean([size <= most * (1 + 1e-9) for size in sizes])
+    return found
+
+
+def rank_correlation(trainings: Sequence[Training], shape: Shape) -> float:
+    """Returns Spearman's correlation of measured accuracy and prediction, within each tested norm,
+    the mean over norms; NaN where either is the same for all trainings."""
+    pairs = zip(measured(trainings), predicted(trainings, shape), strict=True)
+    found = [
+        float(spearmanr(accuracy, share).statistic)
+        for accuracy, share in pairs
+        if np.ptp(accuracy) > 0 and np.ptp(share) > 0
+    ]
+    return math.fsum(found) / len(found) if found else math.nan
+
+
+def transfer_table(trainings: Sequence[Training], shape: Shape) -> str:
+    """Returns a Markdown table: a row for each tested norm, in each cell the accuracy in per cent
+    of the best, and in brackets the share of that norm's noises within the training's; last the rms
+    of an entry of the largest training noise."""
+    lines = [["tested", *(one.name for one in trainings)], ["---", *["---:"] * len(trainings)]]
+    for p, values, shares in zip(
+        NORMS, measured(trainings), predicted(trainings, shape), strict=True
+    ):
+        cells = [f"{100 * v:.1f} ({100 * s:.0f})" for v, s in zip(values, shares, strict=True)]
+        lines.append([f"p={p:g}", *cells])
+    sizes = [
+        max((_size(*row, shape) for row in one.rows if row[0]), default=0) for one in trainings
+    ]
+    lines.append(["rms of training noise", *(f"{size:.3f}" if size else "-" for size in sizes)])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def plot_transfer(
+    trainings: Sequence[Training], shape: Shape, path: str | Path, title: str = ""
+) -> Path:
+    """Draws the matrix, measured and predicted side by side, into a file; returns its path.
+
+    Args:
+        trainings: one column each.
+        shape: (C, H, W) of the images.
+        path: a .png or .pdf.
+        title: above the picture.
+
+    Raises:
+        RequestError: no trainings.
+    """
+    if not trainings:
+        raise RequestError("no training to draw")
+    width = 2.0 + 1.1 * len(trainings)
+    figure = Figure(figsize=(width, 4.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2, sharey=True)
+    names = [one.name for one in trainings]
+    _draw(left, measured(trainings), names, "accuracy, % of the best for that norm")
+    _draw(right, predicted(trainings, shape), names, "predicted: % of that norm's noises covered")
+    left.set_yticks(range(len(NORMS)), [f"p={p:g}" if p < math.inf else "p=∞" for p in NORMS])
+    left.set_ylabel("tested")
+    figure.suptitle(title)
+    figure.savefig(path, dpi=200)
+    return Path(path)
+
+
+def _draw(axes: Axes, values: Matrix, names: Sequence[str], title: str) -> None:
+    low = min(float(values.min()), 0.8)  # small differences stay small to the eye
+    axes.imshow(values, cmap="viridis", vmin=low, vmax=1.0, aspect="auto")
+    axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
+    axes.set_title(title, fontsize=9)
+    axes.set_xlabel("trained")
+    for (row, column), value in np.ndenumerate(values):
+        color = "black" if value > (1 + low) / 2 else "white"
+        axes.text(
+            column, row, f"{100 * value:.0f}", ha="center", va="center", color=color, fontsize=7
+        )
+
+
+def _size(p: float, eps: float, shape: Shape) -> float:
+    """The rms of an entry, or the share of impulses."""
+    return eps if p == 0 else rms(p, eps, math.prod(shape))
