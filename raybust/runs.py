@@ -161,15 +161,19 @@ def check_same(folder: Path, kind: str, plain: dict[str, Any]) -> None:
         )
 
 
-def check_writable(out: Path) -> None:
+def check_writable(folder: Path, key: str = "out") -> None:
     """Checks that a folder can be written or made, and makes nothing.
+
+    Args:
+        folder: absolute.
+        key: the configuration key that names it.
 
     Raises:
         RequestError: it cannot.
     """
-    above = next(path for path in (out, *out.parents) if path.exists())
+    above = next(path for path in (folder, *folder.parents) if path.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
-        raise RequestError(f"out: {out} cannot be written; choose another folder with --out")
+        raise RequestError(f"{key}: {folder} cannot be written; choose another folder")
 
 
 def read_identity(folder: Path) -> Identity:

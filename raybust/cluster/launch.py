@@ -22,6 +22,7 @@ from raybust.cluster.space import Space
 from raybust.config import Config, Leaf
 from raybust.errors import RequestError, WorkError
 from raybust.objective import assemble
+from raybust.track.uri import sqlite_file
 
 Say = Callable[[str], None]
 """Prints one line for the user."""
@@ -55,8 +56,7 @@ def train(config: Config, *, address: str | None, resume: bool, verbose: bool, s
     out = runs.out_folder(config)
     folder = out / (config.name or default_name(config))
     plain = configuration.to_dict(config)
-    track.resolve_uri(config.track, out)
-    runs.check_writable(out)
+    check_places(config, out)
     if resume:
         runs.check_same(folder, "train", plain)
         newest = checkpoint.newest(folder, say)
@@ -103,6 +103,14 @@ def check_sweep(leaves: Sequence[Leaf], block: Any) -> tuple[Config, Space]:
             f"tune.grace: got {config.tune.grace}, expected <= train.epochs = {config.train.epochs}"
         )
     return config, space
+
+
+def check_places(config: Config, out: Path) -> None:
+    """Checks that results and runs can be stored, as far as that is seen without writing."""
+    runs.check_writable(out)
+    file = sqlite_file(track.resolve_uri(config.track, out))
+    if file is not None:
+        runs.check_writable(file.parent, "track.uri")
 
 
 def open_store(config: Config, out: Path, say: Say) -> str:

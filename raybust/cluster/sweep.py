@@ -15,7 +15,15 @@ from typing import Any
 from raybust import config as configuration
 from raybust import data, runs, track
 from raybust.cluster import shards, tune
-from raybust.cluster.launch import Say, check_sweep, locked, open_store, progress_bar, sending_rest
+from raybust.cluster.launch import (
+    Say,
+    check_places,
+    check_sweep,
+    locked,
+    open_store,
+    progress_bar,
+    sending_rest,
+)
 from raybust.cluster.session import session, slots
 from raybust.cluster.study import Study, TrialRecord
 from raybust.cluster.worker import Job, params_of
@@ -58,8 +66,7 @@ def run(
     out = runs.out_folder(config)
     folder = out / (config.name or f"sweep-{configuration.fingerprint(config)}")
     plain = configuration.to_dict(config) | {_SEARCH: block}
-    track.resolve_uri(config.track, out)
-    runs.check_writable(out)
+    check_places(config, out)
     if resume:
         runs.check_same(folder, "sweep", plain)
     with session(address, verbose=verbose, dashboard=config.cluster.workers > 1) as ray:

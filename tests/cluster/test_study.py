@@ -120,16 +120,24 @@ def test_what_was_running_is_handed_out_again_and_nothing_else(open_study):
     assert again.ask()[0] == 4
 
 
-def test_a_trial_that_died_before_it_had_a_point_is_failed_and_does_not_count(open_study, tmp_path):
-    study = open_study()
-    study.ask()
+def test_a_trial_that_died_before_it_had_its_point_gets_it_and_keeps_its_number(
+    open_study, tmp_path
+):
+    points = ({"method.name": "standard", "train.lr": 0.02},)
+    open_study(points=points)
     bare = optuna.load_study(study_name="sweep", storage=f"sqlite:///{tmp_path / 'study.db'}")
+    bare.ask()  # killed before anything was drawn
+    half = bare.ask()  # killed when one key was
+    half.suggest_categorical("method.name", ["standard", "gaussian"])
     bare.ask()
-    again = open_study()
-    assert [number for number, _ in again.interrupted()] == [0]
-    assert len(again.records()) == 1
-    assert again.finished() == 0
-    assert bare.get_trials()[1].state.name == "FAIL"
+    again = open_study(points=points)
+    found = again.interrupted()
+    assert found[:2] == [(0, DEFAULTS), (1, points[0])]
+    assert found[2][0] == 2
+    assert again.ask()[0] == 3
+    assert [r.state for r in again.records()] == ["RUNNING"] * 4
+    again.complete(0, 0.5)
+    assert again.finished() == 1
 
 
 def test_an_earlier_start_enqueues_its_points_once(open_study):

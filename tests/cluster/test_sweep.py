@@ -230,7 +230,7 @@ def test_trials_of_two_workers(out, cluster):
 
 @pytest.fixture
 def searcher(tmp_path):
-    from raybust.cluster.tune import StudySearch
+    from raybust.cluster.tune import StudySearch, Sweep
     from raybust.cluster.worker import Job
 
     leaves = [leaf for leaf in kit.leaves(tmp_path) if leaf.key not in SPACE]
@@ -238,7 +238,8 @@ def searcher(tmp_path):
     study = Study(config.tune, Space.parse(SPACE), tmp_path, "s", 0)
     job = Job({}, str(tmp_path), "parent", "s", "sqlite:///nowhere.db")
     told = []
-    return StudySearch(config, leaves, study, tmp_path, job, [], 2, told.append), study, told
+    plan = Sweep(config, leaves, study, tmp_path, job)
+    return StudySearch(plan, told.append, interrupted=[], left=2), study, told
 
 
 def result(epoch, value=0.5, **more):

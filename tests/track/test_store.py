@@ -138,7 +138,7 @@ def test_a_server_that_is_away_is_a_warning(tmp_path):
 def test_a_run_is_found_by_name_id_or_key(store, tmp_path):
     for key, name in [("k1", "first"), ("k2", "second's"), ("k3", "first")]:
         with Journal(tmp_path / key / "journal.jsonl") as journal:
-            journal.start(key, "e", name, {"method": "macer"}, {"lr": 1})
+            journal.start(key, "e", name, tags={"method": "macer"}, params={"lr": 1})
             journal.metrics({"acr": 0.5}, 1)
             journal.end("FINISHED")
         deliver(journal.path, store)
