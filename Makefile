@@ -10,7 +10,7 @@ quickstart: .venv/ready  ## a sweep on scikit-learn's digits, with certificates 
 
 test: .venv/ready  ## all tests, with coverage
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest --numprocesses 2 --dist loadgroup
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report --skip-covered --sort=cover | tail -n 25
 

@@ -28,17 +28,12 @@ WEIGHTS = "model.safetensors"
 STATE = "state.pt"
 MANIFEST = "manifest.json"
 
-_NAME = re.compile(r"epoch-(\d{6})(-\w+)?")
+_NAME = re.compile(r"epoch-(\d{6,})")
 
 
-def folder_name(epoch: int, attempt: str = "") -> str:
-    """Returns the name of the folder of a checkpoint after `epoch` epochs.
-
-    Args:
-        epoch: epochs that are done.
-        attempt: tells folders of one epoch apart that different attempts may have half written.
-    """
-    return f"epoch-{epoch:06d}" + (f"-{attempt}" if attempt else "")
+def folder_name(epoch: int) -> str:
+    """Returns the name of the folder of the checkpoint after `epoch` epochs."""
+    return f"epoch-{epoch:06d}"
 
 
 def write(
@@ -93,7 +88,7 @@ def folders(root: Path) -> list[Path]:
     if not root.is_dir():
         return []
     found = [path for path in root.iterdir() if _NAME.fullmatch(path.name)]
-    return sorted(found, key=lambda path: (epoch_of(path), path.stat().st_mtime), reverse=True)
+    return sorted(found, key=epoch_of, reverse=True)
 
 
 def epoch_of(folder: Path | str) -> int:

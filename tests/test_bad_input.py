@@ -274,7 +274,11 @@ def rows():
     yield ["train", "a.yaml"], text("a.yaml", memory), ["track.uri", "expected a file"]
     yield ["train", "--out", "file/runs"], text("file", ""), ["file/runs"]
     yield [*TUNE, "--out", "space.yaml/runs"], space(LR), ["space.yaml/runs"]
-    yield ["train", "track.uri=sqlite:///file/x.db"], text("file", ""), ["track.uri", "cannot be written"]
+    yield (
+        ["train", "track.uri=sqlite:///file/x.db"],
+        text("file", ""),
+        ["track.uri", "cannot be written"],
+    )
     yield ["ui"], None, ["nothing to show", "train or tune first"]
     # Runs.
     yield ["certify", "digits-rum"], None, ["digits-rum", "none yet"]

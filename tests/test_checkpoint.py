@@ -74,18 +74,6 @@ def test_names_that_are_no_checkpoints_are_left_alone(tmp_path):
     assert checkpoint.newest(tmp_path / "nowhere") is None
 
 
-def test_folders_of_two_attempts_at_one_epoch_are_told_apart(tmp_path):
-    for number, attempt in enumerate(("", "1", "2")):
-        (tmp_path / checkpoint.folder_name(3, attempt)).mkdir()
-        fill(tmp_path / checkpoint.folder_name(3, attempt), 3.0)
-        os.utime(tmp_path / checkpoint.folder_name(3, attempt), (number, number))
-    assert checkpoint.newest(tmp_path).name == "epoch-000003-2"
-    assert {checkpoint.epoch_of(path) for path in checkpoint.folders(tmp_path)} == {3}
-
-
-# Torn checkpoints
-
-
 def cut(path):
     path.write_bytes(path.read_bytes()[:-1])
 

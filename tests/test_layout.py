@@ -68,7 +68,7 @@ OPTIONS = {
         "only",
         "cohen",
     },
-    "evaluate": {"out", "dry_run", "as_json"},
+    "evaluate": {"out", "address", "workers", "resume", "dry_run", "verbose", "as_json"},
     "ui": {"out", "dry_run", "port"},
     "methods": {"as_json"},
     "datasets": {"as_json"},

@@ -172,22 +172,36 @@ def certify(
 @cli.command()
 @click.argument("run", metavar="RUN")
 @click.argument("settings", nargs=-1, metavar="[key=value ...]")
-@_options("out", "dry_run", "as_json")
+@_options("out", "address", "workers", "resume", "dry_run", "verbose", "as_json")
 def evaluate(
-    run: str, settings: tuple[str, ...], dry_run: bool, as_json: bool, **given: Any
+    *,
+    run: str,
+    settings: tuple[str, ...],
+    address: str | None,
+    resume: bool,
+    dry_run: bool,
+    verbose: bool,
+    as_json: bool,
+    **given: Any,
 ) -> None:
-    """Measure the accuracy of a run, a checkpoint or a weights file."""
+    """Attack a run, a checkpoint or a weights file; clean accuracy beside it."""
     trained = open_trained(run, settings, given)
     if dry_run:
         print_config(trained.config, as_json)
         return
-    from raybust.evaluate import clean_accuracy
+    if _submitted(address):
+        return
+    from raybust.cluster import attacked
 
-    result = clean_accuracy(trained.network, trained.dataset, trained.config.evaluate)
-    if as_json:
-        click.echo(json.dumps(vars(result)))
-    else:
-        click.echo(result)
+    result = attacked.evaluate(
+        trained,
+        address=address,
+        workers=given["workers"],
+        resume=resume,
+        verbose=verbose,
+        say=say,
+    )
+    click.echo(json.dumps(result.plain(), indent=1) if as_json else result.text())
 
 
 @cli.command()

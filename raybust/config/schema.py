@@ -189,13 +189,49 @@ class Certify(Section):
         return found
 
 
+ATTACKS = ("fgsm", "pgd", "apgd-ce", "apgd-dlr", "apgd-t", "square", "autoattack")
+"""What `evaluate.attacks` may name."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Evaluate(Section):
-    """Accuracy without a proof."""
+    """Accuracy without a proof: clean, and under attacks; the protocol of a table of attacks."""
 
     split: Literal["test", "validation", "train"] = option("test", "Which part of the data.")
-    batch: int = option(500, "Images per forward pass.", ge=1, unit="images")
+    batch: int = option(500, "Images per forward pass of clean accuracy.", ge=1, unit="images")
     examples: int | None = option(None, "At most so many examples; all where not given.", ge=1)
+    attacks: tuple[str, ...] = option(
+        ("fgsm", "pgd", "apgd-ce", "apgd-t", "square"),
+        f"Attacks, in order: of {', '.join(ATTACKS)} (pyautoattack's standard suite); none: clean.",
+    )
+    norm: Literal["linf", "l2", "l1"] = option("linf", "Norm of the attacks' ball.")
+    eps: tuple[float, ...] = option(
+        (2 / 255, 4 / 255, 8 / 255), "Radii.", gt=0, unit="norm's, pixels in [0, 1]"
+    )
+    every: bool = option(
+        False, "Whether every attack meets every example; else those that nothing broke before."
+    )
+    pgd_steps: int = option(20, "Steps of pgd.", ge=1)
+    steps: int = option(100, "Steps of each run of the apgd attacks.", ge=1)
+    restarts: int | None = option(None, "Runs of pgd and apgd; 1 (5 in l1) if not given.", ge=1)
+    targets: int | None = option(None, "Classes of apgd-t; 9 (5 in l1) if not given.", ge=1)
+    queries: int = option(5000, "Queries of square.", ge=1)
+    eot: int = option(1, "Forward passes averaged, for a network that draws at random.", ge=1)
+    sanity: bool = option(
+        True, "Whether pgd also takes the largest radius, at which nothing must survive."
+    )
+    shard: int = option(100, "Examples attacked together, part of the protocol.", ge=1)
+    seed: int = option(0, "Seed of the attacks.", ge=0)
+
+    def problems(self) -> list[str]:
+        """Rules across fields, beside the fields' own."""
+        found = super().problems()
+        if not set(self.attacks) <= set(ATTACKS) or len(set(self.attacks)) < len(self.attacks):
+            allowed = ", ".join(ATTACKS)
+            found.append(f"attacks: got {list(self.attacks)}, expected each once of {allowed}")
+        if not self.eps or (self.norm == "linf" and max(self.eps) > 1):
+            found.append(f"eps: got {list(self.eps)}, expected one or more, <= 1 for linf")
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)

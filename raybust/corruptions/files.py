@@ -7,7 +7,7 @@ doi.org/10.5281/zenodo.2535967, CIFAR-100-C at 3555552, ImageNet-C at 2235448. S
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -46,11 +46,15 @@ def published(
         raise RequestError(f"corruptions.folder: there is no folder '{root}'")
     if any(root.glob("*.npy")):
         return _arrays(root, part, _wanted(names, lambda name: (root / f"{name}.npy").is_file()))
-    found = {path.name: path for depth in ("*", "*/*") for path in root.glob(depth) if path.is_dir()}
+    found = {
+        path.name: path for depth in ("*", "*/*") for path in root.glob(depth) if path.is_dir()
+    }
     wanted = _wanted(names, found.__contains__)
     missing = [name for name in wanted if name not in found]
     if len(missing) == len(wanted):
-        raise RequestError(f"corruptions.folder: '{root}' has no corrupted images; it is {_LAYOUTS}")
+        raise RequestError(
+            f"corruptions.folder: '{root}' has no corrupted images; it is {_LAYOUTS}"
+        )
     missing += [
         f"{name}/{level}"
         for name in wanted
@@ -65,8 +69,8 @@ def published(
     }
 
 
-def _wanted(names: Sequence[str], there: object) -> list[str]:
-    return list(names) or [*COMMON, *(name for name in EXTRA if there(name))]  # type: ignore[operator]
+def _wanted(names: Sequence[str], there: Callable[[str], bool]) -> list[str]:
+    return list(names) or [*COMMON, *(name for name in EXTRA if there(name))]
 
 
 def _arrays(root: Path, part: Part, names: Sequence[str]) -> Published:
@@ -122,10 +126,8 @@ def _images(folder: Path, part: Part, classes: Sequence[str]) -> StreamedSplit:
     numbers = {name: number for number, name in enumerate(classes or there)}
     strange = [name for name in there if name not in numbers]
     if strange or not there:
-        raise RequestError(
-            f"{folder}: has {'the classes ' + ', '.join(strange[:5]) if strange else 'no classes'}, "
-            "expected those of the dataset"
-        )
+        found = f"the classes {', '.join(strange[:5])}" if strange else "no classes"
+        raise RequestError(f"{folder}: has {found}, expected the classes of the dataset")
     files = [
         (path.relative_to(folder).as_posix(), numbers[name])
         for name in there

@@ -43,8 +43,8 @@ class GeneratedSplit:
         channels, height, width = self.part.shape
         if min(height, width) < LEAST or channels not in (1, 3):
             raise RequestError(
-                f"corruptions.generated: got images of (C, H, W) = {self.part.shape}, expected 1 or "
-                f"3 channels and sides of at least {LEAST} pixels"
+                f"corruptions.generated: got images of (C, H, W) = {self.part.shape}, expected 1 "
+                f"or 3 channels and sides of at least {LEAST} pixels"
             )
 
     def __len__(self) -> int:
@@ -67,7 +67,7 @@ class GeneratedSplit:
                 np.random.seed(key % 2**32)  # noqa: NPY002
                 image = np.broadcast_to(levels[row], (*levels.shape[1:3], 3)).copy()
                 made = corrupt(image, corruption_name=self.name, severity=self.severity)
-                pixels = torch.from_numpy(np.ascontiguousarray(made)).permute(2, 0, 1)
+                pixels = torch.from_numpy(np.array(made)).permute(2, 0, 1)
                 images[row] = pixels[: images.shape[1]].to(torch.float32) / 255
         finally:
             np.random.set_state(state)  # noqa: NPY002

@@ -1,5 +1,8 @@
-"""Test images with Lp noise that belongs to the example: keyed by (seed, p, eps, index), so that one
-worker and many see the same noise, and so does every network. Stage `corruptions`.
+"""Test images with Lp noise that belongs to the example: keyed by (seed, p, eps, index), so that
+one worker and many see the same noise, and so does every network.
+
+As in the comparisons of Siedel et al. (VISAPP 2024, arXiv:2305.05400), but paired: differences
+between networks are not due to the noise. Stage `corruptions`.
 """
 
 from __future__ import annotations

@@ -59,7 +59,9 @@ class Covariance(Method):
         unit="squared units of the features",
     )
     expected_relu: bool = option(
-        True, "Whether means take E relu(X), the paper, or relu(E X), the network's own pass."
+        False,
+        "Whether means take E relu(X), the paper, or relu(E X), the network's own pass: with E "
+        "relu(X) batch norm learns statistics that the certified network does not have.",
     )
     detach_covariance: bool = option(
         True, "Whether covariances are constants for the gradient, as in the authors' code."

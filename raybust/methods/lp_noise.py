@@ -56,8 +56,9 @@ class LpNoise(Method):
     )
     rms: float = option(
         0.03,
-        "Size of `one` where `eps` is not given: root mean square of an entry; not for p = 0.",
+        "Size of `one` where `eps` is not given: root mean square of an entry; p = 0: on gray.",
         ge=0,
+        le=0.5,
         unit="pixels in [0, 1]",
     )
     rows: tuple[tuple[float, float], ...] = option(
@@ -96,8 +97,6 @@ class LpNoise(Method):
         found = super().problems()
         if self.noises == "rows" and not self.rows:
             found.append("rows: got none, expected at least one [p, eps]")
-        if self.noises == "one" and self.p == 0 and self.eps is None:
-            found.append("eps: got null, expected the share of entries replaced, because p is 0")
         if self.noises == "one" and self.p == 0 and (self.eps or 0) > 1:
             found.append(f"eps: got {self.eps}, expected a share in [0, 1], because p is 0")
         for number, (p, eps) in enumerate(self.rows, 1):

@@ -147,25 +147,26 @@ def rms(p: float, eps: float, d: int) -> float:
     """Returns the root mean square of an entry of a random point of an Lp ball.
 
     eps (p/d)^(1/p) sqrt(Gamma(3/p) / Gamma(1/p)), for p = inf eps / sqrt(3): the limit of large d,
-    within O(1/d). NaN for p = 0, where it depends on the image.
+    within O(1/d). For p = 0 it depends on the image; sqrt(eps) / 2 is what binary impulses make of
+    a gray one (our choice).
 
     Args:
         p: in [0, inf].
         eps: the radius.
         d: entries of an image.
     """
-    return size_in(p, eps, d, 2.0) / math.sqrt(d)
+    return math.sqrt(eps) / 2 if p == 0 else size_in(p, eps, d, 2.0) / math.sqrt(d)
 
 
 def eps_of(p: float, entry: float, d: int) -> float:
     """Returns the radius at which a random point of an Lp ball has a given rms: `rms` inverted.
 
     Args:
-        p: in (0, inf].
+        p: in [0, inf].
         entry: the rms of an entry.
         d: entries of an image.
     """
-    return entry / rms(p, 1.0, d)
+    return 4 * entry**2 if p == 0 else entry / rms(p, 1.0, d)
 
 
 def size_in(p: float, eps: float, d: int, q: float) -> float:

@@ -53,7 +53,7 @@ def searched(cluster, new_out):
     """(out, leaderboard, free CPUs seconds after) of a sweep of six trials."""
     out = new_out("searched")
     board = run(out, *SETTINGS, tune__points=POINTS)
-    free = kit.wait(lambda: cluster.available_resources().get("CPU") == 2, 15, "all CPUs are free")
+    free = kit.wait(lambda: cluster.available_resources().get("CPU") == 2, 60, "all CPUs are free")
     return out, board, free
 
 
@@ -222,7 +222,7 @@ def test_trials_of_two_workers(out, cluster):
     assert last < 4, "it was not stopped"
     assert found["nested/1"].info.status == "FINISHED"
     assert found["nested/1"].data.tags["raybust.stop_reason"] == "pruned"
-    kit.wait(lambda: cluster.available_resources().get("CPU") == 2, 15, "all CPUs are free")
+    kit.wait(lambda: cluster.available_resources().get("CPU") == 2, 60, "all CPUs are free")
 
 
 # Tune's view of the study, without Ray

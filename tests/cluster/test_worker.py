@@ -124,7 +124,7 @@ def test_two_workers_train_together(out, cluster):
     assert run.data.metrics["validation/accuracy"] > 0.5
     trained = runs.load(folder, [])
     assert not trained.network.training
-    kit.wait(lambda: cluster.available_resources().get("CPU") == 2, 15, "all CPUs are free")
+    kit.wait(lambda: cluster.available_resources().get("CPU") == 2, 60, "all CPUs are free")
 
 
 def test_more_workers_than_cpus_are_refused_before_anything_is_submitted(out):

@@ -2,8 +2,9 @@
 
 Croce and Hein (2020, arXiv:2003.01690, algorithm 1) for Linf and L2; Croce and Hein (2021,
 arXiv:2103.01208) for L1, where the step is sparse, its width follows the sparsity of the best
-point, and the radius shrinks from 3 eps over 2 eps to eps. The constants are theirs. An example
-that is fooled leaves the batch. Part of numerics.
+point, and the radius shrinks from 3 eps over 2 eps to eps. The constants are theirs; that an L1
+step is at least as wide as what the ball can fill is ours, see `pgd`. An example that is fooled
+leaves the batch. Part of numerics.
 """
 
 from __future__ import annotations
@@ -228,8 +229,9 @@ def _run(
     check, before = next(checks), 0
     for number in range(steps + 1):
         if number:
-            _move(state, threat, momentum=number > 1)
-        done = _look(network, state, outcome, loss, number, steps, until_fooled)
+            _move(state, threat, number)
+        done = _look(network, state, outcome, loss=loss, number=number, last=number == steps,
+                     until_fooled=until_fooled)  # fmt: skip
         if number == steps or bool(done.all()):
             break
         if float(done.float().mean()) > _CROWDED:
@@ -247,16 +249,17 @@ def _look(
     network: Network,
     state: _State,
     outcome: Outcome,
+    *,
     loss: Loss,
     number: int,
-    steps: int,
+    last: bool,
     until_fooled: bool,
 ) -> Tensor:
     """Evaluates the present points; returns which examples are done, bool (R,)."""
     point = state.images + state.delta
     measure = partial(targeted_dlr, targets=state.targets) if state.targeted else loss
     gradient, (logits, losses) = loss_gradient(
-        network, point, state.labels, measure, forward_only=number == steps
+        network, point, state.labels, measure, forward_only=last
     )
     labels = state.labels if until_fooled else logits.argmax(1)
     done = outcome.see(state.rows, point, logits, labels, step=number, loss=losses)
@@ -273,16 +276,20 @@ def _look(
     return done
 
 
-def _move(state: _State, threat: Threat, *, momentum: bool) -> None:
-    """One step, with momentum from the second on; L1 has none."""
+def _move(state: _State, threat: Threat, number: int) -> None:
+    """Step `number`, with momentum from the second on; L1 has none."""
     length = state.step.reshape(-1, *[1] * (state.delta.ndim - 1))
-    point = state.images + state.delta
-    ahead = threat.steepest(state.gradient, point=point, share=state.share)
+    if threat.norm == "l1":
+        fills = (threat.filled(state.gradient, state.images) - number % 2).clamp(min=1)
+        share = torch.maximum(state.share, fills / state.gradient[0].numel())
+        ahead = threat.steepest(state.gradient, share=share)
+    else:
+        ahead = threat.steepest(state.gradient)
     moved = threat.project(state.delta + length * ahead, state.images)
-    if momentum and threat.norm != "l1":
+    if number > 1 and threat.norm != "l1":
         drift = (1 - _MOMENTUM) * (state.delta - state.previous)
-        moved = threat.project(state.delta + _MOMENTUM * (moved - state.delta) + drift,
-                               state.images)  # fmt: skip
+        mixed = state.delta + _MOMENTUM * (moved - state.delta) + drift
+        moved = threat.project(mixed, state.images)
     state.previous, state.delta = state.delta, moved
 
 

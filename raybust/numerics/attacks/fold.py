@@ -8,6 +8,7 @@ counters and autocast around it see the same calls. Part of numerics.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from weakref import WeakKeyDictionary
@@ -46,6 +47,8 @@ def folded(network: nn.Module) -> Iterator[None]:
 
 
 def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
+    assert norm.running_mean is not None, "only batch norms with statistics are folded"
+    assert norm.running_var is not None, "as above"
     with torch.no_grad():
         weight, bias = fuse_conv_bn_weights(
             conv.weight,
@@ -77,6 +80,8 @@ def _hooked(conv: nn.Module, norm: nn.Module) -> bool:
 def _find(network: nn.Module) -> list[Pair]:
     if any(module._compiled_call_impl is not None for module in network.modules()):
         return []
+    if not any(type(module) is nn.BatchNorm2d for module in network.modules()):
+        return []
     graph = _trace(network)
     if graph is None:
         return [pair for child in network.children() for pair in foldable(child)]
@@ -96,8 +101,11 @@ def _find(network: nn.Module) -> list[Pair]:
 
 
 def _trace(network: nn.Module) -> fx.Graph | None:
-    """Returns the graph of a network, or None where its forward is more than a graph."""
+    """Returns the graph of a network, or None where its forward is more than a graph.
+
+    A copy is traced: what a forward notes in passing must not be of proxies.
+    """
     try:
-        return fx.Tracer().trace(network)
+        return fx.Tracer().trace(copy.deepcopy(network))
     except Exception:  # a forward may fail under proxies in any way
         return None

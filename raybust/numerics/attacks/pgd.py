@@ -52,9 +52,8 @@ def ascend(
     """
     delta = start
     for _ in range(steps):
-        point = images + delta
-        gradient = _gradient(network, point, objective)
-        move = threat.steepest(gradient, point=point)
+        gradient = _gradient(network, images + delta, objective)
+        move = threat.steepest(gradient, images)
         delta = threat.project(delta.add(move, alpha=step), images, exact=False)
     return images + delta
 
@@ -80,9 +79,8 @@ def n_fgsm(
         spread: radius of the noise over eps.
     """
     start = threat.scaled(spread).sample(images, source)
-    point = images + start
-    gradient = _gradient(network, point, objective)
-    move = threat.steepest(gradient, point=point)
+    gradient = _gradient(network, images + start, objective)
+    move = threat.steepest(gradient, images)
     return images + threat.clip(start.add(move, alpha=threat.eps), images)
 
 
@@ -101,7 +99,8 @@ def pgd(
 ) -> Outcome:
     """Attacks a batch; an example is done when an iterate fools the network.
 
-    An L1 step moves the one steepest coordinate: a wider one does not reach the optimum.
+    An L1 step is as wide as what the ball can fill to the box, and every second one a coordinate
+    narrower: on a linear network only the optimum stays where it is under both.
 
     Args:
         network: see `Network`.
@@ -110,7 +109,7 @@ def pgd(
         threat: the perturbations that are allowed.
         source: the randomness of the starts, one generator or one for each example.
         steps: gradient steps of each run, >= 1.
-        step: their length in the norm; 2.5 eps / steps where not given.
+        step: their length in the norm; 2.5 eps / steps where not given, in L1 from eps down to 0.
         restarts: runs, each from another uniform start.
         loss: what is maximized.
         center: whether runs start at the image instead; FGSM is one step of eps from there.
@@ -121,7 +120,6 @@ def pgd(
     for name, value in (("steps", steps), ("restarts", restarts)):
         if value < 1:
             raise RequestError(f"{name}: got {value}, expected >= 1")
-    length = _STEP * threat.eps / steps if step is None else step
     outcome = Outcome.begin(images)
     for _ in range(restarts):
         rows = outcome.open
@@ -130,15 +128,22 @@ def pgd(
         own = select(source, rows)
         delta = torch.zeros_like(images[rows]) if center else threat.sample(images[rows], own)
         _run(network, images, labels, threat, outcome, rows=rows, delta=delta, source=own,
-             steps=steps, step=length, loss=loss)  # fmt: skip
+             steps=steps, step=step, loss=loss)  # fmt: skip
     return outcome
 
 
 def fgsm(
-    network: Network, images: Tensor, labels: Tensor, threat: Threat, source: Source
+    network: Network,
+    images: Tensor,
+    labels: Tensor,
+    threat: Threat,
+    source: Source,
+    *,
+    loss: Loss = cross_entropy,
 ) -> Outcome:
     """Attacks a batch with one step of length eps from the images; see `pgd`."""
-    return pgd(network, images, labels, threat, source, steps=1, step=threat.eps, center=True)
+    return pgd(network, images, labels, threat, source, steps=1, step=threat.eps, loss=loss,
+               center=True)  # fmt: skip
 
 
 def _run(
@@ -152,7 +157,7 @@ def _run(
     delta: Tensor,
     source: Source,
     steps: int,
-    step: float,
+    step: float | None,
     loss: Loss,
 ) -> None:
     """One run of PGD from `delta` on the examples `rows`; the outcome keeps what it finds."""
@@ -167,11 +172,15 @@ def _run(
         if float(done.float().mean()) > _CROWDED:
             left = (~done).nonzero().flatten()
             rows, clean, truth, delta = rows[left], clean[left], truth[left], delta[left]
-            gradient, point, source = gradient[left], point[left], select(source, left)
+            gradient, source = gradient[left], select(source, left)
         gradient = without_zeros(gradient, source)
-        share = 1 / gradient[0].numel() if threat.norm == "l1" else 1.0
-        move = threat.steepest(gradient, point=point, share=share)
-        delta = threat.project(delta.add(move, alpha=step), clean)
+        share, length = None, _STEP * threat.eps / steps
+        if threat.norm == "l1":
+            width = threat.filled(gradient, clean) - number % 2
+            share = width.clamp(min=1) / gradient[0].numel()
+            length = threat.eps * (1 - number / steps)
+        move = threat.steepest(gradient, share=share)
+        delta = threat.project(delta.add(move, alpha=length if step is None else step), clean)
 
 
 def loss_gradient(

@@ -171,7 +171,7 @@ def _mass(values: Tensor, order: int) -> Tensor:
 
 def _window(corner: Tensor, images: Tensor, side: int) -> Tensor:
     """Returns the flat indices (R, C, side^2) of windows at random corners, draws (R, 2)."""
-    count, channels, height, width = images.shape
+    channels, height, width = images.shape[1:]
     room = torch.tensor([height - side + 1, width - side + 1], device=images.device)
     top, left = (corner * room).long().unbind(1)
     step = torch.arange(side, device=images.device)
@@ -190,7 +190,7 @@ def _shape(side: int, threat: Threat, like: Tensor) -> Tensor:
     halves = [sign * _pyramid(rows, side, _FADE[threat.norm])
               for rows, sign in ((side // 2, 1.0), (side - side // 2, -1.0)) if rows]  # fmt: skip
     shape = torch.cat(halves).to(like)
-    return shape / torch.linalg.vector_norm(shape, 2 if threat.norm == "l2" else 1)
+    return shape / (shape.norm() if threat.norm == "l2" else shape.abs().sum())
 
 
 def _pyramid(rows: int, columns: int, power: int) -> Tensor:
@@ -201,4 +201,4 @@ def _pyramid(rows: int, columns: int, power: int) -> Tensor:
         size = 2 * ring + 1
         above, before = max(top - ring, 0), max(left - ring, 0)
         heights[above : top - ring + size, before : left - ring + size] += 1 / (ring + 1) ** power
-    return heights / heights.norm(2 if power == 2 else 1)
+    return heights / (heights.norm() if power == 2 else heights.sum())

@@ -15,6 +15,12 @@ import math
 import torch
 from torch import Tensor
 
+from raybust.errors import RequestError
+
+_GRAIN = 2**15
+"""Entries up to which PyTorch runs an operation on one thread: operations this short lose more by
+waiting for threads than they gain, most of all on a busy machine."""
+
 _LEAST = 2.0**-25
 """Half of the least positive value of torch.rand in float32: keeps its zeros from becoming inf."""
 
@@ -46,15 +52,21 @@ def ball(
 
     Returns:
         (B, d).
+
+    Raises:
+        RequestError: p or eps outside its range; looked for on the CPU only, as a GPU would have to
+            be waited for.
     """
     device = generator.device
     orders, radii = _per_row(p, shape[0], device), _per_row(eps, shape[0], device)
-    points = torch.empty(shape, dtype=dtype, device=device)
     if device.type == "cpu":  # reading p costs nothing here, and Gamma variates are slow
+        _check("p", orders, orders > 0, "a norm, > 0")
+        _check("eps", radii, (radii >= 0) & radii.isfinite(), "a radius, >= 0")
+        points = torch.empty(shape, dtype=dtype)
         for order in sorted(set(orders.tolist())):
-            rows = (orders == order).nonzero().flatten()
-            drawn = _one_order((len(rows), shape[1]), order, generator, sphere, dtype)
-            points.index_copy_(0, rows, drawn)
+            for rows in (orders == order).nonzero().flatten().split(max(1, _GRAIN // shape[1])):
+                drawn = _one_order((len(rows), shape[1]), order, generator, sphere, dtype)
+                points.index_copy_(0, rows, drawn)
     else:
         points = _all_orders(shape, orders[:, None].to(dtype), generator, sphere, dtype)
     return points.mul_(radii[:, None].to(dtype))
@@ -82,11 +94,16 @@ def impulses(
 
     Returns:
         chosen bool (B, d), and values (B, d), of which the chosen ones count.
+
+    Raises:
+        RequestError: a share outside [0, 1]; looked for on the CPU only.
     """
     device = generator.device
-    counts = (_per_row(share, shape[0], device) * shape[1]).round_()
+    shares = _per_row(share, shape[0], device)
+    counts = (shares * shape[1]).round_()
     most = shape[1]
     if device.type == "cpu":
+        _check("eps", shares, (shares >= 0) & (shares <= 1), "a share in [0, 1], because p is 0")
         most = int(counts.max()) if shape[0] else 0
     scores = torch.rand(shape, generator=generator, device=device)
     ranked = scores.topk(most, dim=1).indices  # indices: exactly k even where scores are equal
@@ -141,9 +158,9 @@ def lp_noise(
     )
     noisy = flat + (noise if allowed is None else noise * allowed)
     # Off the CPU all rows take part: finding the sparse ones would make the host wait.
-    rows = sparse.nonzero().flatten() if device.type == "cpu" else torch.arange(shape[0])
+    everything = torch.arange(shape[0], device=device)
+    rows = everything[sparse] if device.type == "cpu" else everything
     if len(rows):
-        rows = rows.to(device)
         chosen, values = impulses(
             (len(rows), shape[1]),
             torch.where(sparse, radii, 0.0)[rows],
@@ -175,6 +192,11 @@ def squares(images: Tensor, share: tuple[float, float], generator: torch.Generat
         offset = torch.arange(extent, device=images.device) - (center * extent).floor()
         inside.append(offset.abs() <= side * extent / 2)
     return (inside[0][:, :, None] & inside[1][:, None, :])[:, None]
+
+
+def _check(name: str, values: Tensor, good: Tensor, allowed: str) -> None:
+    if not good.all():
+        raise RequestError(f"{name}: got {values[~good][0].item():g}, expected {allowed}")
 
 
 def _per_row(value: float | Tensor, rows: int, device: torch.device) -> Tensor:

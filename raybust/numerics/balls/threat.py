@@ -26,9 +26,6 @@ _MARGIN = 16
 """Units of rounding that a projection stays inside of the ball, because image + perturbation is
 rounded again."""
 
-SLIDE_SHARE = 0.01
-"""Share of coordinates that an L1 step moves (SLIDE's)."""
-
 
 @dataclass(frozen=True)
 class Threat:
@@ -59,7 +56,8 @@ class Threat:
     def size(self, delta: Tensor) -> Tensor:
         """Returns the norm of each perturbation of a batch (B, ...): (B,)."""
         dims = tuple(range(1, delta.ndim))
-        return torch.linalg.vector_norm(delta, _ORDERS[self.norm], dim=dims)
+        sizes: Tensor = torch.linalg.vector_norm(delta, _ORDERS[self.norm], dim=dims)
+        return sizes
 
     def project(self, delta: Tensor, images: Tensor, *, exact: bool = True) -> Tensor:
         """Returns the nearest perturbation, in L2, that the threat allows.
@@ -91,21 +89,21 @@ class Threat:
     def steepest(
         self,
         gradient: Tensor,
+        images: Tensor | None = None,
         *,
-        point: Tensor | None = None,
-        share: float | Tensor = SLIDE_SHARE,
+        share: float | Tensor | None = None,
     ) -> Tensor:
         """Returns the direction of norm 1 along which a loss rises most; 0 where its gradient is 0.
 
         Linf: the sign. L2: the gradient over its norm, exact for the smallest gradients too. L1:
-        one coordinate is the steepest of all; the signs of the k of largest gradient, over k, are
-        nearly as steep and make progress in many coordinates.
+        the signs of the k coordinates of largest gradient, over k. One coordinate is the steepest
+        of all, but stops at the box: where k is not given it is the number of coordinates that the
+        ball can fill to the box, which is 1 without the box.
 
         Args:
             gradient: (B, C, H, W).
-            point: images at which the gradient is, for L1: coordinates that are at the box already
-                are passed over.
-            share: k / d of L1, in (0, 1], for all or (B,); k is at least 1.
+            images: (B, C, H, W), around which the ball is, for the rooms of L1.
+            share: k / d of L1, in (0, 1], for all or (B,); k is at least 1. SLIDE takes 0.01.
         """
         if self.norm == "linf":
             return gradient.sign()
@@ -115,10 +113,19 @@ class Threat:
             scaled = gradient / torch.where(peak > 0, peak, torch.ones_like(peak))
             norms = _column(self.size(scaled), gradient)
             return scaled / torch.where(norms > 0, norms, torch.ones_like(norms))
-        if self.box and point is not None:
-            blocked = ((gradient > 0) & (point >= 1)) | ((gradient < 0) & (point <= 0))
-            gradient = gradient.masked_fill(blocked, 0.0)
+        if share is None:
+            share = self.filled(gradient, images) / gradient[0].numel()
         return _top_signs(gradient, share)
+
+    def filled(self, gradient: Tensor, images: Tensor | None) -> Tensor:
+        """Returns how many coordinates, from the largest gradient down, an L1 ball of this radius
+        fills to the box: int64 (B,); 1 without the box or without images."""
+        if not self.box or images is None:
+            return torch.ones(len(gradient), dtype=torch.int64, device=gradient.device)
+        room = torch.where(gradient > 0, 1 - images, images).flatten(1)
+        order = gradient.abs().flatten(1).argsort(1, descending=True)
+        used = room.gather(1, order).cumsum(1)
+        return ((used < self.eps).sum(1) + 1).clamp(max=room.shape[1])
 
     def sample(self, images: Tensor, source: Source) -> Tensor:
         """Returns draws (B, C, H, W) from the uniform distribution on the ball, clipped into the
@@ -157,12 +164,11 @@ def _top_signs(gradient: Tensor, share: float | Tensor) -> Tensor:
     sizes = gradient.abs().flatten(1)
     pixels = sizes.shape[1]
     if isinstance(share, Tensor):
-        count = (share * pixels).long().clamp(1, pixels)
+        count = (share * pixels + 1e-3).long().clamp(1, pixels)
         order = sizes.sort(1, descending=True).values
         least = order.gather(1, count[:, None] - 1)
     else:
-        count = torch.tensor(max(1, int(share * pixels)))
-        least = sizes.topk(int(count), dim=1).values[:, -1:]
+        least = sizes.topk(max(1, int(share * pixels)), dim=1).values[:, -1:]
     chosen = gradient.sign() * (gradient.abs() >= _column(least[:, 0], gradient))
     used = chosen.abs().sum(tuple(range(1, gradient.ndim)), keepdim=True)
     return chosen / used.clamp(min=1.0)

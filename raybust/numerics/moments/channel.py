@@ -7,6 +7,7 @@ convolution. At borders zero padding makes that an over-estimate. The cost does 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -29,9 +30,8 @@ class ChannelCovariance(Covariance):
     """(B, C, C). Flat features of D = C P keep it: P pixels a channel, in the order C, P."""
 
     def __init__(self, matrix: Tensor, rules: Rules) -> None:
-        """Keeps the matrix (B, C, C), held below the ceiling."""
-        self.matrix = held(matrix)
-        self.rules = rules
+        """Keeps the matrix (B, C, C)."""
+        self.matrix, self.rules = matrix, rules
 
     @classmethod
     def of_noise(cls, images: Tensor, sigma: float, rules: Rules) -> ChannelCovariance:
@@ -49,26 +49,25 @@ class ChannelCovariance(Covariance):
 
     def scaled(self, factor: Tensor, mean: Tensor) -> ChannelCovariance:
         """Scales rows and columns; the factor must be the same at all pixels of a channel."""
-        whole = factor.to(self.matrix.dtype).expand(1, *mean.shape[1:])
-        parts = whole.reshape(self.matrix.shape[1], -1)
-        if parts.shape[1] > 1 and not bool((parts == parts[:, :1]).all()):
+        own = factor.reshape([1] * (mean.ndim - factor.ndim) + list(factor.shape))
+        if math.prod(own.shape[2:]) > 1 and bool((own != own[:, :, :1, :1]).any()):
             raise ValueError("a factor that differs between pixels of a channel")
+        whole = own.to(self.matrix.dtype).expand(1, *mean.shape[1:])
+        parts = whole.reshape(self.matrix.shape[1], -1)
         row = parts[:, 0]
         return ChannelCovariance(self.matrix * row[:, None] * row, self.rules)
 
     def convolved(self, layer: Convolution, mean: Tensor) -> ChannelCovariance:
         """S' = (1 + r_max) sum over taps t of W_t S W_t^T; stride, padding, dilation change
         nothing."""
-        weight = _ungrouped(layer.weight.to(self.matrix.dtype), layer.groups)
-        taps = weight.flatten(2).permute(2, 0, 1)  # (kh kw, Cout, Cin)
-        return ChannelCovariance((1 + self.rules.r_max) * self._tapped(taps), self.rules)
+        weight = _ungrouped(layer.weight.to(self.matrix.dtype), layer.groups).flatten(2)
+        return ChannelCovariance(self._summed(weight, 1 + self.rules.r_max), self.rules)
 
     def dense(self, weight: Tensor, mean: Tensor) -> ChannelCovariance:
         """A S A^T; with P > 1 pixels a sum over pixels like a convolution over the whole map, and
         inflated like one (our choice: the paper has no such layer)."""
-        channels = self.matrix.shape[1]
-        taps = weight.to(self.matrix.dtype).reshape(len(weight), channels, -1).permute(2, 0, 1)
-        return ChannelCovariance(self._inflation(len(taps)) * self._tapped(taps), self.rules)
+        forms = weight.to(self.matrix.dtype).reshape(len(weight), self.matrix.shape[1], -1)
+        return ChannelCovariance(self._summed(forms, self._inflation(forms.shape[2])), self.rules)
 
     def pair(self, weight: Tensor, mean: Tensor) -> Tensor:
         """A S A^T of two rows an image, over P pixels like `dense`."""
@@ -118,18 +117,22 @@ class ChannelCovariance(Covariance):
     def _inflation(self, pixels: int) -> float:
         return 1 + self.rules.r_max if pixels > 1 else 1.0
 
-    def _tapped(self, taps: Tensor) -> Tensor:
-        """Returns sum over t of W_t S W_t^T, symmetric, of taps (T, Cout, Cin): two matrix products
-        over all taps, or over one tap at a time where the intermediate would be large."""
+    def _summed(self, weight: Tensor, factor: float) -> Tensor:
+        """Returns factor * sum over t of W_t S W_t^T for a weight (Cout, Cin, T), held below the
+        ceiling.
+
+        Two matrix products over all t, or over one t at a time where what is between them would be
+        large. Rounding makes the result asymmetric by some 1e-7, and no layer amplifies that.
+        """
         batch, before = self.matrix.shape[:2]
-        count, after, _ = taps.shape
-        if batch * count * before * after > _CHUNK and count > 1:
-            return sum((self._tapped(tap[None]) for tap in taps), torch.zeros(()).to(taps))
-        half = self.matrix.reshape(-1, before) @ taps.reshape(-1, before).mT
-        half = half.reshape(batch, before, count, after).permute(0, 3, 2, 1)
-        whole = half.reshape(batch * after, -1) @ taps.permute(0, 2, 1).reshape(-1, after)
-        product = whole.reshape(batch, after, after)
-        return (product + product.mT) / 2
+        after, _, count = weight.shape
+        if count > 1 and batch * before * after * count > _CHUNK:
+            parts = (self._summed(tap[:, :, None], factor) for tap in weight.unbind(2))
+            return held(sum(parts, torch.zeros((), dtype=weight.dtype, device=weight.device)))
+        right = weight.permute(1, 2, 0).reshape(before, -1)  # (Cin, T Cout)
+        half = (self.matrix.reshape(-1, before) @ right).reshape(batch, before * count, after)
+        left = (factor * weight).reshape(1, after, -1).expand(batch, -1, -1)
+        return held(torch.bmm(left, half))
 
 
 def _ungrouped(weight: Tensor, groups: int) -> Tensor:

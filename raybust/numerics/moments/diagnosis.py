@@ -60,37 +60,44 @@ def layer_variances(
         generator: of the noise.
     """
     graph = trace(network)
-    moments: dict[fx.Node, Tensor] = {}
-    sums: dict[fx.Node, list[Tensor]] = {}
+    propagated: dict[fx.Node, float] = {}
+    sampled: dict[fx.Node, _Spread] = {}
 
     def keep(node: fx.Node, value: Any) -> None:
         if isinstance(value, Moments):
-            moments[node] = value.variances().double().mean()
-            sums[node] = [torch.zeros((), dtype=torch.float64), torch.zeros(())]
+            propagated[node] = float(value.variances().double().mean())
 
     def count(node: fx.Node, value: Any) -> None:
-        if node not in sums:
-            return
-        first = sums[node][1].shape == ()
-        if first:
-            sums[node] = [torch.zeros_like(value), value.clone(), torch.zeros_like(value)]
-        total, origin, squares = sums[node]
-        shifted = value - origin  # one draw as origin: no cancellation in squares - total^2
-        total += shifted
-        squares += shifted * shifted
+        if node in propagated:
+            sampled.setdefault(node, _Spread(value)).add(value)
 
     with torch.no_grad():
         run(graph, network, noisy(images, sigma, rules), keep)
         for _ in range(draws):
             noise = torch.empty_like(images).normal_(generator=generator)
             run(graph, network, images + sigma * noise, count)
-    found = []
-    for node, propagated in moments.items():
-        total, _, squares = sums[node]
-        sampled = ((squares - total * total / draws) / (draws - 1)).double().mean()
-        name, kind = _names(node, network)
-        found.append(LayerVariance(name, kind, float(propagated), float(sampled)))
-    return found
+    return [
+        LayerVariance(*_names(node, network), variance, sampled[node].mean_variance())
+        for node, variance in propagated.items()
+    ]
+
+
+class _Spread:
+    """Variance of each feature over draws, summed about the first draw: nothing cancels."""
+
+    def __init__(self, origin: Tensor) -> None:
+        self.origin, self.draws = origin.clone(), 0  # a ReLU may work in place
+        self.total, self.squares = torch.zeros_like(origin), torch.zeros_like(origin)
+
+    def add(self, value: Tensor) -> None:
+        shifted = value - self.origin
+        self.total += shifted
+        self.squares += shifted * shifted
+        self.draws += 1
+
+    def mean_variance(self) -> float:
+        variance = (self.squares - self.total**2 / self.draws) / (self.draws - 1)
+        return float(variance.double().mean())
 
 
 def _names(node: fx.Node, network: nn.Module) -> tuple[str, str]:

@@ -44,6 +44,17 @@ def register(*keys: Any) -> Callable[[R], R]:
     return add
 
 
+def named(
+    defaults: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    """Returns a call's arguments by name: the defaults, in the signature's order, and what is
+    given."""
+    unknown = kwargs.keys() - defaults.keys()
+    if unknown or len(args) > len(defaults):
+        raise ValueError(f"the arguments {sorted(unknown) or args}")
+    return {**defaults, **dict(zip(defaults, args, strict=False)), **kwargs}
+
+
 @register(nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d)
 def _identity(module: nn.Module, x: Moments) -> Moments:
     return x
@@ -68,20 +79,15 @@ def _conv_module(module: nn.Conv2d, x: Moments) -> Moments:
     return x.then(module(x.mean), lambda c, mean: c.convolved(layer, mean))
 
 
+_CONV = {"weight": None, "bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1}
+
+
 @register(F.conv2d)
-def _conv(
-    x: Moments,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    *rest: Any,
-    **kwargs: Any,
-) -> Moments:
-    given = dict(zip(("dilation", "groups"), rest, strict=False)) | kwargs
-    dilation, groups = given.get("dilation", 1), given.get("groups", 1)
-    layer = Convolution(weight, stride, padding, dilation, groups)
-    mean = F.conv2d(x.mean, weight, bias, *layer[1:])
+def _conv(x: Moments, *args: Any, **kwargs: Any) -> Moments:
+    given = named(_CONV, args, kwargs)
+    bias = given.pop("bias")
+    layer = Convolution(**given)
+    mean = F.conv2d(x.mean, layer.weight, bias, *layer[1:])
     return x.then(mean, lambda c, before: c.convolved(layer, before))
 
 
@@ -120,18 +126,15 @@ def _batch_norm_module(module: nn.BatchNorm2d, x: Moments) -> Moments:
     )
 
 
+_NORM = {"running_mean": None, "running_var": None, "weight": None, "bias": None}
+
+
 @register(F.batch_norm)
-def _batch_norm(
-    x: Moments,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Moments:
-    return _normalized(x, (weight, bias), (running_mean, running_var), training, (momentum, eps))
+def _batch_norm(x: Moments, *args: Any, **kwargs: Any) -> Moments:
+    given = named({**_NORM, "training": False, "momentum": 0.1, "eps": 1e-5}, args, kwargs)
+    affine = (given["weight"], given["bias"])
+    running = (given["running_mean"], given["running_var"])
+    return _normalized(x, affine, running, given["training"], (given["momentum"], given["eps"]))
 
 
 def _normalized(

@@ -79,8 +79,8 @@ def propagate(
 
     Args:
         graph: of `trace(network)`.
-        network: the network; its modules run on the means, so train mode, hooks, autocast and
-            batch-norm statistics are as in its own forward pass. Dropout is off.
+        network: the network; its own modules and parameters work on the means, so train mode,
+            autocast and batch-norm statistics are as in its forward pass. Dropout is off.
         images: (B, C, H, W), the means of the noisy images, >= 1 of them.
         sigma: standard deviation of the noise, > 0, in units of the images.
         rules: mode and settings.

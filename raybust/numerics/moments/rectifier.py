@@ -24,6 +24,7 @@ TERMS = 8
 (our choices; errors over d1 d2: below 4e-7 at every r, and below 2e-4 at |r| <= 0.9)."""
 
 _FARTHEST = 12.0  # |m| / d beyond which phi and its polynomials are zero in float32
+_LARGEST = 1e15  # of 1 / d: its product with a mean does not overflow
 _ROOT_HALF, _PHI0 = math.sqrt(0.5), 1 / math.sqrt(2 * math.pi)
 
 
@@ -37,27 +38,27 @@ class _ExpectedReLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, mean: Tensor, deviation: Tensor) -> Tensor:
         exact = ctx.needs_input_grad[1] or mean.dtype == torch.float64
-        a = mean.to(deviation.dtype).div(deviation).clamp_(-_FARTHEST, _FARTHEST)
-        probability = torch.erfc(a * -_ROOT_HALF).mul_(0.5)
-        density = a.square().mul_(-0.5).exp_().mul_(_PHI0)
+        scaled = mean * (_ROOT_HALF / deviation).clamp_max(_LARGEST)
+        probability = torch.erf(scaled).add_(1).mul_(0.5)
+        density = scaled.square_().neg_().exp_().mul_(_PHI0)
         kept = probability if exact else probability.half()
-        ctx.save_for_backward(kept, *([density] if ctx.needs_input_grad[1] else []))
+        ctx.save_for_backward(kept, *([density.clone()] if ctx.needs_input_grad[1] else []))
         ctx.shape = deviation.shape
-        return torch.addcmul(mean * probability, density, deviation).to(mean.dtype)
+        return density.mul_(deviation).addcmul_(mean, probability).to(mean.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None]:
         probability, *density = ctx.saved_tensors
         outer = (gradient * density[0]).sum_to_size(ctx.shape) if density else None
-        return gradient * probability, outer
+        return probability.to(gradient.dtype) * gradient, outer
 
 
 def expected_relu(mean: Tensor, deviation: Tensor, slope: float = 0.0) -> Tensor:
     """Returns E f(X) of a (leaky) ReLU f: s m + (1 - s) (m PHI(a) + d phi(a)).
 
     Differentiable once in both arguments. Follows the dtype of `mean`; computes in that of
-    `deviation`. For |a| >= 12 it is f(m) to rounding.
+    `deviation`. For large |a| it is f(m) to rounding.
 
     Args:
         mean: (...), of any float dtype.

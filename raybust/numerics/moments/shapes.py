@@ -16,41 +16,43 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from raybust.numerics.moments.covariance import Pooling
-from raybust.numerics.moments.layers import register
+from raybust.numerics.moments.layers import named, register
 from raybust.numerics.moments.state import Moments
+
+_AVERAGE = {
+    "kernel_size": None,
+    "stride": None,
+    "padding": 0,
+    "ceil_mode": False,
+    "count_include_pad": True,
+    "divisor_override": None,
+}
+_MAX = {
+    "kernel_size": None,
+    "stride": None,
+    "padding": 0,
+    "dilation": 1,
+    "ceil_mode": False,
+    "return_indices": False,
+}
 
 
 @register(nn.AvgPool2d)
 def _average_module(module: nn.AvgPool2d, x: Moments) -> Moments:
-    return _average(
-        x,
-        module.kernel_size,
-        module.stride,
-        module.padding,
-        module.ceil_mode,
-        module.count_include_pad,
-        module.divisor_override,
-    )
+    return _average(x, **{name: getattr(module, name) for name in _AVERAGE})
 
 
 @register(F.avg_pool2d)
-def _average(
-    x: Moments,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    ceil_mode: bool = False,
-    count_include_pad: bool = True,
-    divisor_override: int | None = None,
-) -> Moments:
-    if ceil_mode or divisor_override is not None:
+def _average(x: Moments, *args: Any, **kwargs: Any) -> Moments:
+    given = named(_AVERAGE, args, kwargs)
+    if given["ceil_mode"] or given["divisor_override"] is not None:
         raise ValueError("average pooling with ceil_mode or divisor_override")
-    options = (kernel_size, stride, padding, False, count_include_pad)
-    windows = torch.tensor(float(math.prod(_two(kernel_size))), device=x.mean.device)
-    if not count_include_pad:
-        inside = F.avg_pool2d(torch.ones_like(x.mean[:1, :1]), kernel_size, stride, padding)
+    size, place = given["kernel_size"], (given["kernel_size"], given["stride"], given["padding"])
+    windows = torch.tensor(float(math.prod(_two(size))), device=x.mean.device)
+    if not given["count_include_pad"]:
+        inside = F.avg_pool2d(torch.ones_like(x.mean[:1, :1]), *place)
         windows = inside[0, 0] * windows
-    pooling = Pooling(lambda features: F.avg_pool2d(features, *options), windows)
+    pooling = Pooling(lambda features: F.avg_pool2d(features, **given), windows)
     return x.then(pooling.apply(x.mean), lambda c, before: c.pooled(pooling, before))
 
 
@@ -85,23 +87,15 @@ def _mean(x: Moments, dim: Any = None, keepdim: bool = False) -> Moments:
 
 @register(nn.MaxPool2d)
 def _max_module(module: nn.MaxPool2d, x: Moments) -> Moments:
-    return _max(
-        x, module.kernel_size, module.stride, module.padding, module.dilation, module.ceil_mode
-    )
+    return _max(x, **{name: getattr(module, name) for name in _MAX})
 
 
 @register(F.max_pool2d)
-def _max(
-    x: Moments,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    dilation: Any = 1,
-    ceil_mode: bool = False,
-) -> Moments:
-    mean, indices = F.max_pool2d(
-        x.mean, kernel_size, stride, padding, dilation, ceil_mode, return_indices=True
-    )
+def _max(x: Moments, *args: Any, **kwargs: Any) -> Moments:
+    given = named(_MAX, args, kwargs)
+    if given["return_indices"]:
+        raise ValueError("max pooling that returns indices")
+    mean, indices = F.max_pool2d(x.mean, **{**given, "return_indices": True})
     return x.then(mean, lambda c, before: c.max_pooled(indices, before))
 
 

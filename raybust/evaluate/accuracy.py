@@ -1,5 +1,8 @@
-"""Accuracy without a proof: clean accuracy of a network on a part of the data. Stage after
-train."""
+"""Accuracy without a proof: clean accuracy of a network on a part of the data.
+
+With its 95 % interval, because a test set is a sample. The training loop validates with the same
+function. Stage after train.
+"""
 
 from __future__ import annotations
 

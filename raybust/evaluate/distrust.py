@@ -1,0 +1,128 @@
+"""What makes a robust accuracy doubtful: signs of masked gradients and of networks that attacks of
+this kind do not measure.
+
+The checklist of Athalye, Carlini and Wagner (2018, arXiv:1802.00420) and Carlini et al. (2019,
+arXiv:1902.06705), and the checks of AutoAttack. A flag is printed beside the number and stored with
+it. Stage `evaluate` of the arrow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from raybust.evaluate.protocol import AttackProtocol
+from raybust.evaluate.table import AttackRow
+
+MARGIN = 0.002
+"""Share of the examples by which a weaker attack may beat a stronger one (AutoAttack's)."""
+
+_SURVIVORS, _FLAT = 0.01, 0.01
+_SAME, _BATCH, _SIMPLEX = 1e-5, 1e-3, 1e-5
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One reason to distrust a result.
+
+    Attributes:
+        name: `random`, `softmax`, `batch`, `flat_gradients`, `black_box`, `steps`, `large_eps`,
+            `reference`.
+        text: what was seen and what it may mean, one line.
+    """
+
+    name: str
+    text: str
+
+
+@torch.no_grad()
+def flags_of_network(network: nn.Module, images: Tensor, eot: int = 1) -> list[Flag]:
+    """Returns what is doubtful about the network itself.
+
+    Args:
+        network: images (B, C, H, W) in [0, 1] to logits (B, K), in eval mode.
+        images: B >= 1, different from each other.
+        eot: passes that attacks average.
+    """
+    found = []
+    with torch.random.fork_rng():
+        logits, again = network(images), network(images)
+        size = logits.abs().max().clamp(min=1e-6)
+        random = bool((logits - again).abs().max() > _SAME * size)
+        if random:
+            advice = f"attacks averaged {eot}" if eot > 1 else "set evaluate.eot=20"
+            found.append(Flag("random", f"two passes on the same images differ; {advice}"))
+        others = torch.cat([images[:1], 1 - images[1:]])
+        apart = max(
+            float((network(batch)[0] - logits[0]).abs().max()) for batch in (images[:1], others)
+        )
+    if not random and apart > _BATCH * float(size):
+        found.append(
+            Flag("batch", f"an image's logits move by {apart:.3g} with the rest of its batch")
+        )
+    sums = (logits.sum(1) - 1).abs().max()
+    if logits.min() >= -_SIMPLEX and logits.max() <= 1 + _SIMPLEX and sums < _SIMPLEX:
+        found.append(
+            Flag("softmax", "outputs are probabilities, not logits: gradients vanish; remove the"
+                 " softmax")
+        )  # fmt: skip
+    return found
+
+
+def flags_of_rows(rows: Sequence[AttackRow], protocol: AttackProtocol) -> list[Flag]:
+    """Returns what is doubtful about the results.
+
+    Args:
+        rows: a whole table's.
+        protocol: its protocol.
+    """
+    found = []
+    first = [row for row in rows if row.eps == protocol.eps[0]]
+    right = [row for row in first if row.predict == row.label]
+    flat = sum(row.flat for row in right)
+    if flat > _FLAT * max(len(right), 1):
+        share = flat / len(right)
+        found.append(
+            Flag("flat_gradients", f"the gradient is exactly 0 at {share:.1%} of the images that "
+                 "the network gets right: attacks by gradients start blind")
+        )  # fmt: skip
+    for eps in protocol.eps:
+        found += _at_radius([row for row in rows if row.eps == eps], eps, protocol)
+    if protocol.reach:
+        last = [row for row in rows if row.eps == protocol.reach]
+        survivors = sum(row.robust for row in last) / len(last)
+        if survivors > _SURVIVORS:
+            found.append(
+                Flag("large_eps", f"{survivors:.1%} withstand pgd at {protocol.norm} "
+                     f"{protocol.reach:g}, where every image is in the ball: gradients are masked")
+            )  # fmt: skip
+    return found
+
+
+def _at_radius(rows: list[AttackRow], eps: float, protocol: AttackProtocol) -> list[Flag]:
+    found = []
+    allowed = max(1.0, MARGIN * len(rows))
+    square = sum(row.broken_by == "square" and dict(row.attacks).get("square", -1) >= 0
+                 for row in rows)  # fmt: skip
+    if square > allowed:
+        found.append(
+            Flag("black_box", f"at eps {eps:g} square, which sees no gradient, broke {square} of "
+                 f"{len(rows)} examples that attacks by gradients had not")
+        )  # fmt: skip
+    one = sum(row.broke("fgsm") is True for row in rows)
+    many = sum(row.broke("pgd") is True for row in rows)
+    if {"fgsm", "pgd"} <= set(protocol.attacks) and one - many > allowed:
+        found.append(
+            Flag("steps", f"at eps {eps:g} one step broke {one} examples, {protocol.pgd_steps} "
+                 f"steps {many}: more steps do not help")
+        )  # fmt: skip
+    beyond = sum(row.broken_by == "autoattack" for row in rows)
+    if beyond > allowed:
+        found.append(
+            Flag("reference", f"at eps {eps:g} pyautoattack broke {beyond} of {len(rows)} examples "
+                 "that raybust's attacks had not")
+        )  # fmt: skip
+    return found

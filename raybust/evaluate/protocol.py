@@ -1,0 +1,175 @@
+"""The protocol of an evaluation under attack: everything that decides what a row of its table is,
+as the table's header.
+
+Two evaluations with the same header attacked the same images of the same network in the same way.
+Stage `evaluate` of the arrow.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+import raybust
+from raybust.config.schema import Evaluate
+from raybust.errors import RequestError
+from raybust.evaluate.standard import standard_version
+from raybust.numerics.balls import Norm, Threat
+
+FORMAT = 1
+"""Version of the table's format and of the keys of its draws."""
+
+_L1_RUNS = 5
+_REACH = {"linf": math.inf, "l2": 2.0, "l1": 1.0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackProtocol:
+    """One protocol; its fields are the header of a table.
+
+    Attributes:
+        format: version of the format.
+        norm: norm of the ball.
+        eps: radii, ascending.
+        reach: the largest radius of `sanity`, from one corner of the box to the other; 0: none.
+        attacks: names, in order.
+        every: whether every attack meets every example that the network gets right.
+        pgd_steps: steps of pgd.
+        steps: steps of a run of APGD.
+        restarts: runs of pgd, apgd-ce and apgd-dlr.
+        targets: classes that apgd-t tries.
+        queries: queries of square.
+        eot: forward passes averaged.
+        seed: seed of the attacks.
+        shard: examples attacked together: rounding depends on the batch.
+        dataset: name of the dataset.
+        split: which part of it.
+        data: digest of images and labels.
+        examples: how many, from the first.
+        weights: digest of the network.
+        device: type of the device.
+        autoattack: version of pyautoattack where its suite runs, else "".
+        raybust: version.
+        torch: version.
+    """
+
+    format: int = FORMAT
+    norm: Norm
+    eps: tuple[float, ...]
+    reach: float
+    attacks: tuple[str, ...]
+    every: bool
+    pgd_steps: int
+    steps: int
+    restarts: int
+    targets: int
+    queries: int
+    eot: int
+    seed: int
+    shard: int
+    dataset: str
+    split: str
+    data: str
+    examples: int
+    weights: str
+    device: str
+    autoattack: str = ""
+    raybust: str = raybust.__version__
+    torch: str = torch.__version__
+
+    @property
+    def threats(self) -> tuple[Threat, ...]:
+        """The balls that rows are of, ascending; that of `reach` last."""
+        radii = (*self.eps, self.reach) if self.reach else self.eps
+        return tuple(Threat(self.norm, eps) for eps in radii)
+
+    def shards(self) -> list[range]:
+        """Returns the positions of each shard in the split; they do not depend on the workers."""
+        return [
+            range(start, min(start + self.shard, self.examples))
+            for start in range(0, self.examples, self.shard)
+        ]
+
+    def to_json(self) -> str:
+        """Returns the protocol as one line of JSON."""
+        return json.dumps(dataclasses.asdict(self))
+
+    def differences(self, text: str) -> list[str]:
+        """Returns "field: theirs -> ours" for every field in which a header differs from this one.
+
+        Raises:
+            ValueError: the header is no JSON object.
+        """
+        theirs, ours = _object(text), _object(self.to_json())
+        return [
+            f"{key}: {theirs.get(key)} -> {ours.get(key)}"
+            for key in [*ours, *(key for key in theirs if key not in ours)]
+            if theirs.get(key) != ours.get(key)
+        ]
+
+
+def make_attack_protocol(
+    config: Evaluate,
+    *,
+    shape: tuple[int, int, int],
+    total: int,
+    device: str,
+    dataset: str,
+    data: str,
+    weights: str,
+) -> AttackProtocol:
+    """Returns the protocol of a configuration's section `evaluate`.
+
+    Args:
+        config: the section; None in it stands for what is decided here.
+        shape: (C, H, W) of an image.
+        total: examples in the split.
+        device: type of the device, "cpu" or "cuda".
+        dataset: name of the dataset.
+        data: digest of images and labels.
+        weights: digest of the network.
+
+    Raises:
+        RequestError: a radius beyond the box, or pyautoattack is asked for and not installed.
+    """
+    reach = math.prod(shape) ** (1 / _REACH[config.norm])
+    if max(config.eps) > reach:
+        raise RequestError(
+            f"evaluate.eps: got {max(config.eps):g}, expected <= {reach:g}, beyond which every"
+            f" image of shape {shape} is in the {config.norm} ball"
+        )
+    several = config.norm == "l1"
+    return AttackProtocol(
+        norm=config.norm,
+        eps=tuple(sorted(set(config.eps))),
+        reach=reach if config.sanity and max(config.eps) < reach else 0.0,
+        attacks=config.attacks,
+        every=config.every,
+        pgd_steps=config.pgd_steps,
+        steps=config.steps,
+        restarts=config.restarts or (_L1_RUNS if several else 1),
+        targets=config.targets or (_L1_RUNS if several else 9),
+        queries=config.queries,
+        eot=config.eot,
+        seed=config.seed,
+        shard=config.shard,
+        dataset=dataset,
+        split=config.split,
+        data=data,
+        examples=min(total, config.examples or total),
+        weights=weights,
+        device=device,
+        autoattack=standard_version() if "autoattack" in config.attacks else "",
+    )
+
+
+def _object(text: str) -> dict[str, Any]:
+    fields = json.loads(text)
+    if not isinstance(fields, dict):
+        raise ValueError("no JSON object")
+    return fields

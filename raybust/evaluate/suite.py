@@ -1,0 +1,238 @@
+"""One shard of an evaluation under attack: every attack of the protocol, every radius, rows.
+
+What broke an example at a radius breaks it at every larger one, so radii go up and robust accuracy
+never rises. Each success is checked on the whole shard's forward pass before it counts, and must
+lie in ball and box: what does not is a bug of raybust's and stops the work. Draws are keyed by
+(seed, example, attack). Stage `evaluate` of the arrow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from raybust.data.seeds import generator, mix
+from raybust.errors import RequestError, WorkError
+from raybust.evaluate.protocol import AttackProtocol
+from raybust.evaluate.standard import standard_attack
+from raybust.evaluate.table import CLEAN, NOTHING, AttackRow
+from raybust.numerics import attacks
+from raybust.numerics.attacks import Outcome
+from raybust.numerics.balls import Threat
+
+TOLERANCE = 1e-6
+"""By how much an adversarial image may leave ball or box: rounding in float32."""
+
+ALWAYS = ("fgsm", "pgd", "autoattack")
+"""Attacks that meet every example that the network gets right, whatever broke it before."""
+
+_CLASSES = {"apgd-dlr": 3, "apgd-t": 4, "autoattack": 4}
+
+
+def check_request(network: nn.Module, images: Tensor, protocol: AttackProtocol) -> None:
+    """Refuses what cannot be evaluated.
+
+    Args:
+        network: images (B, C, H, W) in [0, 1] to logits (B, K).
+        images: some of the images, at least one.
+        protocol: the attacks.
+
+    Raises:
+        RequestError: train mode, autocast, images outside [0, 1], logits of another shape, NaN,
+            too few classes for an attack.
+    """
+    for name, module in network.named_modules():
+        if module.training:
+            raise RequestError(
+                f"network: its module '{name or type(module).__name__}' is in train mode, in which "
+                "outputs depend on the batch; call network.eval() first"
+            )
+    if torch.is_autocast_enabled(images.device.type):
+        raise RequestError(
+            "network: autocast is on; attacks are evaluated in float32, because half precision "
+            "rounds an image to steps of 1/255"
+        )
+    low, high = (float(value) for value in images.aminmax())
+    if not (low >= 0 and high <= 1):
+        raise RequestError(
+            f"images: got values from {low:g} to {high:g}, expected [0, 1]; the network's first "
+            "layer normalizes, so that eps is in units of pixels"
+        )
+    with torch.no_grad():
+        logits = network(images)
+    if logits.ndim != 2 or len(logits) != len(images):
+        raise RequestError(
+            f"network: got outputs of shape {tuple(logits.shape)} for {len(images)} images, "
+            f"expected ({len(images)}, classes)"
+        )
+    if logits.isnan().any():
+        raise RequestError("network: its outputs are NaN; evaluate a checkpoint that trained well")
+    for name in protocol.attacks:
+        if logits.shape[1] < _CLASSES.get(name, 2):
+            raise RequestError(
+                f"evaluate.attacks: {name} needs at least {_CLASSES.get(name, 2)} classes, the "
+                f"network has {logits.shape[1]}; take [fgsm, pgd, apgd-ce, square]"
+            )
+
+
+def attack_examples(
+    network: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    indices: Sequence[int],
+    protocol: AttackProtocol,
+) -> list[AttackRow]:
+    """Returns the rows of one shard: for each radius, ascending, one for each example.
+
+    Args:
+        network: images (B, C, H, W) in [0, 1] to logits (B, K), in eval mode, on the images'
+            device. It is left as it was.
+        images: float32 (B, C, H, W) in [0, 1].
+        labels: int64 (B,).
+        indices: (B,) index of each example in its dataset, the key of its draws.
+        protocol: everything else.
+
+    Raises:
+        RequestError: see `check_request`.
+        WorkError: NaN outputs in the ball, or an adversarial image outside of ball or box.
+    """
+    check_request(network, images, protocol)
+    whole = attacks.Expectation(network, protocol.eot) if protocol.eot > 1 else network
+    with _reproducible(images.device), attacks.attacked(whole, fold=False):
+        torch.manual_seed(mix(protocol.seed, "network", indices[0]))
+        shard = _Shard(whole, images, labels, indices, protocol)
+        return [row for threat in protocol.threats for row in shard.rows(threat)]
+
+
+class _Shard:
+    def __init__(
+        self,
+        network: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        indices: Sequence[int],
+        protocol: AttackProtocol,
+    ) -> None:
+        self.network, self.protocol = network, protocol
+        self.images, self.labels, self.indices = images, labels, [int(i) for i in indices]
+        self.predict = self._classes(images)
+        self.right = self.predict == labels
+        with torch.enable_grad():
+            point = images.detach().clone().requires_grad_()
+            loss = attacks.cross_entropy(network(point), labels).sum()
+            (gradient,) = torch.autograd.grad(loss, point)
+        self.flat = gradient.flatten(1).abs().amax(1) == 0
+        self.broken = ~self.right
+        self.by = [NOTHING if right else CLEAN for right in self.right.tolist()]
+        self.step = [-1] * len(images)
+        self.distance = [0.0] * len(images)
+        self.becomes = self.predict.tolist()
+
+    def rows(self, threat: Threat) -> list[AttackRow]:
+        """Attacks within one ball; returns a row for each example."""
+        last = threat.eps == self.protocol.reach
+        met: list[list[tuple[str, int]]] = [[] for _ in self.indices]
+        for name in ("pgd",) if last else self.protocol.attacks:
+            all_right = (self.protocol.every or name in ALWAYS) and not last
+            which = self.right if all_right else self.right & ~self.broken
+            rows = which.nonzero().flatten()
+            if len(rows):
+                self._attack(name, threat, rows, met)
+        return [
+            AttackRow(
+                idx=idx,
+                eps=threat.eps,
+                label=int(self.labels[at]),
+                predict=int(self.predict[at]),
+                broken_by=self.by[at],
+                step=self.step[at],
+                distance=self.distance[at],
+                becomes=self.becomes[at],
+                flat=bool(self.flat[at]),
+                attacks=tuple(met[at]),
+            )
+            for at, idx in enumerate(self.indices)
+        ]
+
+    def _attack(
+        self, name: str, threat: Threat, rows: Tensor, met: list[list[tuple[str, int]]]
+    ) -> None:
+        """Runs one attack on some examples; notes what it broke, and that they met it."""
+        found = self._run(name, threat, rows)
+        whole = self.images.clone()
+        whole[rows] = found.images
+        classes = self._classes(whole)
+        sizes = self._sizes(name, threat, found.images, rows)
+        allowed = sizes <= threat.eps + TOLERANCE
+        fooled = found.fooled & (classes[rows] != self.labels[rows]) & allowed
+        for number, at in enumerate(rows.tolist()):
+            step = int(found.step[number]) if fooled[number] else -1
+            met[at].append((name, step))
+            if fooled[number] and not self.broken[at]:
+                self.broken[at] = True
+                self.by[at], self.step[at] = name, step
+                self.distance[at] = float(sizes[number])
+                self.becomes[at] = int(classes[at])
+
+    def _run(self, name: str, threat: Threat, rows: Tensor) -> Outcome:
+        images, labels, protocol = self.images[rows], self.labels[rows], self.protocol
+        keys = [self.indices[at] for at in rows.tolist()]
+        if name == "autoattack":
+            seed = mix(protocol.seed, name, self.indices[0])
+            found = standard_attack(self.network, images, labels, threat, seed=seed)
+            fooled = self._classes(found) != labels
+            return Outcome(found, fooled, fooled.long() - 1, torch.zeros_like(images[:, 0, 0, 0]))
+        sources = [generator(protocol.seed, name, key) for key in keys]
+        batch = (self.network, images, labels, threat, sources)
+        if name == "fgsm":
+            return attacks.fgsm(*batch)
+        if name == "pgd":
+            return attacks.pgd(*batch, steps=protocol.pgd_steps, restarts=protocol.restarts)
+        if name == "apgd-t":
+            return attacks.apgd_targeted(*batch, steps=protocol.steps, targets=protocol.targets)
+        if name == "square":
+            return attacks.square(*batch, queries=protocol.queries)
+        loss = attacks.dlr if name == "apgd-dlr" else attacks.cross_entropy
+        return attacks.apgd(*batch, loss=loss, steps=protocol.steps, restarts=protocol.restarts)
+
+    def _classes(self, images: Tensor) -> Tensor:
+        with torch.no_grad():
+            logits = self.network(images)
+        if logits.isnan().any():
+            raise WorkError(f"example {self.indices[0]} or one of its shard: outputs are NaN")
+        return logits.argmax(1)
+
+    def _sizes(self, name: str, threat: Threat, found: Tensor, rows: Tensor) -> Tensor:
+        """Returns the norm of what was found, in float64; stops where it left ball or box."""
+        images = self.images[rows].double()
+        sizes = threat.size(found.double() - images)
+        outside = (found - found.clamp(0, 1)).flatten(1).abs().amax(1)
+        wrong = ~((sizes <= threat.eps + TOLERANCE) & (outside <= TOLERANCE))
+        if name != "autoattack" and wrong.any():
+            at = int(wrong.nonzero()[0])
+            raise WorkError(
+                f"example {self.indices[int(rows[at])]}: {name} left its {threat.norm} ball of "
+                f"{threat.eps:g} or the box: norm {float(sizes[at]):.8g}, {float(outside[at]):.3g} "
+                "outside of [0, 1]; this is a bug of raybust's, no row of the shard was written"
+            )
+        return sizes
+
+
+@contextmanager
+def _reproducible(device: torch.device) -> Iterator[None]:
+    """Full float32, the same kernels every time, and torch's global generator put back after."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with (
+            torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+            torch.backends.cudnn.flags(
+                enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+            ),
+        ):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -1,0 +1,132 @@
+"""Adversarial training: Madry, Makelov, Schmidt, Tsipras and Vladu, "Towards Deep Learning Models
+Resistant to Adversarial Attacks" (ICLR 2018, arXiv:1706.06083). With one step and start=n_fgsm it
+is the single-step training of de Jorge et al. (NeurIPS 2022, arXiv:2202.01181).
+
+Batch norm is in eval mode while the attack runs (Pang et al., ICLR 2021, arXiv:2010.00467), which
+`statistics=batch` undoes. The base of the methods that train on attacks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from raybust.config.options import option
+from raybust.methods.base import Method, StepContext
+from raybust.numerics.attacks import Network, ascend, attacked, n_fgsm
+from raybust.numerics.balls import Threat, normal
+
+_ORDERS = {"linf": math.inf, "l2": 2.0, "l1": 1.0}
+_STEP = 2.5
+_GAUSSIAN_START = 0.001
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pgd(Method):
+    """Cross entropy on the worst images that projected gradient ascent finds in a norm ball and
+    in [0, 1]: loss = CE(network(x + delta), y), delta ~ argmax over ||delta|| <= eps of the same.
+    """
+
+    norm: Literal["linf", "l2", "l1"] = option("linf", "Norm of the ball.")
+    eps: float = option(8 / 255, "Radius of the ball.", gt=0, unit="norm's, pixels in [0, 1]")
+    rms: float | None = option(
+        None,
+        "Radius in place of `eps`, comparable between norms: the root mean square that all pixels "
+        "can change by, eps = rms d^(1/p) for d pixels.",
+        gt=0,
+        le=1,
+        unit="pixels in [0, 1]",
+    )
+    steps: int = option(10, "Gradient steps of the attack.", ge=1)
+    step: float | None = option(
+        None, "Length of a step; 2.5 eps / steps where not given.", gt=0, unit="norm's"
+    )
+    start: Literal["uniform", "center", "gaussian", "n_fgsm"] = option(
+        "uniform",
+        "Where the attack starts: in the ball, at the image, 0.001 e from it, or in 2 eps with one "
+        "step of eps and no projection onto the ball (N-FGSM, needs steps=1).",
+    )
+    warmup: float = option(
+        0.0, "Share of the run over which eps rises linearly from 0.", ge=0, lt=1
+    )
+    early_steps: int | None = option(
+        None, "Steps in the early part of the run; `steps` there too where not given.", ge=1
+    )
+    early: float = option(0.5, "Share of the run that is early.", ge=0, le=1)
+    statistics: Literal["running", "batch"] = option(
+        "running", "Batch norm's statistics while the attack runs; neither kind is updated by it."
+    )
+
+    def problems(self) -> list[str]:
+        """Rules across fields, beside the fields' own."""
+        found = super().problems()
+        if self.norm == "linf" and self.eps > 1:
+            found.append(f"eps: got {self.eps:g}, expected <= 1 for linf: images are in [0, 1]")
+        if self.start == "n_fgsm" and (self.steps != 1 or self.early_steps not in (None, 1)):
+            found.append(f"steps: got {self.steps}, expected 1, because start is n_fgsm")
+        return found
+
+    def loss(
+        self, network: nn.Module, images: Tensor, targets: Tensor, context: StepContext
+    ) -> Tensor:
+        """Returns the mean cross entropy of the attacked batch; see `Method.loss`."""
+
+        def objective(logits: Tensor) -> Tensor:
+            return F.cross_entropy(logits, targets, reduction="sum")
+
+        with attacked(network, statistics=self.statistics):
+            worst = self.attack(network, images, objective, context)
+        logits = network(worst)
+        context.metrics["train/attacked_accuracy"] = accuracy(logits, targets)
+        return F.cross_entropy(logits, targets)
+
+    def attack(
+        self,
+        network: Network,
+        images: Tensor,
+        objective: Callable[[Tensor], Tensor],
+        context: StepContext,
+    ) -> Tensor:
+        """Returns the images (B, C, H, W) after the attack of this moment of the run.
+
+        Args:
+            network: images to logits, in the state that `attacked` puts it in.
+            images: (B, C, H, W) in [0, 1].
+            objective: logits to a scalar, a sum over the batch; what the attack maximizes.
+            context: generator and progress.
+        """
+        rise = min(1.0, context.progress / self.warmup) if self.warmup else 1.0
+        threat = self.threat(images[0].numel()).scaled(rise)
+        if self.start == "n_fgsm":
+            return n_fgsm(network, images, threat, objective, context.generator)
+        steps = self.steps
+        if self.early_steps is not None and context.progress < self.early:
+            steps = self.early_steps
+        step = _STEP * threat.eps / steps if self.step is None else self.step * rise
+        start = self._start(images, threat, context.generator)
+        return ascend(network, images, threat, objective, start=start, steps=steps, step=step)
+
+    def threat(self, pixels: int) -> Threat:
+        """Returns the ball for images of C H W = `pixels`."""
+        eps = self.eps if self.rms is None else self.rms * pixels ** (1 / _ORDERS[self.norm])
+        return Threat(self.norm, eps)
+
+    def _start(self, images: Tensor, threat: Threat, generator: torch.Generator) -> Tensor:
+        if self.start == "center":
+            return torch.zeros_like(images)
+        if self.start == "gaussian":
+            delta = _GAUSSIAN_START * normal(images, generator)
+            return threat.project(delta, images, exact=False)
+        return threat.sample(images, generator)
+
+
+def accuracy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Returns the share of logits (B, K) whose top class is that of the targets, (B,) or (B, K)."""
+    classes = targets if targets.ndim == 1 else targets.argmax(1)
+    return (logits.detach().argmax(1) == classes).float().mean()

@@ -1,0 +1,67 @@
+"""SmoothAdv: Salman, Yang, Li, Zhang, Zhang, Razenshteyn and Bubeck, "Provably Robust Deep Learning
+via Adversarially Trained Smoothed Classifiers" (NeurIPS 2019, arXiv:1906.04584).
+
+The attack is on the smoothed classifier, estimated on m draws of noise that stay the same through
+its steps and are then trained on, as in the authors' code. Noise comes last and is not clamped.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from raybust.config.options import option
+from raybust.methods.base import StepContext
+from raybust.methods.pgd import Pgd, accuracy
+from raybust.numerics.attacks import attacked, mean_log_probability
+from raybust.numerics.balls import normal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Smoothadv(Pgd):
+    """Cross entropy on noisy copies of the images that are the worst for the smoothed classifier:
+    loss = mean over i of CE(network(x + delta + sigma e_i), y), delta ~ argmax over ||delta|| <=
+    eps of -log mean over i of p_y(x + delta + sigma e_i).
+    """
+
+    sigma: float = option(0.25, "Standard deviation of the noise.", gt=0, unit="pixels in [0, 1]")
+    samples: int = option(2, "Draws of noise of an image, m; costs m passes in place of one.", ge=1)
+    norm: Literal["linf", "l2", "l1"] = option("l2", "Norm of the ball.")
+    eps: float = option(0.5, "Radius of the ball.", gt=0, unit="norm's, pixels in [0, 1]")
+    steps: int = option(4, "Gradient steps of the attack.", ge=1)
+    start: Literal["uniform", "center", "gaussian", "n_fgsm"] = option(
+        "center", "Where the attack starts, as in `pgd`."
+    )
+    warmup: float = option(
+        0.1, "Share of the run over which eps rises linearly from 0.", ge=0, lt=1
+    )
+
+    def loss(
+        self, network: nn.Module, images: Tensor, targets: Tensor, context: StepContext
+    ) -> Tensor:
+        """Returns the mean cross entropy of the attacked noisy copies; see `Method.loss`."""
+        m, count = self.samples, len(images)
+        copies = images.repeat(m, 1, 1, 1)
+        noise = (self.sigma * normal(copies, context.generator)).reshape(m, *images.shape)
+
+        def noisy(point: Tensor) -> Tensor:
+            logits: Tensor = network((point + noise).flatten(0, 1))
+            return logits
+
+        def objective(logits: Tensor) -> Tensor:
+            smoothed = mean_log_probability(logits.log_softmax(1).reshape(m, count, -1))
+            return F.cross_entropy(smoothed, targets, reduction="sum")
+
+        with attacked(network, statistics=self.statistics):
+            worst = self.attack(noisy, images, objective, context)
+        logits = noisy(worst)
+        repeated = targets.repeat(m, *[1] * (targets.ndim - 1))
+        context.metrics["train/attacked_accuracy"] = accuracy(logits, repeated)
+        return F.cross_entropy(logits, repeated)
+
+    def noise(self) -> float:
+        """The sigma of training is the sigma of certification."""
+        return self.sigma

@@ -1,0 +1,60 @@
+"""TRADES: Zhang, Yu, Jiao, Xing, El Ghaoui and Jordan, "Theoretically Principled Trade-off between
+Robustness and Accuracy" (ICML 2019, arXiv:1901.08573).
+
+As in the authors' code the attack maximizes the divergence from a start 0.001 e beside the image
+(at the image its gradient is 0), and both terms train the network in train mode.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from raybust.config.options import option
+from raybust.methods.base import StepContext
+from raybust.methods.pgd import Pgd, accuracy
+from raybust.numerics.attacks import attacked
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trades(Pgd):
+    """Cross entropy on the images, and how far an attack can move the prediction: loss =
+    CE(network(x), y) + beta max over ||delta|| <= eps of KL(p(x) || p(x + delta)).
+    """
+
+    beta: float = option(
+        6.0, "Weight of the divergence: more is more robust and less accurate.", gt=0
+    )
+    start: Literal["uniform", "center", "gaussian", "n_fgsm"] = option(
+        "gaussian", "Where the attack starts, as in `pgd`; not at the center, where it would stay."
+    )
+
+    def problems(self) -> list[str]:
+        """Rules across fields, beside the fields' own."""
+        found = super().problems()
+        if self.start == "center":
+            found.append("start: got 'center', expected another: the divergence is flat there")
+        return found
+
+    def loss(
+        self, network: nn.Module, images: Tensor, targets: Tensor, context: StepContext
+    ) -> Tensor:
+        """Returns cross entropy plus beta times the mean divergence; see `Method.loss`."""
+        with attacked(network, statistics=self.statistics):
+            with torch.no_grad():
+                clean = network(images).softmax(1)
+            worst = self.attack(
+                network,
+                images,
+                lambda logits: F.kl_div(logits.log_softmax(1), clean, reduction="sum"),
+                context,
+            )
+        natural, moved = network(images), network(worst)
+        divergence = F.kl_div(moved.log_softmax(1), natural.softmax(1), reduction="batchmean")
+        context.metrics["train/divergence"] = divergence.detach()
+        context.metrics["train/attacked_accuracy"] = accuracy(moved, targets)
+        return F.cross_entropy(natural, targets) + self.beta * divergence

@@ -1,0 +1,71 @@
+"""Networks that evaluation must measure, refuse or distrust."""
+
+import torch
+from torch import nn
+
+from raybust.config.schema import Evaluate
+from raybust.evaluate import make_attack_protocol
+
+SHAPE = (1, 6, 6)
+FAST = {"queries": 200, "steps": 15, "targets": 3, "shard": 10}
+
+
+class Small(nn.Module):
+    """A little convolutional network that errs within reach."""
+
+    def __init__(self, classes=5):
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(4)
+            self.body = nn.Sequential(
+                nn.Conv2d(1, 6, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(216, classes)
+            )
+        self.eval()
+
+    def forward(self, images):
+        return 10 * self.body(images)
+
+
+class Wrapped(nn.Module):
+    """A defense in front of or behind a network."""
+
+    def __init__(self, after=lambda z: z, before=lambda x: x):
+        super().__init__()
+        self.inner, self.before, self.after = Small(), before, after
+        self.eval()
+
+    def forward(self, images):
+        return self.after(self.inner(self.before(images)))
+
+
+class Step(torch.autograd.Function):
+    """Rounds to quarters; its gradient is 0, as a quantizing defense's is."""
+
+    @staticmethod
+    def forward(context, images):
+        return (images * 4).round() / 4
+
+    @staticmethod
+    def backward(context, gradient):
+        return torch.zeros_like(gradient)
+
+
+def quantized():
+    return Wrapped(before=Step.apply)
+
+
+def examples(network, count=30, seed=0):
+    """Images, labels that the network mostly gives, indices."""
+    images = torch.rand(count, *SHAPE, generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        labels = network(images).argmax(1)
+    labels[::10] = (labels[::10] + 1) % 5
+    return images, labels, [7 * at for at in range(count)]
+
+
+def protocol(count=30, **changes):
+    settings = {"eps": (0.01, 0.03), **FAST, **changes}
+    return make_attack_protocol(
+        Evaluate(**settings), shape=SHAPE, total=count, device="cpu", dataset="made", data="d",
+        weights="w",
+    )  # fmt: skip

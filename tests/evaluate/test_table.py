@@ -1,0 +1,61 @@
+"""The table on disk: headers, torn lines, other protocols."""
+
+import pytest
+from nets import Small, protocol
+from test_suite import run
+
+from raybust.errors import RequestError
+from raybust.evaluate import AttackTable
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return run(Small(), protocol())
+
+
+def test_rows_come_back(tmp_path, rows):
+    path = tmp_path / "deep" / "table.tsv"
+    table = AttackTable(path, protocol())
+    table.append(reversed(rows[:45]))
+    again = AttackTable(path, protocol())
+    assert again.rows == rows[:45]
+    assert again.has(row.idx for row in rows[:45])
+    assert not again.has(row.idx for row in rows)
+    again.append(rows)
+    assert again.finish() == rows
+    assert AttackTable(path, protocol()).rows == rows
+
+
+def test_a_kill_at_any_byte_leaves_a_table_that_goes_on(tmp_path, rows):
+    path = tmp_path / "table.tsv"
+    table = AttackTable(path, protocol())
+    table.append(rows)
+    whole = table.finish() and path.read_bytes()
+    for length in [*range(0, 200, 7), *range(len(whole) - 300, len(whole), 11)]:
+        path.write_bytes(whole[:length])
+        again = AttackTable(path, protocol())
+        again.append(rows)
+        again.finish()
+        assert path.read_bytes() == whole
+
+
+def test_another_protocol_is_refused_and_the_file_left(tmp_path, rows):
+    path = tmp_path / "table.tsv"
+    AttackTable(path, protocol()).append(rows)
+    before = path.read_bytes()
+    with pytest.raises(RequestError, match="queries: 200 -> 300"):
+        AttackTable(path, protocol(queries=300))
+    assert path.read_bytes() == before
+    path.write_text("hello\nworld\n")
+    with pytest.raises(RequestError, match="no table of raybust's"):
+        AttackTable(path, protocol())
+
+
+def test_a_broken_row_is_named(tmp_path, rows):
+    path = tmp_path / "table.tsv"
+    AttackTable(path, protocol()).append(rows)
+    lines = path.read_text().splitlines(keepends=True)
+    lines[4] = "1\t2\n"
+    path.write_text("".join(lines))
+    with pytest.raises(RequestError, match="line 5 is no row"):
+        AttackTable(path, protocol())

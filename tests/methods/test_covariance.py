@@ -1,0 +1,140 @@
+"""The method `covariance`: what is its own, beside the conformance suite."""
+
+import pytest
+import torch
+from torch import nn
+
+from raybust.errors import RequestError
+from raybust.methods import StepContext
+from raybust.methods.covariance import Covariance
+from raybust.models import cifar
+from raybust.numerics.moments import propagate
+from raybust.objective import CountedNetwork
+
+
+def network_for(kind="batch norm"):
+    torch.manual_seed(0)
+    if kind == "batch norm":
+        return cifar.PreActResNet(1, 4, stem=4, widths=(4, 8), blocks=1).double()
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4)
+    ).double()
+
+
+IMAGES = torch.rand(8, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+LABELS = torch.arange(8) % 4
+
+
+def step(method, network, images=IMAGES, labels=LABELS, progress=0.5):
+    prepared = method.setup(network, images, labels)
+    counted = CountedNetwork(network.train())
+    context = StepContext(torch.Generator().manual_seed(0), progress, prepared)
+    return method.loss(counted, images, labels, context), counted, context
+
+
+def test_one_pass_is_counted():
+    loss, counted, context = step(Covariance(), network_for())
+    loss.backward()
+    assert (counted.forward_passes, counted.backward_passes) == (8, 8)
+    assert context.metrics["covariance/radius"] >= 0
+
+
+def test_the_network_s_own_pass():
+    """With weight 0 it is Gaussian training but for the constant 1e-10, batch norm included."""
+    ours, theirs = network_for(), network_for()
+    loss, _, _ = step(Covariance(weight=0.0), ours)
+    noise = torch.empty_like(IMAGES).normal_(generator=torch.Generator().manual_seed(0))
+    expected = nn.functional.cross_entropy(theirs.train()(IMAGES + 0.25 * noise), LABELS)
+    torch.testing.assert_close(loss, expected, rtol=1e-8, atol=0)
+    for a, b in zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_warmup():
+    during = step(Covariance(warmup=0.6), network_for())[0]
+    without = step(Covariance(weight=0.0), network_for())[0]
+    assert during == without
+    assert step(Covariance(warmup=0.5), network_for())[0] > without
+
+
+@pytest.mark.parametrize("detach", [True, False])
+@pytest.mark.parametrize("case", ["plain", "saturated", "all wrong"])
+def test_gradient_against_finite_differences(case, detach):
+    """A constant covariance stays put when a bias moves; otherwise a weight moves."""
+    network = network_for("plain")
+    if case == "saturated":
+        network[4].weight.data *= 1e4
+    method = Covariance(warmup=0.0, expected_relu=True, detach_covariance=detach, weight=0.7)
+    noise = torch.empty_like(IMAGES).normal_(generator=torch.Generator().manual_seed(0))
+    graph = method.setup(network, IMAGES, LABELS)
+    with torch.no_grad():
+        guess = propagate(graph, network, IMAGES + 0.25 * noise, 0.25, method.rules()).top[:, 0]
+    labels = (guess + 1) % 4 if case == "all wrong" else guess
+
+    def loss():
+        context = StepContext(torch.Generator().manual_seed(0), 0.5, graph)
+        return method.loss(network, IMAGES, labels, context)
+
+    moved = network[0].bias if detach else network[0].weight
+    gradient = torch.autograd.grad(loss(), moved)[0].flatten()
+    assert gradient.isfinite().all()
+    start = moved.detach().clone()
+    for at in (0, 3):
+        sides = []
+        for size in (1e-7, -1e-7):
+            with torch.no_grad():
+                moved.view(-1)[at] += size
+                sides.append(float(loss()))
+                moved.copy_(start)
+        difference = (sides[0] - sides[1]) / 2e-7
+        assert float(gradient[at]) == pytest.approx(difference, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e6])
+def test_no_nan_reaches_the_weights(scale):
+    for expected_relu in (True, False):
+        network = network_for().float()
+        network.linear.weight.data *= scale
+        method = Covariance(warmup=0.0, expected_relu=expected_relu, ridge=0.0)
+        loss, _, _ = step(method, network, IMAGES.float())
+        loss.backward()
+        assert loss.isfinite()
+        assert all(p.grad.isfinite().all() for p in network.parameters())
+
+
+def test_bf16_autocast():
+    network = network_for().float()
+    method = Covariance(warmup=0.0)
+    graph = method.setup(network, IMAGES.float(), LABELS)
+    counted = CountedNetwork(network.train(), torch.bfloat16)
+    context = StepContext(torch.Generator().manual_seed(0), 0.5, graph)
+    loss = method.loss(counted, IMAGES.float(), LABELS, context)
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert loss.isfinite()
+    assert counted.backward_passes == 8
+
+
+def test_soft_targets_use_the_likeliest_class():
+    one_hot = nn.functional.one_hot(LABELS, 4).double()
+    hard = step(Covariance(warmup=0.0), network_for())[0]
+    soft = step(Covariance(warmup=0.0), network_for(), labels=one_hot)[0]
+    torch.testing.assert_close(hard, soft)
+
+
+class Branching(nn.Module):
+    def forward(self, x):
+        return x.flatten(1) if x.sum() > 0 else -x.flatten(1)
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (Branching(), "method covariance: Branching cannot be traced by torch.fx"),
+        (nn.Sequential(nn.Flatten(), nn.SiLU(), nn.Linear(64, 4)), r"layer '1' \(SiLU\) has no"),
+    ],
+)
+def test_networks_that_do_not_fit_are_refused_before_training(network, message):
+    with pytest.raises(RequestError, match=message):
+        Covariance().setup(network.double(), IMAGES, LABELS)
+    assert network.training

@@ -1,0 +1,79 @@
+"""The transfer matrix: what concentration predicts, and the picture and table of it."""
+
+import math
+
+import numpy as np
+import pytest
+
+from raybust.errors import RequestError
+from raybust.numerics.lp_sets import CIFAR_SHAPE, NORMS, named
+from raybust.report import transfer
+from raybust.report.transfer import Training, plot_transfer, predicted, transfer_table
+
+INF = math.inf
+
+
+def training(name, rows, level=0.5):
+    return Training(name=name, rows=rows, accuracy=dict.fromkeys(NORMS, level))
+
+
+def column(rows):
+    return dict(zip(NORMS, predicted([training("x", rows)], CIFAR_SHAPE)[:, 0], strict=True))
+
+
+def test_dense_noise_covers_what_has_no_larger_rms():
+    covered = column(((2.0, 4.0),))
+    # the authors' experiment: L2 of 4 is Linf of 0.125, L1 of 156.8, L0.5 of 248,692, L10 of 0.228
+    assert covered[2.0] == 0.9
+    assert covered[INF] == 0.9  # 0.005 to 0.12
+    assert covered[1.0] == 0.8  # 12.5 to 150
+    assert covered[0.5] == 0.6  # 25k to 200k
+    assert covered[10.0] == 0.8  # 0.02 to 0.2
+    assert covered[0.0] == 0.0
+
+
+def test_impulses_cover_impulses_alone():
+    covered = column(((0.0, 0.03),))
+    assert covered[0.0] == 0.5
+    assert sum(covered.values()) == 0.5
+
+
+def test_sets_cover_themselves_and_standard_training_nothing():
+    assert set(column(named("C1", CIFAR_SHAPE).rows).values()) == {1.0}
+    assert set(column(()).values()) == {0.0}
+
+
+def example():
+    columns = []
+    for name, rows, level in (("standard", (), 0.3), ("L2", ((2.0, 4.0),), 0.6)):
+        columns.append(training(name, rows, level))
+    return columns
+
+
+def test_measured_is_a_share_of_the_best():
+    found = transfer.measured(example())
+    assert found.shape == (len(NORMS), 2)
+    assert np.allclose(found, [0.5, 1.0])
+    assert np.allclose(transfer.measured(example(), normalized=False), [0.3, 0.6])
+    assert transfer.rank_correlation(example(), CIFAR_SHAPE) == pytest.approx(1.0)
+    assert math.isnan(transfer.rank_correlation(example()[:1], CIFAR_SHAPE))
+
+
+def test_table_and_picture(tmp_path):
+    table = transfer_table(example(), CIFAR_SHAPE)
+    assert "| tested | standard | L2 |" in table
+    assert "| p=inf | 50.0 (0) | 100.0 (90) |" in table
+    assert "| rms of training noise | - | 0.072 |" in table
+    path = plot_transfer(example(), CIFAR_SHAPE, tmp_path / "transfer.png", title="digits")
+    assert path.read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(RequestError, match="no training"):
+        plot_transfer([], CIFAR_SHAPE, path)
+
+
+def test_a_run_becomes_a_column():
+    metrics = {f"error/p_{p:g}": 0.1 for p in NORMS}
+    found = transfer.training_of_metrics("run", ((2.0, 1.0),), metrics)
+    assert found.accuracy[INF] == pytest.approx(0.9)
+    del metrics["error/p_inf"]
+    with pytest.raises(RequestError, match="run: lacks error/p_inf; run `raybust evaluate run"):
+        transfer.training_of_metrics("run", (), metrics)
