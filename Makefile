@@ -3,16 +3,23 @@ PYTHON ?= python3
 BIN := .venv/bin
 QUICKSTART ?=
 
-.PHONY: quickstart test lint bench clean venv
+.PHONY: quickstart test test-ray test-rest lint bench clean venv
 
 quickstart: .venv/ready  ## a sweep on scikit-learn's digits, with certificates and MLflow
 	$(BIN)/raybust tune search_spaces/quickstart.yaml $(QUICKSTART)
 
-test: .venv/ready  ## all tests, with coverage
+test: .venv/ready  ## all tests, with coverage; those that start Ray mostly wait, so the others run beside them
 	$(BIN)/coverage erase
-	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest --numprocesses 2 --dist loadgroup
-	$(BIN)/coverage combine -q
+	$(MAKE) --jobs 2 --output-sync=target test-ray test-rest
+	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report --skip-covered --sort=cover | tail -n 25
+
+test-ray test-rest: export OMP_NUM_THREADS = 1
+test-ray:
+	$(BIN)/coverage run -m pytest -m "cluster"
+
+test-rest:
+	$(BIN)/coverage run -m pytest -m "not cluster"
 
 lint: .venv/ready
 	$(BIN)/ruff check .

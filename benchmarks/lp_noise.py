@@ -1,8 +1,8 @@
 """Speed of the Lp noise of a CIFAR batch: 128 images, each with its own (p, eps) of the set C1.
 
 Against the original's sampler, NumPy and Gamma(1/p) for each image, and against a training step of
-ResNet-20, alternating in one run. All on one thread: NumPy has one, and on a machine whose cores are
-shared a second one measures the waiting for it. Prints one JSON line a figure; the value is the
+ResNet-20, alternating in one run. All on one thread: NumPy has one, and where cores are shared with
+other work a second one measures the waiting for it. Prints one JSON line a figure; the value is the
 median over runs.
 """
 

@@ -11,14 +11,6 @@ os.environ.pop("MLFLOW_TRACKING_URI", None)
 sys.path.insert(0, str(Path(__file__).parent / "methods"))
 
 
-def pytest_collection_modifyitems(items):
-    """Tests that start Ray share one process and come first; the others fill the other process."""
-    for item in items:
-        if item.get_closest_marker("cluster"):
-            item.add_marker(pytest.mark.xdist_group("ray"))
-    items.sort(key=lambda item: item.get_closest_marker("cluster") is None)
-
-
 class Result(NamedTuple):
     """What a command ended with."""
 

@@ -121,7 +121,7 @@ def variates(p, count, seed=0, dtype=torch.float32):
     """g and |g|^p, from each of the samplers that can draw them."""
     order = torch.full((count, 1), p, dtype=dtype)
     found = [sampling._by_gamma((count, 1), order, generator(seed), dtype)]
-    if p >= 1:
+    if p > 1:
         found.append(sampling._by_rejection(count, p, generator(seed), dtype))
     if p == 0.5:
         found.append(sampling._of_half_order(count, generator(seed), dtype))
@@ -270,6 +270,16 @@ def test_impulses_hit_an_exact_count(share):
     assert values.unique().tolist() == [0.0, 1.0]
 
 
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 4, 5])
+def test_every_choice_has_the_same_chance(count):
+    chosen, _ = impulses((6000, 5), count / 5, generator=generator(count))
+    assert (chosen.sum(1) == count).all()
+    codes = (chosen * 2 ** torch.arange(5)).sum(1)
+    found = codes.bincount(minlength=32)[codes.bincount(minlength=32) > 0]
+    assert len(found) == math.comb(5, count)
+    assert len(found) == 1 or stats.chisquare(found.numpy() * 1.0).pvalue > ALPHA
+
+
 def test_impulses_of_each_image_have_their_own_count():
     share = torch.tensor([0.0, 0.3, 0.01, 1.0])
     chosen, _ = impulses((4, D), share, generator=generator())
@@ -354,7 +364,7 @@ def test_noise_keeps_to_its_patch():
 @pytest.mark.parametrize(
     ("p", "eps", "message"),
     [
-        (math.nan, 1.0, "p: got nan, expected a norm, > 0"),
+        (math.nan, 1.0, "p: got nan, expected 0 or a norm, > 0"),
         (-1.0, 1.0, "p: got -1, expected"),
         (2.0, -0.5, "eps: got -0.5, expected a radius"),
         (2.0, math.nan, "eps: got nan, expected a radius"),

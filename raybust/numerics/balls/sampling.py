@@ -17,10 +17,6 @@ from torch import Tensor
 
 from raybust.errors import RequestError
 
-_GRAIN = 2**15
-"""Entries up to which PyTorch runs an operation on one thread: operations this short lose more by
-waiting for threads than they gain, most of all on a busy machine."""
-
 _LEAST = 2.0**-25
 """Half of the least positive value of torch.rand in float32: keeps its zeros from becoming inf."""
 
@@ -59,17 +55,9 @@ def ball(
     """
     device = generator.device
     orders, radii = _per_row(p, shape[0], device), _per_row(eps, shape[0], device)
-    if device.type == "cpu":  # reading p costs nothing here, and Gamma variates are slow
+    if device.type == "cpu":
         _check("p", orders, orders > 0, "a norm, > 0")
-        _check("eps", radii, (radii >= 0) & radii.isfinite(), "a radius, >= 0")
-        points = torch.empty(shape, dtype=dtype)
-        for order in sorted(set(orders.tolist())):
-            for rows in (orders == order).nonzero().flatten().split(max(1, _GRAIN // shape[1])):
-                drawn = _one_order((len(rows), shape[1]), order, generator, sphere, dtype)
-                points.index_copy_(0, rows, drawn)
-    else:
-        points = _all_orders(shape, orders[:, None].to(dtype), generator, sphere, dtype)
-    return points.mul_(radii[:, None].to(dtype))
+    return _points(shape[1], orders, radii, generator, (sphere, dtype))
 
 
 def impulses(
@@ -100,15 +88,14 @@ def impulses(
     """
     device = generator.device
     shares = _per_row(share, shape[0], device)
-    counts = (shares * shape[1]).round_()
-    most = shape[1]
+    counts = (shares * shape[1]).round_().long()
     if device.type == "cpu":
         _check("eps", shares, (shares >= 0) & (shares <= 1), "a share in [0, 1], because p is 0")
-        most = int(counts.max()) if shape[0] else 0
-    scores = torch.rand(shape, generator=generator, device=device)
-    ranked = scores.topk(most, dim=1).indices  # indices: exactly k even where scores are equal
-    kept = torch.arange(most, device=device) < counts[:, None]
-    chosen = torch.zeros(shape, dtype=torch.bool, device=device).scatter_(1, ranked, kept)
+        chosen = _choose(shape, counts, generator)
+    else:
+        ranked = torch.rand(shape, generator=generator, device=device).argsort(1)
+        kept = torch.arange(shape[1], device=device) < counts[:, None]
+        chosen = torch.zeros(shape, dtype=torch.bool, device=device).scatter_(1, ranked, kept)
     values = torch.rand(shape, generator=generator, device=device, dtype=dtype)
     return chosen, (values < 0.5).to(dtype) if binary else values
 
@@ -147,16 +134,13 @@ def lp_noise(
     shape, dtype, device = (flat.shape[0], flat.shape[1]), wide.dtype, images.device
     orders, radii = _per_row(p, shape[0], device), _per_row(eps, shape[0], device)
     allowed = None if mask is None else mask.expand(images.shape).flatten(1)
+    if device.type == "cpu":
+        _check("p", orders, orders >= 0, "0 or a norm, > 0")
     sparse = orders == 0
-    noise = ball(
-        shape,
-        orders.masked_fill(sparse, torch.inf),
-        radii.masked_fill(sparse, 0.0),
-        generator=generator,
-        sphere=sphere,
-        dtype=dtype,
-    )
-    noisy = flat + (noise if allowed is None else noise * allowed)
+    noisy = _points(shape[1], orders, radii, generator, (sphere, dtype))
+    if allowed is not None:
+        noisy.mul_(allowed)
+    noisy.add_(flat)
     # Off the CPU all rows take part: finding the sparse ones would make the host wait.
     everything = torch.arange(shape[0], device=device)
     rows = everything[sparse] if device.type == "cpu" else everything
@@ -169,9 +153,10 @@ def lp_noise(
             dtype=dtype,
         )
         chosen = chosen if allowed is None else chosen & allowed[rows]
-        noisy = noisy.index_copy(0, rows, torch.where(chosen, values, noisy[rows]))
-    noisy = noisy.view_as(wide)
-    return (noisy.clamp(0.0, 1.0) if clip else noisy).to(images.dtype)
+        noisy.index_copy_(0, rows, torch.where(chosen, values, noisy[rows]))
+    if clip:
+        noisy.clamp_(0.0, 1.0)
+    return noisy.view_as(wide).to(images.dtype)
 
 
 def squares(images: Tensor, share: tuple[float, float], generator: torch.Generator) -> Tensor:
@@ -194,6 +179,31 @@ def squares(images: Tensor, share: tuple[float, float], generator: torch.Generat
     return (inside[0][:, :, None] & inside[1][:, None, :])[:, None]
 
 
+def _choose(shape: tuple[int, int], counts: Tensor, generator: torch.Generator) -> Tensor:
+    """Returns bool (B, d) with exactly `counts` of each row set, every choice with equal chances:
+    the first k distinct ones of a sequence of random entries, or all but those if k > d/2.
+
+    Sorting random scores, the usual way, takes ten times as long on a CPU.
+    """
+    rows, d = shape
+    inverted = counts > d / 2
+    wanted = torch.where(inverted, d - counts, counts)[:, None]
+    most = int(wanted.max()) if rows else 0
+    length = d * math.log(d / (d - most)) if most else 0.0  # gives `most` distinct ones on average
+    steps = torch.arange(int(length + 8 * math.sqrt(length)) + 16)
+    while True:
+        entries = torch.randint(d, (rows, len(steps)), generator=generator)
+        order = steps.expand(rows, -1)
+        first = torch.full(shape, len(steps)).scatter_reduce_(1, entries, order, "amin")
+        new = first.gather(1, entries) == order
+        rank = new.cumsum(1)  # of the distinct ones, in the order in which they came
+        if (rank[:, -1:] >= wanted).all():
+            break  # else too many were the same, which the length makes very rare
+    met = first < len(steps)
+    chosen = met & (rank.gather(1, first.clamp_(max=len(steps) - 1)) <= wanted)
+    return chosen ^ inverted[:, None]
+
+
 def _check(name: str, values: Tensor, good: Tensor, allowed: str) -> None:
     if not good.all():
         raise RequestError(f"{name}: got {values[~good][0].item():g}, expected {allowed}")
@@ -202,6 +212,26 @@ def _check(name: str, values: Tensor, good: Tensor, allowed: str) -> None:
 def _per_row(value: float | Tensor, rows: int, device: torch.device) -> Tensor:
     """Returns float64 (B,) on the device."""
     return torch.as_tensor(value, dtype=torch.float64, device=device).expand(rows)
+
+
+def _points(
+    d: int, p: Tensor, eps: Tensor, generator: torch.Generator, kind: tuple[bool, torch.dtype]
+) -> Tensor:
+    """Returns points (B, d) of the balls or spheres of p and eps, both (B,); zeros where p is 0."""
+    sphere, dtype = kind
+    if p.device.type != "cpu":
+        dense = p > 0
+        orders, radii = p.masked_fill(~dense, torch.inf), eps.masked_fill(~dense, 0.0)
+        drawn = _all_orders((len(p), d), orders[:, None].to(dtype), generator, sphere, dtype)
+        return drawn.mul_(radii[:, None].to(dtype))
+    points = torch.zeros(len(p), d, dtype=dtype)
+    for order in sorted(set(p.tolist()) - {0.0}):  # reading p costs nothing on a CPU
+        rows = (p == order).nonzero().flatten()
+        radii = eps[rows]
+        _check("eps", radii, (radii >= 0) & radii.isfinite(), "a radius, >= 0")
+        drawn = _one_order((len(rows), d), order, generator, sphere, dtype)
+        points.index_copy_(0, rows, drawn.mul_(radii[:, None].to(dtype)))
+    return points
 
 
 def _one_order(
@@ -215,9 +245,13 @@ def _one_order(
     if p == 2:
         signed = torch.randn(count, generator=generator, dtype=dtype).mul_(math.sqrt(0.5))
         power = signed.square()
+    elif p == 1:
+        signed = torch.empty(count, dtype=dtype).uniform_(-1, 1, generator=generator)
+        power = signed.abs().clamp_(min=_LEAST).log_().neg_()
+        signed = power.copysign(signed)
     elif p == 0.5:
         signed, power = _of_half_order(count, generator, dtype)
-    elif p >= 1:
+    elif p > 1:
         signed, power = _by_rejection(count, p, generator, dtype)
     else:
         order = torch.full((count, 1), p, dtype=dtype)
@@ -248,7 +282,7 @@ def _to_unit(
         scaled = signed / largest
         return scaled / scaled.abs().pow(p).sum(1, keepdim=True).pow(1 / p)
     rest = torch.empty_like(p).exponential_(generator=generator)
-    return signed * power.sum(1, keepdim=True).add_(rest).pow_(-1 / p)
+    return signed.mul_(power.sum(1, keepdim=True).add_(rest).pow_(-1 / p))
 
 
 def _by_gamma(
@@ -274,7 +308,22 @@ def _of_half_order(
 def _by_rejection(
     count: int, p: float, generator: torch.Generator, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Returns g and |g|^p for p >= 1 by rejection; the share Gamma(1 + 1/p) >= 0.88 is accepted.
+    """Returns g and |g|^p for p > 1 by rejection; the share Gamma(1 + 1/p) >= 0.88 is accepted."""
+    signed, power, accepted = _candidates(count, p, generator, dtype)
+    missing = accepted.logical_not().nonzero().flatten()
+    while len(missing):
+        found, powers, accepted = _candidates(2 * len(missing) + 16, p, generator, dtype)
+        good = accepted.nonzero().flatten()[: len(missing)]
+        signed.index_copy_(0, missing[: len(good)], found[good])
+        power.index_copy_(0, missing[: len(good)], powers[good])
+        missing = missing[len(good) :]
+    return signed, power
+
+
+def _candidates(
+    count: int, p: float, generator: torch.Generator, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns candidates t for g, |t|^p, and which of them are accepted.
 
     exp(-t^p) lies below the envelope that is 1 up to c = 1 - 1/p and exp(-p (t - c)) beyond, which
     touches it at t = 1 and whose area is 1: one uniform variate, and the logarithm of what it
@@ -285,10 +334,5 @@ def _by_rejection(
     size = size.clamp_(max=1 - 1 / p).add_(beyond, alpha=1 / p)
     power = size.pow(p)
     coin = torch.empty(count, dtype=dtype).uniform_(-1, 1, generator=generator)
-    again = (beyond.sub_(power).exp_() <= coin.abs()).nonzero().flatten()
-    signed = size.copysign_(coin)
-    if len(again):
-        redrawn, powers = _by_rejection(len(again), p, generator, dtype)
-        signed.index_copy_(0, again, redrawn)
-        power.index_copy_(0, again, powers)
-    return signed, power
+    accepted = beyond.sub_(power).exp_() > coin.abs()
+    return size.copysign_(coin), power, accepted
