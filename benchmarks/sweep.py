@@ -46,7 +46,12 @@ def main() -> None:
         )
         for path, workers, trials, goal in (("one worker", 1, 6, "<= 1.5"), ("nested", 2, 3, "")):
             command(
-                root, *sweep(path[:3], 2, trials), "tune.concurrent=1", "--workers", str(workers)
+                root,
+                *sweep(path[:3], 2, trials),
+                "tune.concurrent=1",
+                "--workers",
+                str(workers),
+                "cluster.cpus_per_worker=0.5",
             )
             figure(
                 f"sweep: seconds per trial beyond training, {path}",

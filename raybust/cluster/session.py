@@ -95,9 +95,10 @@ def slots(config: Config, resources: dict[str, float], overhead: float = 0.0) ->
     if gpu:
         fit = min(fit, int(gpus / (workers * gpu) + 1e-9))
     if fit < 1:
+        driver = f", and {overhead:g} CPUs of a trial's driver," if overhead else ""
         raise RequestError(
             f"cluster.workers: {workers} workers of {cluster.cpus_per_worker:g} CPUs and"
-            f" {gpu:g} GPUs do not fit into the cluster's {cpus:g} CPUs and {gpus:g} GPUs;"
+            f" {gpu:g} GPUs{driver} do not fit into the cluster's {cpus:g} CPUs and {gpus:g} GPUs;"
             " take fewer workers, or less for each (cluster.cpus_per_worker, gpus_per_worker)"
         )
     return fit

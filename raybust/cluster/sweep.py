@@ -70,7 +70,8 @@ def run(
     if resume:
         runs.check_same(folder, "sweep", plain)
     with session(address, verbose=verbose, dashboard=config.cluster.workers > 1) as ray:
-        room = slots(config, ray.cluster_resources())
+        driver = tune.DRIVER_CPUS if config.cluster.workers > 1 else 0.0
+        room = slots(config, ray.cluster_resources(), driver)
         uri = open_store(config, out, say)
         with locked(folder), sending_rest(folder, uri, out, say):
             identity = runs.identify(folder, "sweep", plain, resume)

@@ -30,7 +30,7 @@ from raybust.errors import RequestError, WorkError
 from raybust.track import Journal
 from raybust.track.journal import decode
 
-_DRIVER_CPUS = 0.01
+DRIVER_CPUS = 0.01
 _MAX_REFUSED = 100
 _REASONS = {"COMPLETE": "finished", "PRUNED": "pruned", "FAIL": "failed"}
 
@@ -74,7 +74,7 @@ def run(plan: Sweep, listener: Listener) -> None:
         return
     nested = config.cluster.workers > 1
     resources = ray.cluster_resources()
-    room = session.slots(config, resources, _DRIVER_CPUS if nested else 0.0)
+    room = session.slots(config, resources, DRIVER_CPUS if nested else 0.0)
     searcher = StudySearch(plan, listener, interrupted, left)
     tuner = tune.Tuner(
         _trainable(config, nested, resources),
@@ -249,7 +249,7 @@ def _most_epochs(config: Config, study: Study) -> int:
 
 def _trainable(config: Config, nested: bool, resources: dict[str, float]) -> Any:
     if nested:
-        return tune.with_resources(nested_trial, {"CPU": _DRIVER_CPUS})
+        return tune.with_resources(nested_trial, {"CPU": DRIVER_CPUS})
     gpu = session.gpus_per_worker(config, resources)
     needs = {"CPU": config.cluster.cpus_per_worker} | ({"GPU": gpu} if gpu else {})
     return tune.with_resources(TrialActor, needs)
