@@ -41,7 +41,7 @@ class Progress:
 
     Attributes:
         epoch: epochs that are done, from 1.
-        metrics: scalars by name, the same on every rank.
+        metrics: scalars by name, the same on every rank but for the seconds.
         save: writes a checkpoint of this moment into a folder; for rank 0.
         done: whether this was the last epoch.
         failure: why training cannot go on, or None; with it nothing is to be saved.
