@@ -17,10 +17,7 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import brentq
-from scipy.signal import fftconvolve
-from scipy.special import betaln, ndtri, xlog1py, xlogy
-from scipy.stats import beta, binom, binomtest
+from scipy.special import bdtr, betainc, betaincinv, betaln, ndtri, xlog1py, xlogy
 
 SLACK = 1e-9
 """Relative slack taken off a radius before it is rounded down: far above the rounding errors of
@@ -39,7 +36,8 @@ def clopper_pearson_lower(k: ArrayLike, n: ArrayLike, alpha: float) -> NDArray[n
         alpha: probability with which the bound may be too high, in (0, 1).
     """
     successes, draws = np.broadcast_arrays(np.asarray(k, float), np.asarray(n, float))
-    bound = beta.ppf(alpha, np.maximum(successes, 1), draws - np.maximum(successes, 1) + 1)
+    at_least_one = np.maximum(successes, 1)
+    bound = betaincinv(at_least_one, draws - at_least_one + 1, alpha)
     return np.where(successes > 0, bound, 0.0)
 
 
@@ -53,12 +51,20 @@ def least_count(n: int, p: float, alpha: float) -> int:
 
     That is the least k with P(Bin(n, p) >= k) <= alpha.
     """
-    return int(binom.isf(alpha, n, p)) + 1
+    return _least(0, n + 1, lambda k: betainc(k, n - k + 1, p) <= alpha)
+
+
+def _least(low: int, high: int, holds: Callable[[int], bool]) -> int:
+    """Returns the least k above `low` with holds(k), which stays true; `high` if there is none."""
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(middle) else (middle, high)
+    return high
 
 
 def binomial_test(k: int, n: int) -> float:
     """Returns the p-value of the exact two-sided test of p = 1/2; 1 at n = 0."""
-    return float(binomtest(k, n, 0.5).pvalue) if n else 1.0
+    return min(1.0, 2.0 * float(bdtr(min(k, n - k), n, 0.5)))
 
 
 def look_times(n: int) -> tuple[int, ...]:
@@ -113,6 +119,8 @@ def mixture_lower(k: int, n: int, alpha: float) -> float:
     """Returns inf{p : M(p) < 1/alpha}, a lower bound that holds at all n at once; 0 at k = 0."""
     if k == 0:
         return 0.0
+    from scipy.optimize import brentq  # half a second, which no other rule needs
+
     level, low = -math.log(alpha), k / n
     while mixture_log(k, n, low) < level:
         low /= 2
@@ -127,11 +135,7 @@ def mixture_upper(k: int, n: int, alpha: float) -> float:
 def mixture_least_count(n: int, p: float, alpha: float) -> int:
     """Returns the least k with k/n > p and M(p) >= 1/alpha; n + 1 where there is none."""
     level = -math.log(alpha)
-    low, high = math.floor(n * p), n + 1
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if mixture_log(middle, n, p) >= level else (middle, high)
-    return high
+    return _least(math.floor(n * p), n + 1, lambda k: mixture_log(k, n, p) >= level)
 
 
 def gaussian_radius(p: float, sigma: float) -> float:
@@ -190,6 +194,9 @@ def crossing_probability(times: Sequence[int], counts: Sequence[int], p: float) 
         counts: at each look, the least k that crosses.
         p: probability of a success.
     """
+    from scipy.signal import fftconvolve  # a second that no training process should wait
+    from scipy.stats import binom
+
     law, first, done, crossed = np.ones(1), 0, 0, 0.0
     for time, count in zip(times, counts, strict=True):
         steps = time - done

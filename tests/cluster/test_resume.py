@@ -18,7 +18,7 @@ from raybust import checkpoint
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
-TRIALS, EPOCHS = 5, 5
+TRIALS, EPOCHS = 4, 4
 SPACE = f"""
 name: interrupted
 method: {{name: gaussian, sigma: 0.25}}

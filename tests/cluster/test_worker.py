@@ -112,8 +112,11 @@ def test_a_worker_trains_what_the_loop_alone_trains(trained, tmp_path):
     assert_same_weights(path, checkpoint.newest(folder))
 
 
-def test_two_workers_train_together(out, cluster):
-    folder = train(kit.config(out, "name=two", "cluster.workers=2", "train.epochs=2"))
+def test_two_workers_train_together_with_checkpoints_in_a_storage(out, cluster, tmp_path):
+    """Ray keeps them there; the run's folder gets the last one, and MLflow its weights."""
+    storage = tmp_path / "storage"
+    settings = ("name=two", "cluster.workers=2", "train.epochs=2", f"cluster.storage={storage}")
+    folder = train(kit.config(out, *settings))
     manifest = checkpoint.read_manifest(checkpoint.newest(folder))
     assert (manifest["epoch"], manifest["workers"]) == (2, 2)
     (run,) = kit.runs_of(out).values()
@@ -122,6 +125,12 @@ def test_two_workers_train_together(out, cluster):
     split = data.load(kit.config(out).data).train
     assert run.data.metrics["passes/forward"] == 2 * (len(split) // 128 * 128)
     assert run.data.metrics["validation/accuracy"] > 0.5
+    (kept,) = storage.iterdir()
+    assert_same_weights(checkpoint.newest(kept), checkpoint.newest(folder))
+    # Its name there is the run's own: neither another sweep's trial nor, after --no-resume, the
+    # run that was moved aside is taken for it.
+    assert kept.name == f"two-{runs.read_identity(folder).uid}"
+    assert "checkpoint" in kit.artifacts_of(out, run)
     trained = runs.load(folder, [])
     assert not trained.network.training
     kit.wait(lambda: cluster.available_resources().get("CPU") == 2, 60, "all CPUs are free")
@@ -143,6 +152,17 @@ def test_a_diverged_run_says_so_and_keeps_nothing_bad(out):
     (run,) = kit.runs_of(out).values()
     assert run.info.status == "FAILED"
     assert "nan in epoch 1" in run.data.tags["raybust.failure"]
+
+
+def test_an_mlflow_server_that_is_away_is_only_a_warning(out):
+    said = []
+    settings = ("name=away", "train.epochs=1", "track.uri=http://127.0.0.1:9")
+    folder = train(kit.config(out, *settings), said)
+    assert sum("MLflow at http://127.0.0.1:9 cannot be used now" in line for line in said) == 1
+    assert checkpoint.newest(folder) is not None
+    kinds = [entry["e"] for entry in kit.lines(folder / "journal.jsonl")]
+    assert {"start", "metrics", "end"} <= set(kinds)
+    assert set(kinds[kinds.index("end") + 1 :]) <= {"artifact"}
 
 
 def test_a_worker_that_is_killed_goes_on_from_its_last_checkpoint(out, tmp_path):
@@ -170,17 +190,3 @@ def test_a_worker_that_is_killed_goes_on_from_its_last_checkpoint(out, tmp_path)
     assert epochs == [1, 2, 3, 4, 5, 6]
     (run,) = kit.runs_of(out).values()
     assert {step for _, step in kit.points_of(out, run)} == set(range(1, 7))
-
-
-def test_checkpoints_go_to_the_storage_that_is_named(out, tmp_path):
-    """Ray keeps them there; the run's folder gets the last one, and MLflow its weights."""
-    storage = tmp_path / "storage"
-    settings = ("name=far", f"cluster.storage={storage}", "train.epochs=1")
-    folder = train(kit.config(out, *settings))
-    (kept,) = storage.iterdir()
-    assert_same_weights(checkpoint.newest(kept), checkpoint.newest(folder))
-    (run,) = kit.runs_of(out).values()
-    assert "checkpoint" in kit.artifacts_of(out, run)
-    # Its name there is the run's own: neither another sweep's trial nor, after --no-resume, the
-    # run that was moved aside is taken for it.
-    assert kept.name == f"far-{runs.read_identity(folder).uid}"

@@ -196,8 +196,10 @@ def plugin(tmp_path, monkeypatch):
         monkeypatch.syspath_prepend(str(tmp_path))
         monkeypatch.delitem(sys.modules, "louder_plugin", raising=False)
         monkeypatch.chdir(tmp_path)
+        methods._outside.cache_clear()
 
-    return install
+    yield install
+    methods._outside.cache_clear()
 
 
 def test_method_of_another_package(plugin, cli):

@@ -119,7 +119,7 @@ def test_crossing_probability_by_enumeration():
 @pytest.mark.slow
 @pytest.mark.parametrize(("p", "value"), [(0.977, 9.1e-5)])
 def test_crossing_probability_of_the_confidence_sequence_at_every_n(p, value):
-    times = range(1, 20_001)
+    times = range(1, 10_001)
     counts = [bounds.mixture_least_count(n, p, 0.001) for n in times]
     found = bounds.crossing_probability(times, counts, p)
     assert 0.6 * value < found <= value * 1.01  # the reference goes on to n = 100,000
