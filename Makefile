@@ -12,9 +12,10 @@ quickstart: .venv/ready  ## a sweep on scikit-learn's digits, with certificates 
 # The tests that start Ray wait for processes half of their time: the others run in what they leave.
 test: export OMP_NUM_THREADS = 1
 test: .venv/ready  ## all tests
-	nice $(PYTEST) -m "not cluster" > .rest.log 2>&1 & rest=$$!; \
+	mkdir -p build
+	nice $(PYTEST) -m "not cluster" > build/test.log 2>&1 & rest=$$!; trap "kill $$rest" INT TERM; \
 	$(PYTEST) -m cluster; ray=$$?; \
-	wait $$rest; code=$$?; cat .rest.log; rm .rest.log; \
+	wait $$rest; code=$$?; cat build/test.log; \
 	exit $$(( ray || code ))
 
 coverage: export PYTEST = $(BIN)/coverage run -m pytest
