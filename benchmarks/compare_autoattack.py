@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from raybust.config.schema import Evaluate
+from raybust.config.assess import Evaluate
 from raybust.evaluate import attack_examples, make_attack_protocol, summarize
 from raybust.evaluate.standard import standard_attack, standard_version
 from raybust.models import load_weights

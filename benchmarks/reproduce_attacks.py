@@ -19,7 +19,7 @@ from raybust import config as configuration
 from raybust import data, methods
 from raybust.certify import fast_certificate
 from raybust.config import Config
-from raybust.config.schema import Evaluate, FastCertify
+from raybust.config.assess import Evaluate, FastCertify
 from raybust.data import Dataset
 from raybust.evaluate import attack_examples, make_attack_protocol, summarize
 from raybust.train import Trainer

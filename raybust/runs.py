@@ -33,6 +33,7 @@ TRIALS = "trials"
 _AFTERWARDS = (
     "certify",
     "evaluate",
+    "corruptions",
     "cluster",
     "track",
     "out",
@@ -47,6 +48,7 @@ _RESUMABLE = (
     "track",
     "certify",
     "evaluate",
+    "corruptions",
     "tune.trials",
     "tune.finalists",
     "tune.concurrent",

@@ -25,14 +25,15 @@ from raybust import checkpoint
 from raybust import config as configuration
 from raybust.certify import fast_certificate
 from raybust.config import Config
-from raybust.config.schema import Train
 from raybust.data import Batches, Dataset, mix
+from raybust.errors import RequestError
 from raybust.evaluate import correct
+from raybust.numerics.moments import moment_acr
 from raybust.objective import Objective, assemble, smoothing_sigma
+from raybust.optimize import autocast, optimizer, schedule
 
 SETUP_IMAGES = 512
 _CHECK_EVERY = 100
-_ONE_CYCLE_RISE, _ONE_CYCLE_START = 0.3, 25.0
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ class Trainer:
         self.average = copy.deepcopy(self.network) if config.train.ema else self.network
         if config.train.compile:
             self.network.compile()
-        self.objective = Objective(self.network, config.method, _autocast(config.train, device))
+        self.objective = Objective(self.network, config.method, autocast(config.train, device))
         images, labels = dataset.train.fetch(torch.arange(min(SETUP_IMAGES, len(dataset.train))))
         self.objective.prepare(images.to(device), labels.to(device))
         self.batches = Batches(
@@ -122,7 +123,7 @@ class Trainer:
             world=self.world,
             loader_workers=config.data.loader_workers,
         )
-        self.optimizer = _optimizer(config.train, self.network)
+        self.optimizer = optimizer(config.train, self.network)
         if resume is not None:
             self._load(resume)
         self.wrapped: nn.Module = self.objective
@@ -258,11 +259,20 @@ class Trainer:
             config=fast,
             seed=self.config.certify.seed,
         )
+        if fast.moment:
+            found["certified_fast/moment_acr"] = self._moment_acr(images, labels)
         weight = len(mine) / len(chosen)
         return {
             key: self._sum(torch.tensor(value * weight, dtype=torch.float64))
             for key, value in found.items()
         }
+
+    def _moment_acr(self, images: Tensor, labels: Tensor) -> float:
+        images, labels = images.to(self.device), labels.to(self.device)
+        try:
+            return moment_acr(self.average, images, labels, smoothing_sigma(self.config))
+        except ValueError as error:
+            raise RequestError(f"certified_fast.moment: {error}") from None
 
     def _diverged(self, epoch: int, step: int, loss: float) -> str:
         kept = f"the checkpoint of epoch {self.epoch} is kept" if self.epoch else "nothing is kept"
@@ -279,57 +289,6 @@ class Trainer:
 
     def _mean(self, value: Tensor) -> float:
         return self._sum(value) / self.world
-
-
-def schedule(train: Train, progress: float) -> float:
-    """Returns the factor on the learning rate at a share of the run.
-
-    `cosine`: (1 + cos(pi t)) / 2. `step`: gamma per milestone passed. `one_cycle`: from 1/25 up to
-    1 over 30 % of the run, then down to 0, both as half cosines (Smith, 2018, with PyTorch's
-    defaults). A warm-up multiplies by a linear rise.
-
-    Args:
-        train: names the schedule and its constants.
-        progress: share of all steps that are done, in [0, 1).
-    """
-    factor = 1.0
-    if train.schedule == "cosine":
-        factor = (1 + math.cos(math.pi * progress)) / 2
-    elif train.schedule == "step":
-        factor = train.gamma ** sum(progress >= milestone for milestone in train.milestones)
-    elif train.schedule == "one_cycle":
-        if progress < _ONE_CYCLE_RISE:
-            rise = (1 - math.cos(math.pi * progress / _ONE_CYCLE_RISE)) / 2
-            factor = (1 + (_ONE_CYCLE_START - 1) * rise) / _ONE_CYCLE_START
-        else:
-            fall = (progress - _ONE_CYCLE_RISE) / (1 - _ONE_CYCLE_RISE)
-            factor = (1 + math.cos(math.pi * fall)) / 2
-    if train.warmup and progress < train.warmup:
-        factor *= progress / train.warmup
-    return factor
-
-
-def _autocast(train: Train, device: torch.device) -> torch.dtype | None:
-    if train.precision == "bf16":
-        return torch.bfloat16
-    if train.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported():
-        return torch.bfloat16
-    return None
-
-
-def _optimizer(train: Train, network: nn.Module) -> torch.optim.Optimizer:
-    decayed = [p for p in network.parameters() if p.ndim > 1]
-    free = [p for p in network.parameters() if p.ndim <= 1]
-    groups = [
-        {"params": decayed, "weight_decay": train.weight_decay},
-        {"params": free, "weight_decay": 0.0},
-    ]
-    if train.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=train.lr, betas=(train.momentum, 0.999), fused=True)
-    nesterov = train.momentum > 0
-    return torch.optim.SGD(
-        groups, lr=train.lr, momentum=train.momentum, nesterov=nesterov, fused=True
-    )
 
 
 @torch.no_grad()

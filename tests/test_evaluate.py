@@ -7,7 +7,7 @@ import torch
 from scipy.stats import binom
 from torch import nn
 
-from raybust.config.schema import Evaluate
+from raybust.config.assess import Evaluate
 from raybust.data import Dataset, Split
 from raybust.evaluate import Accuracy, clean_accuracy, correct
 

@@ -30,7 +30,10 @@ TABLE = {
     # The image augmentations of lp_noise are torchvision's, drawn late.
     "methods": "config numerics (vision) | torch",
     "objective": "config data methods models | torch",
-    "train": "config data methods models objective checkpoint certify evaluate numerics | torch",
+    "optimize": "config | torch",
+    "train": (
+        "config data methods models objective optimize checkpoint certify evaluate numerics | torch"
+    ),
     "checkpoint": "config | torch safetensors",
     "certify": "config data numerics | torch numpy scipy",
     "evaluate": "config data models certify numerics | torch numpy (timm sklearn pyautoattack)",
@@ -40,8 +43,8 @@ TABLE = {
     "runs": "config data methods models objective checkpoint | torch",
     "catalog": "config data methods models",
     "cluster": (
-        "config data methods models objective train checkpoint certify evaluate runs track report"
-        " | torch numpy ray optuna sqlalchemy yaml (tqdm)"
+        "config data methods models objective train checkpoint certify evaluate corruptions runs"
+        " track report | torch numpy ray optuna sqlalchemy yaml (tqdm)"
     ),
     "cli": "(config methods catalog runs checkpoint evaluate cluster track report) | click (yaml)",
 }

@@ -9,7 +9,8 @@ from torch import nn
 
 from raybust import data
 from raybust.config import Config
-from raybust.config.schema import Certify, Model
+from raybust.config.assess import Certify
+from raybust.config.schema import Model
 from raybust.methods import Method
 from raybust.methods.gaussian import Gaussian
 from raybust.methods.standard import Standard

@@ -17,7 +17,8 @@ from raybust import checkpoint, data, methods
 from raybust import config as configuration
 from raybust.data import Batches, Dataset, Split
 from raybust.objective import Objective, assemble
-from raybust.train import Trainer, fit, schedule
+from raybust.optimize import schedule
+from raybust.train import Trainer, fit
 
 GOLDEN = Path(__file__).parent / "golden.json"
 CPU = torch.device("cpu")
@@ -518,6 +519,15 @@ def test_two_workers_do_what_one_does(tmp_path):
     gaussian = "gaussian small_cnn"
     assert two[0][gaussian]["losses"] != one[gaussian]["losses"]  # each rank draws its own noise
     assert two[0][gaussian]["losses"][-1] < two[0][gaussian]["losses"][0]
+
+
+def test_the_moment_estimate_is_there_when_asked_for(digits):
+    asked = make("method.name=gaussian", "train.epochs=1", "certified_fast.moment=true")
+    (end,) = fit(asked, digits, CPU)
+    (plain,) = fit(make("method.name=gaussian", "train.epochs=1"), digits, CPU)
+    assert end.metrics["certified_fast/moment_acr"] > 0
+    assert "certified_fast/moment_acr" not in plain.metrics
+    assert end.metrics["certified_fast/acr"] == plain.metrics["certified_fast/acr"]
 
 
 # The objective

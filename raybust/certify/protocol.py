@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import raybust
 from raybust.certify.noise import BLOCK, NORMS, NoiseName, Norm, Smoothing
 from raybust.certify.schedule import Schedule, ScheduleName
-from raybust.config.schema import Certify
+from raybust.config.assess import Certify
 from raybust.errors import RequestError
 
 FORMAT = 1

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from raybust.certify.engine import certify_examples
 from raybust.certify.log import ABSTAIN, Row
 from raybust.certify.protocol import BATCH, Protocol
-from raybust.config.schema import FastCertify
+from raybust.config.assess import FastCertify
 
 
 def summarize(rows: Iterable[Row], radii: Iterable[float], prefix: str) -> dict[str, float]:

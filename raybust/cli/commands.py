@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
 
 from raybust.cli.output import print_config, print_rows, print_table, print_trained, say
-from raybust.cli.request import compose, find_logs, open_trained, read_leaves
+from raybust.cli.request import compose, find, find_logs, open_trained, read_leaves
 from raybust.errors import RequestError, WorkError
 
 _OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
@@ -184,16 +185,21 @@ def evaluate(
     as_json: bool,
     **given: Any,
 ) -> None:
-    """Attack a run, a checkpoint or a weights file; clean accuracy beside it."""
+    """Attack a run, a checkpoint or a weights file, or measure it under corruption.
+
+    Corruption takes the place of the attacks where `corruptions.sets`, `.rows`, `.folder` or
+    `.generated` is given.
+    """
     trained = open_trained(run, settings, given)
     if dry_run:
         print_config(trained.config, as_json)
         return
     if _submitted(address):
         return
-    from raybust.cluster import attacked
+    from raybust.cluster import attacked, corrupted
 
-    result = attacked.evaluate(
+    stage = corrupted if trained.config.corruptions.asked else attacked
+    result = stage.evaluate(
         trained,
         address=address,
         workers=given["workers"],
@@ -208,18 +214,37 @@ def evaluate(
 @click.argument("logs", nargs=-1, required=True, metavar="LOG.tsv|RUN ... [key=value ...]")
 @_options("name", "out", "as_json")
 def report(logs: tuple[str, ...], as_json: bool, **given: Any) -> None:
-    """Compare certification logs, ours or others', in a table and a picture."""
+    """Compare certification logs, ours or others', in a table and a picture.
+
+    Runs that `evaluate` measured with corruptions.sets=[C1] also give a matrix: accuracy by trained
+    and tested Lp norm.
+    """
     from raybust import runs
+    from raybust.cluster.corrupted import measured_runs, trainings_of
     from raybust.report.comparison import compare
 
     settings = tuple(text for text in logs if "=" in text)
     leaves, _ = read_leaves(settings, given)
     config = compose(leaves)
-    named = [pair for text in logs if "=" not in text for pair in find_logs(text, leaves)]
-    labels, paths = [label for label, _ in named], [path for _, path in named]
+    texts = [text for text in logs if "=" not in text]
     folder = runs.out_folder(config) / (config.name or "report")
-    result = compare(paths, labels, config.certify.radii, folder)
-    click.echo(json.dumps(result.plain(), indent=1) if as_json else result.text())
+    measured = measured_runs([find(text, leaves) for text in texts if not Path(text).is_file()])
+    found: list[Any] = []
+    if measured:
+        from raybust.report.transfer import compare_transfer
+
+        found.append(compare_transfer(*trainings_of(measured), folder))
+    named = [pair for text in texts for pair in find_logs(text, leaves, needed=not measured)]
+    labels, paths = [label for label, _ in named], [path for _, path in named]
+    if paths:
+        found.append(compare(paths, labels, config.certify.radii, folder))
+    if as_json:
+        whole = [one.plain() for one in found]
+        merged = {key: value for plain in whole for key, value in plain.items()}
+        merged["files"] = [file for plain in whole for file in plain["files"]]
+        click.echo(json.dumps(merged, indent=1))
+    else:
+        click.echo("\n\n".join(one.text() for one in found))
 
 
 @cli.command()

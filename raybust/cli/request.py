@@ -80,19 +80,20 @@ def find(run: str, leaves: Sequence[Leaf]) -> Any:
     return runs.find(run, out)
 
 
-def find_logs(text: str, leaves: Sequence[Leaf]) -> list[tuple[str, Path]]:
+def find_logs(text: str, leaves: Sequence[Leaf], *, needed: bool = True) -> list[tuple[str, Path]]:
     """Returns label and path of the certification logs that LOG.tsv or RUN names.
 
     Args:
         text: a log, or a run, trial or sweep: all logs in its folder.
         leaves: what else was typed; `out` says where runs are.
+        needed: whether a run without certificates is an error.
     """
     path = Path(text)
     if path.is_file():
         return [(path.stem, path)]
     folder = find(text, leaves)
     found = sorted(folder.glob("**/certified/*.tsv"))
-    if not found:
+    if needed and not found:
         raise RequestError(f"{text}: has no certificates; `raybust certify {text}` makes them")
     many = len(found) > 1
     return [(f"{text} {_trial(log)}{log.stem}" if many else text, log) for log in found]

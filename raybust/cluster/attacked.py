@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from raybust import runs, track
 from raybust.certify import weights_digest
 from raybust.cluster.launch import Say, open_store, progress_bar
-from raybust.cluster.session import gpus_per_worker, session, slots
+from raybust.cluster.session import gpus_per_worker, session
+from raybust.cluster.tasks import room_for, run_tasks
 from raybust.config import Config
-from raybust.errors import WorkError
 from raybust.evaluate import (
     AttackProtocol,
     AttackRow,
@@ -40,7 +40,7 @@ from raybust.report.attacks import draw_robust_curve
 from raybust.runs import Trained
 
 FOLDER = "attacked"
-_PROBE, _RETRIES = 32, 3
+_PROBE = 32
 
 
 @dataclass(frozen=True)
@@ -116,9 +116,8 @@ def evaluate(
         todo = [at for at in shards if not table.has(split.indices[list(at)].tolist())]
         if len(todo) < len(shards):
             say(f"resuming {path.name}: {len(shards) - len(todo)} of {len(shards)} shards are done")
-        one = replace(config, cluster=replace(config.cluster, workers=1))
-        room = min(workers or 10**6, slots(one, ray.cluster_resources()))
-        _run(ray, trained, protocol, todo, table, room=room, gpu=gpu, say=say)
+        room = room_for(ray, config, workers)
+        _run(ray, trained, protocol, todo, table, room=room, say=say)
     return _publish(trained, path, summarize(table.finish(), protocol, flags), uri)
 
 
@@ -151,7 +150,6 @@ def _run(
     table: AttackTable,
     *,
     room: int,
-    gpu: float,
     say: Say,
 ) -> None:
     """Attacks the shards `todo` of the split with `room` tasks at a time."""
@@ -159,33 +157,14 @@ def _run(
         return
     config = trained.config
     split = getattr(trained.dataset, protocol.split)
-    task = ray.remote(num_cpus=config.cluster.cpus_per_worker, num_gpus=gpu, max_retries=_RETRIES)(
-        _shard
-    )
     network = ray.put(trained.network)
-    left = list(todo)
-    running: list[Any] = []
-    with progress_bar(
-        protocol.examples, "attacked", len(table.rows) // len(protocol.threats)
-    ) as bar:
-        while left or running:
-            while left and len(running) < 2 * room:
-                at = list(left.pop(0))
-                images, labels = split.fetch(at)
-                indices = split.indices[at].tolist()
-                running.append(
-                    task.remote(network, images, labels, indices, protocol=protocol, config=config)
-                )
-            done, running = ray.wait(running)
-            try:
-                rows = ray.get(done[0])
-            except ray.exceptions.RayTaskError as error:
-                raise error.cause from None
-            except ray.exceptions.RayError as error:
-                raise WorkError(
-                    f"an attack task failed {_RETRIES} times: {type(error).__name__};"
-                    " the rows that are done are kept"
-                ) from error
+    calls = (
+        (network, (*split.fetch(list(at)), split.indices[list(at)].tolist()), protocol, config)
+        for at in todo
+    )
+    done = len(table.rows) // len(protocol.threats)
+    with progress_bar(protocol.examples, "attacked", done) as bar:
+        for rows in run_tasks(ray, config, room, _shard, calls):
             table.append(rows)
             bar.update(len(rows) // len(protocol.threats))
             _tell(table, protocol, bar, say)
@@ -206,10 +185,7 @@ def _tell(table: AttackTable, protocol: AttackProtocol, bar: Any, say: Say) -> N
 
 def _shard(
     network: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    indices: list[int],
-    *,
+    examples: tuple[Tensor, Tensor, list[int]],
     protocol: AttackProtocol,
     config: Config,
 ) -> list[AttackRow]:
@@ -217,6 +193,7 @@ def _shard(
     from raybust.cluster.worker import set_threads
 
     set_threads(config)
+    images, labels, indices = examples
     network = network.to(protocol.device).eval()
     images, labels = images.to(protocol.device), labels.to(protocol.device)
     return attack_examples(network, images, labels, indices, protocol)

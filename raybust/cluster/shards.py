@@ -8,7 +8,7 @@ certify.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,8 @@ from raybust.certify import (
     write_cohen,
 )
 from raybust.cluster.launch import Say, open_store, progress_bar
-from raybust.cluster.session import gpus_per_worker, session, slots
+from raybust.cluster.session import gpus_per_worker, session
+from raybust.cluster.tasks import room_for, run_tasks
 from raybust.cluster.worker import set_threads
 from raybust.config import Config
 from raybust.errors import RequestError, WorkError
@@ -40,7 +41,7 @@ FOLDER = "certified"
 Examples = tuple[Tensor, Tensor, Tensor]
 """Images (N, C, H, W), labels (N,), indices (N,)."""
 
-_SHARDS_PER_WORKER, _LARGEST_SHARD, _RETRIES = 8, 64, 3
+_SHARDS_PER_WORKER, _LARGEST_SHARD = 8, 64
 
 
 @dataclass(frozen=True)
@@ -118,8 +119,7 @@ def certify(
         todo = [at for at in chosen if int(split.indices[at]) not in log.finished]
         if len(todo) < len(chosen):
             say(f"resuming {path.name}: {len(chosen) - len(todo)} of {len(chosen)} rows are there")
-        room = min(workers or 10**6, slots(_single(config), ray.cluster_resources()))
-        _run(ray, trained, log, todo=todo, room=room, gpu=gpu)
+        _run(ray, trained, log, todo=todo, room=room_for(ray, config, workers))
     rows = log.finish()
     return _publish(trained, protocol, path, rows, uri)
 
@@ -175,44 +175,21 @@ def log_path(folder: Path, protocol: Protocol) -> Path:
     return folder / FOLDER / ("_".join(parts) + ".tsv")
 
 
-def _single(config: Config) -> Config:
-    """Returns the configuration with one worker: a shard needs no group."""
-    return replace(config, cluster=replace(config.cluster, workers=1))
-
-
-def _run(
-    ray: Any, trained: Trained, log: CertificateLog, *, todo: list[int], room: int, gpu: float
-) -> None:
+def _run(ray: Any, trained: Trained, log: CertificateLog, *, todo: list[int], room: int) -> None:
     """Certifies positions `todo` of the split with `room` tasks at a time."""
     if not todo:
         return
     config, protocol = trained.config, log.protocol
     split = getattr(trained.dataset, protocol.split)
-    task = ray.remote(num_cpus=config.cluster.cpus_per_worker, num_gpus=gpu, max_retries=_RETRIES)(
-        _shard
-    )
     network = ray.put(trained.network)
     size = max(1, min(_LARGEST_SHARD, len(todo) // (room * _SHARDS_PER_WORKER)))
     shards = [todo[start : start + size] for start in range(0, len(todo), size)]
-    running: list[Any] = []
+    calls = (
+        (network, (*split.fetch(torch.tensor(at)), split.indices[at]), protocol, config)
+        for at in shards
+    )
     with progress_bar(len(todo), "certified") as bar:
-        while shards or running:
-            while shards and len(running) < 2 * room:
-                at = shards.pop(0)
-                images, labels = split.fetch(torch.tensor(at))
-                running.append(
-                    task.remote(network, (images, labels, split.indices[at]), protocol, config)
-                )
-            done, running = ray.wait(running)
-            try:
-                rows = ray.get(done[0])
-            except ray.exceptions.RayTaskError as error:
-                raise error.cause from None
-            except ray.exceptions.RayError as error:
-                raise WorkError(
-                    f"a certification task failed {_RETRIES} times: {type(error).__name__};"
-                    " what was certified is kept"
-                ) from error
+        for rows in run_tasks(ray, config, room, _shard, calls):
             for row in rows:
                 log.append(row)
             bar.update(len(rows))

@@ -166,8 +166,8 @@ def _entry(config: Config, record: TrialRecord, folder: Path, say: Say | None) -
     method = runs.read_identity(trial).config["method"]["name"]
     if say is None:
         return Entry(record.number, method, record.point, record.value, record.metrics)
-    sections = {key: part for key, part in configuration.to_dict(config).items()
-                if key in ("certify", "evaluate", "cluster", "track", "out")}  # fmt: skip
+    plain = configuration.to_dict(config)
+    sections = {key: plain[key] for key in ("certify", "evaluate", "cluster", "track", "out")}
     overrides = configuration.leaves_of(sections, "sweep")
     trained = runs.load(trial, overrides)
     say(f"certifying trial {record.number} on the {trained.config.certify.split} set")

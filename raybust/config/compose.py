@@ -158,7 +158,7 @@ def from_dict(plain: Mapping[str, Any], methods: MethodTypes) -> Config:
             elif dataclasses.is_dataclass(hints[key]):
                 arguments[key] = build(hints[key], value, f"{prefix}{key}.")
             else:
-                arguments[key] = tuple(value) if isinstance(value, list) else value
+                arguments[key] = _frozen(value)
         wrong_inside = bool(found)
         try:
             return cls(**arguments)
@@ -173,6 +173,10 @@ def from_dict(plain: Mapping[str, Any], methods: MethodTypes) -> Config:
     if found:
         raise RequestError(*found)
     return config
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(map(_frozen, value)) if isinstance(value, (list, tuple)) else value
 
 
 def fingerprint(config: Config) -> str:

@@ -5,7 +5,12 @@ After Siedel et al. (VISAPP 2024, arXiv:2305.05400) and Hendrycks and Dietterich
 arXiv:1903.12261). Stage after train, beside certify.
 """
 
-from raybust.corruptions.engine import Settings, evaluate_corruptions
+from raybust.corruptions.engine import (
+    Settings,
+    check_corruptions,
+    evaluate_corruptions,
+    named_sets,
+)
 from raybust.corruptions.files import published
 from raybust.corruptions.generated import GeneratedSplit
 from raybust.corruptions.metrics import (
@@ -29,9 +34,11 @@ __all__ = [
     "NoisySplit",
     "Settings",
     "calibration_error",
+    "check_corruptions",
     "evaluate_corruptions",
     "ice",
     "mean_corruption_error",
     "merge",
+    "named_sets",
     "published",
 ]

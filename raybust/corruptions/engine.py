@@ -74,6 +74,20 @@ class _Source(Protocol):
     ) -> tuple[torch.Tensor, torch.Tensor]: ...
 
 
+def named_sets(settings: Settings, part: Part) -> dict[str, tuple[Row, ...]]:
+    """Returns the (p, eps) of the sets that the settings name, for the part's size of images."""
+    return {name: _rows(name, part) for name in settings.sets}
+
+
+def check_corruptions(part: Part, settings: Settings, classes: Sequence[str] = ()) -> int:
+    """Returns the number of cells that evaluation would have; opens every file, computes nothing.
+
+    Raises:
+        RequestError: the settings, or the folder.
+    """
+    return len(list(_plan(part, settings, named_sets(settings, part), classes)))
+
+
 def evaluate_corruptions(
     network: nn.Module,
     part: Part,
@@ -100,7 +114,7 @@ def evaluate_corruptions(
         RequestError: the settings, the folder, or images that do not lie in [0, 1].
     """
     assert not network.training, "evaluation is of the network in eval mode"
-    sets = {name: _rows(name, part) for name in settings.sets}
+    sets = named_sets(settings, part)
     planned = list(_plan(part, settings, sets, classes))
     cells = []
     for kind, name, level, p, source in planned:

@@ -12,8 +12,9 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from raybust.corruptions.metrics import (
@@ -57,6 +58,15 @@ class Cell:
     def error(self) -> float:
         """Share of examples that are wrong; NaN for none."""
         return 1 - self.correct / self.examples if self.examples else math.nan
+
+    def plain(self) -> dict[str, Any]:
+        """Returns the cell as data that JSON can hold, which `parse` reads."""
+        return {**vars(self), "bins": self.bins.tolist()}
+
+    @classmethod
+    def parse(cls, plain: dict[str, Any]) -> Cell:
+        """Returns the cell that `plain` wrote."""
+        return cls(**{**plain, "bins": torch.tensor(plain["bins"], dtype=torch.float64)})
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from raybust.config.schema import Evaluate
+from raybust.config.assess import Evaluate
 from raybust.data import Dataset
 from raybust.data.splits import Part
 from raybust.numerics.bounds import clopper_pearson_lower, clopper_pearson_upper

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 import raybust
-from raybust.config.schema import Evaluate
+from raybust.config.assess import Evaluate
 from raybust.errors import RequestError
 from raybust.evaluate.standard import standard_version
 from raybust.numerics.balls import Norm, Threat

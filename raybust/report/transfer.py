@@ -13,6 +13,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -41,6 +42,30 @@ class Training:
     name: str
     rows: tuple[Row, ...]
     accuracy: Mapping[float, float]
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """The matrix, written.
+
+    Attributes:
+        markdown: accuracy by tested norm and training, in per cent of the best of its row.
+        correlation: of accuracy and prediction by rank, within each tested norm; may be NaN.
+        files: what was written.
+    """
+
+    markdown: str
+    correlation: float
+    files: tuple[Path, ...]
+
+    def text(self) -> str:
+        """Returns what the command line prints."""
+        rank = f"rank correlation with the prediction (in brackets): {self.correlation:.3f}"
+        return "\n".join([self.markdown, rank, *map(str, self.files)])
+
+    def plain(self) -> dict[str, Any]:
+        """Returns the same for --json."""
+        return {"rank_correlation": self.correlation, "files": [str(path) for path in self.files]}
 
 
 def training_of_metrics(name: str, rows: Sequence[Row], metrics: Mapping[str, float]) -> Training:
@@ -117,6 +142,22 @@ def transfer_table(trainings: Sequence[Training], shape: Shape) -> str:
     ]
     lines.append(["rms of training noise", *(f"{size:.3f}" if size else "-" for size in sizes)])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def compare_transfer(trainings: Sequence[Training], shape: Shape, folder: Path) -> Transfer:
+    """Writes the matrix as a table and a picture into a folder, which is made where it is missing.
+
+    Args:
+        trainings: one column each.
+        shape: (C, H, W) of the images.
+        folder: where `transfer.md` and `transfer.png` go.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    correlation = rank_correlation(trainings, shape)
+    table = transfer_table(trainings, shape)
+    (folder / "transfer.md").write_text(table)
+    picture = plot_transfer(trainings, shape, folder / "transfer.png")
+    return Transfer(table, correlation, (folder / "transfer.md", picture))
 
 
 def plot_transfer(

@@ -9,7 +9,7 @@ from torch import nn
 
 from raybust.certify import certify_examples, draws, make_protocol, sigma_warning, weights_digest
 from raybust.certify.engine import make_forward
-from raybust.config.schema import Certify
+from raybust.config.assess import Certify
 from raybust.errors import RequestError, WorkError
 
 torch.manual_seed(1)

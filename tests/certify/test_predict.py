@@ -5,7 +5,7 @@ import torch
 from networks import SHAPE, convolutional, protocol, two_class
 
 from raybust.certify import Row, certify_examples, decide, fast_certificate, predict, summarize
-from raybust.config.schema import FastCertify
+from raybust.config.assess import FastCertify
 from raybust.errors import RequestError
 
 

@@ -2,6 +2,8 @@
 
 import re
 import shutil
+import subprocess
+import sys
 
 import kit
 import pytest
@@ -71,14 +73,23 @@ def test_one_task_gives_the_rows_of_the_engine_alone(trained, reference):
         assert row.same(found)
 
 
-@pytest.mark.parametrize("workers", [2, None])
+@pytest.mark.parametrize("workers", [2, 3, None])
 def test_the_file_does_not_depend_on_the_number_of_tasks(run, reference, workers):
-    found = certify(load(run), workers=workers)
+    found = certify(load(run, f"cluster.cpus_per_worker={2 / (workers or 2):.3g}"), workers=workers)
     assert timeless(found.log) == timeless(reference.log)
     assert found.log.name == reference.log.name
     assert found.metrics == {**reference.metrics, **{
         key: value for key, value in found.metrics.items() if "seconds" in key or "time" in key
     }}  # fmt: skip
+
+
+def test_an_mlflow_server_that_is_away_is_only_a_warning(run, reference):
+    said = []
+    found = certify(load(run, "track.uri=http://127.0.0.1:9"), say=said.append)
+    assert sum("MLflow at http://127.0.0.1:9 cannot be used now" in line for line in said) == 1
+    assert timeless(found.log) == timeless(reference.log)
+    journal = found.log.with_suffix(".journal.jsonl")
+    assert "certified/acr" in journal.read_text()
 
 
 def test_results_are_published(trained, run, reference):
@@ -122,6 +133,31 @@ def test_an_interrupted_run_resumes_to_the_same_file(run, reference, monkeypatch
     assert len(done) == EXAMPLES - 17
     assert any(f"17 of {EXAMPLES} rows are there" in line for line in said)
     assert timeless(found.log) == timeless(reference.log)
+
+
+@pytest.mark.slow
+def test_a_driver_that_is_killed_twice_ends_with_the_same_file(trained, run, cluster, tmp_path):
+    """`raybust certify` in a process of its own, kill -9 as soon as it has written new rows."""
+    settings = ("certify.examples=120", "certify.n=3000")
+    shutil.copytree(trained[1], tmp_path / "one")
+    whole = certify(load(tmp_path / "one", *settings))
+    path = run / "certified" / whole.log.name
+    address = cluster.get_runtime_context().gcs_address
+    command = [sys.executable, "-m", "raybust", "certify", str(run), *settings]
+    command += [f"out={run.parent}", "--address", address]
+
+    def killed(seen):
+        driver = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        kit.wait(lambda: path.exists() and len(path.read_text().splitlines()) > seen, 90, "rows")
+        driver.kill()
+        driver.communicate()
+        return len(path.read_text().splitlines())
+
+    seen = killed(killed(2))
+    assert seen < 2 + 120, "it was finished before it was killed"
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert f"{seen - 2} of 120 rows are there" in done.stderr + done.stdout
+    assert timeless(path) == timeless(whole.log)
 
 
 def test_a_finished_log_is_not_computed_again(run, reference, monkeypatch):

@@ -154,17 +154,6 @@ def test_a_diverged_run_says_so_and_keeps_nothing_bad(out):
     assert "nan in epoch 1" in run.data.tags["raybust.failure"]
 
 
-def test_an_mlflow_server_that_is_away_is_only_a_warning(out):
-    said = []
-    settings = ("name=away", "train.epochs=1", "track.uri=http://127.0.0.1:9")
-    folder = train(kit.config(out, *settings), said)
-    assert sum("MLflow at http://127.0.0.1:9 cannot be used now" in line for line in said) == 1
-    assert checkpoint.newest(folder) is not None
-    kinds = [entry["e"] for entry in kit.lines(folder / "journal.jsonl")]
-    assert {"start", "metrics", "end"} <= set(kinds)
-    assert set(kinds[kinds.index("end") + 1 :]) <= {"artifact"}
-
-
 def test_a_worker_that_is_killed_goes_on_from_its_last_checkpoint(out, tmp_path):
     config = kit.config(out, "name=killed", "train.epochs=6", "model.width=24")
     killed, said = [], []

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from raybust.config.schema import Evaluate
+from raybust.config.assess import Evaluate
 from raybust.evaluate import make_attack_protocol
 
 SHAPE = (1, 6, 6)

@@ -8,7 +8,7 @@ import torch
 from nets import Small, Wrapped, examples, protocol
 from torch import nn
 
-from raybust.config.schema import Evaluate
+from raybust.config.assess import Evaluate
 from raybust.errors import RequestError, WorkError
 from raybust.evaluate import AttackRow, attack_examples, check_request, suite, summarize
 from raybust.numerics.balls import Threat

@@ -1,0 +1,65 @@
+"""Stateless tasks over Ray: as many at a time as there is room for, results as they come.
+
+What certification and both kinds of evaluation have in common; a task that dies is run again, and
+what it raises is raised here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from raybust.cluster.session import gpus_per_worker, slots
+from raybust.config import Config
+from raybust.errors import WorkError
+
+_RETRIES = 3
+
+
+def room_for(ray: Any, config: Config, workers: int | None) -> int:
+    """Returns how many tasks run at a time: `workers`, but no more than the cluster holds."""
+    one = replace(config, cluster=replace(config.cluster, workers=1))
+    return min(workers or 10**6, slots(one, ray.cluster_resources()))
+
+
+def run_tasks(
+    ray: Any,
+    config: Config,
+    room: int,
+    function: Callable[..., Any],
+    calls: Iterable[tuple[Any, ...]],
+) -> Iterator[Any]:
+    """Yields the results of `function(*call)`, in the order in which they end.
+
+    Args:
+        ray: the module, connected.
+        config: its section `cluster` says what one task takes.
+        room: tasks at a time; as many again wait in Ray, so that no worker does.
+        function: of a module, so that workers can import it.
+        calls: arguments, drawn when there is room; large ones as references of `ray.put`.
+
+    Raises:
+        RequestError, WorkError: what a task raised.
+        WorkError: a task died for good.
+    """
+    gpu = gpus_per_worker(config, ray.cluster_resources())
+    task = ray.remote(num_cpus=config.cluster.cpus_per_worker, num_gpus=gpu, max_retries=_RETRIES)(
+        function
+    )
+    left, running = iter(calls), list[Any]()
+    while True:
+        while len(running) < 2 * room and (call := next(left, None)) is not None:
+            running.append(task.remote(*call))
+        if not running:
+            return
+        done, running = ray.wait(running)
+        try:
+            result = ray.get(done[0])
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from None
+        except ray.exceptions.RayError as error:
+            raise WorkError(
+                f"a task failed {_RETRIES} times: {type(error).__name__}; what is done is kept"
+            ) from error
+        yield result

@@ -1,0 +1,81 @@
+"""Evaluation under corruption over Ray: counts that do not depend on workers or kills, MLflow, and
+the transfer matrix of runs."""
+
+import json
+from dataclasses import replace
+
+import kit
+import pytest
+
+from raybust import runs
+from raybust.cluster import corrupted
+from raybust.config import Leaf, leaves_of_arguments
+from raybust.corruptions import evaluate_corruptions
+from raybust.errors import RequestError
+
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("cluster")]
+
+ASKED = ("corruptions.sets=[C1,iCE]", "corruptions.rows=[[0,0.2]]", "corruptions.examples=100")
+
+
+@pytest.fixture(scope="module")
+def measured(trained):
+    """(what was found, the run, where it is tracked)."""
+    out, folder, _ = trained
+    leaves = [Leaf("out", str(out), "test"), *leaves_of_arguments(ASKED)]
+    run = runs.load(folder, leaves)
+    return corrupted.evaluate(run, say=print, workers=2), run, out
+
+
+def test_two_workers_find_what_one_call_finds(measured):
+    import torch
+
+    found, run, _ = measured
+    whole = evaluate_corruptions(
+        run.network, run.dataset.test, run.config.corruptions, torch.device("cpu")
+    )
+    assert [(c.name, c.level, c.correct, c.examples) for c in found.found.cells] == [
+        (c.name, c.level, c.correct, c.examples) for c in whole.cells
+    ]
+    assert found.metrics == pytest.approx(whole.metrics(), abs=1e-6)
+    assert found.metrics["error/p_0"] > found.metrics["error/clean"]
+
+
+def test_results_are_in_files_and_in_mlflow(measured):
+    found, run, out = measured
+    stored = kit.runs_of(out)[run.folder.name]
+    for key in ("mCE_Lp", "iCE", "error/p_0", "error/p_inf", "calibration/clean"):
+        assert stored.data.metrics[key] == pytest.approx(found.metrics[key])
+    names = {path.rpartition("/")[2] for path in kit.artifacts_of(out, stored, "corrupted")}
+    assert names == {path.name for path in found.files.values()}
+    plain = json.loads(found.files["metrics"].read_text())
+    assert plain["metrics"] == found.metrics
+    assert found.files["table"].read_text().startswith("| corruption |")
+    assert "mCE_Lp" in found.text()
+
+
+def test_what_is_done_is_not_done_again_and_a_torn_line_is(measured, tmp_path):
+    found, run, _ = measured
+    other = replace(run, folder=tmp_path / "run", uid=None)
+    path = tmp_path / "run" / "corrupted" / found.files["counts"].name
+    path.parent.mkdir(parents=True)
+    whole = found.files["counts"].read_bytes()
+    lines = whole.splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:9]) + lines[9][:50])
+    said = []
+    again = corrupted.evaluate(other, say=said.append)
+    assert any("8 of 16 shares are done" in line for line in said)
+    assert again.metrics == found.metrics
+    assert sorted(path.read_bytes().splitlines()) == sorted(whole.splitlines())
+    path.write_text('{"version": 0}\n')
+    with pytest.raises(RequestError, match="holds other counts; --no-resume"):
+        corrupted.evaluate(other, say=print)
+
+
+def test_transfer_of_runs(measured, tmp_path, cli):
+    _, run, out = measured
+    result = cli("report", run.folder, "--out", out, "--name", "norms")
+    assert result.code == 0, result.err
+    assert "p=inf" in result.out
+    assert (out / "norms" / "transfer.png").read_bytes().startswith(b"\x89PNG")
+    assert corrupted.measured_runs([tmp_path, run.folder]) == [run.folder]
