@@ -23,6 +23,7 @@ TABLE = {
     "__main__": "cli",
     "errors": "",
     "config": "| omegaconf yaml",
+    "rowlog": "",
     "numerics": "| torch numpy scipy ot",
     "vision": "| torch torchvision",
     "data": "config vision | torch numpy PIL (sklearn)",
@@ -35,8 +36,10 @@ TABLE = {
         "config data methods models objective optimize checkpoint certify evaluate numerics | torch"
     ),
     "checkpoint": "config | torch safetensors",
-    "certify": "config data numerics | torch numpy scipy",
-    "evaluate": "config data models certify numerics | torch numpy (timm sklearn pyautoattack)",
+    "certify": "config data numerics rowlog | torch numpy scipy",
+    "evaluate": (
+        "config data models certify numerics rowlog | torch numpy (timm sklearn pyautoattack)"
+    ),
     "corruptions": "config data numerics | torch numpy (imagecorruptions)",
     "track": "config | (mlflow)",
     "report": "certify config numerics | numpy scipy matplotlib (plotly)",
@@ -46,7 +49,10 @@ TABLE = {
         "config data methods models objective train checkpoint certify evaluate corruptions runs"
         " track report | torch numpy ray optuna sqlalchemy yaml (tqdm)"
     ),
-    "cli": "(config methods catalog runs checkpoint evaluate cluster track report) | click (yaml)",
+    "cli": (
+        "(config methods catalog objective runs checkpoint evaluate cluster track report)"
+        " | click (yaml)"
+    ),
 }
 # A package at one place only, whatever the table says elsewhere.
 ALONE = {
@@ -73,7 +79,7 @@ OPTIONS = {
     },
     "evaluate": {"out", "address", "workers", "resume", "dry_run", "verbose", "as_json"},
     "ui": {"out", "dry_run", "port"},
-    "methods": {"as_json"},
+    "methods": {"as_json", "diagnose"},
     "datasets": {"as_json"},
     "models": {"as_json"},
     "doctor": {"out", "address", "as_json"},
@@ -256,7 +262,7 @@ def test_options_are_frozen():
         for name, command in cli.commands.items()
     }
     assert found.keys() >= OPTIONS.keys()
-    known = set().union(*OPTIONS.values()) - {"only", "port", "cohen"}
+    known = set().union(*OPTIONS.values()) - {"only", "port", "cohen", "diagnose"}
     for name, options in found.items():
         assert options == OPTIONS.get(name, options & known), name
 

@@ -1,4 +1,4 @@
-"""Certification logs: rows, and the file that grows row by row and survives a kill at any byte.
+"""Certification logs: what a row is, and the file of them.
 
 The form is Cohen et al.'s (2019), `idx label predict radius correct time` with tabs, a first line
 `# {protocol}` and further columns for the counts and the bound. Stage `certify` of the arrow.
@@ -6,15 +6,14 @@ The form is Cohen et al.'s (2019), `idx label predict radius correct time` with 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from raybust.certify.protocol import Protocol
-from raybust.errors import RequestError
 from raybust.numerics.bounds import round_down
+from raybust.rowlog import RowLog, replace_text
 
 COHEN = ("idx", "label", "predict", "radius", "correct", "time")
 COLUMNS = (*COHEN, "top", "n0_count", "count", "n", "p_lower", "draws", "counts")
@@ -55,6 +54,11 @@ class Row:
     counts: tuple[tuple[int, int], ...]
 
     @property
+    def place(self) -> int:
+        """The index, which tells rows apart."""
+        return self.idx
+
+    @property
     def correct(self) -> bool:
         """Whether the certified class is the label."""
         return self.predict == self.label
@@ -87,85 +91,10 @@ class Row:
         return row
 
 
-class CertificateLog:
-    """A log on disk: opened or begun, appended to, finished.
+class CertificateLog(RowLog[Row, Protocol]):
+    """The certificates of a protocol on disk, keyed by the example's index."""
 
-    Attributes:
-        path: the file. While it grows, rows are in the order in which they came.
-    """
-
-    def __init__(self, path: str | Path, protocol: Protocol) -> None:
-        """Opens the log of a protocol, or begins it; a torn last line is dropped.
-
-        Args:
-            path: the file; its folder is made.
-            protocol: what the header must say.
-
-        Raises:
-            RequestError: the file is of another protocol, or no log. It is left as it is.
-        """
-        self.path, self.protocol = Path(path), protocol
-        self._rows: dict[int, Row] = {}
-        self._head = f"# {protocol.to_json()}\n" + "\t".join(COLUMNS) + "\n"
-        content = self.path.read_bytes() if self.path.exists() else b""
-        if self._head.encode().startswith(
-            content
-        ):  # nothing yet, or killed while it wrote the header
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            _replace(self.path, self._head)
-            return
-        whole = content[: content.rfind(b"\n") + 1]
-        self._check_header(whole.decode(errors="replace"))
-        for number, line in enumerate(whole.decode(errors="replace").splitlines()[2:], start=3):
-            try:
-                row = Row.parse(line)
-            except (ValueError, TypeError) as error:
-                raise RequestError(
-                    f"{self.path}: line {number} is no row of a certification log ({error}); move "
-                    "the file away to begin anew"
-                ) from None
-            self._rows.setdefault(row.idx, row)
-        if len(whole) < len(content):
-            os.truncate(self.path, len(whole))
-
-    @property
-    def finished(self) -> frozenset[int]:
-        """Indices of the examples that are done."""
-        return frozenset(self._rows)
-
-    @property
-    def rows(self) -> list[Row]:
-        """The rows that are done, by index."""
-        return [row for _, row in sorted(self._rows.items())]
-
-    def append(self, row: Row) -> None:
-        """Writes a row through to the disk; a row of an example that is done is left out."""
-        if row.idx in self._rows:
-            return
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(row.line())
-            file.flush()
-            os.fsync(file.fileno())
-        self._rows[row.idx] = row
-
-    def finish(self) -> list[Row]:
-        """Puts the file, sorted by index, in its place at once; returns its rows."""
-        _replace(self.path, self._head + "".join(row.line() for row in self.rows))
-        return self.rows
-
-    def _check_header(self, text: str) -> None:
-        first, _, _ = text.partition("\n")
-        try:
-            differ = self.protocol.differences(first.removeprefix("# "))
-        except ValueError:
-            raise RequestError(
-                f"{self.path}: exists and is no log of raybust's; name another file"
-            ) from None
-        if differ:
-            raise RequestError(
-                f"{self.path}: is a log of another protocol ({'; '.join(differ)}); name another "
-                "file, or move this one away"
-            )
+    row, columns, what = Row, COLUMNS, "log"
 
 
 def write_cohen(rows: Iterable[Row], path: str | Path) -> None:
@@ -181,7 +110,7 @@ def write_cohen(rows: Iterable[Row], path: str | Path) -> None:
         cells = _cells(row)[: len(COHEN)]
         cells[3] = f"{round_down(row.radius, 3):.3}" if row.radius else "0.0"
         lines.append("\t".join(cells) + "\n")
-    _replace(Path(path), "".join(lines))
+    replace_text(Path(path), "".join(lines))
 
 
 def format_time(seconds: float) -> str:
@@ -220,12 +149,3 @@ def _cells(row: Row) -> list[str]:
         str(row.draws),
         " ".join(f"{c}:{votes}" for c, votes in row.counts),
     ]
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

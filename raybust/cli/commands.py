@@ -14,7 +14,14 @@ from typing import Any
 
 import click
 
-from raybust.cli.output import print_config, print_rows, print_table, print_trained, say
+from raybust.cli.output import (
+    print_config,
+    print_diagnosis,
+    print_rows,
+    print_table,
+    print_trained,
+    say,
+)
 from raybust.cli.request import compose, find, find_logs, open_trained, read_leaves
 from raybust.errors import RequestError, WorkError
 
@@ -271,10 +278,16 @@ def ui(out: str | None, dry_run: bool, port: int) -> None:
 @cli.command()
 @click.argument("name", required=False)
 @_options("as_json")
-def methods(name: str | None, as_json: bool) -> None:
+@click.option("--diagnose", metavar="RUN", help="Propagated against sampled variances of a run.")
+def methods(name: str | None, as_json: bool, diagnose: str | None) -> None:
     """List the training methods, or one method's fields."""
     from raybust import catalog
 
+    if diagnose is not None:
+        if name != "covariance":
+            raise RequestError("--diagnose: is for `raybust methods covariance --diagnose RUN`")
+        print_diagnosis(open_trained(diagnose, (), {}), as_json)
+        return
     print_rows(catalog.methods(name), as_json)
 
 

@@ -66,3 +66,24 @@ def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     widths = [max(len(row[i]) for row in (heads, *rows)) for i in range(len(heads))]
     for row in (heads, ["-" * width for width in widths], *rows):
         click.echo("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip())
+
+
+def print_diagnosis(trained: Any, as_json: bool) -> None:
+    """Writes and prints how far propagated variances are from sampled ones, layer by layer."""
+    from raybust.evaluate.moments import diagnose
+    from raybust.objective import smoothing_sigma
+    from raybust.report.moments import plot_variances, variance_table
+
+    sigma = smoothing_sigma(trained.config)
+    found = diagnose(trained.network, trained.dataset.test, sigma)
+    folder = trained.folder / "moments"
+    folder.mkdir(parents=True, exist_ok=True)
+    table, picture = folder / "variances.md", folder / "variances.png"
+    text = "\n".join(f"{mode}\n\n{variance_table(layers)}" for mode, layers in found.items())
+    table.write_text(text)
+    plot_variances(found, picture, f"{trained.name}, sigma = {sigma:g}")
+    if as_json:
+        ratios = {mode: {one.name: one.ratio for one in layers} for mode, layers in found.items()}
+        click.echo(json.dumps({"ratios": ratios, "files": [str(table), str(picture)]}, indent=1))
+    else:
+        click.echo(f"{text}\n{table}\n{picture}")

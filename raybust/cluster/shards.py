@@ -116,7 +116,7 @@ def certify(
         log = CertificateLog(path, protocol)
         split = getattr(trained.dataset, protocol.split)
         chosen = protocol.select(len(split))
-        todo = [at for at in chosen if int(split.indices[at]) not in log.finished]
+        todo = [at for at in chosen if int(split.indices[at]) not in log.places]
         if len(todo) < len(chosen):
             say(f"resuming {path.name}: {len(chosen) - len(todo)} of {len(chosen)} rows are there")
         _run(ray, trained, log, todo=todo, room=room_for(ray, config, workers))
@@ -190,8 +190,7 @@ def _run(ray: Any, trained: Trained, log: CertificateLog, *, todo: list[int], ro
     )
     with progress_bar(len(todo), "certified") as bar:
         for rows in run_tasks(ray, config, room, _shard, calls):
-            for row in rows:
-                log.append(row)
+            log.append(rows)
             bar.update(len(rows))
 
 
@@ -218,7 +217,10 @@ def _publish(
     curve, table = path.with_suffix(".png"), path.with_suffix(".md")
     certificates.draw_curve([path], curve, labels=[trained.name])
     text = certificates.table([path], radii=trained.config.certify.radii, labels=[trained.name])
-    table.write_text(text + "\n")
+    ablated = protocol.noise == "ablation"
+    amount = f"keep = {protocol.keep}" if ablated else f"sigma = {protocol.sigma:g}"
+    text = f"{text.rstrip()}\n\nNoise: {protocol.noise}, {amount}; radii in {protocol.norm}.\n"
+    table.write_text(text)
     if trained.uid is not None:
         track.log_to_run(
             path.with_suffix(".journal.jsonl"),

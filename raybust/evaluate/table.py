@@ -1,19 +1,16 @@
-"""The table of an evaluation under attack: a row for each example and radius, in a file that grows
-shard by shard and survives a kill at any byte.
+"""The table of an evaluation under attack: a row for each example and radius.
 
-A first line `# {protocol}`, then tab-separated columns, as in a certification log. Stage `evaluate`
-of the arrow.
+Says by which attack, after how many steps, at what distance. Its file is as a certification log's.
+Stage `evaluate` of the arrow.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
-from raybust.errors import RequestError
 from raybust.evaluate.protocol import AttackProtocol
+from raybust.rowlog import RowLog
 
 COLUMNS = (
     "idx",
@@ -59,6 +56,11 @@ class AttackRow:
     becomes: int
     flat: bool = False
     attacks: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def place(self) -> tuple[int, float]:
+        """Index and radius, which tell rows apart."""
+        return self.idx, self.eps
 
     @property
     def robust(self) -> bool:
@@ -116,88 +118,12 @@ class AttackRow:
         return row
 
 
-class AttackTable:
-    """A table on disk: opened or begun, appended to, finished.
+class AttackTable(RowLog[AttackRow, AttackProtocol]):
+    """The rows of a protocol on disk, keyed by the example's index and the radius."""
 
-    Attributes:
-        path: the file. While it grows, rows are in the order in which they came.
-    """
-
-    def __init__(self, path: str | Path, protocol: AttackProtocol) -> None:
-        """Opens the table of a protocol, or begins it; a torn last line is dropped.
-
-        Args:
-            path: the file; its folder is made.
-            protocol: what the header must say.
-
-        Raises:
-            RequestError: the file is of another protocol, or no table. It is left as it is.
-        """
-        self.path, self.protocol = Path(path), protocol
-        self._rows: dict[tuple[int, float], AttackRow] = {}
-        self._head = f"# {protocol.to_json()}\n" + "\t".join(COLUMNS) + "\n"
-        content = self.path.read_bytes() if self.path.exists() else b""
-        if self._head.encode().startswith(content):  # nothing yet, or killed in the header
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            _replace(self.path, self._head)
-            return
-        whole = content[: content.rfind(b"\n") + 1]
-        lines = whole.decode(errors="replace").splitlines()
-        self._check_header(lines[0] if lines else "")
-        for number, line in enumerate(lines[2:], start=3):
-            try:
-                row = AttackRow.parse(line)
-            except (ValueError, TypeError) as error:
-                raise RequestError(
-                    f"{self.path}: line {number} is no row of an evaluation ({error}); move the "
-                    "file away to begin anew"
-                ) from None
-            self._rows.setdefault((row.idx, row.eps), row)
-        if len(whole) < len(content):
-            os.truncate(self.path, len(whole))
-
-    @property
-    def rows(self) -> list[AttackRow]:
-        """The rows that are done, by index and radius."""
-        return [row for _, row in sorted(self._rows.items())]
+    row, columns, what = AttackRow, COLUMNS, "table"
 
     def has(self, indices: Iterable[int]) -> bool:
         """Whether every row of these examples is there."""
         radii = [threat.eps for threat in self.protocol.threats]
-        return all((idx, eps) in self._rows for idx in indices for eps in radii)
-
-    def append(self, rows: Iterable[AttackRow]) -> None:
-        """Writes rows through to the disk; those that are there already are left out."""
-        new = [row for row in rows if (row.idx, row.eps) not in self._rows]
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write("".join(row.line() for row in new))
-            file.flush()
-            os.fsync(file.fileno())
-        self._rows |= {(row.idx, row.eps): row for row in new}
-
-    def finish(self) -> list[AttackRow]:
-        """Puts the file, sorted, in its place at once; returns its rows."""
-        _replace(self.path, self._head + "".join(row.line() for row in self.rows))
-        return self.rows
-
-    def _check_header(self, line: str) -> None:
-        try:
-            differ = self.protocol.differences(line.removeprefix("# "))
-        except ValueError:
-            raise RequestError(
-                f"{self.path}: exists and is no table of raybust's; move it away"
-            ) from None
-        if differ:
-            raise RequestError(
-                f"{self.path}: is a table of another protocol ({'; '.join(differ)}); "
-                "--no-resume keeps it aside and begins anew"
-            )
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+        return all((idx, eps) in self.places for idx in indices for eps in radii)

@@ -36,7 +36,7 @@ def test_a_row_is_read_as_it_was_written(rows):
 
 def test_the_form_is_cohens_with_further_columns(rows, tmp_path):
     log = CertificateLog(tmp_path / "deep" / "log.tsv", HEADER)
-    log.append(rows[0])
+    log.append(rows[:1])
     header, names, line = log.path.read_text().splitlines()
     assert Protocol.from_json(header.removeprefix("# ")) == HEADER
     assert names.split("\t") == list(COLUMNS)
@@ -47,7 +47,7 @@ def test_the_form_is_cohens_with_further_columns(rows, tmp_path):
 def test_killed_at_any_byte_it_ends_the_same(rows, tmp_path):
     whole = CertificateLog(tmp_path / "whole.tsv", HEADER)
     for row in rows[::-1]:
-        whole.append(row)
+        whole.append([row])
     before = whole.path.read_bytes()
     assert whole.finish() == sorted(rows, key=lambda row: row.idx)
     finished = whole.path.read_bytes()
@@ -55,19 +55,19 @@ def test_killed_at_any_byte_it_ends_the_same(rows, tmp_path):
     for cut in range(0, len(before), 7):
         path.write_bytes(before[:cut])
         log = CertificateLog(path, HEADER)
-        assert log.finished <= {0, 1, 2, 3, 4}
+        assert log.places <= {0, 1, 2, 3, 4}
         for row in rows:
-            log.append(row)
+            log.append([row])
         log.finish()
         assert path.read_bytes() == finished
-    assert CertificateLog(path, HEADER).finished == {0, 1, 2, 3, 4}
+    assert CertificateLog(path, HEADER).places == {0, 1, 2, 3, 4}
     assert {item.name for item in tmp_path.iterdir()} == {"whole.tsv", "torn.tsv"}
 
 
 def test_rows_merge_by_key(rows, tmp_path):
     log = CertificateLog(tmp_path / "log.tsv", HEADER)
     for row in rows + rows[:2]:
-        log.append(row)
+        log.append([row])
     assert len(log.path.read_text().splitlines()) == 2 + len(rows)
 
 
@@ -80,7 +80,7 @@ def test_rows_merge_by_key(rows, tmp_path):
 )
 def test_another_protocol_is_refused_and_nothing_written_over(rows, tmp_path, changes, message):
     path = tmp_path / "log.tsv"
-    CertificateLog(path, HEADER).append(rows[0])
+    CertificateLog(path, HEADER).append(rows[:1])
     path.write_bytes(path.read_bytes() + b"torn")
     before = path.read_bytes()
     with pytest.raises(RequestError, match=message):
@@ -99,7 +99,7 @@ def test_a_file_of_something_else_is_refused(tmp_path, text):
 
 def test_a_broken_row_in_the_middle_is_an_error(rows, tmp_path):
     path = tmp_path / "log.tsv"
-    CertificateLog(path, HEADER).append(rows[0])
+    CertificateLog(path, HEADER).append(rows[:1])
     path.write_text(path.read_text() + "1\t2\n" + rows[1].line())
     with pytest.raises(RequestError, match="line 4 is no row"):
         CertificateLog(path, HEADER)

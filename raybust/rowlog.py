@@ -1,0 +1,139 @@
+"""A log of rows on disk that grows while work goes on and survives a kill at any byte.
+
+A first line `# {protocol as JSON}`, a line of column names, then tab-separated rows. Certificates
+and attacks are kept so: rows are keyed, a torn last line is dropped, and a finished file is sorted,
+so that its bytes do not depend on the order of the work.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
+
+from raybust.errors import RequestError
+
+
+class KeyedRow(Protocol):
+    """A row that can be written and read back."""
+
+    @property
+    def place(self) -> Any:
+        """What tells rows apart and puts them in order."""
+
+    def line(self) -> str:
+        """Returns the row as a line, with its line end."""
+
+    @classmethod
+    def parse(cls, line: str) -> Self:
+        """Returns the row of a line; ValueError where it is no whole row."""
+
+
+class Header(Protocol):
+    """What the first line says."""
+
+    def to_json(self) -> str:
+        """Returns everything that the rows depend on."""
+
+    def differences(self, text: str) -> Sequence[str]:
+        """Returns "key: old -> new" for what another header says otherwise; ValueError where it is
+        none."""
+
+
+R = TypeVar("R", bound=KeyedRow)
+H = TypeVar("H", bound=Header)
+
+
+class RowLog(Generic[R, H]):
+    """A log on disk: opened or begun, appended to, finished. Subclasses say of which rows.
+
+    Attributes:
+        path: the file. While it grows, rows are in the order in which they came.
+        protocol: what its header says.
+    """
+
+    row: ClassVar[type[Any]]
+    columns: ClassVar[tuple[str, ...]]
+    what: ClassVar[str]
+    """What a message calls the file."""
+
+    def __init__(self, path: str | Path, protocol: H) -> None:
+        """Opens the log of a protocol, or begins it; a torn last line is dropped.
+
+        Args:
+            path: the file; its folder is made.
+            protocol: what the header must say.
+
+        Raises:
+            RequestError: the file is of another protocol, or no log. It is left as it is.
+        """
+        self.path, self.protocol = Path(path), protocol
+        self._rows: dict[Any, R] = {}
+        self._head = f"# {protocol.to_json()}\n" + "\t".join(self.columns) + "\n"
+        content = self.path.read_bytes() if self.path.exists() else b""
+        if self._head.encode().startswith(content):  # nothing yet, or killed in the header
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            replace_text(self.path, self._head)
+            return
+        whole = content[: content.rfind(b"\n") + 1]
+        lines = whole.decode(errors="replace").splitlines()
+        self._check_header(lines[0] if lines else "")
+        for number, line in enumerate(lines[2:], start=3):
+            try:
+                row: R = self.row.parse(line)
+            except (ValueError, TypeError) as error:
+                raise RequestError(
+                    f"{self.path}: line {number} is no row of a {self.what} ({error}); move the "
+                    "file away to begin anew"
+                ) from None
+            self._rows.setdefault(row.place, row)
+        if len(whole) < len(content):
+            os.truncate(self.path, len(whole))
+
+    @property
+    def places(self) -> frozenset[Any]:
+        """The keys of the rows that are done."""
+        return frozenset(self._rows)
+
+    @property
+    def rows(self) -> list[R]:
+        """The rows that are done, in order."""
+        return [row for _, row in sorted(self._rows.items())]
+
+    def append(self, rows: Iterable[R]) -> None:
+        """Writes rows through to the disk; those that are there already are left out."""
+        new = {row.place: row for row in rows if row.place not in self._rows}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write("".join(row.line() for row in new.values()))
+            file.flush()
+            os.fsync(file.fileno())
+        self._rows |= new
+
+    def finish(self) -> list[R]:
+        """Puts the file, sorted, in its place at once; returns its rows."""
+        replace_text(self.path, self._head + "".join(row.line() for row in self.rows))
+        return self.rows
+
+    def _check_header(self, line: str) -> None:
+        try:
+            differ = self.protocol.differences(line.removeprefix("# "))
+        except ValueError:
+            raise RequestError(
+                f"{self.path}: exists and is no {self.what} of raybust's; move it away"
+            ) from None
+        if differ:
+            raise RequestError(
+                f"{self.path}: is a {self.what} of another protocol ({'; '.join(differ)}); "
+                "--no-resume keeps it aside and begins anew"
+            )
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Puts a file in its place at once: whole, or as it was."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
