@@ -1,5 +1,5 @@
 """The claims of Siedel et al. (VISAPP 2024) at small size: train on each norm and on the sets C1
-to C3, test on every norm, three seeds. For docs/reproduction_lp.md.
+to C3, test on every norm, three seeds. For docs/reproduction.md.
 
     python benchmarks/reproduce_lp.py digits
     python benchmarks/reproduce_lp.py cifar        # needs ../shared/data/cifar10-subset.npz

@@ -176,13 +176,13 @@ def plot_transfer(
     """
     if not trainings:
         raise RequestError("no training to draw")
-    width = 2.0 + 1.1 * len(trainings)
+    width = max(6.0, 2.0 + 1.1 * len(trainings))
     figure = Figure(figsize=(width, 4.6), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, sharey=True)
     names = [one.name for one in trainings]
-    _draw(left, measured(trainings), names, "accuracy, % of the best for that norm")
-    _draw(right, predicted(trainings, shape), names, "predicted: % of that norm's noises covered")
+    _draw(left, measured(trainings), names, "accuracy,\n% of the best for that norm")
+    _draw(right, predicted(trainings, shape), names, "predicted:\n% of that norm's noises covered")
     left.set_yticks(range(len(NORMS)), [f"p={p:g}" if p < math.inf else "p=∞" for p in NORMS])
     left.set_ylabel("tested")
     figure.suptitle(title)
