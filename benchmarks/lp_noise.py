@@ -1,8 +1,8 @@
 """Speed of the Lp noise of a CIFAR batch: 128 images, each with its own (p, eps) of the set C1.
 
 Against the original's sampler, NumPy and Gamma(1/p) for each image, and against a training step of
-ResNet-20, alternating in one run. All on one thread: NumPy has one, and where cores are shared with
-other work a second one measures the waiting for it. Prints one JSON line a figure; the value is the
+ResNet-20, alternating in one run. PyTorch has the threads that a training process has
+(OMP_NUM_THREADS=1 takes them away), NumPy its one. Prints one JSON line a figure; the value is the
 median over runs.
 """
 
@@ -69,7 +69,6 @@ def line(name: str, values: list[float], unit: str, goal: float | None, most: bo
 
 
 def main() -> int:
-    torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)
     table = named("C1", CIFAR_SHAPE).rows
     images = torch.rand(BATCH, *CIFAR_SHAPE, generator=generator)

@@ -71,7 +71,7 @@ class Certified:
 
     def text(self) -> str:
         """Returns what the command line prints."""
-        return f"{self.table}\n\nrows   {self.log}\ncurve  {self.curve}"
+        return f"{self.table.rstrip()}\n\nrows   {self.log}\ncurve  {self.curve}"
 
     def plain(self) -> dict[str, Any]:
         """Returns the same for --json."""
