@@ -20,6 +20,9 @@ from raybust.errors import RequestError
 _LEAST = 2.0**-25
 """Half of the least positive value of torch.rand in float32: keeps its zeros from becoming inf."""
 
+_SMALL = 1e-30
+"""Stands for |g|^p below it: nothing beside the other entries' sum."""
+
 
 def ball(
     shape: tuple[int, int],
@@ -224,14 +227,16 @@ def _points(
         orders, radii = p.masked_fill(~dense, torch.inf), eps.masked_fill(~dense, 0.0)
         drawn = _all_orders((len(p), d), orders[:, None].to(dtype), generator, sphere, dtype)
         return drawn.mul_(radii[:, None].to(dtype))
-    points = torch.zeros(len(p), d, dtype=dtype)
-    for order in sorted(set(p.tolist()) - {0.0}):  # reading p costs nothing on a CPU
-        rows = (p == order).nonzero().flatten()
-        radii = eps[rows]
-        _check("eps", radii, (radii >= 0) & radii.isfinite(), "a radius, >= 0")
+    _check("eps", eps, (p == 0) | ((eps >= 0) & eps.isfinite()), "a radius, >= 0")
+    points, radii = torch.zeros(len(p), d, dtype=dtype), eps[:, None].to(dtype)
+    places: dict[float, list[int]] = {}
+    for row, order in enumerate(p.tolist()):  # reading p costs nothing on a CPU
+        places.setdefault(order, []).append(row)
+    for order in sorted(places.keys() - {0.0}):
+        rows = torch.tensor(places[order])
         drawn = _one_order((len(rows), d), order, generator, sphere, dtype)
-        points.index_copy_(0, rows, drawn.mul_(radii[:, None].to(dtype)))
-    return points
+        points.index_copy_(0, rows, drawn)
+    return points.mul_(radii)
 
 
 def _one_order(
@@ -332,7 +337,7 @@ def _candidates(
     size = torch.rand(count, generator=generator, dtype=dtype)
     beyond = ((1 - size) * p).clamp_(max=1).log_().neg_()  # p (t - c) in the tail, else 0
     size = size.clamp_(max=1 - 1 / p).add_(beyond, alpha=1 / p)
-    power = size.pow(p)
+    power = size.clamp(min=_SMALL ** (1 / p)).pow(p)  # numbers below normal ones take ten times
     coin = torch.empty(count, dtype=dtype).uniform_(-1, 1, generator=generator)
     accepted = beyond.sub_(power).exp_() > coin.abs()
     return size.copysign_(coin), power, accepted
