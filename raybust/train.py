@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from raybust import checkpoint
+from raybust import checkpoint, models
 from raybust import config as configuration
 from raybust.certify import fast_certificate
 from raybust.config import Config
@@ -105,7 +105,10 @@ class Trainer:
         self.epoch = 0
         self.metrics: dict[str, float] = {}
         torch.manual_seed(config.seed)
-        self.network = assemble(config, dataset).to(device)
+        self.network = assemble(config, dataset)
+        if resume is None:
+            _initialize(self.network, config, dataset)
+        self.network.to(device)
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = copy.deepcopy(self.network) if config.train.ema else self.network
         if config.train.compile:
@@ -289,6 +292,46 @@ class Trainer:
 
     def _mean(self, value: Tensor) -> float:
         return self._sum(value) / self.world
+
+
+def _initialize(network: nn.Module, config: Config, dataset: Dataset) -> None:
+    """Reads the weights that the method starts from, where it names any, into its fresh network.
+
+    Raises:
+        RequestError: nothing is there, or it is of another architecture or other classes.
+    """
+    source = config.method.initial()
+    if source is None:
+        return
+    candidates = (Path(config.out) / source, Path(source))
+    path = next((path for path in candidates if path.exists()), None)
+    if path is None:
+        raise RequestError(
+            f"method.init: got {source!r}, expected a run under {config.out}, a checkpoint folder"
+            " or a weights file"
+        )
+    if path.is_dir():
+        whole = (path / checkpoint.MANIFEST).exists()
+        folder = path if whole else checkpoint.newest(path)
+        if folder is None:
+            raise RequestError(f"method.init: {source} has no checkpoint")
+        manifest = checkpoint.read_manifest(folder)
+        has = (manifest["config"]["model"]["name"], len(manifest["classes"]))
+        wanted = (config.model.name, len(dataset.classes))
+        if has != wanted:
+            raise RequestError(
+                f"method.init: {source} is a {has[0]} for {has[1]} classes, expected a {wanted[0]}"
+                f" for {wanted[1]}"
+            )
+        path = folder / checkpoint.WEIGHTS
+    # The source may have been trained with a module in front of it, or without.
+    if config.method.front() is None:
+        models.load_weights(network, path)
+        return
+    try:
+        models.load_weights(network, path)
+    except RequestError:
+        models.load_weights(network.get_submodule("network"), path)
 
 
 @torch.no_grad()

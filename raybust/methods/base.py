@@ -83,6 +83,12 @@ class Method(Section):
         certificate; None here."""
         return None
 
+    def initial(self) -> str | None:
+        """Returns the run, checkpoint folder or weights file from which the weights start: that of
+        the method it wraps, else None, a fresh initialization."""
+        base = getattr(self, "base", None)
+        return base.initial() if isinstance(base, Method) else None
+
     def noise(self) -> float | None:
         """Returns the sigma at which the network is to be certified, or None where the method adds
         no such noise."""

@@ -1,0 +1,58 @@
+"""Adversarial vertex mixup: Lee, Lee and Yoon (CVPR 2020, arXiv:2003.02484).
+
+Points between an image and a vertex beyond its adversarial example, with labels smoothed more the
+further out they are. A baseline of `adversarial_mixup`: soft labels look better under attacks on
+the cross entropy than under attacks on the margin, so look at both.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from raybust.config.options import option
+from raybust.methods.base import StepContext
+from raybust.methods.mixup import blend, column, probabilities
+from raybust.methods.pgd import Pgd, accuracy
+from raybust.numerics.attacks import attacked
+from raybust.numerics.balls import uniform
+
+
+@dataclass(frozen=True, kw_only=True)
+class Avmixup(Pgd):
+    """Cross entropy at x + u gamma delta, u ~ U(0, 1) for each image, delta PGD's perturbation,
+    with the label (1 - u) s(y, l1) + u s(y, l2): s(y, l) = l y + (1 - l) (1 - y) / (K - 1).
+
+    The point is clipped to [0, 1] (our choice).
+    """
+
+    gamma: float = option(2.0, "How far the vertex is, in perturbations.", gt=0)
+    l1: float = option(1.0, "Confidence of the label at the image.", gt=0, le=1)
+    l2: float = option(0.1, "Confidence of the label at the vertex.", ge=0, le=1)
+
+    def loss(
+        self, network: nn.Module, images: Tensor, targets: Tensor, context: StepContext
+    ) -> Tensor:
+        """Returns the mean cross entropy of the points; see `Method.loss`."""
+        with attacked(network, statistics=self.statistics):
+            worst = self.attack(
+                network,
+                images,
+                lambda logits: F.cross_entropy(logits, targets, reduction="sum"),
+                context,
+            )
+        share = uniform(images[:, 0, 0, 0], context.generator)
+        points = images + column(share, images) * self.gamma * (worst - images)
+        logits = network(points.clamp(0, 1))
+        labels = probabilities(targets, logits.shape[1], logits.dtype)
+        context.metrics["train/attacked_accuracy"] = accuracy(logits, labels)
+        return F.cross_entropy(logits, blend(smoothed(labels, self.l2), smoothed(labels, self.l1),
+                                             share))  # fmt: skip
+
+
+def smoothed(labels: Tensor, confidence: float) -> Tensor:
+    """Returns labels (B, K), probabilities, with `confidence` left on the class and the rest spread
+    evenly over the K - 1 others; K >= 2."""
+    return confidence * labels + (1 - confidence) * (1 - labels) / (labels.shape[1] - 1)

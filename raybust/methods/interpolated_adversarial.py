@@ -1,0 +1,54 @@
+"""Interpolated adversarial training: Lamb, Verma, Kannala and Bengio (AISec 2019,
+arXiv:1906.06784). Images are attacked before they are mixed, with their own labels.
+
+A baseline of `adversarial_mixup`; it is known to be weak under AutoAttack.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from raybust.config.options import option
+from raybust.methods.base import StepContext
+from raybust.methods.mixup import blend, mixture, probabilities
+from raybust.methods.pgd import Pgd, accuracy
+from raybust.numerics.attacks import attacked
+
+
+@dataclass(frozen=True, kw_only=True)
+class InterpolatedAdversarial(Pgd):
+    """Mixup's loss on the images and on the attacked ones: loss = (1 - share) M(x, y) + share
+    M(x + delta, y), M mixup's cross entropy, each M with ratios and partners of its own.
+    """
+
+    alpha: float = option(1.0, "Parameter of the Beta distribution of mixup's ratios.", gt=0)
+    share: float = option(0.5, "Weight of the attacked images' loss.", ge=0, le=1)
+
+    def loss(
+        self, network: nn.Module, images: Tensor, targets: Tensor, context: StepContext
+    ) -> Tensor:
+        """Returns the weighted mean of the two mixup losses; see `Method.loss`."""
+        with attacked(network, statistics=self.statistics):
+            worst = self.attack(
+                network,
+                images,
+                lambda logits: F.cross_entropy(logits, targets, reduction="sum"),
+                context,
+            )
+        clean, _ = self._mixed(network, images, targets, context)
+        robust, hits = self._mixed(network, worst, targets, context)
+        context.metrics["train/attacked_accuracy"] = hits
+        return (1 - self.share) * clean + self.share * robust
+
+    def _mixed(
+        self, network: nn.Module, images: Tensor, targets: Tensor, context: StepContext
+    ) -> tuple[Tensor, Tensor]:
+        """Returns mixup's cross entropy, and its accuracy on the larger part of each target."""
+        mixed, ratio, order = mixture(images, self.alpha, context.generator)
+        logits = network(mixed)
+        labels = probabilities(targets, logits.shape[1], logits.dtype)
+        labels = blend(labels, labels[order], ratio)
+        return F.cross_entropy(logits, labels), accuracy(logits, labels)
