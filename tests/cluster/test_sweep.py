@@ -208,7 +208,7 @@ def test_trials_of_two_workers(out, cluster):
     block = {"train.lr": {"choice": [0.05, BAD], "default": 0.05}}
     settings = (
         "name=nested", "tune.trials=2", "cluster.workers=2", "cluster.cpus_per_worker=0.5",
-        "tune.metric=validation/accuracy", "tune.reduction=2", "train.epochs=2", "tune.finalists=0",
+        "tune.metric=validation/accuracy", "tune.reduction=2", "train.epochs=25", "tune.finalists=0",
         "tune.concurrent=1",
     )  # fmt: skip
     board = run(out, *settings, block=block, tune__points=[{"train.lr": BAD}])
@@ -219,7 +219,7 @@ def test_trials_of_two_workers(out, cluster):
     found = kit.runs_of(out)
     assert set(found) == {"nested", "nested/0", "nested/1"}
     last = max(step for _, step in kit.points_of(out, found["nested/1"]))
-    assert last < 2, "it was not stopped"
+    assert last < 25, "it was not stopped"  # workers go on while the stop is on its way
     assert found["nested/1"].info.status == "FINISHED"
     assert found["nested/1"].data.tags["raybust.stop_reason"] == "pruned"
     kit.wait(lambda: cluster.available_resources().get("CPU") == 2, 60, "all CPUs are free")
