@@ -1,13 +1,28 @@
-"""The Beckmann barycenter in front of a network: what it computes, who sees it, where it starts."""
+"""The Beckmann barycenter in front of a network: what it computes, who sees it, where it starts.
+
+Numbers in names are those of the specification's tests (spec/adversarial.md, section 5).
+"""
+
+from collections import OrderedDict
+from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 from raybust import checkpoint, methods
 from raybust.config import compose, leaves_of_arguments
 from raybust.data import load
 from raybust.errors import RequestError
+from raybust.methods import StepContext
 from raybust.methods.beckman import Barycentric, Beckman
+from raybust.methods.gaussian import Gaussian
+from raybust.methods.lp_noise import LpNoise
+from raybust.methods.pgd import Pgd
+from raybust.methods.trades import Trades
+from raybust.numerics.attacks import pgd
+from raybust.numerics.balls import Threat
 from raybust.numerics.barycenter import rotations
 from raybust.train import Trainer, fit
 
@@ -27,14 +42,13 @@ def images():
 
 def test_at_the_published_constants_it_is_the_closed_form(images):
     front = Beckman().front()
-    views = rotations(images, 2, 4.0)
-    copies = [views[:, 0], views[:, 1]] if views.shape[0] == 5 else [views[0], views[1]]
+    copies = rotations(images, 2, 4.0)
     mean = (copies[0] + copies[1]) / 2
     expected = torch.minimum(mean - 0.1, torch.minimum(*copies)).clamp(0, 1)
     torch.testing.assert_close(front(images), expected, atol=1e-6, rtol=0)
 
 
-def test_weight_blends(images):
+def test_16_weight_blends(images):
     whole, half = Beckman().front()(images), Beckman(weight=0.5).front()(images)
     torch.testing.assert_close(half, (images + whole) / 2)
     assert torch.equal(Beckman(weight=0).front()(images), images)
@@ -80,3 +94,106 @@ def test_it_starts_from_a_run_and_refuses_others(tmp_path):
 def test_a_price_that_makes_everything_black_is_refused():
     with pytest.raises(RequestError, match="theta"):
         Beckman(theta=0.3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"views": 0}, "views: got 0"),
+        ({"rho": 0.0}, "rho: got 0"),
+        ({"mu": -0.1}, "mu: got -0.1"),
+        ({"theta": -0.1}, "theta: got -0.1"),
+        ({"weight": 1.1}, "weight: got 1.1"),
+        ({"attack": "white"}, "attack: got 'white'"),
+    ],
+)
+def test_bad_settings_name_their_field(settings, message):
+    with pytest.raises(RequestError, match=message):
+        Beckman(**settings)
+
+
+def test_an_init_of_other_classes_or_a_wrapper_around_it(tmp_path):
+    config = make("method.name=standard")
+    dataset = load(config.data)
+    (end,) = fit(config, dataset, CPU)
+    folder = checkpoint.commit(tmp_path / "run", checkpoint.folder_name(1), end.save, 1)
+    fewer = replace(dataset, classes=dataset.classes[:5])
+    inside = f"method.base.init={folder}"
+    wrapped = make("method.name=lp_noise", "method.base.name=beckman", inside)
+    with pytest.raises(RequestError, match="for 10 classes, expected a small_cnn for 5"):
+        Trainer(wrapped, fewer, CPU)
+    assert LpNoise(base=Beckman(init="run")).initial() == "run"
+    assert Pgd().initial() is None
+    network = Trainer(make("method.name=beckman", f"method.init={folder}/model.safetensors"),
+                      dataset, CPU).network  # fmt: skip
+    stored = checkpoint.read_weights(folder)
+    assert all(torch.equal(network.state_dict()[f"network.{k}"], v) for k, v in stored.items())
+
+
+class Noting(nn.Module):
+    """A linear network that notes what it is given, and whether in an attack."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(192, 4)
+        nn.init.normal_(self.layer.weight, generator=torch.Generator().manual_seed(0))
+        self.seen = []
+
+    def forward(self, images):
+        self.seen.append((images.detach(), not self.training))
+        return self.layer(images.flatten(1))
+
+
+@pytest.mark.parametrize("base", [Pgd(eps=0.05, steps=3, start="center"), Trades(steps=3)])
+@pytest.mark.parametrize("train", [True, False])
+def test_what_the_attack_of_training_sees(images, base, train):
+    """Oblivious: the attack sees bare images, the loss the transform; otherwise both see it."""
+    for attack in ("oblivious", "adaptive", "bpda"):
+        method, probe = Beckman(base=base, attack=attack), Noting()
+        network = nn.Sequential(method.front(), probe).train(train)
+        context = StepContext(torch.Generator().manual_seed(0), 0.5)
+        method.loss(network, images, torch.arange(5) % 4, context).backward()
+        assert all(module.training is train for module in network.modules())
+        assert network[0].attack == "adaptive"
+        first, last = probe.seen[0][0], probe.seen[-1][0]
+        expected = images if attack == "oblivious" else method.front()(images)
+        torch.testing.assert_close(
+            first, expected, atol=2e-3 if base.key == "trades" else 0, rtol=0
+        )
+        dark = (images - last).mean()
+        assert dark > 0.08, "without the transform the loss sees at most eps = 0.05"
+
+
+def test_the_base_keeps_its_noise():
+    assert Beckman(base=Gaussian(sigma=0.5)).noise() == 0.5
+    images = torch.full((4, 1, 8, 8), 0.5)
+    assert Beckman().front()(3 * images).max() <= 1, "measures are clipped to [0, 1]"
+
+
+def test_17_the_oblivious_accuracy_is_not_below_the_adaptive_one():
+    """Forty steps of full-batch training on digits, behind the transform."""
+    dataset = load(make("method.name=standard").data)
+    images, labels = dataset.train.fetch(torch.arange(200))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        bare = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+    front = Beckman().front()
+    whole = nn.Sequential(OrderedDict(front=front, network=bare))
+    optimizer = torch.optim.Adam(whole.parameters(), lr=0.03)
+    for _ in range(40):
+        optimizer.zero_grad()
+        F.cross_entropy(whole(images), labels).backward()
+        optimizer.step()
+    whole.eval()
+
+    def correct(network, points):
+        return float((network(points).argmax(1) == labels).double().mean())
+
+    def attack(network):
+        source, threat = torch.Generator().manual_seed(1), Threat("linf", 0.1)
+        return pgd(network, images, labels, threat, source, steps=20).images
+
+    oblivious, adaptive = correct(whole, attack(bare)), correct(whole, attack(whole))
+    assert correct(whole, images) > 0.9
+    assert oblivious >= adaptive - 0.01
+    assert oblivious > adaptive + 0.1, "the two protocols do not differ: nothing was tested"
