@@ -125,6 +125,7 @@ class Trainer:
             rank=self.rank,
             world=self.world,
             loader_workers=config.data.loader_workers,
+            classes=config.train.batch_classes or config.method.balanced_classes,
         )
         self.optimizer = optimizer(config.train, self.network)
         if resume is not None:

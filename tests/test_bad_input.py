@@ -151,6 +151,12 @@ def rows():
         None,
         ["train.batch_size", "100", "multiple of cluster.workers = 3"],
     )
+    yield (
+        ["train", "train.batch_size=100", "train.batch_classes=10", "cluster.workers=4"],
+        None,
+        ["train.batch_size", "100", "train.batch_classes", "= 40"],
+    )
+    yield ["train", "train.batch_classes=0"], None, ["train.batch_classes", "got 0", ">= 1"]
     yield ["train", "certify.n=5"], None, ["certify.n", "got 5", "certifies nothing"]
     yield ["train", "certify.batch=150"], None, ["certify.batch", "150", "multiple of 100"]
     yield ["train", "certify.schedule=sequence"], None, ["certify.schedule", "radius"]

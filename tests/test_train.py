@@ -1,6 +1,7 @@
 """The loop against closed forms and hand-written oracles, then resume bit for bit, then DDP."""
 
 import copy
+import dataclasses
 import json
 import math
 import os
@@ -280,6 +281,18 @@ def test_bf16_on_a_cpu_gives_float32_logits_and_weights(digits):
     assert {p.dtype for p in trainer.network.parameters()} == {torch.float32}
     plain = Trainer(make("train.precision=auto"), digits, CPU)
     assert plain.objective.network.autocast is None
+
+
+def test_batches_are_balanced_where_it_is_asked_for(digits):
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Asking(methods.get("standard")):
+        balanced_classes = 4
+
+    asked = make("train.batch_classes=8")
+    for config, classes in ((asked, 8), (dataclasses.replace(make(), method=Asking()), 4)):
+        for _, labels in Trainer(config, digits, CPU).batches.epoch(0):
+            counts = labels.bincount(minlength=10).tolist()
+            assert sorted(counts) == [0] * (10 - classes) + [64 // classes] * classes
 
 
 def test_passes_are_counted_per_image(digits):

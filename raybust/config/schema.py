@@ -67,6 +67,12 @@ class Train(Section):
 
     epochs: int = option(30, "Passes over the training set.", ge=1)
     batch_size: int = option(128, "Images per step over all workers together.", ge=1, unit="images")
+    batch_classes: int | None = option(
+        None,
+        "Classes in a step's batch, with batch_size / batch_classes images each; where not given, "
+        "any images, or what the method asks for. A class of too few repeats images.",
+        ge=1,
+    )
     optimizer: Literal["sgd", "adamw"] = option("sgd", "SGD with Nesterov momentum, or AdamW.")
     lr: float = option(0.05, "Peak learning rate.", gt=0)
     momentum: float = option(0.9, "Momentum of SGD, first moment of AdamW.", ge=0, lt=1)
@@ -185,6 +191,12 @@ class Config(Section):
         if batch % workers:
             found.append(
                 f"train.batch_size: got {batch}, expected a multiple of cluster.workers = {workers}"
+            )
+        classes = self.train.batch_classes
+        if classes and batch % (classes * workers):
+            found.append(
+                f"train.batch_size: got {batch}, expected a multiple of train.batch_classes times"
+                f" cluster.workers = {classes * workers}"
             )
         for key, part in (("certify", self.certify), ("certified_fast", self.certified_fast)):
             if part.alpha ** (1 / part.n) <= 0.5:

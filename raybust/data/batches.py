@@ -3,7 +3,8 @@
 The order of an epoch and every augmentation depend on (seed, epoch) alone, and each rank takes its
 own slice of every global batch: any number of workers sees the same images in the same step, and a
 resumed epoch is the same epoch without saved state. Datasets in memory lie on the device as bytes
-and a batch is one gather; streamed ones are decoded by worker processes.
+and a batch is one gather; streamed ones are decoded by worker processes. Batches may be balanced:
+equally many images of each of some classes.
 
 Legend: N images of shape C x H x W, B of them in a global batch.
 """
@@ -41,13 +42,16 @@ class Batches:
         rank: this worker, in [0, world).
         world: number of workers.
         loader_workers: decoding processes of this rank; streamed parts only.
+        classes: P, distinct classes in a batch, of B / P images each, on every rank as many of
+            each; 0 for batches without regard to classes. See `balanced`.
 
     Attributes:
         steps: batches per epoch, the same on every rank; an incomplete last one is dropped.
         batch_size: the B that is used.
 
     Raises:
-        RequestError: B is no multiple of `world`, or the part is smaller than `world`.
+        RequestError: B is no multiple of `world` times P, the part is smaller than that, or it has
+            fewer than P classes.
     """
 
     def __init__(
@@ -61,20 +65,31 @@ class Batches:
         rank: int = 0,
         world: int = 1,
         loader_workers: int = 0,
+        classes: int = 0,
     ) -> None:
         if augment not in KINDS:
             raise unknown("augmentation", augment, KINDS)
-        if batch_size % world:
+        unit, of = world * (classes or 1), f" times {classes} classes a batch" if classes else ""
+        if batch_size % unit:
             raise RequestError(
                 f"train.batch_size: got {batch_size}, expected a multiple of the {world} workers"
+                + of
             )
-        self.batch_size = min(batch_size, len(split) // world * world)
+        self.batch_size = min(batch_size, len(split) // unit * unit)
         if self.batch_size == 0:
             raise RequestError(
-                f"got {len(split)} training images for {world} workers, expected one each or more"
+                f"got {len(split)} training images for {world} workers{of}, expected one each or"
+                " more"
+            )
+        present = len(split.labels.unique())
+        if classes > present:
+            raise RequestError(
+                f"train.batch_classes: got {classes}, expected <= {present}, the classes that the"
+                " training images have"
             )
         self.steps = len(split) // self.batch_size
         self._count, self._seed = len(split), seed
+        self._labels, self._classes = split.labels, classes
         self._rank, self._world = rank, world
         self._feed: _Memory | _Stream
         if isinstance(split, StreamedSplit):
@@ -91,10 +106,53 @@ class Batches:
         Raises:
             RequestError: a streamed file is no image.
         """
-        order = torch.randperm(self._count, generator=generator(self._seed, number, "order"))
+        draw = generator(self._seed, number, "order")
+        if self._classes:
+            per_class = self.batch_size // self._classes
+            order = balanced(self._labels, self._classes, per_class, self.steps, draw)
+        else:
+            order = torch.randperm(self._count, generator=draw)
         mine = order[: self.steps * self.batch_size]
         mine = mine.view(self.steps, self._world, -1)[:, self._rank]
         return self._feed.epoch(mine, self._seed, number)
+
+
+def balanced(
+    labels: Tensor, classes: int, per_class: int, steps: int, draw: torch.Generator
+) -> Tensor:
+    """Returns the positions of balanced batches one after the other, int64 (steps * classes *
+    per_class,); in each batch the classes take turns, image by image, so that an even part of it
+    is balanced too.
+
+    In a batch classes are distinct, and so are the images of a class that has enough. Over the
+    batches every class comes equally often within 1, and within a class every image: the least
+    used come first, at random among equals. A class of fewer than `per_class` images gives all it
+    has and begins again, so that its images come more than once in a batch (our choice).
+
+    Args:
+        labels: int64 (N,).
+        classes: classes in a batch, at most those that `labels` has.
+        per_class: images of each.
+        steps: batches.
+        draw: a CPU generator.
+    """
+    order = labels.argsort(stable=True)
+    members = order.split(labels[order].unique_consecutive(return_counts=True)[1].tolist())
+    turns, uses = torch.zeros(len(members)), [torch.zeros(len(of)) for of in members]
+    batches = []
+    for _ in range(steps):
+        chosen = _least_used(turns, classes, draw).tolist()
+        parts = [members[at][_least_used(uses[at], per_class, draw)] for at in chosen]
+        batches.append(torch.stack(parts, 1).flatten())
+    return torch.cat(batches)
+
+
+def _least_used(uses: Tensor, count: int, draw: torch.Generator) -> Tensor:
+    """Returns `count` positions, those of the fewest uses first, and counts them as used."""
+    order = (uses + torch.rand(len(uses), generator=draw)).argsort()
+    chosen = order.repeat(-(-count // len(order)))[:count]
+    uses += chosen.bincount(minlength=len(uses))
+    return chosen
 
 
 class _Memory:

@@ -248,3 +248,82 @@ def test_an_image_gets_other_views_in_other_epochs(augment, streamed):
         assert all(len(found) > 1 for found in views.values())
         if augment == "flip":
             assert all(len(found) == 2 for found in views.values())
+
+
+# Balanced batches
+
+
+def of_classes(*counts):
+    """A part whose classes have the given counts; `indices` tell which example an image is."""
+    labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    labels = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(5))]
+    images = torch.arange(len(labels)).view(-1, 1, 1, 1) / len(labels)
+    return Split(images.expand(-1, 1, 2, 2), labels, torch.arange(len(labels)), 1.0)
+
+
+def positions(split, images):
+    return (images[:, 0, 0, 0] * len(split)).round().long().tolist()
+
+
+@pytest.mark.parametrize("classes", [2, 3, 5])
+def test_balanced_batches_hold_equally_many_of_each_class(classes):
+    split = of_classes(30, 40, 50, 60, 70)
+    used, seen = torch.zeros(5), torch.zeros(250)
+    for images, labels in walk(split, batch_size=6 * classes, classes=classes):
+        counts = labels.bincount(minlength=5)
+        assert sorted(counts.tolist()) == [0] * (5 - classes) + [6] * classes
+        at = positions(split, images)
+        assert len(set(at)) == len(at), "no image twice in a batch"
+        assert torch.equal(split.labels[at], labels)
+        used += counts > 0
+        seen[at] += 1
+    assert used.max() - used.min() <= 1
+    for label in range(5):
+        times = seen[split.labels == label]
+        assert times.max() - times.min() <= 1, "every image of a class equally often"
+
+
+def test_balanced_batches_of_the_ranks_are_balanced_and_make_one_workers_batch():
+    split = of_classes(20, 20, 20, 20)
+    options = {"batch_size": 24, "classes": 3, "augment": "flip"}
+    whole = walk(split, 1, **options)
+    for world in (2, 4):
+        ranks = [walk(split, 1, rank=rank, world=world, **options) for rank in range(world)]
+        for step, (images, labels) in enumerate(whole):
+            assert torch.equal(images, torch.cat([rank[step][0] for rank in ranks]))
+            assert torch.equal(labels, torch.cat([rank[step][1] for rank in ranks]))
+            for rank in ranks:
+                assert set(rank[step][1].bincount(minlength=4).tolist()) == {0, 8 // world}
+
+
+def test_balanced_batches_depend_on_seed_and_epoch_alone():
+    split, options = of_classes(20, 20, 20), {"batch_size": 12, "classes": 2}
+    batches = Batches(split, device="cpu", seed=3, **options)
+    history = [list(batches.epoch(number)) for number in range(2)]
+    assert same(history[1], walk(split, 1, **options))
+    assert not same(history[0], history[1])
+    assert not same(history[0], walk(split, 0, seed=4, **options))
+
+
+def test_a_class_of_too_few_repeats_its_images_evenly():
+    split = of_classes(2, 30, 30)
+    for images, labels in walk(split, batch_size=15, classes=3):
+        at = torch.tensor(positions(split, images))
+        rare = at[labels == 0].bincount(minlength=62)
+        assert sorted(rare[rare > 0].tolist()) == [2, 3], "five places, two images"
+        assert at[labels > 0].bincount().max() == 1
+
+
+def test_streamed_batches_can_be_balanced(streamed):
+    split = StreamedSplit(streamed.root, streamed.files, torch.arange(20) % 4, streamed.indices, 6)
+    for _, labels in walk(split, classes=4):
+        assert labels.bincount().tolist() == [2, 2, 2, 2]
+
+
+def test_bad_balanced_batches():
+    with pytest.raises(RequestError, match=r"train.batch_classes: got 4, expected <= 3"):
+        walk(of_classes(20, 20, 20), classes=4)
+    with pytest.raises(RequestError, match=r"train.batch_size: got 8, .*2 workers times 3 classes"):
+        walk(of_classes(20, 20, 20), classes=3, world=2)
+    with pytest.raises(RequestError, match=r"got 2 training images for 1 workers times 3 classes"):
+        walk(of_classes(1, 1), batch_size=9, classes=3)
