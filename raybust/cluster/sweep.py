@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -127,12 +128,13 @@ def _leaderboard(config: Config, study: Study, folder: Path, say: Say) -> Leader
     for place, record in enumerate(ranked):
         final = place < config.tune.finalists
         entries.append(_entry(config, record, folder, say if final else None))
+    others = [r for r in records if r.state in ("PRUNED", "FAIL")]
     board = Leaderboard(
         sweep=folder.name,
         metric=config.tune.metric,
+        mode=config.tune.mode,
         entries=tuple(entries),
-        pruned=sum(r.state == "PRUNED" for r in records),
-        failed=sum(r.state == "FAIL" for r in records),
+        others=tuple(_entry(config, record, folder, None) for record in others),
         protocol=_protocol(config) if any(entry.log for entry in entries) else "",
         folder=folder,
         curve=_curve(entries, folder),
@@ -164,8 +166,12 @@ def _entry(config: Config, record: TrialRecord, folder: Path, say: Say | None) -
     """Returns a trial's line; a finalist, for whom there is something to say, is certified."""
     trial = folder / runs.TRIALS / f"{record.number:04d}"
     method = runs.read_identity(trial).config["method"]["name"]
+    entry = Entry(
+        record.number, method, record.state, record.point, record.value, record.metrics,
+        record.history, reason=record.reason,
+    )  # fmt: skip
     if say is None:
-        return Entry(record.number, method, record.point, record.value, record.metrics)
+        return entry
     plain = configuration.to_dict(config)
     sections = {key: plain[key] for key in ("certify", "evaluate", "cluster", "track", "out")}
     overrides = configuration.leaves_of(sections, "sweep")
@@ -173,10 +179,7 @@ def _entry(config: Config, record: TrialRecord, folder: Path, say: Say | None) -
     say(f"certifying trial {record.number} on the {trained.config.certify.split} set")
     accuracy = clean_accuracy(trained.network, trained.dataset, trained.config.evaluate)
     found = shards.certify(trained, say=say)
-    return Entry(
-        record.number, method, record.point, record.value, record.metrics,
-        accuracy.accuracy, found.metrics, found.log,
-    )  # fmt: skip
+    return replace(entry, accuracy=accuracy.accuracy, certified=found.metrics, log=found.log)
 
 
 @contextmanager
