@@ -52,8 +52,8 @@ def train(settings: tuple[str, ...], seed: int) -> tuple[nn.Module, Dataset]:
     config: Config = configuration.compose(leaves, methods.get)
     dataset = data.load(config.data)
     trainer = Trainer(config, dataset, torch.device("cpu"))
-    for epoch in range(config.train.epochs):
-        failure = trainer.train_epoch(epoch)
+    while not trainer.done:
+        failure = trainer.train_epoch()
         assert failure is None, failure
     return trainer.network.eval(), dataset
 

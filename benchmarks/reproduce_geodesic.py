@@ -65,10 +65,10 @@ def train(
 ) -> tuple[nn.Module, Dataset, int]:
     """Returns the network at the end of its budget, its data, and the passes that it took."""
     probe, _ = trainer(base, arm, 1, seed)
-    probe.train_epoch(0)
+    probe.train_epoch()
     one, dataset = trainer(base, arm, max(1, round(budget / passes(probe))), seed)
-    for epoch in range(one.config.train.epochs):
-        failure = one.train_epoch(epoch)
+    while not one.done:
+        failure = one.train_epoch()
         assert failure is None, failure
     return one.network.eval(), dataset, passes(one)
 
@@ -79,7 +79,7 @@ def main(arguments: list[str]) -> None:
     seeds = range(int(arguments[0]) if arguments else 3)
     for name, (base, epochs, measure) in BASES.items():
         probe, _ = trainer(base, None, 1, 0)
-        probe.train_epoch(0)
+        probe.train_epoch()
         budget = epochs * passes(probe)
         heads = ["passes", *HEADS[name]]
         print(f"\n| {name} | {' | '.join(heads)} |\n|{'---|' * (len(heads) + 1)}", flush=True)

@@ -81,8 +81,8 @@ def trained(arguments: list[str], path: Path) -> nn.Module:
     if path.is_file():
         trainer.network.load_state_dict(load_file(path))
     else:
-        for epoch in range(config.train.epochs):
-            failure = trainer.train_epoch(epoch)
+        while not trainer.done:
+            failure = trainer.train_epoch()
             assert failure is None, failure
         weights = trainer.network.state_dict()
         save_file({key: value.contiguous() for key, value in weights.items()}, path)

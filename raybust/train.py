@@ -17,20 +17,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from raybust import checkpoint, models
 from raybust import config as configuration
-from raybust.certify import fast_certificate
 from raybust.config import Config
 from raybust.data import Batches, Dataset, mix
 from raybust.errors import RequestError
-from raybust.evaluate import correct
-from raybust.numerics.moments import moment_acr
 from raybust.objective import Objective, assemble, smoothing_sigma
 from raybust.optimize import autocast, optimizer, schedule
+from raybust.ranks import Ranks
+from raybust.validate import measure
 
 SETUP_IMAGES = 512
 _CHECK_EVERY = 100
@@ -67,14 +65,14 @@ def fit(
         resume: checkpoint folder from which to go on.
     """
     trainer = Trainer(config, dataset, device, resume)
-    for epoch in range(trainer.epoch, config.train.epochs):
-        failure = trainer.train_epoch(epoch)
+    while not trainer.done:
+        failure = trainer.train_epoch()
         if failure is not None:
-            yield Progress(epoch + 1, {"epoch": epoch + 1}, trainer.save, True, failure)
+            epoch = trainer.epoch + 1
+            yield Progress(epoch, {"epoch": epoch}, trainer.save, True, failure)
             return
-        done = epoch + 1 == config.train.epochs
-        metrics = trainer.validate(epoch, done)
-        yield Progress(epoch + 1, metrics, trainer.save, done)
+        metrics = trainer.validate()
+        yield Progress(trainer.epoch, metrics, trainer.save, trainer.done)
 
 
 class Trainer:
@@ -82,6 +80,7 @@ class Trainer:
 
     Attributes:
         epoch: epochs that are done.
+        share: share of the run's budget (epochs, passes or seconds) that is spent.
         network: the network under training, without wrappers.
         average: the moving average of its weights where `train.ema` is on, else the same network.
     """
@@ -98,11 +97,9 @@ class Trainer:
             resume: checkpoint folder, or None.
         """
         self.config, self.dataset, self.device = config, dataset, device
-        distributed = dist.is_available() and dist.is_initialized()
-        self.rank = dist.get_rank() if distributed else 0
-        self.world = dist.get_world_size() if distributed else 1
+        self.ranks = Ranks.current(device)
         self.generator = torch.Generator(device)
-        self.epoch = 0
+        self.epoch, self.share = 0, 0.0
         self.metrics: dict[str, float] = {}
         torch.manual_seed(config.seed)
         self.network = assemble(config, dataset)
@@ -122,8 +119,8 @@ class Trainer:
             device=device,
             seed=config.seed,
             augment=dataset.augment,
-            rank=self.rank,
-            world=self.world,
+            rank=self.ranks.rank,
+            world=self.ranks.world,
             loader_workers=config.data.loader_workers,
             classes=config.train.batch_classes or config.method.balanced_classes,
         )
@@ -131,7 +128,7 @@ class Trainer:
         if resume is not None:
             self._load(resume)
         self.wrapped: nn.Module = self.objective
-        if self.world > 1:
+        if self.ranks.world > 1:
             self.wrapped = DistributedDataParallel(self.objective)
 
     def step(self, images: Tensor, labels: Tensor, progress: float) -> Tensor:
@@ -157,61 +154,78 @@ class Trainer:
             _update_average(self.average, self.network, train.ema)
         return loss.detach()
 
-    def train_epoch(self, epoch: int) -> str | None:
-        """Trains one epoch; returns why training cannot go on, or None."""
+    @property
+    def done(self) -> bool:
+        """Whether the budget is spent."""
+        return self.share >= 1
+
+    def train_epoch(self) -> str | None:
+        """Trains the next epoch, cut short where the budget ends in it; returns why training cannot
+        go on, or None."""
         self.objective.train()
-        self.generator.manual_seed(mix(self.config.seed, epoch, self.rank))
-        total = self.config.train.epochs * self.batches.steps
-        started = time.perf_counter()
+        self.generator.manual_seed(mix(self.config.seed, self.epoch, self.ranks.rank))
+        before, started = self.metrics.get("train/seconds", 0.0), time.perf_counter()
         loss_sum = torch.zeros((), device=self.device)
         sums: dict[str, Tensor] = {}
-        for number, (images, labels) in enumerate(self.batches.epoch(epoch), 1):
-            progress = (epoch * self.batches.steps + number - 1) / total
-            loss_sum += self.step(images, labels, progress)
+        for number, (images, labels) in enumerate(self.batches.epoch(self.epoch), 1):
+            loss_sum += self.step(images, labels, self.share)
             for key, value in self.objective.metrics.items():
                 sums[key] = sums.get(key, torch.zeros((), device=self.device)) + value
-            if number % _CHECK_EVERY == 0 or number == self.batches.steps:
-                mean = self._mean(loss_sum / number)
+            self.share = self._spent(number, before + time.perf_counter() - started)
+            over = self.done or number == self.batches.steps
+            if over or number % _CHECK_EVERY == 0:
+                mean = self.ranks.mean(loss_sum / number)
                 if not math.isfinite(mean):
-                    return self._diverged(epoch, number, mean)
-        self.epoch = epoch + 1
+                    return self._diverged(number, mean)
+            if over:
+                break
+        self.epoch += 1
         seconds = time.perf_counter() - started
-        network = self.objective.network
         self.metrics = {
             "epoch": float(self.epoch),
             "train/loss": mean,
             "train/lr": self.optimizer.param_groups[0]["lr"],
-            "train/seconds": self.metrics.get("train/seconds", 0.0) + seconds,
+            "train/seconds": before + seconds,
             "validation/seconds": self.metrics.get("validation/seconds", 0.0),
-            "train/images_per_second": self.batches.steps * self.batches.batch_size / seconds,
-            "passes/forward": float(network.forward_passes * self.world),
-            "passes/backward": float(network.backward_passes * self.world),
-            **{key: self._mean(value / number) for key, value in sums.items()},
+            "train/images_per_second": number * self.batches.batch_size / seconds,
+            **self._passes(),
+            **{key: self.ranks.mean(value / number) for key, value in sums.items()},
         }
         return None
 
-    def validate(self, epoch: int, last: bool) -> dict[str, float]:
-        """Returns the epoch's metrics: training, clean accuracy and the cheap certificate.
-
-        Args:
-            epoch: number of the epoch, from 0.
-            last: whether it is the last one, which always has a certificate.
-        """
+    def validate(self) -> dict[str, float]:
+        """Returns the epoch's metrics: training, and what `raybust.validate` measures."""
         started = time.perf_counter()
-        self.average.eval()
-        if self.world > 1:
-            for buffer in self.average.buffers():
-                dist.broadcast(buffer, 0)  # each rank's batch norm saw its own last batch
-        split, fast = self.dataset.validation, self.config.certified_fast
-        mine = range(self.rank, len(split), self.world)
-        batch = self.config.evaluate.batch
-        hits = correct(self.average, split, mine, batch=batch, device=self.device)
-        accuracy = self._sum(hits.sum()) / len(split)
-        self.metrics["validation/accuracy"] = accuracy
-        if fast.every and (last or (epoch + 1) % fast.every == 0):
-            self.metrics.update(self._certify())
+        found = measure(
+            self.average, self.dataset.validation, self.config, self.ranks,
+            epoch=self.epoch, last=self.done,
+        )  # fmt: skip
+        self.metrics.update(found)
         self.metrics["validation/seconds"] += time.perf_counter() - started
         return dict(self.metrics)
+
+    def _spent(self, steps: int, seconds: float) -> float:
+        """Returns the share of the budget that is spent; the same on every rank.
+
+        Args:
+            steps: of the epoch under way that are done.
+            seconds: of training so far, on this rank.
+        """
+        unit, amount = self.config.train.budget
+        if unit == "epoch":
+            return (self.epoch * self.batches.steps + steps) / (amount * self.batches.steps)
+        spent = seconds if unit == "train/seconds" else self._passes()[unit]
+        return self.ranks.mean(torch.tensor(spent / amount))
+
+    def _passes(self) -> dict[str, float]:
+        """Returns the passes so far, of all ranks where they do the same work."""
+        network, world = self.objective.network, self.ranks.world
+        both = (network.forward_passes + network.backward_passes) * world
+        return {
+            "passes/forward": float(network.forward_passes * world),
+            "passes/backward": float(network.backward_passes * world),
+            "passes/per_image": both / len(self.dataset.train),
+        }
 
     def save(self, folder: Path) -> None:
         """Writes a checkpoint of this moment into an existing folder."""
@@ -230,9 +244,10 @@ class Trainer:
             "classes": list(self.dataset.classes),
             "data_digest": self.dataset.digest,
             "epoch": self.epoch,
+            "done": self.done,
             "metrics": self.metrics,
             "sigma": smoothing_sigma(self.config),
-            "workers": self.world,
+            "workers": self.ranks.world,
         }
         checkpoint.write(folder, self.average.state_dict(), state, manifest)
 
@@ -246,53 +261,14 @@ class Trainer:
         self.metrics = checkpoint.read_manifest(folder)["metrics"]
         counted = self.objective.network
         counted.forward_passes, counted.backward_passes = state["passes"]
+        self.share = self._spent(0, self.metrics["train/seconds"])
 
-    def _certify(self) -> dict[str, float]:
-        """Returns `certified_fast/*`, each rank certifying its share of the same examples."""
-        fast, split = self.config.certified_fast, self.dataset.validation
-        step = max(1, len(split) // fast.examples)
-        chosen = torch.arange(0, len(split), step)[: fast.examples]
-        mine = chosen[self.rank :: self.world]
-        images, labels = split.fetch(mine)
-        found = fast_certificate(
-            self.average,
-            images.to(self.device),
-            labels.to(self.device),
-            split.indices[mine],
-            sigma=smoothing_sigma(self.config),
-            config=fast,
-            seed=self.config.certify.seed,
-        )
-        if fast.moment:
-            found["certified_fast/moment_acr"] = self._moment_acr(images, labels)
-        weight = len(mine) / len(chosen)
-        return {
-            key: self._sum(torch.tensor(value * weight, dtype=torch.float64))
-            for key, value in found.items()
-        }
-
-    def _moment_acr(self, images: Tensor, labels: Tensor) -> float:
-        images, labels = images.to(self.device), labels.to(self.device)
-        try:
-            return moment_acr(self.average, images, labels, smoothing_sigma(self.config))
-        except ValueError as error:
-            raise RequestError(f"certified_fast.moment: {error}") from None
-
-    def _diverged(self, epoch: int, step: int, loss: float) -> str:
+    def _diverged(self, step: int, loss: float) -> str:
         kept = f"the checkpoint of epoch {self.epoch} is kept" if self.epoch else "nothing is kept"
         return (
-            f"the loss became {loss} in epoch {epoch + 1}, by step {step}; {kept}; "
+            f"the loss became {loss} in epoch {self.epoch + 1}, by step {step}; {kept}; "
             f"lower train.lr (now {self.config.train.lr:g}) or set train.clip_norm"
         )
-
-    def _sum(self, value: Tensor) -> float:
-        value = value.to(self.device, torch.float64)
-        if self.world > 1:
-            dist.all_reduce(value)
-        return float(value)
-
-    def _mean(self, value: Tensor) -> float:
-        return self._sum(value) / self.world
 
 
 def _initialize(network: nn.Module, config: Config, dataset: Dataset) -> None:

@@ -32,9 +32,9 @@ TABLE = {
     "methods": "config numerics (vision) | torch",
     "objective": "config data methods models | torch",
     "optimize": "config | torch",
-    "train": (
-        "config data methods models objective optimize checkpoint certify evaluate numerics | torch"
-    ),
+    "ranks": "| torch",
+    "validate": "config data certify evaluate numerics objective ranks | torch",
+    "train": ("config data methods models objective optimize checkpoint ranks validate | torch"),
     "checkpoint": "config | torch safetensors",
     "certify": "config data numerics rowlog | torch numpy scipy",
     "evaluate": (

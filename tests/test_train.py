@@ -155,8 +155,8 @@ def test_the_rate_of_each_step_is_that_of_its_share_of_the_run(digits, monkeypat
         "step",
         lambda: (rates.append({group["lr"] for group in trainer.optimizer.param_groups}), step()),
     )
-    for epoch in range(2):
-        assert trainer.train_epoch(epoch) is None
+    for _ in range(2):
+        assert trainer.train_epoch() is None
     total = 2 * trainer.batches.steps
     assert total == 2 * (len(digits.train) // 500)
     assert rates == [{0.5 * (1 + math.cos(math.pi * i / total)) / 2} for i in range(total)]
@@ -380,8 +380,9 @@ HARD = ("train.epochs=4", "train.batch_size=20", "train.ema=0.9", "data.augment=
             ),
         ),
         (2, ("method.name=gaussian", "train.ema=0", "train.precision=bf16")),
+        (2, ("method.name=gaussian", "train.passes=7")),
     ],
-    ids=["sgd", "adamw", "resnet20", "resnet20 without average", "bf16"],
+    ids=["sgd", "adamw", "resnet20", "resnet20 without average", "bf16", "passes"],
 )
 def test_a_resumed_run_is_the_undisturbed_one_bit_for_bit(few, tmp_path, settings, stop):
     config = make(*HARD, *settings)
@@ -419,7 +420,7 @@ def test_a_finished_run_has_nothing_left_to_do(few, tmp_path):
 def test_training_depends_on_the_seed_alone(few):
     def train(*settings):
         trainer = Trainer(make("train.batch_size=20", *settings), few, CPU)
-        trainer.train_epoch(0)
+        trainer.train_epoch()
         return parameters(trainer.network)
 
     torch.manual_seed(5)
@@ -427,6 +428,69 @@ def test_training_depends_on_the_seed_alone(few):
     torch.manual_seed(6)
     assert same(train(), one)
     assert not same(train("seed=1"), one)
+
+
+# Budgets
+
+
+@pytest.mark.parametrize(
+    ("settings", "each"),
+    [
+        (("method.name=standard",), 2),
+        (("method.name=gaussian",), 2),
+        (("method.name=pgd", "method.steps=3", "method.warmup=0"), 8),
+        (("method.name=macer", "method.sigma=0.25", "method.k=4"), 8),
+    ],
+    ids=["standard", "gaussian", "pgd", "macer"],
+)
+def test_a_budget_of_passes_is_the_same_work_for_every_method(few, settings, each):
+    """The last step is the one that reaches the budget, wherever in an epoch it is."""
+    config = make("train.passes=21", "train.batch_size=10", "certified_fast.every=0", *settings)
+    states = list(fit(config, few, CPU))
+    metrics = states[-1].metrics
+    passes = metrics["passes/forward"] + metrics["passes/backward"]
+    assert metrics["passes/per_image"] == passes / 40
+    assert 21 * 40 <= passes < 21 * 40 + each * 10
+    assert [state.done for state in states] == [False] * (len(states) - 1) + [True]
+    assert len(states) == math.ceil(21 / each)
+
+
+def test_the_schedule_follows_the_share_of_the_passes(few):
+    config = make("train.passes=4", "train.batch_size=10", "method.name=standard")
+    trainer, shares = Trainer(config, few, CPU), []
+    step = trainer.step
+    trainer.step = lambda images, labels, share: shares.append(share) or step(images, labels, share)
+    while not trainer.done:
+        assert trainer.train_epoch() is None
+    assert shares == [i / 8 for i in range(8)]
+
+
+def test_a_budget_in_seconds_ends_the_run(few):
+    config = make("train.seconds=0.2", "train.batch_size=10", "certified_fast.every=0")
+    states = list(fit(config, few, CPU))
+    assert states[-1].metrics["train/seconds"] >= 0.2
+    assert all(state.metrics["train/seconds"] < 0.2 for state in states[:-1])
+
+
+def test_the_cheap_attack_is_that_of_the_evaluation(digits):
+    """PGD from the image itself; and it is measured at the end whatever the interval."""
+    attack = ("attacked_fast.every=2", "attacked_fast.examples=40", "attacked_fast.eps=0.05")
+    config = make("train.epochs=3", "method.name=standard", "certified_fast.every=0", *attack)
+    states = list(fit(config, digits, CPU))
+    key = "attacked_fast/robust_accuracy"
+    assert [key in state.metrics for state in states] == [False, True, True]
+    network = states[-1].save.__self__.average
+    chosen = torch.arange(0, len(digits.validation), len(digits.validation) // 40)[:40]
+    images, labels = digits.validation.fetch(chosen)
+    found = images.clone()
+    for _ in range(10):
+        found.requires_grad_(True)
+        loss = F.cross_entropy(network(found), labels, reduction="sum")
+        move = 0.0125 * torch.autograd.grad(loss, found)[0].sign()
+        found = torch.clamp(found.detach() + move, images - 0.05, images + 0.05).clamp(0, 1)
+    robust = (network(found).argmax(1) == labels) & (network(images).argmax(1) == labels)
+    assert states[-1].metrics[key] == pytest.approx(float(robust.double().mean()))
+    assert 0.05 < states[-1].metrics[key] < states[-1].metrics["validation/accuracy"]
 
 
 # The golden run
@@ -479,9 +543,9 @@ for name in ("standard small_cnn", "gaussian small_cnn", "gaussian resnet20"):
         if i == (20 if model == "small_cnn" else 3):
             break
         loss = trainer.step(images, labels, i / 50)
-        losses.append(trainer._mean(loss))
+        losses.append(trainer.ranks.mean(loss))
     trainer.metrics = {"validation/seconds": 0.0}
-    metrics = trainer.validate(0, True)
+    metrics = trainer.validate()
     del metrics["validation/seconds"]
     found[name] = {
         "losses": losses, "weights": trainer.network.state_dict(), "metrics": metrics}
@@ -581,7 +645,7 @@ def test_a_front_module_is_part_of_the_network_and_of_its_checkpoint(few, tmp_pa
     trainer = Trainer(config, few, CPU)
     weights = copy.deepcopy(trainer.network.state_dict())
     assert "front.weight" in weights
-    trainer.train_epoch(0)
+    trainer.train_epoch()
     assert not torch.equal(trainer.network.state_dict()["front.weight"], weights["front.weight"])
 
 

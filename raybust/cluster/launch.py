@@ -60,7 +60,7 @@ def train(config: Config, *, address: str | None, resume: bool, verbose: bool, s
     if resume:
         runs.check_same(folder, "train", plain)
         newest = checkpoint.newest(folder, say)
-        if newest is not None and checkpoint.epoch_of(newest) >= config.train.epochs:
+        if newest is not None and checkpoint.read_manifest(newest)["done"]:
             say(f"{folder.name} is trained already; --no-resume trains it anew")
             with sending_rest(folder, open_store(config, out, say), out, say):
                 return folder

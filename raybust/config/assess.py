@@ -38,6 +38,20 @@ class FastCertify(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class FastAttack(Section):
+    """The cheap attack of an epoch, `attacked_fast/robust_accuracy`: PGD from the image, for
+    search, never for publication."""
+
+    every: int = option(
+        0, "Epochs between two of them; with it the last epoch has one. 0: never.", ge=0
+    )
+    examples: int = option(200, "Validation images attacked.", ge=1)
+    norm: Literal["linf", "l2", "l1"] = option("linf", "Norm of the ball.")
+    eps: float = option(8 / 255, "Its radius.", gt=0, unit="norm's, pixels in [0, 1]")
+    steps: int = option(10, "Steps, each of 2.5 eps / steps.", ge=1)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Certify(Section):
     """Certification by randomized smoothing (Cohen et al., 2019): the protocol of a log."""
 

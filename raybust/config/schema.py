@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from raybust.config.assess import Certify, Corruptions, Evaluate, FastCertify
+from raybust.config.assess import Certify, Corruptions, Evaluate, FastAttack, FastCertify
 from raybust.config.options import Section, option
 from raybust.errors import unknown
 
@@ -65,7 +65,18 @@ class Model(Section):
 class Train(Section):
     """The training loop."""
 
-    epochs: int = option(30, "Passes over the training set.", ge=1)
+    epochs: int = option(
+        30, "Times that the training set is seen; `passes` or `seconds` take its place.", ge=1
+    )
+    passes: float | None = option(
+        None,
+        "Budget of forward and backward passes a training image (an epoch of standard training is "
+        "2): the same work for every method.",
+        gt=0,
+    )
+    seconds: float | None = option(
+        None, "Budget of training seconds; the result depends on the machine.", gt=0, unit="s"
+    )
     batch_size: int = option(128, "Images per step over all workers together.", ge=1, unit="images")
     batch_classes: int | None = option(
         None,
@@ -99,6 +110,22 @@ class Train(Section):
     )
     compile: bool = option(False, "Whether torch.compile compiles the network.")
     keep: int = option(2, "Checkpoints kept on disk, the newest ones.", ge=2)
+
+    @property
+    def budget(self) -> tuple[str, float]:
+        """The metric in which a run's budget counts, and how much of it the run has."""
+        if self.passes is not None:
+            return "passes/per_image", self.passes
+        if self.seconds is not None:
+            return "train/seconds", self.seconds
+        return "epoch", float(self.epochs)
+
+    def problems(self) -> list[str]:
+        """Rules across fields, beside the fields' own."""
+        found = super().problems()
+        if self.passes is not None and self.seconds is not None:
+            found.append("passes: got it and `seconds`, expected one of them")
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,6 +197,7 @@ class Config(Section):
     model: Model = field(default_factory=Model)
     train: Train = field(default_factory=Train)
     certified_fast: FastCertify = field(default_factory=FastCertify)
+    attacked_fast: FastAttack = field(default_factory=FastAttack)
     certify: Certify = field(default_factory=Certify)
     evaluate: Evaluate = field(default_factory=Evaluate)
     corruptions: Corruptions = field(default_factory=Corruptions)
