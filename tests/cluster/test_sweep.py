@@ -81,7 +81,7 @@ def test_all_cpus_are_free_again(searched):
 def test_the_leaderboard_ranks_what_trained_to_its_end(searched):
     out, board, _ = searched
     assert [entry.trial for entry in board.entries] == [0, 1, 5]
-    assert (board.pruned, board.failed) == (2, 1)
+    assert (board.count("PRUNED"), board.count("FAIL")) == (2, 1)
     best, second = board.entries[:2]
     assert best.log is not None
     assert best.certified["certified/acr"] > 0
