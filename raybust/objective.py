@@ -116,6 +116,7 @@ class Objective(nn.Module):
     Attributes:
         network: the counting wrapper; `network.network` is the network itself.
         metrics: what the method logged in the last step.
+        embed: features of a frozen network, see `StepContext`; a function, no part of the module.
     """
 
     def __init__(
@@ -126,16 +127,17 @@ class Objective(nn.Module):
         self.method = method
         self.prepared: object = None
         self.metrics: dict[str, Tensor | float] = {}
+        self.embed: Callable[[Tensor], Tensor] | None = None
 
     def prepare(self, images: Tensor, targets: Tensor) -> None:
-        """Runs the method's `setup` on the first training images (B, C, H, W), labels (B,)."""
+        """Runs the method's `setup` on training images (B, C, H, W), labels (B,)."""
         self.prepared = self.method.setup(self.network.network, images, targets)
 
     def forward(
         self, images: Tensor, targets: Tensor, generator: torch.Generator, progress: float
     ) -> Tensor:
         """Returns the loss, a scalar; see `Method.loss`."""
-        context = StepContext(generator, progress, self.prepared)
+        context = StepContext(generator, progress, self.prepared, embed=self.embed)
         loss = self.method.loss(self.network, images, targets, context)
         self.metrics = context.metrics
         return loss

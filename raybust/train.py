@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from raybust import checkpoint, models
+from raybust import checkpoint, sources
 from raybust import config as configuration
 from raybust.config import Config
 from raybust.data import Batches, Dataset, mix
@@ -30,7 +30,6 @@ from raybust.optimize import autocast, optimizer, schedule
 from raybust.ranks import Ranks
 from raybust.validate import measure
 
-SETUP_IMAGES = 512
 _CHECK_EVERY = 100
 
 
@@ -104,14 +103,16 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.network = assemble(config, dataset)
         if resume is None:
-            _initialize(self.network, config, dataset)
+            sources.initialize(self.network, config, dataset)
         self.network.to(device)
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = copy.deepcopy(self.network) if config.train.ema else self.network
         if config.train.compile:
             self.network.compile()
         self.objective = Objective(self.network, config.method, autocast(config.train, device))
-        images, labels = dataset.train.fetch(torch.arange(min(SETUP_IMAGES, len(dataset.train))))
+        self.objective.embed = sources.embedding(config, dataset, device)
+        count = min(config.method.setup_images(), len(dataset.train))
+        images, labels = dataset.train.fetch(torch.arange(count) * len(dataset.train) // count)
         self.objective.prepare(images.to(device), labels.to(device))
         self.batches = Batches(
             dataset.train,
@@ -269,46 +270,6 @@ class Trainer:
             f"the loss became {loss} in epoch {self.epoch + 1}, by step {step}; {kept}; "
             f"lower train.lr (now {self.config.train.lr:g}) or set train.clip_norm"
         )
-
-
-def _initialize(network: nn.Module, config: Config, dataset: Dataset) -> None:
-    """Reads the weights that the method starts from, where it names any, into its fresh network.
-
-    Raises:
-        RequestError: nothing is there, or it is of another architecture or other classes.
-    """
-    source = config.method.initial()
-    if source is None:
-        return
-    candidates = (Path(config.out) / source, Path(source))
-    path = next((path for path in candidates if path.exists()), None)
-    if path is None:
-        raise RequestError(
-            f"method.init: got {source!r}, expected a run under {config.out}, a checkpoint folder"
-            " or a weights file"
-        )
-    if path.is_dir():
-        whole = (path / checkpoint.MANIFEST).exists()
-        folder = path if whole else checkpoint.newest(path)
-        if folder is None:
-            raise RequestError(f"method.init: {source} has no checkpoint")
-        manifest = checkpoint.read_manifest(folder)
-        has = (manifest["config"]["model"]["name"], len(manifest["classes"]))
-        wanted = (config.model.name, len(dataset.classes))
-        if has != wanted:
-            raise RequestError(
-                f"method.init: {source} is a {has[0]} for {has[1]} classes, expected a {wanted[0]}"
-                f" for {wanted[1]}"
-            )
-        path = folder / checkpoint.WEIGHTS
-    # The source may have been trained with a module in front of it, or without.
-    if config.method.front() is None:
-        models.load_weights(network, path)
-        return
-    try:
-        models.load_weights(network, path)
-    except RequestError:
-        models.load_weights(network.get_submodule("network"), path)
 
 
 @torch.no_grad()

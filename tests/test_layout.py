@@ -34,8 +34,11 @@ TABLE = {
     "optimize": "config | torch",
     "ranks": "| torch",
     "validate": "config data certify evaluate numerics objective ranks | torch",
-    "train": ("config data methods models objective optimize checkpoint ranks validate | torch"),
+    "train": (
+        "config data methods models objective optimize checkpoint ranks sources validate | torch"
+    ),
     "checkpoint": "config | torch safetensors",
+    "sources": "config data methods models objective checkpoint numerics | torch",
     "certify": "config data numerics rowlog | torch numpy scipy",
     "evaluate": (
         "config data models certify numerics rowlog | torch numpy (timm sklearn pyautoattack)"

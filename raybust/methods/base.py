@@ -13,6 +13,7 @@ Legend: B images of shape C x H x W, K classes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -33,12 +34,15 @@ class StepContext:
         prepared: what the method's `setup` returned.
         metrics: scalars that the method wants logged; the loop averages them over the epoch.
             Tensors stay on the device and must not require a gradient.
+        embed: images (B, C, H, W) to features (B, D) of the frozen network that `embedded_by`
+            names, None where it names none. Not a pass of the network under training.
     """
 
     generator: torch.Generator
     progress: float = 0.0
     prepared: Any = None
     metrics: dict[str, Tensor | float] = field(default_factory=dict)
+    embed: Callable[[Tensor], Tensor] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,10 +77,23 @@ class Method(Section):
 
         Args:
             network: the network before its first step.
-            images: (B, C, H, W) in [0, 1], the first training images.
+            images: (B, C, H, W) in [0, 1], training images without augmentation, the same on every
+                rank.
             targets: int64 (B,).
         """
         return None
+
+    def setup_images(self) -> int:
+        """Returns how many images `setup` wants, at most, taken evenly over the training part: as
+        many as the method it wraps, else 512."""
+        base = getattr(self, "base", None)
+        return base.setup_images() if isinstance(base, Method) else 512
+
+    def embedded_by(self) -> str | None:
+        """Returns the run, checkpoint folder or weights file of the frozen network whose features
+        the method uses: that of the method it wraps, else None."""
+        base = getattr(self, "base", None)
+        return base.embedded_by() if isinstance(base, Method) else None
 
     def front(self) -> nn.Module | None:
         """Returns a module to put in front of the network: part of checkpoint, attack and

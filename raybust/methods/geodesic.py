@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -17,29 +18,38 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from raybust.config.options import option
-from raybust.errors import WorkError
+from raybust.errors import RequestError, WorkError
 from raybust.methods.base import Method, StepContext
 from raybust.methods.standard import Standard
 from raybust.numerics.attacks import attacked
+from raybust.numerics.autoencoder import Autoencoder, train_autoencoder
 from raybust.numerics.transport import (
     Curves,
     Paths,
-    class_cycle,
-    climb,
-    halves,
+    Space,
+    between,
+    climbed,
+    coupled,
+    decoded_accuracy,
+    feature_cost,
+    grid_of,
     jittered,
-    join,
-    match,
+    latent_space,
+    penultimate,
+    pixel_space,
+    reach,
     slope,
     variation,
+    worst_of_grid,
 )
 
 
 class Prepared(NamedTuple):
-    """What `setup` finds: the number of classes, and what the base prepared."""
+    """What `setup` finds: number of classes, what the base prepared, the latent space's coder."""
 
     classes: int
     base: Any
+    coder: Autoencoder | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,10 +58,26 @@ class Geodesic(Method):
     between classes, t the worst location of each, R the mean over geodesics of the variation of
     the performance along it. Pairs x, x' of an optimal transport plan between two classes.
 
-    The controls are settings: pairing=random, pairing=kmixup, location=random.
+    The controls are settings: pairing=random, pairing=kmixup, location=random, and of the latent
+    space its reconstructions alone: location=fixed at=0 penalty=0.
     """
 
     base: Method = field(default_factory=Standard)
+    space: Literal["pixel", "feature_cost", "latent"] = option(
+        "pixel",
+        "Where images are coupled and mixed: pixels; pixels, but with distances of features for "
+        "the cost, which is no geodesic; or the codes of an autoencoder, decoded.",
+    )
+    embedding: str | None = option(
+        None,
+        "Run, checkpoint folder or weights file of the frozen network whose penultimate features "
+        "`feature_cost` takes; where not given the network's own, which costs a pass.",
+    )
+    latent: int = option(128, "Numbers in a code of the latent space.", ge=1)
+    latent_epochs: int = option(
+        20, "Epochs of the autoencoder, which is trained before the first step.", ge=1
+    )
+    latent_images: int = option(10_000, "Training images that it is trained on, at most.", ge=1)
     pairing: Literal["ot", "random", "kmixup"] = option(
         "ot",
         "Who is paired: classes in a random cycle by optimal transport; the same classes at "
@@ -111,6 +137,8 @@ class Geodesic(Method):
             found.append("estimate: got 'gradient', expected 'differences' for the probabilities")
         if self.most is not None and self.most < self.least:
             found.append(f"most: got {self.most}, expected >= least, which is {self.least}")
+        if self.embedding is not None and self.space != "feature_cost":
+            found.append("embedding: got a network, expected none unless space is feature_cost")
         away = self.at if self.label == "source" else min(self.at, 1 - self.at)
         if self.location == "fixed" and self.label != "soft" and away > self.cap:
             found.append(f"at: got {self.at:g}, {away:g} from its label's end, expected <= cap")
@@ -129,11 +157,35 @@ class Geodesic(Method):
         """The base's sigma."""
         return self.base.noise()
 
+    def embedded_by(self) -> str | None:
+        """`embedding`, or what the base uses."""
+        return self.embedding if self.embedding is not None else self.base.embedded_by()
+
+    def setup_images(self) -> int:
+        """As many as the autoencoder and the base want."""
+        own = self.latent_images if self.space == "latent" else 0
+        return max(own, self.base.setup_images())
+
     def setup(self, network: nn.Module, images: Tensor, targets: Tensor) -> Prepared:
-        """Returns the number of classes and what the base prepares."""
+        """Returns the number of classes, what the base prepares, and for the latent space an
+        autoencoder trained on the images, seeded by torch's initial seed, the run's.
+
+        Raises:
+            RequestError: the network has no linear layer whose input could be its features.
+        """
         with attacked(network, fold=False), torch.no_grad():
             classes = network(images[:1]).shape[1]
-        return Prepared(classes, self.base.setup(network, images, targets))
+            if self.space == "feature_cost" and self.embedding is None:
+                try:
+                    penultimate(network, images[:1])
+                except ValueError as error:
+                    raise RequestError(f"method.space: {error}; set method.embedding") from None
+        coder = None
+        if self.space == "latent":
+            coder = train_autoencoder(
+                images, size=self.latent, epochs=self.latent_epochs, seed=torch.initial_seed()
+            )
+        return Prepared(classes, self.base.setup(network, images, targets), coder)
 
     def loss(
         self, network: nn.Module, images: Tensor, targets: Tensor, context: StepContext
@@ -142,8 +194,10 @@ class Geodesic(Method):
         both weights are 0, and where a batch has one image.
 
         Metrics: `geodesic/fallbacks` (images that are paired without their class, or not at all,
-        because it is too small), `geodesic/distance` (root mean square of x' - x), and where they
-        are computed `geodesic/location`, `geodesic/synthetic`, `geodesic/variation`.
+        because it is too small), `geodesic/distance` (root mean square of x' - x), where they are
+        computed `geodesic/location`, `geodesic/synthetic`, `geodesic/variation`, and beyond pixels
+        `geodesic/other_passes` (images through the embedding, the encoder or the decoder) and
+        `geodesic/reconstruction_accuracy` (of some decoded codes of x, without noise).
 
         Raises:
             WorkError: an image is NaN or infinite.
@@ -155,10 +209,16 @@ class Geodesic(Method):
         probabilities = targets
         if targets.ndim == 1:
             probabilities = F.one_hot(targets, context.prepared.classes).to(images.dtype)
-        paths = self.paths(images, probabilities.argmax(1), context)
+        space = self.spaced(network, images, context)
+        if not (images.isfinite().all() and space.cost.isfinite().all()):
+            raise WorkError("geodesic: got pixels or features that are NaN or infinite")
+        paths = self.paths(space.cost, probabilities.argmax(1), context)
         if not paths.pairs:
             return self.base.loss(network, images, targets, inner)
-        curves = self.curves(images, probabilities, paths, context.generator)
+        curves = self.curves(images, probabilities, paths, context.generator, space)
+        if self.space == "latent":
+            key = "geodesic/reconstruction_accuracy"
+            context.metrics[key] = decoded_accuracy(network, curves)
         t = None
         if self.weight:
             t = self.locate(network, curves, context.generator)[curves.pair]
@@ -172,98 +232,74 @@ class Geodesic(Method):
             loss, t = loss + self.weight * mixed, None
         return loss + self._added(network, curves, t, penalty, context)
 
-    def paths(self, images: Tensor, labels: Tensor, context: StepContext) -> Paths:
-        """Returns who goes to whom in a batch.
+    def spaced(self, network: nn.Module, images: Tensor, context: StepContext) -> Space:
+        """Returns where a batch is coupled and mixed; see `space`.
 
         Args:
-            images: (B, C, H, W), where the cost is measured: squared distances of pixels.
-            labels: int64 (B,).
-            context: its generator is the source of randomness; its metrics get the fallbacks.
+            network: as in `loss`; it is as it was afterwards.
+            images: (B, C, H, W).
+            context: its metrics count the passes through other networks.
         """
-        if not images.isfinite().all():
-            raise WorkError("geodesic: got images with NaN or infinite pixels, expected [0, 1]")
-        generator, every = context.generator, torch.arange(len(images))
-        if self.pairing == "kmixup":
-            groups, rest = match(images, halves(every, generator)), every[:0]
-        else:
-            groups, rest = class_cycle(labels, generator, least=self.least, most=self.most)
-            small = halves(rest, generator)
-            if self.pairing == "ot":
-                groups = match(images, groups) + match(images, small, labels)
-            else:
-                groups = groups + small
-        context.metrics["geodesic/fallbacks"] = float(len(rest))
-        return join(groups, images.device)
+        if self.space == "pixel":
+            return pixel_space(images)
+        metrics, key = context.metrics, "geodesic/other_passes"
+
+        def count(passes: int) -> None:
+            metrics[key] = metrics.get(key, 0.0) + passes
+
+        if self.space == "latent":
+            return latent_space(context.prepared.coder, images, count)
+        if context.embed is not None:
+            count(len(images))
+            return feature_cost(context.embed, images)
+        with attacked(network):
+            return feature_cost(partial(penultimate, network), images)
+
+    def paths(self, cost: Tensor, labels: Tensor, context: StepContext) -> Paths:
+        """Returns who goes to whom in a batch of labels (B,), by the squared distances of points
+        `cost` (B, ...); the context's metrics get the fallbacks."""
+        found, alone = coupled(
+            cost, labels, self.pairing, context.generator, least=self.least, most=self.most
+        )
+        context.metrics["geodesic/fallbacks"] = float(alone)
+        return found
 
     def curves(
-        self, images: Tensor, probabilities: Tensor, paths: Paths, generator: torch.Generator
+        self,
+        images: Tensor,
+        probabilities: Tensor,
+        paths: Paths,
+        generator: torch.Generator,
+        space: Space | None = None,
     ) -> Curves:
-        """Returns both ends of the paths, and noise of the base's sigma for each path.
-
-        Args:
-            images: (B, C, H, W).
-            probabilities: (B, K).
-            paths: of this batch.
-            generator: of the noise.
-        """
-        start, sigma = images[paths.source], self.base.noise()
+        """Returns the paths as curves of images (B, C, H, W) with labels' probabilities (B, K), in
+        pixels where no space is given, and noise of the base's sigma for each path."""
         noise: Tensor | float = 0.0
+        sigma = self.base.noise()
         if sigma is not None:
-            noise = sigma * torch.empty_like(start).normal_(generator=generator)
-        return Curves(
-            start,
-            images[paths.partner],
-            probabilities[paths.source],
-            probabilities[paths.partner],
-            paths.pair,
-            paths.pairs,
-            noise,
-        )
-
-    def reach(self, u: Tensor) -> Tensor:
-        """Returns the location of u in [0, 1] among those that the label rule allows: all of [0, 1]
-        for `soft`, [0, cap] for `source`, [0, cap] and [1 - cap, 1] for `nearest`."""
-        if self.label == "source":
-            return self.cap * u
-        if self.label == "nearest":
-            return torch.where(u <= 0.5, 2 * self.cap * u, 1 - 2 * self.cap * (1 - u))
-        return u
+            like = images[paths.source]
+            noise = sigma * torch.empty_like(like).normal_(generator=generator)
+        return between(space or pixel_space(images), probabilities, paths, noise)
 
     def locate(self, network: nn.Module, curves: Curves, generator: torch.Generator) -> Tensor:
         """Returns the location (pairs,) on each geodesic, a constant: by the envelope theorem the
         gradient at the maximum needs no more.
-
-        The worst location is that of the mean cross entropy over the geodesic's images, in eval
-        mode, under noise but never under attack. A grid is of the middles of its cells, or for
-        `source` of their ends, since a fixed label's loss is the largest at the cap.
 
         Args:
             network: as in `loss`; it is as it was afterwards.
             curves: of this batch.
             generator: of a random location, and of where an ascent starts.
         """
-        like: dict[str, Any] = {"dtype": curves.start.dtype, "device": curves.start.device}
+        like = curves.start
         if self.location == "fixed":
-            return torch.full((curves.pairs,), self.at, **like)
+            return like.new_full((curves.pairs,), self.at)
         if self.location == "grid":
-            shift = 1.0 if self.label == "source" else 0.5
-            cells = (torch.arange(self.points, **like) + shift) / self.points
-            grid = self.reach(cells)
-            with attacked(network), torch.no_grad():
-                losses = torch.stack([self._losses(network, curves, t) for t in grid])
-            return grid[losses.argmax(0)]
-        u = torch.rand(curves.pairs, generator=generator, **like)
-        if self.location == "ascent":
-            with attacked(network):
-                u = climb(lambda u: self._losses(network, curves, self.reach(u)), u, self.steps)
-        return self.reach(u)
-
-    def _losses(self, network: nn.Module, curves: Curves, t: Tensor) -> Tensor:
-        """Returns the mean cross entropy (pairs,) at one location, or at one of each geodesic."""
-        at = t[curves.pair] if t.ndim else t.expand(len(curves.pair))
-        logits = network(curves.noisy(at))
-        losses = F.cross_entropy(logits, curves.labels(at, self.label), reduction="none")
-        return curves.means(losses[:, None])[:, 0]
+            grid = grid_of(self.points, self.label, self.cap, like)
+            return worst_of_grid(network, curves, grid, self.label)
+        u = torch.rand(curves.pairs, generator=generator, dtype=like.dtype, device=like.device)
+        if self.location == "random":
+            return reach(u, self.label, self.cap)
+        return climbed(network, curves, u, steps=self.steps, rule=self.label, cap=self.cap)
 
     def _penalty(self, progress: float) -> float:
         rise = (progress - self.warmup) / self.ramp if self.ramp else 1.0
@@ -299,14 +335,8 @@ class Geodesic(Method):
                 rough = slope(network, curves, at.to(total)).abs() ** self.power
             else:
                 at_grid = zip(logits, grid, strict=True)
-                values = [self._performance(u, curves, at) for u, at in at_grid]
+                values = [curves.performance(u, at, self.performance) for u, at in at_grid]
                 rough = variation(torch.stack(values), grid, self.power).sum(-1)
             metrics["geodesic/variation"] = rough.detach().mean()
             total = total + penalty * rough.mean()
         return total
-
-    def _performance(self, logits: Tensor, curves: Curves, at: Tensor) -> Tensor:
-        """Returns what is to be smooth, the mean over each geodesic, (pairs, D)."""
-        if self.performance == "probabilities":
-            return curves.means(logits.softmax(1))
-        return curves.means(F.cross_entropy(logits, curves.labels(at), reduction="none")[:, None])

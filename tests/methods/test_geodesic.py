@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from raybust import data
 from raybust.config import compose, leaves_of_arguments
 from raybust.errors import RequestError, WorkError
 from raybust.methods import StepContext, get
@@ -26,18 +27,21 @@ from raybust.methods.pgd import Pgd
 from raybust.methods.smoothadv import Smoothadv
 from raybust.methods.standard import Standard
 from raybust.methods.trades import Trades
+from raybust.numerics.autoencoder import train_autoencoder
 from raybust.numerics.transport import (
     Curves,
     assignment,
     climb,
     interpolate,
     jittered,
+    losses_at,
     match,
     slope,
     squared_distances,
     variation,
 )
 from raybust.objective import CountedNetwork, Objective
+from raybust.train import fit
 
 
 def generator(seed=0):
@@ -295,7 +299,7 @@ def test_t14_a_label_that_switches_is_worst_at_the_switch():
     curves = straight()
     method = Geodesic(label="nearest", points=9)
     assert float(method.locate(Gap(8.0), curves, generator())) == pytest.approx(0.5)
-    value = method._losses(Gap(8.0), curves, torch.tensor(0.5, dtype=torch.float64))
+    value = losses_at(Gap(8.0), curves, torch.tensor(0.5, dtype=torch.float64), "nearest")
     assert float(value) == pytest.approx(math.log(2))
     for cap in (0.1, 0.3, 0.5):
         source = Geodesic(label="source", cap=cap)
@@ -312,7 +316,7 @@ def test_t14_soft_labels_have_their_maximum_at_the_middle_or_on_both_sides(a, at
     found = [float(climbing.locate(network, curves, generator(seed))) for seed in range(12)]
     for t in (float(grid.locate(network, curves, generator())), *found):
         assert min(t, 1 - t) == pytest.approx(at, abs=3e-3)
-        loss = grid._losses(network, curves, torch.tensor(t, dtype=torch.float64))
+        loss = losses_at(network, curves, torch.tensor(t, dtype=torch.float64), "soft")
         assert float(loss) == pytest.approx(value, abs=2e-4)
     if at < 0.5:
         assert min(found) < 0.5 < max(found), "both maxima are found, from different starts"
@@ -321,7 +325,7 @@ def test_t14_soft_labels_have_their_maximum_at_the_middle_or_on_both_sides(a, at
 def test_t14_at_a_gap_of_four_the_middle_is_flat():
     t = torch.linspace(0.4, 0.6, 5, dtype=torch.float64)
     curves = straight()
-    losses = torch.stack([Geodesic()._losses(Gap(4.0), curves, at) for at in t])
+    losses = torch.stack([losses_at(Gap(4.0), curves, at, "soft") for at in t])
     assert float(losses.max()) == pytest.approx(math.log(2), abs=1e-12)
     assert float(losses.min()) > math.log(2) - 3e-3
     assert int(losses.argmax()) == 2
@@ -332,7 +336,7 @@ def test_the_search_is_of_a_geodesic_not_of_an_image():
     images, labels = batch(8, 8, 8)
     method, network = Geodesic(points=7), Small()
     curves = curves_of(method, images, labels)
-    grid = method.reach((torch.arange(7, dtype=torch.float64) + 0.5) / 7)
+    grid = (torch.arange(7, dtype=torch.float64) + 0.5) / 7
     table = []
     for t in grid:
         with torch.no_grad():
@@ -708,6 +712,134 @@ def test_the_class_cycle_in_the_conformance_suite():
     checks.check_step(Geodesic(least=2, estimate="gradient", label="source", cap=0.3))
 
 
+# Spaces
+
+
+def coder_for(images):
+    return train_autoencoder(images, size=6, epochs=2, seed=0)
+
+
+def latent_context(images, seed=0):
+    return StepContext(generator(seed), 0.5, Prepared(3, None, coder_for(images)))
+
+
+def test_latent_images_are_decoded_mixtures_of_codes():
+    images, labels = batch(8, 8, 8)
+    method = Geodesic(space="latent", location="fixed", at=0.3, penalty=0.0)
+    network, given = Small(), latent_context(images)
+    method.loss(network, images, labels, given)
+    coder = given.prepared.coder
+    codes = coder.encode(images)
+    paths = method.paths(codes, labels, context())
+    mixed = coder.decode(0.7 * codes[paths.source] + 0.3 * codes[paths.partner])
+    checked, base, synthetic = network.seen
+    torch.testing.assert_close(checked, coder.decode(codes[paths.source]))
+    torch.testing.assert_close(base, images)
+    torch.testing.assert_close(synthetic, mixed)
+    assert given.metrics["geodesic/other_passes"] == 24 * 3
+
+
+def test_the_reconstruction_only_arm_never_meets_a_partner():
+    images, labels = batch(8, 8, 8)
+    method = Geodesic(space="latent", location="fixed", at=0.0, penalty=0.0)
+    network, given = Small(), latent_context(images)
+    loss = method.loss(network, images, labels, given)
+    coder = given.prepared.coder
+    decoded = coder(images)
+    expected = F.cross_entropy(network(images), labels)
+    expected = expected + F.cross_entropy(network(decoded), labels)
+    torch.testing.assert_close(loss, expected)
+    right = (network(decoded).argmax(1) == labels).double().mean()
+    assert float(given.metrics["geodesic/reconstruction_accuracy"]) == pytest.approx(float(right))
+
+
+@pytest.mark.parametrize(
+    "settings", [{"location": "ascent"}, {"estimate": "gradient"}, {"base": Gaussian(sigma=0.5)}]
+)
+def test_the_search_and_the_penalty_go_through_the_decoder(settings):
+    images, labels = batch(8, 8, 8)
+    network, given = Small(), latent_context(images)
+    Geodesic(space="latent", **settings).loss(network, images, labels, given).backward()
+    assert network.first.grad.isfinite().all()
+    assert float(given.metrics["geodesic/variation"]) > 0
+    assert all(p.grad is None for p in given.prepared.coder.parameters())
+
+
+def test_the_network_s_own_features_give_the_cost_for_one_pass():
+    images, labels = batch(8, 8, 8)
+
+    class Headed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.body, self.head = nn.Linear(16, 5).double(), nn.Linear(5, 3).double()
+
+        def forward(self, images):
+            return self.head(torch.tanh(self.body(images.flatten(1))))
+
+    network, given = CountedNetwork(Headed()), context()
+    method = Geodesic(space="feature_cost", location="random", penalty=0.0)
+    prepared = method.setup(network.network, images, labels)
+    assert prepared.coder is None
+    method.loss(network, images, labels, given)
+    assert network.forward_passes == 3 * 24
+    assert "geodesic/other_passes" not in given.metrics
+    features = torch.tanh(network.network.body(images.flatten(1)))
+    paths = method.paths(features, labels, context())
+    own = method.paths(method.spaced(network, images, context()).cost, labels, context())
+    assert torch.equal(own.partner, paths.partner)
+    pixels = method.paths(images, labels, context())
+    assert not torch.equal(pixels.partner, paths.partner)
+
+
+def test_a_frozen_embedding_gives_the_cost_and_is_counted():
+    images, labels = batch(8, 8, 8)
+    network = CountedNetwork(Small())
+    given = context()
+    given.embed = lambda x: x.flatten(1)[:, :2]
+    method = Geodesic(space="feature_cost", location="random", penalty=0.0)
+    method.loss(network, images, labels, given)
+    assert network.forward_passes == 2 * 24
+    assert given.metrics["geodesic/other_passes"] == 24
+    given.embed = lambda x: x.flatten(1) * math.nan
+    with pytest.raises(WorkError, match="features that are NaN"):
+        method.loss(network, images, labels, given)
+
+
+def test_setup_makes_the_same_autoencoder_on_every_rank_and_on_resume():
+    images, labels = batch(20, 20)
+    method = Geodesic(space="latent", latent=4, latent_epochs=1)
+    codes = []
+    for seed in (3, 3, 4):
+        torch.manual_seed(seed)
+        torch.rand(seed)  # what was drawn before does not matter, the seed does
+        codes.append(method.setup(Small(classes=2), images, labels).coder.encode(images))
+    assert torch.equal(codes[0], codes[1])
+    assert not torch.equal(codes[0], codes[2])
+
+
+@pytest.mark.parametrize("space", ["latent", "feature_cost"])
+def test_a_resumed_run_in_another_space_is_the_same_run(space, tmp_path):
+    settings = ["method.name=geodesic", f"method.space={space}", "method.latent_epochs=1"]
+    settings += ["train.epochs=2", "train.batch_classes=8", "train.batch_size=64"]
+    settings += ["data.limit=200", "model.width=4", "certified_fast.every=0"]
+    config = compose(leaves_of_arguments(settings), get)
+    dataset, cpu = data.load(config.data), torch.device("cpu")
+    ends = []
+    for progress in fit(config, dataset, cpu):
+        if progress.epoch == 1:
+            progress.save(tmp_path)
+        ends.append(progress.save.__self__.network.state_dict())
+    (resumed,) = fit(config, dataset, cpu, tmp_path)
+    again = resumed.save.__self__.network.state_dict()
+    assert all(torch.equal(value, again[key]) for key, value in ends[-1].items())
+
+
+@pytest.mark.parametrize("space", ["latent", "feature_cost"])
+def test_every_space_in_the_conformance_suite(space):
+    checks.check_step(Geodesic(least=2, space=space, latent_epochs=1, latent=3))
+
+
 # T20: two ranks
 
 
@@ -759,6 +891,8 @@ def _rank(rank, store):
         ({"location": "fixed", "label": "nearest", "at": 0.6, "cap": 0.3}, "at"),
         ({"at": 1.5}, "at"),
         ({"cap": 0.6}, "cap"),
+        ({"embedding": "run"}, "embedding"),
+        ({"space": "latent", "latent": 0}, "latent"),
     ],
 )
 def test_wrong_settings_are_named(settings, field):

@@ -15,13 +15,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from raybust.numerics.transport.geodesic import interpolate
+from raybust.numerics.transport.pairs import Paths
+from raybust.numerics.transport.spaces import Space
 
 
 class Curves(NamedTuple):
-    """The images at both ends of M paths, on `pairs` geodesics.
+    """Both ends of M paths, on `pairs` geodesics.
 
     Attributes:
-        start: (M, C, H, W) in [0, 1].
+        start: images (M, C, H, W) in [0, 1], or points (M, ...) that `decode` makes such images of.
         end: as `start`.
         source: probabilities (M, K) of the start's label.
         target: those of the end's.
@@ -29,6 +31,7 @@ class Curves(NamedTuple):
         pairs: how many there are.
         noise: (M, C, H, W), smoothing noise, which all points of a path share; 0 where there is
             none.
+        decode: of the space that the points are in.
     """
 
     start: Tensor
@@ -38,10 +41,12 @@ class Curves(NamedTuple):
     pair: Tensor
     pairs: int
     noise: Tensor | float
+    decode: Callable[[Tensor], Tensor] | None = None
 
     def images(self, t: float | Tensor) -> Tensor:
         """Returns the images (M, C, H, W) at a location, one or (M,), without noise."""
-        return interpolate(self.start, self.end, t)
+        points = interpolate(self.start, self.end, t)
+        return points if self.decode is None else self.decode(points)
 
     def noisy(self, t: float | Tensor) -> Tensor:
         """Returns the images at a location with noise: mixed first, so that the noise has the full
@@ -63,10 +68,46 @@ class Curves(NamedTuple):
         at = torch.as_tensor(t, device=self.source.device).expand(len(self.source))
         return torch.where(at[:, None] <= 0.5, self.source, self.target)
 
+    def losses(self, logits: Tensor, t: float | Tensor, rule: str = "soft") -> Tensor:
+        """Returns the mean cross entropy (pairs,) of each geodesic, for logits (M, K) of its images
+        at a location."""
+        each = F.cross_entropy(logits, self.labels(t, rule), reduction="none")
+        return self.means(each[:, None])[:, 0]
+
+    def performance(self, logits: Tensor, t: float | Tensor, kind: str = "loss") -> Tensor:
+        """Returns what is to be smooth, of each geodesic: the mean cross entropy to the mixed label
+        (pairs, 1), or with `probabilities` the mean of those (pairs, K)."""
+        if kind == "probabilities":
+            return self.means(logits.softmax(1))
+        return self.losses(logits, t)[:, None]
+
     def means(self, values: Tensor) -> Tensor:
         """Returns the mean over the paths of each geodesic: (..., M, D) to (..., pairs, D)."""
         member = F.one_hot(self.pair, self.pairs).to(values.dtype)
         return (member / member.sum(0)).T @ values
+
+
+def between(
+    space: Space, probabilities: Tensor, paths: Paths, noise: Tensor | float = 0.0
+) -> Curves:
+    """Returns the paths of a batch as curves in a space.
+
+    Args:
+        space: its B points.
+        probabilities: (B, K), of their labels.
+        paths: who goes to whom.
+        noise: as of `Curves`.
+    """
+    return Curves(
+        space.points[paths.source],
+        space.points[paths.partner],
+        probabilities[paths.source],
+        probabilities[paths.partner],
+        paths.pair,
+        paths.pairs,
+        noise,
+        space.decode,
+    )
 
 
 def slope(network: Callable[[Tensor], Tensor], curves: Curves, at: Tensor) -> Tensor:

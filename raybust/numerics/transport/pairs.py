@@ -104,6 +104,37 @@ def match(images: Tensor, groups: list[Group], labels: Tensor | None = None) -> 
     return [(a, b[s.cpu()]) for (a, b), s in zip(groups, assignments(costs), strict=True)]
 
 
+def coupled(
+    cost: Tensor,
+    labels: Tensor,
+    pairing: str,
+    generator: torch.Generator,
+    *,
+    least: int = 4,
+    most: int | None = None,
+) -> tuple[Paths, int]:
+    """Returns who goes to whom in a batch, and how many images are paired without regard to their
+    class, or not at all, because the batch has fewer than `least` of it.
+
+    Args:
+        cost: (B, ...), points whose squared distances are the cost.
+        labels: int64 (B,).
+        pairing: `ot`, classes in a random cycle by transport; `random`, the same classes at random;
+            `kmixup`, halves of the batch by transport.
+        generator: of all random choices.
+        least: as of `class_cycle`.
+        most: as of `class_cycle`.
+    """
+    if pairing == "kmixup":
+        every = torch.arange(len(cost))
+        return join(match(cost, halves(every, generator)), cost.device), 0
+    groups, rest = class_cycle(labels, generator, least=least, most=most)
+    small = halves(rest, generator)
+    if pairing == "ot":
+        groups, small = match(cost, groups), match(cost, small, labels)
+    return join(groups + small, cost.device), len(rest)
+
+
 def join(groups: list[Group], device: torch.device) -> Paths:
     """Returns the paths from each source to the target at the same place of its group."""
     empty = torch.zeros(0, dtype=torch.int64)

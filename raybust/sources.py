@@ -1,0 +1,104 @@
+"""What a run takes from others: the weights that it starts from, and the frozen network of which
+its method wants features. Both are named in the method's fields, as a run, a checkpoint folder or a
+weights file. Stage between checkpoint and train.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from raybust import checkpoint, methods, models
+from raybust import config as configuration
+from raybust.config import Config
+from raybust.data import Dataset
+from raybust.errors import RequestError
+from raybust.numerics.transport import penultimate
+from raybust.objective import assemble
+
+Embedding = Callable[[Tensor], Tensor]
+"""Images (B, C, H, W) to features (B, D), without a gradient."""
+
+
+def initialize(network: nn.Module, config: Config, dataset: Dataset) -> None:
+    """Reads the weights that the method starts from, where it names any, into its fresh network.
+
+    Raises:
+        RequestError: nothing is there, or it is of another architecture or other classes.
+    """
+    source = config.method.initial()
+    if source is None:
+        return
+    path = _find(source, "method.init", config)
+    if path.is_dir():
+        manifest = checkpoint.read_manifest(path)
+        has = (manifest["config"]["model"]["name"], len(manifest["classes"]))
+        wanted = (config.model.name, len(dataset.classes))
+        if has != wanted:
+            raise RequestError(
+                f"method.init: {source} is a {has[0]} for {has[1]} classes, expected a {wanted[0]}"
+                f" for {wanted[1]}"
+            )
+        path = path / checkpoint.WEIGHTS
+    # The source may have been trained with a module in front of it, or without.
+    if config.method.front() is None:
+        models.load_weights(network, path)
+        return
+    try:
+        models.load_weights(network, path)
+    except RequestError:
+        models.load_weights(network.get_submodule("network"), path)
+
+
+def embedding(config: Config, dataset: Dataset, device: torch.device) -> Embedding | None:
+    """Returns the penultimate features of the trained network that the method names, or None where
+    it names none. A run may be of another architecture and of other classes, on images of the same
+    shape; a weights file is of this run's architecture.
+
+    Raises:
+        RequestError: nothing is there, it is not for such images, or has no linear layer.
+    """
+    source = config.method.embedded_by()
+    if source is None:
+        return None
+    path = _find(source, "method.embedding", config)
+    if path.is_dir():
+        manifest = checkpoint.read_manifest(path)
+        leaves = configuration.leaves_of(manifest["config"], f"run {source}")
+        config = configuration.compose(leaves, methods.get)
+        dataset = dataclasses.replace(dataset, classes=tuple(manifest["classes"]))
+        path = path / checkpoint.WEIGHTS
+    with torch.random.fork_rng(devices=[]):
+        network = assemble(config, dataset)
+    models.load_weights(network, path)
+    network.to(device).requires_grad_(False).eval()
+
+    def features(images: Tensor) -> Tensor:
+        return penultimate(network, images)
+
+    try:
+        features(torch.zeros(1, *dataset.shape, device=device))
+    except ValueError as error:
+        raise RequestError(f"method.embedding: {source}: {error}; name another network") from None
+    return features
+
+
+def _find(source: str, key: str, config: Config) -> Path:
+    """Returns the checkpoint folder or weights file that a method's field `key` names."""
+    candidates = (Path(config.out) / source, Path(source))
+    path = next((path for path in candidates if path.exists()), None)
+    if path is None:
+        raise RequestError(
+            f"{key}: got {source!r}, expected a run under {config.out}, a checkpoint folder"
+            " or a weights file"
+        )
+    if path.is_file() or (path / checkpoint.MANIFEST).exists():
+        return path
+    folder = checkpoint.newest(path)
+    if folder is None:
+        raise RequestError(f"{key}: {source} has no checkpoint")
+    return folder
