@@ -24,7 +24,6 @@ from raybust import checkpoint, sources
 from raybust import config as configuration
 from raybust.config import Config
 from raybust.data import Batches, Dataset, mix
-from raybust.errors import RequestError
 from raybust.objective import Objective, assemble, smoothing_sigma
 from raybust.optimize import autocast, optimizer, schedule
 from raybust.ranks import Ranks
