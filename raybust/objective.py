@@ -7,7 +7,6 @@ budgets and comparisons between methods are in passes. Stage between methods and
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable
 
 import torch
@@ -50,9 +49,7 @@ def assemble(config: Config, dataset: Dataset) -> nn.Module:
         std=config.model.std or dataset.std,
     )
     front = config.method.front()
-    if front is None:
-        return network
-    return nn.Sequential(OrderedDict(front=front, network=network))
+    return network if front is None else models.Fronted(front, network)
 
 
 def smoothing_sigma(config: Config) -> float:

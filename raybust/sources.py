@@ -6,7 +6,7 @@ weights file. Stage between checkpoint and train.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -27,6 +27,9 @@ Embedding = Callable[[Tensor], Tensor]
 def initialize(network: nn.Module, config: Config, dataset: Dataset) -> None:
     """Reads the weights that the method starts from, where it names any, into its fresh network.
 
+    They may be of a network with a module in front of it, or without, as this one. A weights file
+    says nothing of its classes.
+
     Raises:
         RequestError: nothing is there, or it is of another architecture or other classes.
     """
@@ -36,22 +39,22 @@ def initialize(network: nn.Module, config: Config, dataset: Dataset) -> None:
     path = _find(source, "method.init", config)
     if path.is_dir():
         manifest = checkpoint.read_manifest(path)
-        has = (manifest["config"]["model"]["name"], len(manifest["classes"]))
-        wanted = (config.model.name, len(dataset.classes))
-        if has != wanted:
+        name, classes = manifest["config"]["model"]["name"], manifest["classes"]
+        if name != config.model.name:
             raise RequestError(
-                f"method.init: {source} is a {has[0]} for {has[1]} classes, expected a {wanted[0]}"
-                f" for {wanted[1]}"
+                f"method.init: {source} is a {name}, expected a {config.model.name}; set"
+                f" model.name={name} or start from another run"
+            )
+        if classes != list(dataset.classes):
+            raise RequestError(
+                f"method.init: {source} has the {_listed(classes)}, the data the"
+                f" {_listed(dataset.classes)}; start from a run on the same classes"
             )
         path = path / checkpoint.WEIGHTS
-    # The source may have been trained with a module in front of it, or without.
-    if config.method.front() is None:
-        models.load_weights(network, path)
-        return
     try:
         models.load_weights(network, path)
-    except RequestError:
-        models.load_weights(network.get_submodule("network"), path)
+    except RequestError as error:
+        raise RequestError(*(f"method.init: {text}" for text in error.problems)) from None
 
 
 def embedding(config: Config, dataset: Dataset, device: torch.device) -> Embedding | None:
@@ -100,5 +103,9 @@ def _find(source: str, key: str, config: Config) -> Path:
         return path
     folder = checkpoint.newest(path)
     if folder is None:
-        raise RequestError(f"{key}: {source} has no checkpoint")
+        raise RequestError(f"{key}: {source} has no checkpoint; train it first")
     return folder
+
+
+def _listed(classes: Sequence[str]) -> str:
+    return f"{len(classes)} classes {', '.join(classes[:4])}{', ...' * (len(classes) > 4)}"

@@ -309,6 +309,30 @@ def rows():
         ["digits-run", "train.epochs: 1 -> 2", "--no-resume"],
     )
     yield ["train", "--name", "a-sweep"], "trained", ["a-sweep", "is a sweep, not a train"]
+    # The barycenter, and the weights that it starts from.
+    beckman = ["train", "method.name=beckman"]
+    yield [*beckman, "method.views=0"], None, ["method.views", "got 0", ">= 1"]
+    yield [*beckman, "method.rho=-0.5"], None, ["method.rho", "got -0.5", "> 0"]
+    yield [*beckman, "method.mu=-0.1"], None, ["method.mu", "got -0.1", "> 0"]
+    yield [*beckman, "method.theta=-1"], None, ["method.theta", "got -1", ">= 0"]
+    yield [*beckman, "method.theta=0.3"], None, ["method.theta", "<= views mu = 0.2", "black"]
+    yield [*beckman, "method.init=digits-rum"], "trained", ["init", "'digits-rum'", "runs"]
+    yield [*beckman, "method.init=fresh"], "trained", ["init", "fresh has no checkpoint"]
+    yield (
+        [*beckman, "method.init=digits-run", "model.name=resnet20"],
+        "trained",
+        ["init: digits-run is a small_cnn", "expected a resnet20"],
+    )
+    yield (
+        [*beckman, "method.init=digits-run", "model.width=9"],
+        "trained",
+        ["init", "not the weights of this network", "of another shape"],
+    )
+    yield (
+        ["train", "data.name=npz", "data.path=set.npz", *beckman[1:], "method.init=digits-run"],
+        "trained",
+        ["init: digits-run has the 10 classes", "the data the 4 classes"],
+    )
 
 
 CASES = list(rows())
@@ -336,6 +360,7 @@ def test_bad_input(case, cli, tmp_path, monkeypatch, request):
     monkeypatch.setattr(ray, "init", no_cluster)
     if make == "trained":
         shutil.copytree(request.getfixturevalue("trained"), "runs")
+        arrays()()
     elif make is not None:
         make()
     before = tree(tmp_path)

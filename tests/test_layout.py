@@ -49,7 +49,7 @@ TABLE = {
     "runs": "config data methods models objective checkpoint | torch",
     "catalog": "config data methods models",
     "cluster": (
-        "config data methods models objective train checkpoint certify evaluate corruptions runs"
+        "config data methods models objective train checkpoint certify evaluate corruptions runs sources"
         " track report | torch numpy ray optuna sqlalchemy yaml (tqdm)"
     ),
     "cli": (

@@ -1,14 +1,15 @@
 """Evaluation under attack over Ray: stateless tasks of one shard each, rows merged by their key.
 
 Shards are cut by the protocol, not by the number of workers, and draws are keyed, so that the table
-ends the same for any number of workers, and a driver that died goes on by the same command. Stage
-evaluate.
+ends the same for any number of workers, and a driver that died goes on by the same command. A
+network with a module in front has a table for each view of it. Stage evaluate.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,20 +23,27 @@ from raybust.cluster.session import gpus_per_worker, session
 from raybust.cluster.tasks import room_for, run_tasks
 from raybust.config import Config
 from raybust.evaluate import (
+    HEADLINE,
     AttackProtocol,
     AttackRow,
     AttackTable,
+    Flag,
     Summary,
     attack_examples,
     check_request,
     clean_accuracy,
     curve_points,
     flags_of_network,
+    flags_of_transfer,
     make_attack_protocol,
     robustbench_record,
+    seen_by,
+    side_by_side,
     summarize,
+    views_of,
 )
 from raybust.evaluate.summary import show_eps
+from raybust.models import Fronted
 from raybust.report.attacks import draw_robust_curve
 from raybust.runs import Trained
 
@@ -48,9 +56,10 @@ class Evaluated:
     """A finished evaluation.
 
     Attributes:
-        line: what to print of clean accuracy, or the table of attacks with its flags.
+        line: what to print of clean accuracy, or the table of attacks with its flags; before that
+            of a network with a module in front, its three protocols side by side.
         metrics: `attacked/*`, or clean accuracy alone.
-        result: everything as plain data.
+        result: everything as plain data; of the other protocols under `views`.
         files: rows, summary, curve and RobustBench records; none without attacks.
     """
 
@@ -61,7 +70,7 @@ class Evaluated:
 
     def text(self) -> str:
         """Returns what the command line prints."""
-        files = [f"{name:<11} {path}" for name, path in self.files.items()]
+        files = [f"{name:<14} {path}" for name, path in self.files.items()]
         return "\n".join([self.line, "", *files]) if files else self.line
 
     def plain(self) -> dict[str, Any]:
@@ -95,30 +104,35 @@ def evaluate(
     """
     config = trained.config
     if not config.evaluate.attacks:
-        accuracy = clean_accuracy(trained.network, trained.dataset, config.evaluate)
-        metrics = {"attacked/clean_accuracy": accuracy.accuracy}
-        return Evaluated(str(accuracy), metrics, vars(accuracy), {})
+        return _clean(trained)
     uri = open_store(config, runs.out_folder(config), say)
+    summaries: list[Summary] = []
+    rows: list[list[AttackRow]] = []
     with session(address, verbose=verbose) as ray:
         gpu = gpus_per_worker(config, ray.cluster_resources())
         protocol = protocol_of(trained, "cuda" if gpu else "cpu")
-        split = getattr(trained.dataset, protocol.split)
-        probe, _ = split.fetch(range(min(_PROBE, protocol.examples)))
-        check_request(trained.network, probe, protocol)
-        flags = flags_of_network(trained.network, probe, protocol.eot)
-        for flag in flags:
-            say(f"warning: {flag.text}")
-        path = table_path(trained.folder, protocol)
-        if not resume and path.exists():
-            path.rename(path.with_suffix(f".{int(path.stat().st_mtime)}.tsv"))
-        table = AttackTable(path, protocol)
-        shards = protocol.shards()
-        todo = [at for at in shards if not table.has(split.indices[list(at)].tolist())]
-        if len(todo) < len(shards):
-            say(f"resuming {path.name}: {len(shards) - len(todo)} of {len(shards)} shards are done")
+        check_request(trained.network, _probe(trained, protocol), protocol)
         room = room_for(ray, config, workers)
-        _run(ray, trained, protocol, todo, table, room=room, say=say)
-    return _publish(trained, path, summarize(table.finish(), protocol, flags), uri)
+        for one in views_of(trained.network, protocol):
+            flags = _flags(trained, one, say)
+            rows.append(_rows(ray, trained, one, room=room, resume=resume, say=say))
+            if one.view == HEADLINE and len(rows) > 1:
+                flags += flags_of_transfer(rows[-1], rows[-2], one)
+            summaries.append(summarize(rows[-1], one, flags))
+    return _publish(trained, summaries, uri)
+
+
+def _clean(trained: Trained) -> Evaluated:
+    """Returns clean accuracy, and that of the network without its front where it has one."""
+    network, dataset, section = trained.network, trained.dataset, trained.config.evaluate
+    found = clean_accuracy(network, dataset, section)
+    metrics, lines, result = {"attacked/clean_accuracy": found.accuracy}, [str(found)], vars(found)
+    if isinstance(network, Fronted):
+        bare = clean_accuracy(network.network, dataset, section)
+        metrics["attacked/alone/clean_accuracy"] = bare.accuracy
+        lines.append(f"without its front: {bare}")
+        result = {**result, "views": {"alone": vars(bare)}}
+    return Evaluated("\n".join(lines), metrics, result, {})
 
 
 def protocol_of(trained: Trained, device: str) -> AttackProtocol:
@@ -136,38 +150,59 @@ def protocol_of(trained: Trained, device: str) -> AttackProtocol:
 
 
 def table_path(folder: Path, protocol: AttackProtocol) -> Path:
-    """Returns where the rows of a protocol lie: one file for split, norm, radii and attacks."""
+    """Returns where the rows of a protocol lie: one file for split, norm, radii, attacks, view."""
     radii = "-".join(show_eps(eps).replace("/255", "of255") for eps in protocol.eps)
     parts = [protocol.split, protocol.norm, radii, *protocol.attacks]
+    parts += [] if protocol.view == HEADLINE else [protocol.view]
     return folder / FOLDER / ("_".join(parts) + ".tsv")
 
 
-def _run(
-    ray: Any,
-    trained: Trained,
-    protocol: AttackProtocol,
-    todo: list[range],
-    table: AttackTable,
-    *,
-    room: int,
-    say: Say,
-) -> None:
-    """Attacks the shards `todo` of the split with `room` tasks at a time."""
-    if not todo:
-        return
-    config = trained.config
+def _probe(trained: Trained, protocol: AttackProtocol) -> Tensor:
+    """Returns the first images of the split, on which the network is tried."""
     split = getattr(trained.dataset, protocol.split)
-    network = ray.put(trained.network)
+    images: Tensor = split.fetch(range(min(_PROBE, protocol.examples)))[0]
+    return images
+
+
+def _flags(trained: Trained, protocol: AttackProtocol, say: Say) -> list[Flag]:
+    """Returns, and tells, what is doubtful about the network that is attacked in a view."""
+    if protocol.view == "oblivious":
+        return []  # it is the one of `alone`
+    attacked, _ = seen_by(trained.network, protocol.view)
+    flags = flags_of_network(attacked, _probe(trained, protocol), protocol.eot)
+    for flag in flags:
+        say(f"warning: {flag.text}")
+    return flags
+
+
+def _rows(
+    ray: Any, trained: Trained, protocol: AttackProtocol, *, room: int, resume: bool, say: Say
+) -> list[AttackRow]:
+    """Returns all rows of a protocol; attacks what its table lacks, `room` tasks at a time."""
+    split = getattr(trained.dataset, protocol.split)
+    path = table_path(trained.folder, protocol)
+    if not resume and path.exists():
+        path.rename(path.with_suffix(f".{int(path.stat().st_mtime)}.tsv"))
+    table = AttackTable(path, protocol)
+    shards = protocol.shards()
+    todo = [at for at in shards if not table.has(split.indices[list(at)].tolist())]
+    if len(todo) < len(shards):
+        say(f"resuming {path.name}: {len(shards) - len(todo)} of {len(shards)} shards are done")
+    if not todo:
+        return table.finish()
+    config, network = trained.config, ray.put(trained.network)
     calls = (
         (network, (*split.fetch(list(at)), split.indices[list(at)].tolist()), protocol, config)
         for at in todo
     )
     done = len(table.rows) // len(protocol.threats)
-    with progress_bar(protocol.examples, "attacked", done) as bar:
+    what = "attacked" if protocol.view == HEADLINE else f"attacked, {protocol.view}"
+    with progress_bar(protocol.examples, what, done) as bar:
         for rows in run_tasks(ray, config, room, _shard, calls):
             table.append(rows)
             bar.update(len(rows) // len(protocol.threats))
             _tell(table, protocol, bar, say)
+    return table.finish()
 
 
 def _tell(table: AttackTable, protocol: AttackProtocol, bar: Any, say: Say) -> None:
@@ -180,7 +215,8 @@ def _tell(table: AttackTable, protocol: AttackProtocol, bar: Any, say: Say) -> N
     bar.set_postfix_str(text)
     if not sys.stderr.isatty():
         count = len(table.rows) // len(protocol.threats)
-        say(f"attacked {count} of {protocol.examples}: robust so far {text}")
+        view = "" if protocol.view == HEADLINE else f" ({protocol.view})"
+        say(f"attacked {count} of {protocol.examples}{view}: robust so far {text}")
 
 
 def _shard(
@@ -199,21 +235,22 @@ def _shard(
     return attack_examples(network, images, labels, indices, protocol)
 
 
-def _publish(trained: Trained, path: Path, summary: Summary, uri: str) -> Evaluated:
+def _publish(trained: Trained, summaries: Sequence[Summary], uri: str) -> Evaluated:
     """Writes summary, curve and records beside the rows and sends all of it to MLflow."""
+    headline, others = summaries[-1], summaries[:-1]
+    path = table_path(trained.folder, headline.protocol)
     files = {"rows": path, "summary": path.with_suffix(".json"), "curve": path.with_suffix(".png")}
-    files["summary"].write_text(json.dumps(summary.plain(), indent=1) + "\n")
-    label, norm = trained.folder.name, summary.protocol.norm
-    draw_robust_curve({label: curve_points(summary)}, files["curve"], norm=norm)
-    for eps in summary.protocol.eps:
-        record = robustbench_record(
-            summary, eps, name=label, architecture=trained.config.model.name
-        )
-        shown = show_eps(eps).replace("/255", "of255")
-        file = path.with_name(f"{path.stem}.robustbench-{shown}.json")
-        file.write_text(json.dumps(record, indent=1) + "\n")
-        files[f"record {show_eps(eps)}"] = file
-    metrics = summary.metrics()
+    files |= {f"rows {o.protocol.view}": table_path(trained.folder, o.protocol) for o in others}
+    result = headline.plain()
+    if others:
+        result["views"] = {one.protocol.view: one.plain() for one in others}
+    files["summary"].write_text(json.dumps(result, indent=1) + "\n")
+    label, norm = trained.folder.name, headline.protocol.norm
+    curves = {label: curve_points(headline)}
+    curves |= {f"{label}, {one.protocol.view}": curve_points(one) for one in others}
+    draw_robust_curve(curves, files["curve"], norm=norm)
+    files |= _records(trained, headline, path)
+    metrics = {key: value for one in summaries for key, value in one.metrics().items()}
     if trained.uid is not None:
         track.log_to_run(
             path.with_suffix(".journal.jsonl"),
@@ -223,6 +260,25 @@ def _publish(trained: Trained, path: Path, summary: Summary, uri: str) -> Evalua
             metrics=metrics,
             artifacts=list(files.values()),
             folder=FOLDER,
-            tags={"raybust.distrust": ", ".join(flag.name for flag in summary.flags) or "none"},
+            tags={"raybust.distrust": ", ".join(flag.name for flag in headline.flags) or "none"},
         )
-    return Evaluated(summary.text(), metrics, summary.plain(), files)
+    text = headline.text()
+    if others:
+        flags = [f"DISTRUST ({f.name}): {f.text}" for one in others for f in one.flags]
+        text = "\n".join([side_by_side(summaries), *flags, "", f"{HEADLINE}:", "", text])
+    return Evaluated(text, metrics, result, files)
+
+
+def _records(trained: Trained, summary: Summary, path: Path) -> dict[str, Path]:
+    """Writes RobustBench's record of every radius; returns the files."""
+    files = {}
+    architecture = trained.config.model.name
+    for eps in summary.protocol.eps:
+        record = robustbench_record(
+            summary, eps, name=trained.folder.name, architecture=architecture
+        )
+        shown = show_eps(eps).replace("/255", "of255")
+        file = path.with_name(f"{path.stem}.robustbench-{shown}.json")
+        file.write_text(json.dumps(record, indent=1) + "\n")
+        files[f"record {show_eps(eps)}"] = file
+    return files

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from raybust import checkpoint, data, methods, runs, track
+from raybust import checkpoint, data, methods, runs, sources, track
 from raybust import config as configuration
 from raybust.cluster.session import session, slots
 from raybust.cluster.space import Space
@@ -52,18 +52,20 @@ def train(config: Config, *, address: str | None, resume: bool, verbose: bool, s
         WorkError: training failed; the last good checkpoint is kept.
     """
     dataset = data.load(config.data)
-    assemble(config, dataset)
     out = runs.out_folder(config)
     folder = out / (config.name or default_name(config))
     plain = configuration.to_dict(config)
+    newest = checkpoint.newest(folder, say) if resume else None
+    network = assemble(config, dataset)
+    if newest is None:
+        sources.initialize(network, config, dataset)
     check_places(config, out)
     if resume:
         runs.check_same(folder, "train", plain)
-        newest = checkpoint.newest(folder, say)
-        if newest is not None and checkpoint.read_manifest(newest)["done"]:
-            say(f"{folder.name} is trained already; --no-resume trains it anew")
-            with sending_rest(folder, open_store(config, out, say), out, say):
-                return folder
+    if newest is not None and checkpoint.read_manifest(newest)["done"]:
+        say(f"{folder.name} is trained already; --no-resume trains it anew")
+        with sending_rest(folder, open_store(config, out, say), out, say):
+            return folder
     from raybust.cluster import worker
 
     with session(address, verbose=verbose, dashboard=True) as ray:

@@ -5,19 +5,34 @@ keeps the rows, `summarize` makes curve, flags of distrust and RobustBench's rec
 """
 
 from raybust.evaluate.accuracy import Accuracy, clean_accuracy, correct
-from raybust.evaluate.distrust import Flag, flags_of_network, flags_of_rows
-from raybust.evaluate.protocol import AttackProtocol, make_attack_protocol
+from raybust.evaluate.distrust import Flag, flags_of_network, flags_of_rows, flags_of_transfer
+from raybust.evaluate.protocol import (
+    HEADLINE,
+    AttackProtocol,
+    View,
+    make_attack_protocol,
+    seen_by,
+    views_of,
+)
 from raybust.evaluate.suite import attack_examples, check_request
-from raybust.evaluate.summary import Summary, curve_points, robustbench_record, summarize
+from raybust.evaluate.summary import (
+    Summary,
+    curve_points,
+    robustbench_record,
+    side_by_side,
+    summarize,
+)
 from raybust.evaluate.table import AttackRow, AttackTable
 
 __all__ = [
+    "HEADLINE",
     "Accuracy",
     "AttackProtocol",
     "AttackRow",
     "AttackTable",
     "Flag",
     "Summary",
+    "View",
     "attack_examples",
     "check_request",
     "clean_accuracy",
@@ -25,7 +40,11 @@ __all__ = [
     "curve_points",
     "flags_of_network",
     "flags_of_rows",
+    "flags_of_transfer",
     "make_attack_protocol",
     "robustbench_record",
+    "seen_by",
+    "side_by_side",
     "summarize",
+    "views_of",
 ]

@@ -30,7 +30,7 @@ class Flag:
 
     Attributes:
         name: `random`, `softmax`, `batch`, `flat_gradients`, `black_box`, `steps`, `large_eps`,
-            `reference`.
+            `reference`, `oblivious`, `transfer`.
         text: what was seen and what it may mean, one line.
     """
 
@@ -79,6 +79,11 @@ def flags_of_rows(rows: Sequence[AttackRow], protocol: AttackProtocol) -> list[F
         rows: a whole table's.
         protocol: its protocol.
     """
+    if protocol.view == "oblivious":
+        return [
+            Flag("oblivious", "the attacks did not see what is in front of the network, and anybody"
+                 " may look: this is the published protocol and no robust accuracy")
+        ]  # fmt: skip
     found = []
     first = [row for row in rows if row.eps == protocol.eps[0]]
     right = [row for row in first if row.predict == row.label]
@@ -98,6 +103,29 @@ def flags_of_rows(rows: Sequence[AttackRow], protocol: AttackProtocol) -> list[F
             found.append(
                 Flag("large_eps", f"{survivors:.1%} withstand pgd at {protocol.norm} "
                      f"{protocol.reach:g}, where every image is in the ball: gradients are masked")
+            )  # fmt: skip
+    return found
+
+
+def flags_of_transfer(
+    adaptive: Sequence[AttackRow], oblivious: Sequence[AttackRow], protocol: AttackProtocol
+) -> list[Flag]:
+    """Returns what is doubtful about attacks through a front, beside attacks that do not see it.
+
+    Args:
+        adaptive: rows of the first.
+        oblivious: rows of the second, on the same examples.
+        protocol: of the first.
+    """
+    found = []
+    for eps in protocol.eps:
+        here = [row.robust for row in adaptive if row.eps == eps]
+        there = [row.robust for row in oblivious if row.eps == eps]
+        if sum(here) - sum(there) > max(1.0, MARGIN * len(here)):
+            found.append(
+                Flag("transfer", f"at eps {eps:g} attacks on the network alone broke"
+                     f" {sum(here) - sum(there)} of {len(here)} more examples than attacks through"
+                     " the whole: its front hides gradients")
             )  # fmt: skip
     return found
 

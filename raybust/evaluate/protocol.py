@@ -11,18 +11,27 @@ import dataclasses
 import json
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from torch import nn
 
 import raybust
 from raybust.config.assess import Evaluate
 from raybust.errors import RequestError
 from raybust.evaluate.standard import standard_version
+from raybust.models import Fronted
 from raybust.numerics.balls import Norm, Threat
 
 FORMAT = 1
 """Version of the table's format and of the keys of its draws."""
+
+View = Literal["alone", "oblivious", "adaptive"]
+"""Of a network with a module in front: `alone`, attack and score are of the network without it;
+`oblivious`, the attack is, and the whole is scored; `adaptive`, both are of the whole, the only
+robust accuracy of the three (Athalye et al., 2018, arXiv:1802.00420)."""
+
+HEADLINE: View = "adaptive"
 
 _L1_RUNS = 5
 _REACH = {"linf": math.inf, "l2": 2.0, "l1": 1.0}
@@ -53,6 +62,8 @@ class AttackProtocol:
         examples: how many, from the first.
         weights: digest of the network.
         device: type of the device.
+        view: what attack and score see of the network; `adaptive` where nothing is in front.
+        front: the module in front with its settings, "" for none.
         autoattack: version of pyautoattack where its suite runs, else "".
         raybust: version.
         torch: version.
@@ -78,6 +89,8 @@ class AttackProtocol:
     examples: int
     weights: str
     device: str
+    view: View = HEADLINE
+    front: str = ""
     autoattack: str = ""
     raybust: str = raybust.__version__
     torch: str = torch.__version__
@@ -166,6 +179,28 @@ def make_attack_protocol(
         device=device,
         autoattack=standard_version() if "autoattack" in config.attacks else "",
     )
+
+
+def views_of(network: nn.Module, protocol: AttackProtocol) -> list[AttackProtocol]:
+    """Returns the protocols by which a network is to be judged, the headline last: the one that is
+    given, and for a network with a module in front those of the other views too.
+
+    Attacks that do not see what is in front have no largest radius: nothing follows from what
+    survives there.
+    """
+    if not isinstance(network, Fronted):
+        return [protocol]
+    whole = dataclasses.replace(protocol, front=repr(network.front))
+    blind = dataclasses.replace(whole, view="oblivious", reach=0.0)
+    return [dataclasses.replace(whole, view="alone", front=""), blind, whole]
+
+
+def seen_by(network: nn.Module, view: View) -> tuple[nn.Module, nn.Module]:
+    """Returns what is attacked and what is scored in a view."""
+    if view == HEADLINE:
+        return network, network
+    assert isinstance(network, Fronted), f"nothing is in front: there is no view {view}"
+    return network.network, network if view == "oblivious" else network.network
 
 
 def _object(text: str) -> dict[str, Any]:

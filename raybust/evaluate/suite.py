@@ -3,7 +3,8 @@
 What broke an example at a radius breaks it at every larger one, so radii go up and robust accuracy
 never rises. Each success is checked on the whole shard's forward pass before it counts, and must
 lie in ball and box: what does not is a bug of raybust's and stops the work. Draws are keyed by
-(seed, example, attack). Stage `evaluate` of the arrow.
+(seed, example, attack). In the view `oblivious` each attack's image for the network without its
+front goes through the whole, whether or not it fooled the network. Stage `evaluate` of the arrow.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from raybust.data.seeds import generator, mix
 from raybust.errors import RequestError, WorkError
-from raybust.evaluate.protocol import AttackProtocol
+from raybust.evaluate.protocol import AttackProtocol, seen_by
 from raybust.evaluate.standard import standard_attack
 from raybust.evaluate.table import CLEAN, NOTHING, AttackRow
 from raybust.numerics import attacks
@@ -100,10 +101,9 @@ def attack_examples(
         WorkError: NaN outputs in the ball, or an adversarial image outside of ball or box.
     """
     check_request(network, images, protocol)
-    whole = attacks.Expectation(network, protocol.eot) if protocol.eot > 1 else network
-    with _reproducible(images.device), attacks.attacked(whole, fold=False):
+    with _reproducible(images.device), attacks.attacked(network, fold=False):
         torch.manual_seed(mix(protocol.seed, "network", indices[0]))
-        shard = _Shard(whole, images, labels, indices, protocol)
+        shard = _Shard(network, images, labels, indices, protocol)
         return [row for threat in protocol.threats for row in shard.rows(threat)]
 
 
@@ -116,13 +116,19 @@ class _Shard:
         indices: Sequence[int],
         protocol: AttackProtocol,
     ) -> None:
-        self.network, self.protocol = network, protocol
+        attacked, scored = seen_by(network, protocol.view)
+        self.blind = attacked is not scored
+        if protocol.eot > 1:
+            attacked, scored = (
+                attacks.Expectation(one, protocol.eot) for one in (attacked, scored)
+            )
+        self.attacked, self.scored, self.protocol = attacked, scored, protocol
         self.images, self.labels, self.indices = images, labels, [int(i) for i in indices]
         self.predict = self._classes(images)
         self.right = self.predict == labels
         with torch.enable_grad():
             point = images.detach().clone().requires_grad_()
-            loss = attacks.cross_entropy(network(point), labels).sum()
+            loss = attacks.cross_entropy(self.attacked(point), labels).sum()
             (gradient,) = torch.autograd.grad(loss, point)
         self.flat = gradient.flatten(1).abs().amax(1) == 0
         self.broken = ~self.right
@@ -167,9 +173,11 @@ class _Shard:
         classes = self._classes(whole)
         sizes = self._sizes(name, threat, found.images, rows)
         allowed = sizes <= threat.eps + TOLERANCE
-        fooled = found.fooled & (classes[rows] != self.labels[rows]) & allowed
+        fooled = (classes[rows] != self.labels[rows]) & allowed
+        if not self.blind:
+            fooled &= found.fooled
         for number, at in enumerate(rows.tolist()):
-            step = int(found.step[number]) if fooled[number] else -1
+            step = max(int(found.step[number]), 0) if fooled[number] else -1
             met[at].append((name, step))
             if fooled[number] and not self.broken[at]:
                 self.broken[at] = True
@@ -182,11 +190,11 @@ class _Shard:
         keys = [self.indices[at] for at in rows.tolist()]
         if name == "autoattack":
             seed = mix(protocol.seed, name, self.indices[0])
-            found = standard_attack(self.network, images, labels, threat, seed=seed)
+            found = standard_attack(self.attacked, images, labels, threat, seed=seed)
             fooled = self._classes(found) != labels
             return Outcome(found, fooled, fooled.long() - 1, torch.zeros_like(images[:, 0, 0, 0]))
         sources = [generator(protocol.seed, name, key) for key in keys]
-        batch = (self.network, images, labels, threat, sources)
+        batch = (self.attacked, images, labels, threat, sources)
         if name == "fgsm":
             return attacks.fgsm(*batch)
         if name == "pgd":
@@ -200,7 +208,7 @@ class _Shard:
 
     def _classes(self, images: Tensor) -> Tensor:
         with torch.no_grad():
-            logits = self.network(images)
+            logits = self.scored(images)
         if logits.isnan().any():
             raise WorkError(f"example {self.indices[0]} or one of its shard: outputs are NaN")
         return logits.argmax(1)

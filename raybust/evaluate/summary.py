@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raybust.evaluate.distrust import Flag, flags_of_rows
-from raybust.evaluate.protocol import AttackProtocol
+from raybust.evaluate.protocol import HEADLINE, AttackProtocol
 from raybust.evaluate.suite import ALWAYS
 from raybust.evaluate.table import AttackRow
 from raybust.numerics.bounds import clopper_pearson_lower, clopper_pearson_upper
@@ -56,15 +56,18 @@ class Summary:
     flags: tuple[Flag, ...]
 
     def metrics(self) -> dict[str, float]:
-        """Returns `attacked/*` by name; `attacked/robust_accuracy` is that of the largest eps."""
-        found = {"attacked/clean_accuracy": self.clean, "attacked/flags": float(len(self.flags))}
+        """Returns `attacked/*` by name, `attacked/alone/*` and `attacked/oblivious/*` for those
+        views; `robust_accuracy` is that of the largest eps."""
+        view = self.protocol.view
+        head = "attacked" if view == HEADLINE else f"attacked/{view}"
+        found = {f"{head}/clean_accuracy": self.clean, f"{head}/flags": float(len(self.flags))}
         for point in self.points:
-            key = f"attacked/{self.protocol.norm}_{point.eps:.6g}"
+            key = f"{head}/{self.protocol.norm}_{point.eps:.6g}"
             found[f"{key}/robust_accuracy"] = point.robust
             found |= {f"{key}/{name}": value for name, value in point.own.items()}
             found |= {f"{key}/after_{name}": value for name, value in point.after.items()}
             if point.eps == self.protocol.eps[-1]:
-                found["attacked/robust_accuracy"] = point.robust
+                found[f"{head}/robust_accuracy"] = point.robust
         return found
 
     def text(self) -> str:
@@ -136,6 +139,25 @@ def summarize(
     return Summary(protocol, clean, tuple(points), found)
 
 
+def side_by_side(summaries: Sequence[Summary]) -> str:
+    """Returns the table of the views of one network, a row each: clean accuracy and robust accuracy
+    with its interval at every radius."""
+    radii = summaries[0].protocol.eps
+    lines = [
+        f"| protocol | clean | {' | '.join(f'eps {show_eps(eps)}' for eps in radii)} |",
+        "|---|" + "---:|" * (1 + len(radii)),
+    ]
+    for one in summaries:
+        cells = [
+            f"{100 * point.robust:.2f} ({100 * point.low:.1f} to {100 * point.high:.1f})"
+            for point in one.points[: len(radii)]
+        ]
+        name = _VIEWS[one.protocol.view]
+        lines.append(f"| {name} | {100 * one.clean:.2f} | {' | '.join(cells)} |")
+    fronts = {one.protocol.front for one in summaries if one.protocol.front}
+    return "\n".join([*lines, "", f"In front of the network: {', '.join(sorted(fronts))}"])
+
+
 def curve_points(summary: Summary) -> list[tuple[float, float, float, float]]:
     """Returns (eps, accuracy, low, high) from eps 0 up, without the largest radius."""
     count = summary.protocol.examples
@@ -187,6 +209,13 @@ def show_eps(eps: float) -> str:
     levels = eps * 255
     whole = eps < 1 and abs(levels - round(levels)) < 1e-4 and round(levels) > 0
     return f"{round(levels)}/255" if whole else f"{eps:g}"
+
+
+_VIEWS = {
+    "alone": "alone: the network without its front, attacked and scored",
+    "oblivious": "oblivious: attacks on the network alone, scored through the front (as published)",
+    "adaptive": "**adaptive: attacks through the front, the headline**",
+}
 
 
 def _gone(row: AttackRow, name: str) -> bool:

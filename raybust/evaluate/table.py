@@ -39,7 +39,8 @@ class AttackRow:
         predict: the class that the network gives the image as it is.
         broken_by: the first attack that fooled the network, at this radius or a smaller one;
             "clean" where the network errs on the image itself, "-" where it withstood all.
-        step: steps or queries of the run that did it; -1 where none did.
+        step: steps or queries of the run that did it, 0 where that fooled only what it did not
+            see (view `oblivious`); -1 where none did.
         distance: norm of that perturbation; 0 where there is none.
         becomes: the class that the network gives the perturbed image; `predict` where none is.
         flat: whether the gradient of the cross entropy at the image is exactly 0.

@@ -48,10 +48,20 @@ class Barycentric(nn.Module):
         if self.weight == 0 or (self.attack == "oblivious" and not self.training):
             return images
         copies = rotations(images.clamp(0, 1), self.views, self.angle)
-        result = images.lerp(barycenter(copies, self.prices), self.weight)
+        result = barycenter(copies, self.prices)
+        if self.weight < 1:
+            result = images.lerp(result, self.weight)
         if self.attack == "bpda" and not self.training:
             return images + (result - images).detach()
         return result
+
+    def extra_repr(self) -> str:
+        """The settings, as tables of attacks name them."""
+        p = self.prices
+        return (
+            f"rho={p.rho:g}, mu={p.mu:g}, theta={p.theta:g}, views={self.views},"
+            f" angle={self.angle:g}, weight={self.weight:g}"
+        )
 
     @contextmanager
     def attacked_by(self, attack: Attack) -> Iterator[None]:

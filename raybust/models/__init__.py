@@ -16,10 +16,19 @@ from torch import Tensor, nn
 from raybust.config.schema import Model
 from raybust.errors import RequestError, unknown
 from raybust.models import cifar, external
+from raybust.models.fronted import Fronted
 from raybust.models.normalize import Normalize, Normalized
 from raybust.models.weights import load_weights
 
-__all__ = ["Normalize", "Normalized", "build", "describe", "load_weights", "names"]
+__all__ = [
+    "Fronted",
+    "Normalize",
+    "Normalized",
+    "build",
+    "describe",
+    "load_weights",
+    "names",
+]
 
 Shape = tuple[int, int, int]
 

@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from raybust.errors import RequestError
+from raybust.models.fronted import Fronted
 from raybust.models.normalize import Normalized
 
 _SHOWN = 3
@@ -33,8 +34,8 @@ def load_weights(network: nn.Module, path: str | os.PathLike[str]) -> None:
     """Reads a weights file into a network, strictly.
 
     A PyTorch file holds a state dict, bare or under `state_dict` or `model`; a `module.` in front
-    of all keys goes. For a `Normalized` network the file may hold the weights of the whole, or of
-    the inner network alone, and then the normalization stays as it was built. Counters of batch
+    of all keys goes. For a `Normalized` or `Fronted` network the file may hold the weights of the
+    whole, or of the inner network alone, and the rest then stays as it was built. Counters of batch
     norm (`num_batches_tracked`), which old files lack, may be missing.
 
     Args:
@@ -46,7 +47,9 @@ def load_weights(network: nn.Module, path: str | os.PathLike[str]) -> None:
             network's.
     """
     weights = _state_dict(_read(os.fspath(path)), path)
-    targets = [network, network.network] if isinstance(network, Normalized) else [network]
+    targets = [network]
+    while isinstance(targets[-1], (Fronted, Normalized)):
+        targets.append(targets[-1].network)
     target = min(targets, key=lambda module: len(module.state_dict().keys() ^ weights.keys()))
     problems = _mismatches(target.state_dict(), weights)
     if problems:

@@ -139,7 +139,7 @@ def closed_form(measures: Tensor, prices: Prices) -> Tensor:
     if len(measures) != 2:
         return _of_many(measures, cap, shift)
     first, second = measures[0], measures[1]
-    mean = (first + second).mul_(0.5)
+    mean = first.lerp(second, 0.5)
     if prices.theta == 0:
         return mean.clamp(0, 1)
     if prices.theta > 2 * prices.mu:
@@ -149,7 +149,7 @@ def closed_form(measures: Tensor, prices: Prices) -> Tensor:
         return (least - cap).clamp(0, 1) / 2
     if cap != shift:
         least = least + (cap - shift)
-    return torch.minimum(mean - shift / 2, least).clamp(0, 1)
+    return torch.minimum(mean.sub_(shift / 2), least).clamp(0, 1)
 
 
 def _of_many(measures: Tensor, cap: float, shift: float) -> Tensor:
@@ -261,30 +261,29 @@ def rotations(images: Tensor, count: int, angle: float) -> Tensor:
         count: K, at least 1.
         angle: of the first copy, in degrees.
     """
-    height, width = images.shape[2:]
-    flat = images.flatten(2)
-    copies = []
-    for turn in torch.linspace(angle, -angle, count).tolist():
-        index, inside = _sources(height, width, turn, images.device)
-        copies.append(flat.index_select(2, index).mul_(inside).view(images.shape))
-    return torch.stack(copies)
+    batch, channels, height, width = images.shape
+    sources = _sources(height, width, count, angle, images.device)
+    padded = F.pad(images.flatten(2), (0, 1))
+    copies = padded.gather(2, sources.expand(batch, channels, -1))
+    return copies.view(batch, channels, count, height, width).movedim(2, 0)
 
 
 @lru_cache(maxsize=64)
-def _sources(height: int, width: int, angle: float, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Returns for each pixel of a rotated image its source, int64 (H W), and whether there is one.
+def _sources(height: int, width: int, count: int, angle: float, device: torch.device) -> Tensor:
+    """Returns for each pixel of each copy the pixel that it shows, H W for none: int64 (K H W).
 
     Kept: to make it takes longer than to rotate a batch.
     """
     with torch.inference_mode(False):
+        turns = torch.linspace(angle, -angle, count, dtype=torch.float64).deg2rad()
+        cos, sin = turns.cos()[:, None, None], turns.sin()[:, None, None]
         down = torch.arange(height, dtype=torch.float64)[:, None] - (height - 1) / 2
         right = torch.arange(width, dtype=torch.float64)[None] - (width - 1) / 2
-        cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
         row = (sin * right + cos * down + (height - 1) / 2).round()
         column = (cos * right - sin * down + (width - 1) / 2).round()
         inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-        index = row.clamp(0, height - 1) * width + column.clamp(0, width - 1)
-        return index.long().flatten().to(device), inside.flatten().to(device)
+        index = torch.where(inside, row * width + column, height * width)
+        return index.long().flatten().to(device)
 
 
 def _check(measures: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,9 +12,9 @@ from dataclasses import replace
 import kit
 import pytest
 
-from raybust import runs
-from raybust.cluster import attacked
-from raybust.config import Leaf, leaves_of_arguments
+from raybust import methods, runs
+from raybust.cluster import attacked, launch
+from raybust.config import Leaf, compose, leaves_of_arguments
 from raybust.errors import RequestError
 
 SMALL = (
@@ -100,6 +101,63 @@ def test_without_attacks_it_is_clean_accuracy(finished):
     assert not clean.files
 
 
+@pytest.fixture(scope="module")
+def defended(cluster, new_out):
+    """(out, run folder) of a run behind the barycenter."""
+    out = new_out("defended")
+    settings = [text for text in kit.TINY if not text.startswith("method.")]
+    settings += [f"out={out}", "name=behind", "method.name=beckman", "method.base.steps=1"]
+    config = compose(leaves_of_arguments(settings), methods.get)
+    return out, launch.train(config, address=None, resume=True, verbose=False, say=print)
+
+
+@pytest.mark.cluster
+def test_17_behind_a_front_three_protocols_side_by_side(defended, tmp_path):
+    """Told in text, JSON, table headers, MLflow; killed in the second, it goes on there."""
+    out, folder = defended
+    run = load(out, folder, *SMALL)
+    found = attacked.evaluate(run, say=lambda _: None, workers=1)
+    rows = {"alone": found.files["rows alone"], "oblivious": found.files["rows oblivious"],
+            "adaptive": found.files["rows"]}  # fmt: skip
+    for view, path in rows.items():
+        header = json.loads(path.read_text().splitlines()[0].removeprefix("# "))
+        assert header["view"] == view
+        assert ("rho=0.5" in header["front"]) is (view != "alone")
+        assert f"{view}:" in found.text()
+    assert "rho=0.5, mu=0.1, theta=0.1, views=2" in found.text()
+    assert "DISTRUST (oblivious)" in found.text()
+    plain = json.loads(found.files["summary"].read_text())
+    assert plain["protocol"]["view"] == "adaptive"
+    assert list(plain["views"]) == ["alone", "oblivious"]
+    stored = kit.runs_of(out)[run.folder.name].data.metrics
+    for key, part in (("", plain), ("alone/", plain["views"]["alone"]),
+                      ("oblivious/", plain["views"]["oblivious"])):  # fmt: skip
+        assert stored[f"attacked/{key}clean_accuracy"] == pytest.approx(part["clean"])
+        assert stored[f"attacked/{key}robust_accuracy"] == pytest.approx(
+            part["points"][1]["robust"]
+        )
+    assert plain["clean"] == plain["views"]["oblivious"]["clean"]
+
+    other = replace(run, folder=tmp_path / "again", uid=None)
+    shutil.copytree(run.folder / "attacked", other.folder / "attacked")
+    torn = other.folder / "attacked" / rows["oblivious"].name
+    whole = torn.read_bytes()
+    torn.write_bytes(whole[: len(whole) // 2])
+    (other.folder / "attacked" / rows["adaptive"].name).unlink()
+    said = []
+    again = attacked.evaluate(other, say=said.append, workers=2)
+    assert sum("resuming" in line for line in said) == 2
+    for name in ("rows", "rows alone", "rows oblivious"):
+        assert again.files[name].read_bytes() == found.files[name].read_bytes()
+
+    section = replace(run.config.evaluate, attacks=())
+    clean = attacked.evaluate(replace(run, config=replace(run.config, evaluate=section)), say=print)
+    assert clean.metrics["attacked/alone/clean_accuracy"] == pytest.approx(
+        plain["views"]["alone"]["clean"]
+    )
+    assert "without its front: clean accuracy" in clean.text()
+
+
 @pytest.mark.cluster
 @pytest.mark.slow
 def test_two_workers_that_are_killed_resume_to_the_same_table(finished, tmp_path):
@@ -111,7 +169,7 @@ def test_two_workers_that_are_killed_resume_to_the_same_table(finished, tmp_path
         import os, sys
         from dataclasses import replace
         from pathlib import Path
-        from raybust import runs
+        from raybust import methods, runs
         from raybust.cluster import attacked
         from raybust.config import Leaf, leaves_of_arguments
         leaves = [Leaf("out", {str(out)!r}, "t"), *leaves_of_arguments({SMALL!r})]

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import nn
 
 from raybust import checkpoint, methods
@@ -82,9 +83,12 @@ def test_it_starts_from_a_run_and_refuses_others(tmp_path):
     for key, value in stored.items():
         (match,) = [name for name in own if name == key or name == f"network.{key}"]
         assert torch.equal(own[match], value), key
+    (tmp_path / "empty").mkdir()
     for wrong, message in (
-        (("model.name=resnet20",), "expected a resnet20"),
+        (("model.name=resnet20",), "is a small_cnn, expected a resnet20"),
+        (("model.width=8",), "init: .*not the weights of this network.* of another shape"),
         (("method.init=nowhere",), "got 'nowhere'"),
+        ((f"method.init={tmp_path / 'empty'}",), "has no checkpoint"),
     ):
         config = make("method.name=beckman", f"method.init={tmp_path / 'run'}", *wrong)
         with pytest.raises(RequestError, match=message):
@@ -120,14 +124,25 @@ def test_an_init_of_other_classes_or_a_wrapper_around_it(tmp_path):
     fewer = replace(dataset, classes=dataset.classes[:5])
     inside = f"method.base.init={folder}"
     wrapped = make("method.name=lp_noise", "method.base.name=beckman", inside)
-    with pytest.raises(RequestError, match="for 10 classes, expected a small_cnn for 5"):
+    with pytest.raises(RequestError, match=r"has the 10 classes 0, 1, .*the data the 5 classes"):
         Trainer(wrapped, fewer, CPU)
+    others = replace(dataset, classes=(*dataset.classes[:9], "ten"))
+    with pytest.raises(RequestError, match="start from a run on the same classes"):
+        Trainer(wrapped, others, CPU)
     assert LpNoise(base=Beckman(init="run")).initial() == "run"
     assert Pgd().initial() is None
     network = Trainer(make("method.name=beckman", f"method.init={folder}/model.safetensors"),
                       dataset, CPU).network  # fmt: skip
     stored = checkpoint.read_weights(folder)
     assert all(torch.equal(network.state_dict()[f"network.{k}"], v) for k, v in stored.items())
+    behind = Trainer(make("method.name=beckman"), dataset, CPU).network  # front and all
+    save_file(
+        {key: value.contiguous() for key, value in behind.state_dict().items()},
+        tmp_path / "whole.safetensors",
+    )
+    config = make("method.name=beckman", f"method.init={tmp_path / 'whole.safetensors'}")
+    again = Trainer(config, dataset, CPU).network.state_dict()
+    assert all(torch.equal(again[key], value) for key, value in behind.state_dict().items())
 
 
 class Noting(nn.Module):
