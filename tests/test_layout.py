@@ -49,8 +49,8 @@ TABLE = {
     "runs": "config data methods models objective checkpoint | torch",
     "catalog": "config data methods models",
     "cluster": (
-        "config data methods models objective train checkpoint certify evaluate corruptions runs sources"
-        " track report | torch numpy ray optuna sqlalchemy yaml (tqdm)"
+        "config data methods models objective train checkpoint certify evaluate corruptions runs"
+        " sources track report | torch numpy ray optuna sqlalchemy yaml (tqdm)"
     ),
     "cli": (
         "(config methods catalog objective runs checkpoint evaluate cluster track report)"
