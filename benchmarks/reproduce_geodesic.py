@@ -1,96 +1,213 @@
-"""Geodesic augmentation on scikit-learn's digits beside its controls, at equal passes: three seeds.
+"""Geodesic augmentation beside its controls at equal passes: digits and the CIFAR-10 subset.
 
-Each run gets as many forward and backward passes (images) as its base alone in `EPOCHS` epochs, not
-as many epochs: a step with augmentation costs several. Certified accuracy for the base `gaussian`,
-robust accuracy of the ensemble for the base `pgd`. Prints one Markdown table a base.
+Every run has the same budget of forward and backward passes of the network, so an arm whose step
+costs more takes fewer steps. Clean accuracy and robust accuracy of the ensemble for both bases,
+certificates for `gaussian`; balanced batches of sixteen images of a class for all. One JSON line a
+run into FILE; runs that are in it are left out, so a killed study goes on. CIFAR-10 is the subset
+in ../shared/data beside the checkout.
 
-    python benchmarks/reproduce_geodesic.py [SEEDS]
+    python benchmarks/reproduce_geodesic.py study.jsonl [--data digits] [--seconds 240]
+    python benchmarks/reproduce_geodesic.py study.jsonl --table
 """
 
-from __future__ import annotations
-
+import argparse
+import itertools
+import json
 import sys
+import time
+from pathlib import Path
+from statistics import mean
+from typing import Any
 
 import torch
-from reproduce_attacks import EPS, RADII, SIGMA, attacked, certified, interval
+from reproduce_attacks import interval
 from torch import nn
 
 from raybust import config as configuration
 from raybust import data, methods
+from raybust.certify import fast_certificate
+from raybust.config.assess import Evaluate, FastCertify
 from raybust.data import Dataset
+from raybust.evaluate import attack_examples, make_attack_protocol, summarize
 from raybust.train import Trainer
 
-BASES = {
-    "gaussian": (("name=gaussian", f"sigma={SIGMA}"), 100, certified),
-    "pgd": (("name=pgd", f"eps={EPS[0]}", "steps=5"), 20, attacked),
-}
-HEADS = {
-    "gaussian": ["ACR", *(f"r = {radius:g}" for radius in RADII)],
-    "pgd": ["clean", *(f"eps {eps:g}" for eps in EPS)],
-}
+CIFAR = Path(__file__).resolve().parents[2] / "shared" / "data" / "cifar10-subset.npz"
+SEEDS = (0, 1, 2)
+DATA = {
+    "digits": {
+        "settings": ("data.name=digits", "method.latent=32"),
+        "passes": {"gaussian": 120, "pgd": 160},
+        "sigma": 0.5,
+        "steps": 3,
+        "eps": 0.1,
+        "certified": (359, 1000),
+        "attacked": 200,
+    },
+    "cifar10": {
+        "settings": ("data.name=npz", f"data.path={CIFAR}", "data.augment=crop_flip",
+                     "data.limit=2000", "train.optimizer=adamw", "train.lr=0.003",
+                     "train.schedule=one_cycle"),
+        "passes": {"gaussian": 36, "pgd": 66},
+        "sigma": 0.25,
+        "steps": 2,
+        "eps": 2 / 255,
+        "certified": (100, 500),
+        "attacked": 150,
+    },
+}  # fmt: skip
+RADII = (0.0, 0.25, 0.5)
+SHARED = ("model.width=16", "train.batch_size=160", "train.batch_classes=10")
+GEODESIC = ("penalty=0", "warmup=0", "points=3")
 ARMS: dict[str, tuple[str, ...] | None] = {
     "base": None,
-    "geodesic": (),
-    "geodesic, no penalty": ("penalty=0",),
-    "random pairing": ("pairing=random",),
-    "k-mixup": ("pairing=kmixup",),
-    "random location": ("location=random",),
+    "geodesic": GEODESIC,
+    "geodesic, penalty 0.1": ("warmup=0", "ramp=0", "points=3"),
+    "random pairing": (*GEODESIC, "pairing=random"),
+    "k-mixup": (*GEODESIC, "pairing=kmixup"),
+    "random location": (*GEODESIC, "location=random"),
+    "cost of features": (*GEODESIC, "space=feature_cost"),
+    "latent": (*GEODESIC, "space=latent"),
+    "reconstruction only": (*GEODESIC, "space=latent", "location=fixed", "at=0"),
 }
-SHARED = ("model.width=16", "train.batch_size=128")
+LATENT = ("latent", "reconstruction only")
+SMALL = ("geodesic, penalty 0.1", "cost of features", *LATENT)
+"""Arms on digits alone; on CIFAR-10 an autoencoder costs several times this network."""
 
 
-def trainer(
-    base: tuple[str, ...], arm: tuple[str, ...] | None, epochs: int, seed: int
-) -> tuple[Trainer, Dataset]:
-    """Returns a trainer of the base, or of the base with augmentation, for some epochs."""
-    if arm is None:
-        method = [f"method.{text}" for text in base]
+def train(at: str, base: str, arm: str, seed: int) -> tuple[Trainer, Dataset]:
+    """Returns a trainer at the end of its budget, and its data."""
+    plan = DATA[at]
+    own = {"gaussian": ("name=gaussian", f"sigma={plan['sigma']}"),
+           "pgd": ("name=pgd", f"eps={plan['eps']}", f"steps={plan['steps']}")}[base]  # fmt: skip
+    settings = ARMS[arm]
+    if settings is None:
+        method = [f"method.{text}" for text in own]
+        shared = [text for text in plan["settings"] if not text.startswith("method.")]
     else:
-        method = ["method.name=geodesic", "method.warmup=0", "method.ramp=0"]
-        method += [f"method.base.{text}" for text in base] + [f"method.{text}" for text in arm]
-    settings = [*SHARED, *method, f"train.epochs={epochs}", f"seed={seed}"]
-    config = configuration.compose(configuration.leaves_of_arguments(settings), methods.get)
+        method = ["method.name=geodesic", *(f"method.base.{text}" for text in own)]
+        method += [f"method.{text}" for text in settings]
+        shared = list(plan["settings"])
+    leaves = [*SHARED, *shared, *method, f"train.passes={plan['passes'][base]}", f"seed={seed}"]
+    config = configuration.compose(configuration.leaves_of_arguments(leaves), methods.get)
     dataset = data.load(config.data)
-    return Trainer(config, dataset, torch.device("cpu")), dataset
-
-
-def passes(one: Trainer) -> int:
-    """Returns the images that went forward or backward so far."""
-    counted = one.objective.network
-    return counted.forward_passes + counted.backward_passes
-
-
-def train(
-    base: tuple[str, ...], arm: tuple[str, ...] | None, budget: int, seed: int
-) -> tuple[nn.Module, Dataset, int]:
-    """Returns the network at the end of its budget, its data, and the passes that it took."""
-    probe, _ = trainer(base, arm, 1, seed)
-    probe.train_epoch()
-    one, dataset = trainer(base, arm, max(1, round(budget / passes(probe))), seed)
-    while not one.done:
-        failure = one.train_epoch()
+    trainer = Trainer(config, dataset, torch.device("cpu"))
+    while not trainer.done:
+        failure = trainer.train_epoch()
         assert failure is None, failure
-    return one.network.eval(), dataset, passes(one)
+    return trainer, dataset
 
 
-def main(arguments: list[str]) -> None:
-    """Prints both tables."""
+def robust(network: nn.Module, dataset: Dataset, at: str) -> tuple[float, float]:
+    """Returns clean accuracy, and that under the ensemble at one Linf radius, in per cent."""
+    protocol = make_attack_protocol(
+        Evaluate(eps=(DATA[at]["eps"],), attacks=("pgd", "apgd-ce", "apgd-t", "square"), steps=20,
+                 targets=3, queries=200, shard=100, sanity=False, examples=DATA[at]["attacked"]),
+        shape=dataset.shape, total=len(dataset.test), device="cpu", dataset=at, data="", weights="",
+    )  # fmt: skip
+    spread = torch.linspace(0, len(dataset.test) - 1, protocol.examples).long()
+    part = dataset.test.select(spread)
+    rows = []
+    for shard in protocol.shards():
+        images, labels = part.fetch(list(shard))
+        rows += attack_examples(network, images, labels, list(shard), protocol)
+    summary = summarize(rows, protocol)
+    for flag in summary.flags:
+        print(f"distrust ({flag.name}): {flag.text}", file=sys.stderr)
+    return 100 * summary.clean, 100 * summary.points[0].robust
+
+
+def certified(network: nn.Module, dataset: Dataset, at: str) -> dict[str, float]:
+    """Returns the ACR and certified accuracy in per cent at each radius."""
+    examples, n = DATA[at]["certified"]
+    spread = torch.linspace(0, len(dataset.test) - 1, examples).long()
+    images, labels = dataset.test.fetch(spread)
+    found = fast_certificate(
+        network, images, labels, dataset.test.indices[spread], sigma=DATA[at]["sigma"],
+        config=FastCertify(examples=examples, n=n, radii=RADII), seed=0,
+    )  # fmt: skip
+    accuracies = {f"r = {r:g}": 100 * found[f"certified_fast/accuracy_at/{r:g}"] for r in RADII}
+    return {"ACR": found["certified_fast/acr"], **accuracies}
+
+
+def result(at: str, base: str, arm: str, seed: int) -> dict[str, Any]:
+    """Returns the figures of one run, ready for JSON."""
+    began = time.process_time()
+    trainer, dataset = train(at, base, arm, seed)
+    seconds = time.process_time() - began
+    network = trainer.network.eval()
+    images, labels = dataset.test.fetch(range(len(dataset.test)))
+    with torch.no_grad():
+        clean = float((network(images).argmax(1) == labels).float().mean())
+    found = {"clean": 100 * clean, "robust": robust(network, dataset, at)[1]}
+    if base == "gaussian":
+        found |= certified(network, dataset, at)
+    coder = getattr(trainer.objective.prepared, "coder", None)
+    if coder is not None:
+        with torch.no_grad():
+            right = network(coder(images)).argmax(1) == labels
+        found["reconstructed"] = 100 * float(right.float().mean())
+    spent = {"passes": trainer.metrics["passes/per_image"], "epochs": trainer.epoch}
+    return {"data": at, "base": base, "arm": arm, "seed": seed, **spent,
+            "seconds": round(seconds, 1), "figures": found}  # fmt: skip
+
+
+def table(lines: list[dict[str, Any]]) -> str:
+    """Returns Markdown: a table for each dataset and base, mean and half the 95 % t interval."""
+    text = ""
+    for at, base in itertools.product(DATA, ("gaussian", "pgd")):
+        runs = [line for line in lines if (line["data"], line["base"]) == (at, base)]
+        if not runs:
+            continue
+        heads = [key for key in runs[0]["figures"] if key != "reconstructed"]
+        text += f"\n| {at}, {base} | seeds | passes | CPU s | {' | '.join(heads)} |\n"
+        text += f"|{'---|' * (len(heads) + 4)}\n"
+        for arm in ARMS:
+            of = [line for line in runs if line["arm"] == arm]
+            if not of:
+                continue
+            cells = [interval([line["figures"][head] for line in of]) for head in heads]
+            spent = [f"{mean(line[key] for line in of):.0f}" for key in ("passes", "seconds")]
+            text += f"| {' | '.join([arm, str(len(of)), *spent, *cells])} |\n"
+        coded = [line for line in runs if "reconstructed" in line["figures"]]
+        for arm in LATENT:
+            values = [line["figures"]["reconstructed"] for line in coded if line["arm"] == arm]
+            if values:
+                text += f"\nClean accuracy on reconstructions, {arm}: {interval(values)}.\n"
+    return text
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--table", action="store_true")
+    parser.add_argument("--data", nargs="*", default=list(DATA))
+    parser.add_argument("--seeds", nargs="*", type=int, default=SEEDS)
+    parser.add_argument("--arms", nargs="*", default=list(ARMS))
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no run later")
+    given = parser.parse_args()
+    lines = []
+    if given.file.exists():
+        lines = [json.loads(line) for line in given.file.read_text().splitlines()]
+    if given.table:
+        print(table(lines))
+        return 0
     torch.set_num_threads(1)
-    seeds = range(int(arguments[0]) if arguments else 3)
-    for name, (base, epochs, measure) in BASES.items():
-        probe, _ = trainer(base, None, 1, 0)
-        probe.train_epoch()
-        budget = epochs * passes(probe)
-        heads = ["passes", *HEADS[name]]
-        print(f"\n| {name} | {' | '.join(heads)} |\n|{'---|' * (len(heads) + 1)}", flush=True)
-        for label, arm in ARMS.items():
-            found, taken = [], 0
-            for seed in seeds:
-                network, dataset, taken = train(base, arm, budget, seed)
-                found.append(measure(network, dataset))
-            cells = [interval(list(column)) for column in zip(*found, strict=True)]
-            print(f"| {label} | {taken / 1e6:.2f} M | {' | '.join(cells)} |", flush=True)
+    done = {(line["data"], line["base"], line["arm"], line["seed"]) for line in lines}
+    began = time.perf_counter()
+    for at, seed, base, arm in itertools.product(
+        given.data, given.seeds, ("gaussian", "pgd"), given.arms
+    ):
+        if (at, base, arm, seed) in done or (at == "cifar10" and arm in SMALL):
+            continue
+        if at == "cifar10" and not CIFAR.exists():
+            print(f"skipped: {CIFAR} is not there", file=sys.stderr)
+            return 0
+        if time.perf_counter() - began > given.seconds:
+            return 3
+        with given.file.open("a") as file:
+            file.write(json.dumps(result(at, base, arm, seed)) + "\n")
+    return 0
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main())

@@ -1,6 +1,8 @@
-"""`raybust methods covariance --diagnose RUN`: a network that traces, one that does not."""
+"""`raybust methods covariance --diagnose RUN`: a network that traces, one that does not; and
+`raybust methods geodesic --theory OUT`."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -43,3 +45,36 @@ def test_a_layer_without_a_rule_is_named(network):
 def test_only_covariance_is_diagnosed(cli):
     assert cli("methods", "gaussian", "--diagnose", "run").code == 2
     assert json.loads(cli("methods", "--json").out)
+
+
+def test_the_theory_s_two_questions_are_one_command(cli, tmp_path, monkeypatch):
+    monkeypatch.setattr("raybust.numerics.transport.theory.IMAGES", (4, 8))
+    monkeypatch.setattr("raybust.numerics.transport.theory.SIZES", (4, 8))
+    monkeypatch.setattr("raybust.numerics.transport.theory.LOCATIONS", (0.0, 0.5))
+    monkeypatch.setattr("raybust.evaluate.theory.theory.__defaults__", (2,))
+    found = cli("methods", "geodesic", "--theory", str(tmp_path / "a" / "b"), "--json")
+    assert found.code == 0
+    printed = json.loads(found.out)
+    assert [panel["title"].split(",")[0].split()[0] for panel in printed["panels"]] == (
+        ["Gaussians"] * 3 + ["Images"] * 3
+    )
+    first = printed["panels"][0]["lines"][0]
+    assert first["values"][0] == pytest.approx(first["exact"][0], abs=0.1)
+    table, picture = printed["files"]
+    assert (tmp_path / "a" / "b" / "theory.md").read_text().count("\n|---|") == 6
+    assert table.endswith("theory.md")
+    assert Path(picture).read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize("arguments", [("gaussian",), (), ("geodesic", "--diagnose", "run")])
+def test_the_theory_is_of_geodesic(cli, tmp_path, arguments):
+    found = cli("methods", *arguments, "--theory", str(tmp_path))
+    assert found.code == 2
+    assert "raybust methods geodesic --theory OUT" in found.err
+
+
+def test_a_folder_that_cannot_be_made_is_named(cli, tmp_path):
+    (tmp_path / "file").write_text("")
+    found = cli("methods", "geodesic", "--theory", str(tmp_path / "file" / "out"))
+    assert found.code == 2
+    assert "--theory" in found.err

@@ -82,7 +82,7 @@ OPTIONS = {
     },
     "evaluate": {"out", "address", "workers", "resume", "dry_run", "verbose", "as_json"},
     "ui": {"out", "dry_run", "port"},
-    "methods": {"as_json", "diagnose"},
+    "methods": {"as_json", "diagnose", "theory"},
     "datasets": {"as_json"},
     "models": {"as_json"},
     "doctor": {"out", "address", "as_json"},
@@ -265,7 +265,7 @@ def test_options_are_frozen():
         for name, command in cli.commands.items()
     }
     assert found.keys() >= OPTIONS.keys()
-    known = set().union(*OPTIONS.values()) - {"only", "port", "cohen", "diagnose"}
+    known = set().union(*OPTIONS.values()) - {"only", "port", "cohen", "diagnose", "theory"}
     for name, options in found.items():
         assert options == OPTIONS.get(name, options & known), name
 

@@ -19,6 +19,7 @@ from raybust.cli.output import (
     print_diagnosis,
     print_rows,
     print_table,
+    print_theory,
     print_trained,
     say,
 )
@@ -279,10 +280,16 @@ def ui(out: str | None, dry_run: bool, port: int) -> None:
 @click.argument("name", required=False)
 @_options("as_json")
 @click.option("--diagnose", metavar="RUN", help="Propagated against sampled variances of a run.")
-def methods(name: str | None, as_json: bool, diagnose: str | None) -> None:
+@click.option("--theory", metavar="OUT", help="Sweep geodesic's location and sample size into OUT.")
+def methods(name: str | None, as_json: bool, diagnose: str | None, theory: str | None) -> None:
     """List the training methods, or one method's fields."""
     from raybust import catalog
 
+    if theory is not None:
+        if name != "geodesic" or diagnose is not None:
+            raise RequestError("--theory: is for `raybust methods geodesic --theory OUT`")
+        print_theory(Path(theory), as_json)
+        return
     if diagnose is not None:
         if name != "covariance":
             raise RequestError("--diagnose: is for `raybust methods covariance --diagnose RUN`")

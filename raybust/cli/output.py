@@ -6,13 +6,15 @@ text, which pastes into an issue.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import click
 
-from raybust.errors import WorkError
+from raybust.errors import RequestError, WorkError
 
 
 def say(text: str) -> None:
@@ -87,3 +89,24 @@ def print_diagnosis(trained: Any, as_json: bool) -> None:
         click.echo(json.dumps({"ratios": ratios, "files": [str(table), str(picture)]}, indent=1))
     else:
         click.echo(f"{text}\n{table}\n{picture}")
+
+
+def print_theory(out: Path, as_json: bool) -> None:
+    """Sweeps location and sample size of geodesic augmentation; writes and prints what came."""
+    from raybust.evaluate.theory import theory
+    from raybust.report.theory import plot_theory, theory_table
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RequestError(f"--theory: {out} cannot be written: {error.strerror}") from None
+    say("sweeping location and sample size on two Gaussians and on digits; about a minute")
+    panels = theory()
+    table, picture = out / "theory.md", out / "theory.png"
+    table.write_text(theory_table(panels))
+    plot_theory(panels, picture)
+    if as_json:
+        plain = [dataclasses.asdict(panel) for panel in panels]
+        click.echo(json.dumps({"panels": plain, "files": [str(table), str(picture)]}, indent=1))
+    else:
+        click.echo(f"{table.read_text()}\n{table}\n{picture}")

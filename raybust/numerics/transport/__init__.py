@@ -12,7 +12,12 @@ from raybust.numerics.transport.coupling import (
     squared_distances,
 )
 from raybust.numerics.transport.curves import Curves, between, climb, jittered, slope
-from raybust.numerics.transport.gaussian import bures_geodesic, bures_map, gaussian_distance
+from raybust.numerics.transport.gaussian import (
+    bures_geodesic,
+    bures_map,
+    gaussian_distance,
+    mean_classifier_accuracy,
+)
 from raybust.numerics.transport.geodesic import (
     barycenter,
     displacement,
@@ -66,6 +71,7 @@ __all__ = [
     "latent_space",
     "losses_at",
     "match",
+    "mean_classifier_accuracy",
     "penultimate",
     "pixel_space",
     "project",
