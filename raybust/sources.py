@@ -57,7 +57,7 @@ def initialize(network: nn.Module, config: Config, dataset: Dataset) -> None:
         raise RequestError(*(f"method.init: {text}" for text in error.problems)) from None
 
 
-def embedding(config: Config, dataset: Dataset, device: torch.device) -> Embedding | None:
+def embedding(config: Config, dataset: Dataset, device: torch.device | str) -> Embedding | None:
     """Returns the penultimate features of the trained network that the method names, or None where
     it names none. A run may be of another architecture and of other classes, on images of the same
     shape; a weights file is of this run's architecture.

@@ -163,6 +163,19 @@ def rows():
     yield ["train", "certify.schedule=looks"], None, ["certify.schedule", "intent=radii"]
     yield ["train", "tune.metric=accuracy"], None, ["tune.metric", "accuracy", "validation/"]
     yield ["train", "tune.metric=certified_fast/arc"], None, ["certified_fast/arc", "fast/acr'"]
+    # The geodesic's own.
+    geodesic = ["train", "method.name=geodesic"]
+    yield [*geodesic, "method.at=1.5"], None, ["method.at", "got 1.5", "<= 1"]
+    yield [*geodesic, "method.space=latnt"], None, ["method.space", "'latnt'", "latent"]
+    yield [*geodesic, "method.embedding=run"], None, ["method.embedding", "feature_cost"]
+    asked = [*geodesic, "method.space=feature_cost", "method.embedding=nowhere"]
+    yield asked, None, ["method.embedding", "'nowhere'", "runs"]
+    yield (
+        ["train", "train.batch_classes=11", "train.batch_size=110"],
+        None,
+        ["train.batch_classes", "got 11", "<= 10"],
+    )
+    yield ["methods", "gaussian", "--theory", "out"], None, ["--theory", "methods geodesic"]
     # Interpolation.
     environment = "${oc.env:HOME}"
     yield ["train", f"data.root={environment}"], None, ["data.root", "oc.env:HOME", "reference"]

@@ -59,6 +59,13 @@ def train(config: Config, *, address: str | None, resume: bool, verbose: bool, s
     network = assemble(config, dataset)
     if newest is None:
         sources.initialize(network, config, dataset)
+    sources.embedding(config, dataset, "cpu")
+    data.fitting_batch(
+        dataset.train.labels,
+        config.train.batch_size,
+        world=config.cluster.workers,
+        classes=config.train.batch_classes or config.method.balanced_classes,
+    )
     check_places(config, out)
     if resume:
         runs.check_same(folder, "train", plain)

@@ -4,7 +4,7 @@
 nor MLflow is known here.
 """
 
-from raybust.data.batches import Batches
+from raybust.data.batches import Batches, fitting_batch
 from raybust.data.catalog import describe, load, names
 from raybust.data.folder import StreamedSplit
 from raybust.data.seeds import mix
@@ -17,6 +17,7 @@ __all__ = [
     "Split",
     "StreamedSplit",
     "describe",
+    "fitting_batch",
     "load",
     "mix",
     "names",

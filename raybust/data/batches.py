@@ -69,24 +69,7 @@ class Batches:
     ) -> None:
         if augment not in KINDS:
             raise unknown("augmentation", augment, KINDS)
-        unit, of = world * (classes or 1), f" times {classes} classes a batch" if classes else ""
-        if batch_size % unit:
-            raise RequestError(
-                f"train.batch_size: got {batch_size}, expected a multiple of the {world} workers"
-                + of
-            )
-        self.batch_size = min(batch_size, len(split) // unit * unit)
-        if self.batch_size == 0:
-            raise RequestError(
-                f"got {len(split)} training images for {world} workers{of}, expected one each or"
-                " more"
-            )
-        present = len(split.labels.unique())
-        if classes > present:
-            raise RequestError(
-                f"train.batch_classes: got {classes}, expected <= {present}, the classes that the"
-                " training images have"
-            )
+        self.batch_size = fitting_batch(split.labels, batch_size, world=world, classes=classes)
         self.steps = len(split) // self.batch_size
         self._count, self._seed = len(split), seed
         self._labels, self._classes = split.labels, classes
@@ -115,6 +98,36 @@ class Batches:
         mine = order[: self.steps * self.batch_size]
         mine = mine.view(self.steps, self._world, -1)[:, self._rank]
         return self._feed.epoch(mine, self._seed, number)
+
+
+def fitting_batch(labels: Tensor, batch_size: int, *, world: int = 1, classes: int = 0) -> int:
+    """Returns the B that is used: `batch_size`, or the largest one that a smaller part fills.
+
+    Args:
+        labels: int64 (N,), of the part.
+        batch_size: as of `Batches`, like the others.
+        world: number of workers.
+        classes: classes in a batch, 0 for any.
+
+    Raises:
+        RequestError: as `Batches`.
+    """
+    unit, of = world * (classes or 1), f" times {classes} classes a batch" if classes else ""
+    if batch_size % unit:
+        raise RequestError(
+            f"train.batch_size: got {batch_size}, expected a multiple of the {world} workers{of}"
+        )
+    if len(labels) < unit:
+        raise RequestError(
+            f"got {len(labels)} training images for {world} workers{of}, expected one each or more"
+        )
+    present = len(labels.unique())
+    if classes > present:
+        raise RequestError(
+            f"train.batch_classes: got {classes}, expected <= {present}, the classes that the"
+            " training images have"
+        )
+    return min(batch_size, len(labels) // unit * unit)
 
 
 def balanced(

@@ -43,7 +43,7 @@ def plot_theory(panels: Sequence[Panel], picture: str | Path) -> Path:
         picture: a .png, .pdf or .svg that is written.
     """
     rows = -(-len(panels) // 3)
-    figure = Figure(figsize=(13, 4 * rows), layout="constrained")
+    figure = Figure(figsize=(13, 4.8 * rows), layout="constrained")
     for number, panel in enumerate(panels, 1):
         _draw(figure.add_subplot(rows, 3, number), panel)
     figure.savefig(picture, dpi=80)
@@ -72,9 +72,16 @@ def _draw(axes: Axes, panel: Panel) -> None:
     if panel.log:
         axes.set_xscale("log", base=2)
         axes.set_xticks(panel.lines[0].x, [f"{size:g}" for size in panel.lines[0].x])
-    axes.margins(y=0.12)
     axes.set_title(panel.title)
     axes.set_xlabel(panel.x)
     axes.set_ylabel(panel.y)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, title=panel.exact or None, title_fontsize=8)
+    axes.legend(
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.15),
+        ncols=2,
+        fontsize=8,
+        title=panel.exact or None,
+        title_fontsize=8,
+        frameon=False,
+    )
