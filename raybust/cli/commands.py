@@ -23,7 +23,7 @@ from raybust.cli.output import (
     print_trained,
     say,
 )
-from raybust.cli.request import compose, find, find_logs, open_trained, read_leaves
+from raybust.cli.request import compose, find, find_attacks, find_logs, open_trained, read_leaves
 from raybust.errors import RequestError, WorkError
 
 _OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
@@ -224,8 +224,8 @@ def evaluate(
 def report(logs: tuple[str, ...], as_json: bool, **given: Any) -> None:
     """Compare certification logs, ours or others', in a table and a picture.
 
-    Runs that `evaluate` measured with corruptions.sets=[C1] also give a matrix: accuracy by trained
-    and tested Lp norm.
+    Runs that `evaluate` attacked also give a table of robust accuracy by protocol, and those that
+    it measured with corruptions.sets=[C1] a matrix: accuracy by trained and tested Lp norm.
     """
     from raybust import runs
     from raybust.cluster.corrupted import measured_runs, trainings_of
@@ -242,7 +242,13 @@ def report(logs: tuple[str, ...], as_json: bool, **given: Any) -> None:
         from raybust.report.transfer import compare_transfer
 
         found.append(compare_transfer(*trainings_of(measured), folder))
-    named = [pair for text in texts for pair in find_logs(text, leaves, needed=not measured)]
+    attacked = [pair for text in texts for pair in find_attacks(text, leaves)]
+    if attacked:
+        from raybust.report.attacks import compare_attacks
+
+        found.append(compare_attacks(attacked, folder))
+    needed = not (measured or attacked)
+    named = [pair for text in texts for pair in find_logs(text, leaves, needed=needed)]
     labels, paths = [label for label, _ in named], [path for _, path in named]
     if paths:
         found.append(compare(paths, labels, config.certify.radii, folder))

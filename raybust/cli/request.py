@@ -99,6 +99,21 @@ def find_logs(text: str, leaves: Sequence[Leaf], *, needed: bool = True) -> list
     return [(f"{text} {_trial(log)}{log.stem}" if many else text, log) for log in found]
 
 
+def find_attacks(text: str, leaves: Sequence[Leaf]) -> list[tuple[str, Path]]:
+    """Returns label and summary of the evaluations under attack in the folder of RUN; none for a
+    file.
+
+    Args:
+        text: a certification log, or a run, trial or sweep.
+        leaves: what else was typed; `out` says where runs are.
+    """
+    if Path(text).is_file():
+        return []
+    found = sorted(find(text, leaves).glob("**/attacked/*.json"))
+    summaries = [path for path in found if ".robustbench-" not in path.name]
+    return [(f"{text} {_trial(path)}".strip(), path) for path in summaries]
+
+
 def _trial(log: Path) -> str:
     """Returns "trial 7 " for a log of a trial of a sweep, else ""."""
     from raybust import runs

@@ -1,9 +1,16 @@
-"""Pictures of evaluations under attack: robust accuracy over the radius. Stage `report`."""
+"""Evaluations under attack: robust accuracy over the radius in a picture, and several evaluations
+in one table, each row with the protocol that made it.
+
+What is read are the summaries that `raybust evaluate` leaves. Stage `report`.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -13,6 +20,77 @@ Curve = Sequence[tuple[float, float, float, float]]
 """(eps, accuracy, lower, upper end of its interval), ascending in eps."""
 
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+
+@dataclass(frozen=True)
+class AttackComparison:
+    """What a comparison of evaluations gives.
+
+    Attributes:
+        markdown: the table, a row for each evaluation, protocol and radius.
+        figures: the same as numbers.
+        files: what was written.
+    """
+
+    markdown: str
+    figures: tuple[dict[str, Any], ...]
+    files: tuple[Path, ...]
+
+    def text(self) -> str:
+        """Returns what the command line prints."""
+        return "\n".join([self.markdown.rstrip(), "", *map(str, self.files)])
+
+    def plain(self) -> dict[str, Any]:
+        """Returns the same for --json."""
+        return {"attacks": list(self.figures), "files": [str(path) for path in self.files]}
+
+
+def compare_attacks(named: Sequence[tuple[str, Path]], folder: Path) -> AttackComparison:
+    """Writes one table of evaluations under attack, also those behind a front.
+
+    Args:
+        named: label and summary of each.
+        folder: where the table goes; made where it is missing.
+    """
+    figures = []
+    for label, path in named:
+        whole = json.loads(path.read_text())
+        for one in (*whole.get("views", {}).values(), whole):
+            figures += _figures(label, one)
+    lines = ["| run | protocol | attacks | eps | clean | robust [95 %] | examples | distrust |",
+             "|---|---|---|---:|---:|---:|---:|---|"]  # fmt: skip
+    for row in figures:
+        robust, low, high = (f"{100 * row[key]:.2f}" for key in ("robust", "low", "high"))
+        lines.append(
+            f"| {row['run']} | {row['protocol']} | {', '.join(row['attacks'])} | {row['norm']} "
+            f"{row['eps']:.4g} | {100 * row['clean']:.2f} | {robust} [{low}, {high}] | "
+            f"{row['examples']} | {', '.join(row['flags']) or 'none'} |"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "attacked.md"
+    file.write_text("\n".join(lines) + "\n")
+    return AttackComparison(file.read_text(), tuple(figures), (file,))
+
+
+def _figures(label: str, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Returns the rows of one protocol's summary, a radius each."""
+    protocol = summary["protocol"]
+    return [
+        {
+            "run": label,
+            "protocol": protocol["view"],
+            "front": protocol["front"],
+            "attacks": protocol["attacks"],
+            "norm": protocol["norm"],
+            "eps": point["eps"],
+            "clean": summary["clean"],
+            **{key: point[key] for key in ("robust", "low", "high")},
+            "examples": protocol["examples"],
+            "flags": [flag["name"] for flag in summary["flags"]],
+        }
+        for point in summary["points"]
+        if point["eps"] in protocol["eps"]
+    ]
 
 
 def draw_robust_curve(curves: Mapping[str, Curve], path: str | Path, *, norm: str) -> Path:

@@ -112,8 +112,8 @@ def defended(cluster, new_out):
 
 
 @pytest.mark.cluster
-def test_17_behind_a_front_three_protocols_side_by_side(defended, tmp_path):
-    """Told in text, JSON, table headers, MLflow; killed in the second, it goes on there."""
+def test_17_behind_a_front_three_protocols_side_by_side(defended, tmp_path, cli):
+    """Told in text, JSON, table headers, MLflow, report; killed in the second, it goes on there."""
     out, folder = defended
     run = load(out, folder, *SMALL)
     found = attacked.evaluate(run, say=lambda _: None, workers=1)
@@ -137,6 +137,10 @@ def test_17_behind_a_front_three_protocols_side_by_side(defended, tmp_path):
             part["points"][1]["robust"]
         )
     assert plain["clean"] == plain["views"]["oblivious"]["clean"]
+    result = cli("report", "behind", "--out", out)
+    assert result.code == 0, result.err
+    for view in rows:
+        assert f"| behind | {view} |" in result.out
 
     other = replace(run, folder=tmp_path / "again", uid=None)
     shutil.copytree(run.folder / "attacked", other.folder / "attacked")

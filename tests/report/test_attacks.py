@@ -1,0 +1,34 @@
+"""Evaluations under attack in one table, from the summaries on disk."""
+
+import json
+
+from raybust.report.attacks import compare_attacks
+
+
+def summary(view, robust, front=""):
+    points = [
+        {"eps": 0.1, "robust": robust, "low": robust - 0.1, "high": robust + 0.1},
+        {"eps": 8.0, "robust": 0.0, "low": 0.0, "high": 0.01},  # the whole box
+    ]
+    protocol = {"view": view, "front": front, "attacks": ["pgd", "square"], "norm": "linf",
+                "eps": [0.1], "examples": 50}  # fmt: skip
+    flags = [{"name": "oblivious", "text": "?"}] if view == "oblivious" else []
+    return {"protocol": protocol, "clean": 0.9, "points": points, "flags": flags}
+
+
+def test_rows_name_their_protocol_and_views_stand_before_the_headline(tmp_path):
+    plain, whole = tmp_path / "plain.json", tmp_path / "whole.json"
+    plain.write_text(json.dumps(summary("adaptive", 0.5)))
+    views = {"alone": summary("alone", 0.4), "oblivious": summary("oblivious", 0.7, "B")}
+    whole.write_text(json.dumps({**summary("adaptive", 0.45, "B"), "views": views}))
+    found = compare_attacks([("one", plain), ("two", whole)], tmp_path / "report")
+    rows = found.markdown.splitlines()[2:]
+    assert rows[0] == (
+        "| one | adaptive | pgd, square | linf 0.1 | 90.00 | 50.00 [40.00, 60.00] | 50 | none |"
+    )
+    assert [row.split(" | ")[1] for row in rows[1:]] == ["alone", "oblivious", "adaptive"]
+    assert rows[2].endswith("| 70.00 [60.00, 80.00] | 50 | oblivious |")
+    assert found.files == (tmp_path / "report" / "attacked.md",)
+    plain = json.loads(json.dumps(found.plain()))
+    assert [row["front"] for row in plain["attacks"]] == ["", "", "B", "B"]
+    assert found.text().endswith("attacked.md")
