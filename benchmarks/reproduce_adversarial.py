@@ -33,11 +33,12 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "cifar10-subs
 
 
 class Setting(NamedTuple):
-    """Settings of a data set, radius of all attacks, budget in passes an image, test images, how
-    many of the arms."""
+    """Settings of a data set, radius of all attacks, steps of those of training, budget in passes
+    an image, test images, how many of the arms."""
 
     settings: tuple[str, ...]
     eps: float
+    steps: int
     passes: int
     examples: int
     arms: int
@@ -45,12 +46,12 @@ class Setting(NamedTuple):
 
 SETTINGS = {
     "digits": Setting(
-        ("data.name=digits", "model.width=16", "train.batch_size=64"), 0.1, 360, 359, 5
+        ("data.name=digits", "model.width=16", "train.batch_size=64"), 0.1, 5, 360, 359, 5
     ),
     "cifar": Setting(
         ("data.name=npz", f"data.path={SHARED}", "data.augment=crop_flip", "data.limit=1000",
-         "model.width=8", "train.batch_size=32", "train.lr=0.02"),
-        8 / 255, 156, 300, 3,
+         "model.width=8", "train.batch_size=50", "train.lr=0.03", "attacked_fast.examples=100"),
+        8 / 255, 3, 72, 250, 2,
     ),
 }  # fmt: skip
 ARMS = {
@@ -69,9 +70,9 @@ METRIC = "attacked_fast/robust_accuracy"
 
 
 def composed(setting: Setting, method: tuple[str, ...], seed: int, *more: str) -> Config:
-    """Returns the configuration of a training; attacks of five steps, whoever makes them."""
+    """Returns the configuration of a training; attacks of equal steps, whoever makes them."""
     inner = "method.base." if any("base.name" in text for text in method) else "method."
-    attack = (f"{inner}eps={setting.eps}", f"{inner}steps=5", f"{inner}warmup=0.3")
+    attack = (f"{inner}eps={setting.eps}", f"{inner}steps={setting.steps}", f"{inner}warmup=0.3")
     chosen = [f"method.{text}" for text in method]
     fast = ["attacked_fast.every=1", f"attacked_fast.eps={setting.eps}", "certified_fast.every=0"]
     settings = [*setting.settings, *chosen, *attack, *fast, f"seed={seed}", *more]
@@ -109,7 +110,7 @@ def measured(
         found: dict[str, list[float]] = json.loads(file.read_text())
         return found
     section = Evaluate(
-        attacks=("pgd", "apgd-ce", "apgd-t", "square"), eps=(setting.eps,), steps=30, targets=3,
+        attacks=("pgd", "apgd-ce", "apgd-t", "square"), eps=(setting.eps,), steps=20, targets=2,
         queries=200, examples=setting.examples, sanity=False,
     )  # fmt: skip
     protocol = make_attack_protocol(

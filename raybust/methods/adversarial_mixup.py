@@ -20,12 +20,11 @@ from torch import Tensor, nn
 from raybust.config.options import option
 from raybust.methods.base import StepContext
 from raybust.methods.mixup import blend, column, pairing, probabilities
-from raybust.methods.pgd import Pgd, accuracy
+from raybust.methods.pgd import STEP, Pgd, accuracy
 from raybust.numerics.attacks import Network, attacked
 from raybust.numerics.attacks.pgd import loss_gradient
 from raybust.numerics.balls import Threat
 
-_STEP = 2.5
 _SAME = 1e-12
 
 Labels = Literal["projection", "distance_ratio", "ratio"]
@@ -117,11 +116,7 @@ class AdversarialMixup(Pgd):
 
     def _search(self, network: Network, pair: Pair, ratio: Tensor, context: StepContext) -> Mixed:
         """Returns the mixtures after the search of this moment of the run."""
-        rise = min(1.0, context.progress / self.warmup) if self.warmup else 1.0
-        threat = self.threat(pair.images[0].numel()).scaled(rise)
-        steps = self.steps
-        if self.early_steps is not None and context.progress < self.early:
-            steps = self.early_steps
+        threat, steps, step = self.plan(pair.images, context.progress)
         around = _centers(pair, ratio, 1 if self.endpoints == "mixed" else 2)
         return search(
             network,
@@ -130,9 +125,9 @@ class AdversarialMixup(Pgd):
             threat,
             starts=[self._start(images, threat, context.generator) for images in around],
             steps=steps,
-            step=_STEP * threat.eps / steps if self.step is None else self.step * rise,
+            step=step,
             interval=self.interval,
-            ratio_step=self.ratio_step or _STEP * self.interval / steps,
+            ratio_step=self.ratio_step or STEP * self.interval / steps,
             best=self.best,
         )
 

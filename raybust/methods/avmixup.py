@@ -16,7 +16,6 @@ from raybust.config.options import option
 from raybust.methods.base import StepContext
 from raybust.methods.mixup import blend, column, probabilities
 from raybust.methods.pgd import Pgd, accuracy
-from raybust.numerics.attacks import attacked
 from raybust.numerics.balls import uniform
 
 
@@ -36,20 +35,14 @@ class Avmixup(Pgd):
         self, network: nn.Module, images: Tensor, targets: Tensor, context: StepContext
     ) -> Tensor:
         """Returns the mean cross entropy of the points; see `Method.loss`."""
-        with attacked(network, statistics=self.statistics):
-            worst = self.attack(
-                network,
-                images,
-                lambda logits: F.cross_entropy(logits, targets, reduction="sum"),
-                context,
-            )
+        worst = self.worst(network, images, targets, context)
         share = uniform(images[:, 0, 0, 0], context.generator)
         points = images + column(share, images) * self.gamma * (worst - images)
         logits = network(points.clamp(0, 1))
         labels = probabilities(targets, logits.shape[1], logits.dtype)
         context.metrics["train/attacked_accuracy"] = accuracy(logits, labels)
-        return F.cross_entropy(logits, blend(smoothed(labels, self.l2), smoothed(labels, self.l1),
-                                             share))  # fmt: skip
+        label = blend(smoothed(labels, self.l2), smoothed(labels, self.l1), share)
+        return F.cross_entropy(logits, label)
 
 
 def smoothed(labels: Tensor, confidence: float) -> Tensor:

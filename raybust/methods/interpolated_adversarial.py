@@ -15,7 +15,6 @@ from raybust.config.options import option
 from raybust.methods.base import StepContext
 from raybust.methods.mixup import blend, mixture, probabilities
 from raybust.methods.pgd import Pgd, accuracy
-from raybust.numerics.attacks import attacked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,13 +30,7 @@ class InterpolatedAdversarial(Pgd):
         self, network: nn.Module, images: Tensor, targets: Tensor, context: StepContext
     ) -> Tensor:
         """Returns the weighted mean of the two mixup losses; see `Method.loss`."""
-        with attacked(network, statistics=self.statistics):
-            worst = self.attack(
-                network,
-                images,
-                lambda logits: F.cross_entropy(logits, targets, reduction="sum"),
-                context,
-            )
+        worst = self.worst(network, images, targets, context)
         clean, _ = self._mixed(network, images, targets, context)
         robust, hits = self._mixed(network, worst, targets, context)
         context.metrics["train/attacked_accuracy"] = hits

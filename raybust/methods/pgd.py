@@ -23,7 +23,9 @@ from raybust.numerics.attacks import Network, ascend, attacked, n_fgsm
 from raybust.numerics.balls import Threat, normal
 
 _ORDERS = {"linf": math.inf, "l2": 2.0, "l1": 1.0}
-_STEP = 2.5
+STEP = 2.5
+"""Length of all steps together, in radii, where no length is given."""
+
 _GAUSSIAN_START = 0.001
 
 
@@ -76,15 +78,21 @@ class Pgd(Method):
         self, network: nn.Module, images: Tensor, targets: Tensor, context: StepContext
     ) -> Tensor:
         """Returns the mean cross entropy of the attacked batch; see `Method.loss`."""
+        logits = network(self.worst(network, images, targets, context))
+        context.metrics["train/attacked_accuracy"] = accuracy(logits, targets)
+        return F.cross_entropy(logits, targets)
+
+    def worst(
+        self, network: nn.Module, images: Tensor, targets: Tensor, context: StepContext
+    ) -> Tensor:
+        """Returns the images (B, C, H, W) after the attack on their cross entropy, for which the
+        network is frozen; arguments as in `Method.loss`."""
 
         def objective(logits: Tensor) -> Tensor:
             return F.cross_entropy(logits, targets, reduction="sum")
 
         with attacked(network, statistics=self.statistics):
-            worst = self.attack(network, images, objective, context)
-        logits = network(worst)
-        context.metrics["train/attacked_accuracy"] = accuracy(logits, targets)
-        return F.cross_entropy(logits, targets)
+            return self.attack(network, images, objective, context)
 
     def attack(
         self,
@@ -101,16 +109,25 @@ class Pgd(Method):
             objective: logits to a scalar, a sum over the batch; what the attack maximizes.
             context: generator and progress.
         """
-        rise = min(1.0, context.progress / self.warmup) if self.warmup else 1.0
-        threat = self.threat(images[0].numel()).scaled(rise)
+        threat, steps, step = self.plan(images, context.progress)
         if self.start == "n_fgsm":
             return n_fgsm(network, images, threat, objective, context.generator)
-        steps = self.steps
-        if self.early_steps is not None and context.progress < self.early:
-            steps = self.early_steps
-        step = _STEP * threat.eps / steps if self.step is None else self.step * rise
         start = self._start(images, threat, context.generator)
         return ascend(network, images, threat, objective, start=start, steps=steps, step=step)
+
+    def plan(self, images: Tensor, progress: float) -> tuple[Threat, int, float]:
+        """Returns the ball, the number of steps and their length at a moment of the run.
+
+        Args:
+            images: (B, C, H, W), for their size.
+            progress: share of the run that is done.
+        """
+        rise = min(1.0, progress / self.warmup) if self.warmup else 1.0
+        threat = self.threat(images[0].numel()).scaled(rise)
+        steps = self.steps
+        if self.early_steps is not None and progress < self.early:
+            steps = self.early_steps
+        return threat, steps, STEP * threat.eps / steps if self.step is None else self.step * rise
 
     def threat(self, pixels: int) -> Threat:
         """Returns the ball for images of C H W = `pixels`."""

@@ -119,10 +119,10 @@ def closed_form(measures: Tensor, prices: Prices) -> Tensor:
     """Returns the barycenter without flow, pixel by pixel: argmin over q in [0, 1] of sum_k H(p_k -
     q) + theta q, H the Huber function of slope rho, capped at mu.
 
-    Stationarity is sum_k clip(rho (p_k - q), -mu, mu) = theta. For K = 2 that is min(mean - theta /
-    (2 rho), min(p_1, p_2) + (mu - theta) / rho). Where theta is such that a whole interval is
-    optimal (theta = j mu, j and K both even or both odd) the result is its midpoint (our choice).
-    Exact autograd gradients; at kinks one of the two sides.
+    Stationarity is sum_k clip(rho (p_k - q), -mu, mu) = theta. For K = 2 and 0 < theta < 2 mu that
+    is min(mean - theta / (2 rho), min(p_1, p_2) + (mu - theta) / rho). Where theta is such that a
+    whole interval is optimal (theta = j mu, j and K both even or both odd) the result is its
+    midpoint (our choice). Exact autograd gradients; at kinks one of the two sides.
 
     Args:
         measures: (K, ...) in [0, 1].
@@ -136,20 +136,13 @@ def closed_form(measures: Tensor, prices: Prices) -> Tensor:
     """
     _check(measures)
     cap, shift = prices.mu / prices.rho, prices.theta / prices.rho
-    if len(measures) != 2:
+    if len(measures) != 2 or not 0 < prices.theta < 2 * prices.mu:
         return _of_many(measures, cap, shift)
-    first, second = measures[0], measures[1]
-    mean = first.lerp(second, 0.5)
-    if prices.theta == 0:
-        return mean.clamp(0, 1)
-    if prices.theta > 2 * prices.mu:
-        return mean * 0
-    least = torch.minimum(first, second)
-    if prices.theta == 2 * prices.mu:
-        return (least - cap).clamp(0, 1) / 2
+    mean = measures[0].lerp(measures[1], 0.5).sub_(shift / 2)
+    least = torch.minimum(measures[0], measures[1])
     if cap != shift:
         least = least + (cap - shift)
-    return torch.minimum(mean.sub_(shift / 2), least).clamp(0, 1)
+    return torch.minimum(mean, least).clamp(0, 1)
 
 
 def _of_many(measures: Tensor, cap: float, shift: float) -> Tensor:
