@@ -330,6 +330,11 @@ def rows():
     yield [*beckman, "method.theta=-1"], None, ["method.theta", "got -1", ">= 0"]
     yield [*beckman, "method.theta=0.3"], None, ["method.theta", "<= views mu = 0.2", "black"]
     yield [*beckman, "method.init=digits-rum"], "trained", ["init", "'digits-rum'", "runs"]
+    yield (
+        [*TUNE, *beckman[1:], "method.init=nobody"],
+        space(LR),
+        ["method.init", "'nobody'", "checkpoint folder"],
+    )
     yield [*beckman, "method.init=fresh"], "trained", ["init", "fresh has no checkpoint"]
     yield (
         [*beckman, "method.init=digits-run", "model.name=resnet20"],

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from raybust import config as configuration
-from raybust import data, runs, track
+from raybust import data, runs, sources, track
 from raybust.cluster import shards, tune
 from raybust.cluster.launch import (
     Say,
@@ -31,6 +31,7 @@ from raybust.cluster.worker import Job, params_of
 from raybust.config import Config, Leaf
 from raybust.errors import WorkError
 from raybust.evaluate import clean_accuracy
+from raybust.objective import assemble
 from raybust.report import certificates
 from raybust.report.leaderboard import NAME, Entry, Leaderboard
 
@@ -63,7 +64,8 @@ def run(
         WorkError: no trial finished.
     """
     _, space = check_sweep(leaves, block)
-    data.load(config.data)
+    dataset = data.load(config.data)
+    sources.initialize(assemble(config, dataset), config, dataset)
     out = runs.out_folder(config)
     folder = out / (config.name or f"sweep-{configuration.fingerprint(config)}")
     plain = configuration.to_dict(config) | {_SEARCH: block}

@@ -112,7 +112,7 @@ class Beckman(Method):
     def problems(self) -> list[str]:
         """Rules across fields, beside the fields' own."""
         found = super().problems()
-        if self.theta > self.views * self.mu:
+        if not found and self.theta > self.views * self.mu:
             found.append(
                 f"theta: got {self.theta:g}, expected <= views mu = {self.views * self.mu:g}: above"
                 " it the barycenter of all images is black"
