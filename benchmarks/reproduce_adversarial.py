@@ -50,7 +50,8 @@ SETTINGS = {
     ),
     "cifar": Setting(
         ("data.name=npz", f"data.path={SHARED}", "data.augment=crop_flip", "data.limit=1000",
-         "model.width=8", "train.batch_size=50", "train.lr=0.03", "attacked_fast.examples=100"),
+         "model.width=8", "train.batch_size=50", "train.optimizer=adamw",
+         "train.lr=0.002", "attacked_fast.examples=100"),
         8 / 255, 3, 72, 250, 2,
     ),
 }  # fmt: skip
@@ -165,7 +166,12 @@ def defend(name: str, setting: Setting, dataset: Dataset, out: Path, seeds: rang
             start = out / f"{name}-pgd-{seed}" / "best"
             method = ("name=beckman", "base.name=pgd", f"init={start}",
                       f"attack={attack or 'adaptive'}")  # fmt: skip
-            more = ("method.base.warmup=0", "train.epochs=1", "train.lr=0.01")
+            more = (
+                "method.base.warmup=0",
+                "train.epochs=1",
+                "train.optimizer=sgd",
+                "train.lr=0.01",
+            )
             config = composed(setting, method, seed, *more, "train.schedule=one_cycle")
             folder = out / f"{name}-beckman-{attack}-{seed}"
             if attack is not None and not (folder / "last").exists():
