@@ -21,7 +21,7 @@ from raybust.config.options import option
 from raybust.errors import RequestError, WorkError
 from raybust.methods.base import Method, StepContext
 from raybust.methods.standard import Standard
-from raybust.numerics.attacks import attacked
+from raybust.numerics.attacks import attacked, untracked
 from raybust.numerics.autoencoder import Autoencoder, train_autoencoder
 from raybust.numerics.transport import (
     Curves,
@@ -102,6 +102,11 @@ class Geodesic(Method):
         "plain",
         "Their loss: cross entropy, with the base's smoothing noise; or the base's own, attack "
         "included (macer and covariance then take a soft label's largest class for the radius).",
+    )
+    statistics: Literal["all", "base"] = option(
+        "all",
+        "Whose passes enter the running statistics of batch norms: all, or the base's alone, which "
+        "is what is certified; each pass has its own batch's in training.",
     )
     penalty: float = option(0.1, "Weight of the variation along the geodesics.", ge=0)
     estimate: Literal["differences", "gradient"] = option(
@@ -210,7 +215,7 @@ class Geodesic(Method):
         if targets.ndim == 1:
             probabilities = F.one_hot(targets, context.prepared.classes).to(images.dtype)
         space = self.spaced(network, images, context)
-        if not (images.isfinite().all() and space.cost.isfinite().all()):
+        if not all(points.isfinite().all() for points in {images, space.cost}):
             raise WorkError("geodesic: got pixels or features that are NaN or infinite")
         paths = self.paths(space.cost, probabilities.argmax(1), context)
         if not paths.pairs:
@@ -225,12 +230,13 @@ class Geodesic(Method):
             context.metrics["geodesic/location"] = t.mean()
         # The search comes first: what it needs is freed before the base's graph is built.
         loss = self.base.loss(network, images, targets, inner)
-        if t is not None and self.synthetic == "base":
-            apart = dataclasses.replace(inner, metrics={})
-            mixed = self.base.loss(network, curves.images(t), curves.labels(t, self.label), apart)
-            context.metrics["geodesic/synthetic"] = mixed.detach()
-            loss, t = loss + self.weight * mixed, None
-        return loss + self._added(network, curves, t, penalty, context)
+        with untracked(network, self.statistics == "base"):
+            if t is not None and self.synthetic == "base":
+                apart, ends = dataclasses.replace(inner, metrics={}), curves.labels(t, self.label)
+                mixed = self.base.loss(network, curves.images(t), ends, apart)
+                context.metrics["geodesic/synthetic"] = mixed.detach()
+                loss, t = loss + self.weight * mixed, None
+            return loss + self._added(network, curves, t, penalty, context)
 
     def spaced(self, network: nn.Module, images: Tensor, context: StepContext) -> Space:
         """Returns where a batch is coupled and mixed; see `space`.

@@ -667,6 +667,25 @@ def test_synthetic_images_under_the_base_s_own_loss():
     assert synthetic(attack, "base") > synthetic(attack, "plain")
 
 
+@pytest.mark.parametrize("synthetic", ["plain", "base"])
+@pytest.mark.parametrize("estimate", ["differences", "gradient"])
+def test_running_statistics_can_be_those_of_the_base_alone(synthetic, estimate):
+    found = {}
+    for statistics in ("all", "base", "none"):
+        settings = {"statistics": statistics, "synthetic": synthetic, "estimate": estimate}
+        method = Standard() if statistics == "none" else Geodesic(least=2, **settings)
+        step = checks.Step(method)
+        loss = step.loss()
+        loss.backward()
+        norm = step.probe.norm
+        assert norm.track_running_stats
+        found[statistics] = (norm.running_mean, norm.running_var, norm.num_batches_tracked, loss)
+    for own, alone in zip(found["base"][:3], found["none"][:3], strict=True):
+        assert torch.equal(own, alone)
+    assert not torch.equal(found["all"][0], found["base"][0])
+    assert torch.equal(found["all"][3], found["base"][3]), "the step itself is the same"
+
+
 BASES = [
     Standard(),
     Gaussian(sigma=0.5),

@@ -18,7 +18,7 @@ from raybust.numerics.attacks.losses import (
 from raybust.numerics.attacks.outcome import Outcome
 from raybust.numerics.attacks.pgd import Network, ascend, fgsm, n_fgsm, pgd
 from raybust.numerics.attacks.square import square
-from raybust.numerics.attacks.state import Statistics, attacked
+from raybust.numerics.attacks.state import Statistics, attacked, untracked
 
 __all__ = [
     "Expectation",
@@ -42,4 +42,5 @@ __all__ = [
     "pgd",
     "square",
     "targeted_dlr",
+    "untracked",
 ]

@@ -56,3 +56,23 @@ def attacked(
             module.training = mode
         for norm, flag in tracked:
             norm.track_running_stats = flag
+
+
+@contextmanager
+def untracked(network: nn.Module, on: bool = True) -> Iterator[None]:
+    """Leaves the running statistics of batch norms alone; in train mode they normalize by the
+    batch's, as before.
+
+    Args:
+        network: the module itself.
+        on: False changes nothing.
+    """
+    norms = [module for module in network.modules() if isinstance(module, _NormBase)] if on else []
+    tracked = [(norm, norm.track_running_stats) for norm in norms]
+    try:
+        for norm, _ in tracked:
+            norm.track_running_stats = False
+        yield
+    finally:
+        for norm, flag in tracked:
+            norm.track_running_stats = flag
