@@ -17,6 +17,7 @@ from typing import Any
 
 from raybust import checkpoint, data, methods, runs, sources, track
 from raybust import config as configuration
+from raybust.cluster.sampler import check_sampler
 from raybust.cluster.session import session, slots
 from raybust.cluster.space import Space
 from raybust.config import Config, Leaf
@@ -101,15 +102,12 @@ def check_sweep(leaves: Sequence[Leaf], block: Any) -> tuple[Config, Space]:
     space.check(leaves, methods.get)
     for point in config.tune.points:
         space.check_point(point)
-    fast = config.certified_fast
-    if config.tune.metric.startswith("certified_fast/") and fast.every != 1:
+    check_sampler(config, space)
+    early = config.tune.metric.partition("/")[0]
+    if early in ("certified_fast", "attacked_fast") and getattr(config, early).every != 1:
         raise RequestError(
-            f"certified_fast.every: got {fast.every}, expected 1, because tune.metric ="
+            f"{early}.every: got {getattr(config, early).every}, expected 1, because tune.metric ="
             f" {config.tune.metric} is needed after every epoch"
-        )
-    if config.tune.scheduler == "asha" and config.tune.grace > config.train.epochs:
-        raise RequestError(
-            f"tune.grace: got {config.tune.grace}, expected <= train.epochs = {config.train.epochs}"
         )
     return config, space
 

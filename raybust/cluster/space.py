@@ -1,105 +1,26 @@
 """Search spaces, stage tune: domains over configuration keys, checked against the schema.
 
-The block `search` of a sweep's file maps a key to its domain:
-
-    train.lr:     {float: [0.005, 0.5], log: true, default: 0.05}
-    train.epochs: {int: [2, 10], step: 2}
-    method.name:  {choice: [standard, gaussian]}
-    method.sigma: {float: [0.1, 1.0], log: true, when: {method.name: gaussian}}
-
-A key with `when` exists only where the keys named there, above it, have one of the values given.
+The block `search` of a sweep's file maps a key to its domain (`raybust.cluster.domain`). A key with
+`when` exists only where the keys named there, above it, have one of the values given; a key may
+have several domains, `KEY@LABEL`, whose conditions exclude each other.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
-from raybust.config import Config, Leaf, MethodTypes, compose
+from optuna.distributions import BaseDistribution
+
+from raybust.cluster.domain import Domain, Suggester, parse_domain
+from raybust.config import Config, Leaf, MethodTypes, compose, to_dict
 from raybust.errors import RequestError, unknown
 
 Point = dict[str, Any]
 """Searched keys to values; inactive keys are absent."""
 
-_OF_THE_SWEEP = ("name", "out", "tune", "track", "cluster")
-"""Sections that all trials of a sweep share."""
-
-_KINDS = ("float", "int", "choice")
-_EXTRAS = {"float": ("log", "step"), "int": ("log", "step"), "choice": ()}
-
-
-class Suggester(Protocol):
-    """The part of `optuna.Trial` that a space draws from."""
-
-    def suggest_float(
-        self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
-    ) -> float:
-        """Optuna's `suggest_float`."""
-
-    def suggest_int(
-        self, name: str, low: int, high: int, *, step: int = 1, log: bool = False
-    ) -> int:
-        """Optuna's `suggest_int`."""
-
-    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
-        """Optuna's `suggest_categorical`."""
-
-
-@dataclass(frozen=True)
-class Domain:
-    """The values that one key may take.
-
-    Attributes:
-        key: the configuration key.
-        kind: "float", "int" or "choice".
-        values: (low, high), or the choices.
-        log: whether the scale is logarithmic.
-        step: distance of the values from `low` on, or None.
-        default: value in the first trial, or None for one that is drawn.
-        when: keys above it and the values at which this key exists.
-    """
-
-    key: str
-    kind: str
-    values: tuple[Any, ...]
-    log: bool = False
-    step: float | None = None
-    default: Any = None
-    when: tuple[tuple[str, tuple[Any, ...]], ...] = ()
-
-    def active(self, point: Mapping[str, Any]) -> bool:
-        """Returns whether the key exists at a point of the keys above it."""
-        return all(point.get(key) in values for key, values in self.when)
-
-    def contains(self, value: Any) -> bool:
-        """Returns whether a value lies in the domain."""
-        if self.kind == "choice":
-            return value in self.values
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            return False
-        low, high = self.values
-        if not low <= value <= high or (self.kind == "int" and value != int(value)):
-            return False
-        steps = (value - low) / self.step if self.step else 0
-        return abs(steps - round(steps)) < 1e-9
-
-    def suggest(self, trial: Suggester) -> Any:
-        """Draws a value from an Optuna trial."""
-        if self.kind == "choice":
-            return trial.suggest_categorical(self.key, self.values)
-        low, high = self.values
-        if self.kind == "int":
-            step = int(self.step) if self.step else 1
-            return trial.suggest_int(self.key, low, high, step=step, log=self.log)
-        return trial.suggest_float(self.key, low, high, step=self.step, log=self.log)
-
-    def __str__(self) -> str:
-        if self.kind == "choice":
-            return f"one of {', '.join(map(str, self.values))}"
-        scale = ", log" if self.log else f", step {self.step:g}" if self.step else ""
-        return f"{self.kind} in [{self.values[0]:g}, {self.values[1]:g}]{scale}"
+_METHOD = "method.name"
 
 
 @dataclass(frozen=True)
@@ -124,7 +45,7 @@ class Space:
         found: list[str] = []
         for key, entry in block.items():
             try:
-                domains.append(_domain(str(key), entry, {d.key: d for d in domains}))
+                domains.append(parse_domain(str(key), entry, domains))
             except RequestError as error:
                 found.extend(error.problems)
         if found:
@@ -172,29 +93,79 @@ class Space:
         Raises:
             RequestError: a key that is not searched, or a value outside its domain.
         """
-        domains = {domain.key: domain for domain in self.domains}
         for key, value in point.items():
-            if key not in domains:
-                raise unknown("key in tune.points", key, domains)
-            if not domains[key].contains(value):
-                raise RequestError(f"tune.points: {key}: got {value!r}, expected {domains[key]}")
+            domains = [domain for domain in self.domains if domain.key == key]
+            if not domains:
+                raise unknown("key in tune.points", key, {domain.key for domain in self.domains})
+            if len(domains) > 1:
+                domains = [domain for domain in domains if domain.active(point)]
+            if not any(domain.contains(value) for domain in domains):
+                expected = " or ".join(map(str, domains)) or "the keys of its `when` beside it"
+                raise RequestError(f"tune.points: {key}: got {value!r}, expected {expected}")
 
-    def defaults(self) -> Point:
-        """Returns the point of all defaults that the domains state."""
-        return {d.key: d.default for d in self.domains if d.default is not None}
+    def contains(self, point: Mapping[str, Any]) -> bool:
+        """Returns whether a point has a value for every key that exists there, and no other."""
+        active = [domain for domain in self.domains if domain.active(point)]
+        return {domain.key for domain in active} == point.keys() and all(
+            domain.contains(point[domain.key]) for domain in active
+        )
+
+    def named(self, point: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns a point, or part of one, under the names of its domains."""
+        count = [domain.key for domain in self.domains].count
+        return {
+            domain.name: point[domain.key]
+            for domain in self.domains
+            if domain.key in point and (count(domain.key) == 1 or domain.active(point))
+        }
+
+    def distributions(self, point: Mapping[str, Any]) -> dict[str, BaseDistribution]:
+        """Returns Optuna's distributions of the domains that exist at a point, by name."""
+        return {d.name: d.distribution() for d in self.domains if d.active(point)}
+
+    def first_points(self, leaves: Sequence[Leaf], methods: MethodTypes) -> list[Point]:
+        """Returns the points tried first: the defaults, of each method where methods are searched.
+
+        A domain's own default, else the schema's where the domain has it, else it is drawn.
+
+        Args:
+            leaves: the sweep's fixed configuration.
+            methods: name of a method to its dataclass.
+        """
+        searched = next((d for d in self.domains if d.key == _METHOD), None)
+        if searched is None:
+            return [self._defaults({}, leaves, methods)]
+        names = sorted(searched.values, key=lambda name: name != searched.default)
+        return [self._defaults({_METHOD: name}, leaves, methods) for name in names]
+
+    def _defaults(self, point: Point, leaves: Sequence[Leaf], methods: MethodTypes) -> Point:
+        point = dict(point)
+        for domain in self.domains:
+            if domain.key in point or not domain.active(point):
+                continue
+            value = domain.default
+            if value is None:
+                value = _value_at(at(leaves, point, methods), domain.key)
+            if domain.contains(value):
+                point[domain.key] = value
+        return point
 
     def rows(self) -> Iterator[tuple[str, str, str, str]]:
         """Yields key, domain, default and condition of each domain, as texts."""
         for d in self.domains:
             when = "; ".join(f"{key} in {', '.join(map(str, v))}" for key, v in d.when)
-            yield d.key, str(d), "" if d.default is None else str(d.default), when
+            yield d.name, str(d), "" if d.default is None else str(d.default), when
 
     def _reach(self, domain: Domain) -> Point:
         """Returns a smallest point at which a domain's key exists."""
-        above = {d.key: d for d in self.domains}
         point: Point = {}
         for key, values in domain.when:
-            point |= self._reach(above[key]) | {key: values[0]}
+            above = next(
+                d
+                for d in self.domains
+                if d.key == key and d.contains(values[0]) and not d.excludes(domain)
+            )
+            point = self._reach(above) | point | {key: values[0]}
         return point
 
 
@@ -209,84 +180,8 @@ def at(leaves: Sequence[Leaf], point: Mapping[str, Any], methods: MethodTypes) -
     return compose([*leaves, *(Leaf(k, v, "search space") for k, v in point.items())], methods)
 
 
-def _domain(key: str, entry: Any, above: Mapping[str, Domain]) -> Domain:
-    if key.partition(".")[0] in _OF_THE_SWEEP:
-        raise RequestError(
-            f"search: {key}: is the same for all trials of a sweep; expected a key of another"
-            f" section than {', '.join(_OF_THE_SWEEP)}"
-        )
-    kinds = [kind for kind in _KINDS if isinstance(entry, Mapping) and kind in entry]
-    if len(kinds) != 1:
-        raise RequestError(
-            f"search: {key}: got {entry!r}, expected one of"
-            " {float: [low, high]}, {int: [low, high]}, {choice: [a, b]}"
-        )
-    kind = kinds[0]
-    allowed = {kind, "default", "when", *_EXTRAS[kind]}
-    for extra in entry:
-        if extra not in allowed:
-            raise RequestError(
-                *(f"search: {key}: {t}" for t in unknown("field", extra, allowed).problems)
-            )
-    if not isinstance(entry.get("log", False), bool):
-        raise RequestError(f"search: {key}: log: got {entry['log']!r}, expected true or false")
-    values = entry[kind]
-    if not isinstance(values, list) or not values:
-        raise RequestError(f"search: {key}: {kind}: got {values!r}, expected a list")
-    domain = Domain(
-        key,
-        kind,
-        tuple(values),
-        log=entry.get("log", False),
-        step=entry.get("step"),
-        default=entry.get("default"),
-        when=_conditions(key, entry.get("when") or {}, above),
-    )
-    wrong = _wrong_range(domain) if kind != "choice" else None
-    if wrong is None and domain.default is not None and not domain.contains(domain.default):
-        wrong = f"default {domain.default!r} is outside its own domain, {domain}"
-    if wrong is not None:
-        raise RequestError(f"search: {key}: {wrong}")
-    return domain
-
-
-def _conditions(
-    key: str, when: Any, above: Mapping[str, Domain]
-) -> tuple[tuple[str, tuple[Any, ...]], ...]:
-    if not isinstance(when, Mapping):
-        raise RequestError(f"search: {key}: when: got {when!r}, expected {{key: value}}")
-    found = []
-    for other, values in when.items():
-        if other not in above:
-            raise RequestError(
-                f"search: {key}: when: '{other}' is not searched above it;"
-                f" above it stand: {', '.join(above) or 'none'}"
-            )
-        listed = tuple(values) if isinstance(values, list) else (values,)
-        for value in listed:
-            if not above[other].contains(value):
-                raise RequestError(
-                    f"search: {key}: when: {other}: got {value!r}, expected {above[other]}"
-                )
-        found.append((str(other), listed))
-    return tuple(found)
-
-
-def _wrong_range(domain: Domain) -> str | None:
-    """Returns what is wrong with the range of a float or int domain, or None."""
-    types: tuple[type, ...] = (int,) if domain.kind == "int" else (int, float)
-    numbers = [v for v in domain.values if isinstance(v, types) and not isinstance(v, bool)]
-    if len(domain.values) != 2 or len(numbers) != 2:
-        return f"got {list(domain.values)}, expected [low, high] of type {domain.kind}"
-    low, high = domain.values
-    if not low < high or math.isinf(high - low):
-        return f"got [{low}, {high}], expected low < high, both finite"
-    if domain.log and low <= 0:
-        return f"log: got low = {low}, expected > 0"
-    if domain.step is not None and domain.log:
-        return "got both log and step, expected one of them"
-    if domain.step is not None and not (isinstance(domain.step, types) and domain.step > 0):
-        return f"step: got {domain.step!r}, expected a {domain.kind} > 0"
-    if domain.step is not None and domain.step > high - low:
-        return f"step: got {domain.step!r}, expected at most high - low = {high - low:g}"
-    return None
+def _value_at(config: Config, key: str) -> Any:
+    value: Any = to_dict(config)
+    for part in key.split("."):
+        value = value[part]
+    return value

@@ -10,21 +10,26 @@ from __future__ import annotations
 import hashlib
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import optuna
-from optuna.study import StudyDirection
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
+from raybust.cluster.sampler import make_sampler
 from raybust.cluster.space import Point, Space
-from raybust.config.schema import Tune
+from raybust.config import Config
 from raybust.errors import RequestError
 
-POINT, REASON, METRICS = "point", "reason", "metrics"
+POINT, REASON, METRICS, HISTORY, EARLIER = "point", "reason", "metrics", "history", "earlier"
 FINISHED = ("COMPLETE", "PRUNED", "FAIL")
+_SPACE, _SWEEP = "space", "sweep"
+_LOCKED_S = 20
+_NEVER = 1e9
+"""Violation of a constraint whose metric is not a number."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,9 @@ class TrialRecord:
         value: the last value of the optimized metric, or None.
         epoch: the last epoch reported, 0 for none.
         history: epoch to value of the optimized metric.
+        spent: epoch to what of the budget was spent, in its unit.
         metrics: the metrics of the last epoch.
+        feasible: whether they meet the constraints; None where there are none, or no epoch is done.
         reason: why it failed, or None.
     """
 
@@ -48,54 +55,82 @@ class TrialRecord:
     value: float | None
     epoch: int
     history: dict[int, float]
+    spent: dict[int, float]
     metrics: dict[str, float]
+    feasible: bool | None
     reason: str | None
 
 
 class Study:
-    """Asks Optuna for points and tells it what came out."""
+    """Asks Optuna for points and tells it what came out.
 
-    def __init__(self, config: Tune, space: Space, folder: Path, name: str, seed: int) -> None:
+    Attributes:
+        space: what is searched.
+        study: Optuna's own.
+    """
+
+    def __init__(
+        self, config: Config, space: Space, folder: Path, uid: str, first: Sequence[Point] = ()
+    ) -> None:
         """Opens the study or creates it, its first points enqueued.
 
         Args:
-            config: sampler, direction, storage.
+            config: sampler, objectives, storage, seed.
             space: what is searched.
             folder: the sweep's folder; holds `study.db` unless the configuration names a storage.
-            name: the study's name in its storage.
-            seed: of the sampler.
+            uid: the sweep's identity, so that no two sweeps share a study.
+            first: points tried first.
 
         Raises:
-            RequestError: the storage cannot be opened.
+            RequestError: the storage cannot be opened or written, or the study is another sweep's.
         """
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
         self.space = space
-        self._url = config.storage or f"sqlite:///{folder / 'study.db'}"
-        directions = {"max": StudyDirection.MAXIMIZE, "min": StudyDirection.MINIMIZE}
-        try:
-            self._study = optuna.create_study(
-                storage=self._url,
-                study_name=name,
-                direction=directions[config.mode],
-                load_if_exists=True,
-            )
-        except (SQLAlchemyError, ImportError, ValueError) as error:
-            text = " ".join(str(error).split("\n")[0].split())
-            raise RequestError(f"tune.storage: the study cannot be opened: {text}") from None
-        trials = self._study.get_trials(deepcopy=False)
+        self._directions, self._bounds = config.tune.directions(), config.tune.bounds()
+        self._unit = config.train.budget[0]
+        self.study = open_study(config, folder)
+        self._claim(uid)
+        trials = self.study.get_trials(deepcopy=False)
         # A sampler of the same seed would draw the points of the earlier start once more.
-        drawn = hashlib.blake2b(f"{seed}/{len(trials)}".encode(), digest_size=4)
-        self._study.sampler = _sampler(config, int.from_bytes(drawn.digest()))
+        drawn = hashlib.blake2b(f"{config.seed}/{len(trials)}".encode(), digest_size=4)
+        self.study.sampler = make_sampler(config, space, int.from_bytes(drawn.digest()))
         self._open: dict[int, optuna.Trial] = {}
         if not trials:
-            for point in (space.defaults(), *config.points):
-                if point:
-                    self._study.enqueue_trial(point, skip_if_exists=True)
+            for point in first:
+                self.study.enqueue_trial(space.named(point), skip_if_exists=True)
 
-    def ask(self) -> tuple[int, Point]:
-        """Returns number and point of a new trial."""
-        trial = self._study.ask()
+    def learn(self, trials: Sequence[FrozenTrial], name: str) -> int:
+        """Adds finished trials of another sweep, whose points lie in this space, for the sampler
+        alone; returns how many.
+
+        Args:
+            trials: of a study of the same metrics.
+            name: of that sweep.
+        """
+        added = 0
+        for trial in trials:
+            point = trial.user_attrs.get(POINT)
+            finished = trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
+            if not finished or point is None or not self.space.contains(point):
+                continue
+            params, several = self.space.named(point), len(self._directions) > 1
+            copy = optuna.trial.create_trial(
+                state=trial.state,
+                values=trial.values if trial.state == TrialState.COMPLETE else None,
+                params=params,
+                distributions=self.space.distributions(point),
+                user_attrs={EARLIER: name},
+                intermediate_values={} if several else trial.intermediate_values,
+            )
+            self.study.add_trial(copy)
+            added += 1
+        return added
+
+    def ask(self) -> tuple[int, Point] | None:
+        """Returns number and point of a new trial; None where a grid is exhausted."""
+        grid = self.study.sampler
+        if isinstance(grid, optuna.samplers.GridSampler) and grid.is_exhausted(self.study):
+            return None
+        trial = self.study.ask()
         point = self.space.suggest(trial)
         trial.set_user_attr(POINT, point)
         self._open[trial.number] = trial
@@ -108,8 +143,8 @@ class Study:
         enqueued one, which would be lost.
         """
         found = []
-        for frozen in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            trial = optuna.Trial(self._study, frozen._trial_id)
+        for frozen in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            trial = optuna.Trial(self.study, frozen._trial_id)
             self._open[frozen.number] = trial
             if POINT not in frozen.user_attrs:
                 trial.set_user_attr(POINT, self.space.suggest(trial))
@@ -119,55 +154,164 @@ class Study:
     def report(self, number: int, epoch: int, value: float, metrics: dict[str, float]) -> None:
         """Stores the optimized metric and all metrics of an epoch of an open trial."""
         trial = self._open[number]
-        if not math.isnan(value):
+        trial.set_user_attr(METRICS, metrics)
+        if math.isnan(value):
+            return
+        spent = float(epoch) if self._unit == "epoch" else metrics.get(self._unit, 0.0)
+        history = trial.user_attrs.get(HISTORY, {})
+        trial.set_user_attr(HISTORY, history | {str(epoch): [spent, value]})
+        if len(self._directions) == 1:  # Optuna has no intermediate values of several objectives
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # an epoch repeated after a resume
                 trial.report(value, epoch)
-        trial.set_user_attr(METRICS, metrics)
 
-    def complete(self, number: int, value: float) -> None:
-        """Closes a trial that trained to its end; a value that is not finite fails it."""
-        if not math.isfinite(value):
-            self.fail(number, f"its value is {value}")
-            return
-        self._study.tell(self._open.pop(number), value)
+    def complete(self, number: int) -> None:
+        """Closes a trial that trained to its end; values that are not finite fail it."""
+        trial = self._open[number]
+        metrics = trial.user_attrs.get(METRICS, {})
+        values = [float(metrics.get(key, math.nan)) for key in self._directions]
+        for key, value in zip(self._directions, values, strict=True):
+            if not math.isfinite(value):
+                self.fail(number, f"its {key} is {value}")
+                return
+        self._constrain(trial)
+        self.study.tell(self._open.pop(number), values)
 
     def prune(self, number: int) -> None:
         """Closes a trial that was stopped early."""
-        self._study.tell(self._open.pop(number), state=TrialState.PRUNED)
+        self._constrain(self._open[number])
+        self.study.tell(self._open.pop(number), state=TrialState.PRUNED)
 
     def fail(self, number: int, reason: str) -> None:
         """Closes a trial that failed, with its reason."""
         trial = self._open.pop(number)
         trial.set_user_attr(REASON, reason)
-        self._study.tell(trial, state=TrialState.FAIL)
+        self.study.tell(trial, state=TrialState.FAIL)
 
     def records(self) -> list[TrialRecord]:
         """Returns all trials that have a point, in order of their numbers."""
-        return [_record(trial) for trial in self._study.get_trials() if POINT in trial.user_attrs]
+        trials = self.study.get_trials(deepcopy=False)
+        return [self._record(trial) for trial in trials if POINT in trial.user_attrs]
 
     def finished(self) -> int:
         """Returns the number of trials that are complete, pruned or failed."""
         return sum(record.state in FINISHED for record in self.records())
 
+    def pareto(self) -> list[int]:
+        """Returns the numbers of the complete, feasible trials that no other one dominates."""
+        complete = [r for r in self.records() if r.state == "COMPLETE" and r.feasible is not False]
+        signs = [1 if mode == "max" else -1 for mode in self._directions.values()]
+        values = {
+            r.number: [s * r.metrics[key] for s, key in zip(signs, self._directions, strict=True)]
+            for r in complete
+        }
+        return [
+            n for n, mine in values.items() if not any(_dominates(o, mine) for o in values.values())
+        ]
 
-def _record(trial: FrozenTrial) -> TrialRecord:
-    values = trial.intermediate_values
-    epoch = max(values, default=0)
-    return TrialRecord(
-        trial.number,
-        trial.state.name,
-        trial.user_attrs[POINT],
-        trial.value if trial.value is not None else values.get(epoch),
-        epoch,
-        values,
-        trial.user_attrs.get(METRICS, {}),
-        trial.user_attrs.get(REASON),
+    def _claim(self, uid: str) -> None:
+        """Makes the study this sweep's, or checks that it is; writes, so that a storage that is
+        read-only is found now."""
+        rows = {name: " ".join(rest) for name, *rest in self.space.rows()}
+        try:
+            known = self.study.user_attrs
+            if known.get(_SWEEP, uid) != uid:
+                raise RequestError(
+                    f"tune.storage: has a study '{self.study.study_name}' of another sweep;"
+                    " choose another --name"
+                )
+            changed = sorted(
+                k
+                for k in {**rows, **known.get(_SPACE, rows)}
+                if rows.get(k) != known.get(_SPACE, rows).get(k)
+            )
+            if changed:
+                raise RequestError(
+                    f"{self.study.study_name}: its study has another space, in"
+                    f" {', '.join(changed)}; choose another --name, or --no-resume to begin anew"
+                )
+            self.study.set_user_attr(_SWEEP, uid)
+            self.study.set_user_attr(_SPACE, rows)
+        except (SQLAlchemyError, OSError, optuna.exceptions.StorageInternalError) as error:
+            raise _unusable(error) from None
+
+    def _constrain(self, trial: optuna.Trial) -> None:
+        """Tells the sampler how far the last epoch is beyond each constraint."""
+        metrics = trial.user_attrs.get(METRICS, {})
+        for (key, sign, number), text in zip(self._bounds, self._texts(), strict=True):
+            value = metrics.get(key)
+            beyond = (
+                math.inf if value is None else number - value if sign == ">=" else value - number
+            )
+            trial.set_constraint(text, min(beyond, 1e9))
+
+    def _texts(self) -> list[str]:
+        return [" ".join(map(str, bound)) for bound in self._bounds]
+
+    def _record(self, trial: FrozenTrial) -> TrialRecord:
+        listed = {int(k): v for k, v in trial.user_attrs.get(HISTORY, {}).items()}
+        epoch, metrics = max(listed, default=0), trial.user_attrs.get(METRICS, {})
+        feasible = None
+        if self._bounds and metrics:
+            feasible = all(
+                key in metrics and (metrics[key] >= n if sign == ">=" else metrics[key] <= n)
+                for key, sign, n in self._bounds
+            )
+        return TrialRecord(
+            trial.number,
+            trial.state.name,
+            trial.user_attrs[POINT],
+            listed[epoch][1] if listed else None,
+            epoch,
+            {key: value for key, (_, value) in listed.items()},
+            {key: spent for key, (spent, _) in listed.items()},
+            metrics,
+            feasible,
+            trial.user_attrs.get(REASON),
+        )
+
+
+def open_study(config: Config, folder: Path) -> optuna.Study:
+    """Opens or creates the study of a sweep's folder.
+
+    Args:
+        config: names storage, objectives.
+        folder: the sweep's.
+
+    Raises:
+        RequestError: the storage cannot be opened.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    directions = [
+        "maximize" if m == "max" else "minimize" for m in config.tune.directions().values()
+    ]
+    try:
+        return optuna.create_study(
+            storage=_storage(config.tune.storage or f"sqlite:///{folder / 'study.db'}"),
+            study_name=folder.name,
+            directions=[names[mode] for mode in config.tune.directions().values()],
+            load_if_exists=True,
+        )
+    except (SQLAlchemyError, ImportError, ValueError, OSError) as error:
+        raise _unusable(error) from None
+
+
+def _storage(place: str) -> optuna.storages.BaseStorage:
+    if place.startswith("journal:"):
+        backend = JournalFileBackend(place.removeprefix("journal:"))
+        return optuna.storages.JournalStorage(backend)
+    sqlite = {"connect_args": {"timeout": _LOCKED_S}} if place.startswith("sqlite") else {}
+    return optuna.storages.RDBStorage(place, engine_kwargs=sqlite)
+
+
+def _unusable(error: Exception) -> RequestError:
+    text = " ".join(str(error).split("\n")[0].split())
+    return RequestError(
+        f"tune.storage: the study cannot be opened: {text}; wait for who holds it, or choose"
+        " another storage"
     )
 
 
-def _sampler(config: Tune, seed: int) -> optuna.samplers.BaseSampler:
-    if config.sampler == "random":
-        return optuna.samplers.RandomSampler(seed=seed)
-    options: dict[str, Any] = {"multivariate": True, "group": True, "constant_liar": True}
-    return optuna.samplers.TPESampler(seed=seed, n_startup_trials=config.startup, **options)
+def _dominates(left: list[float], right: list[float]) -> bool:
+    return all(a >= b for a, b in zip(left, right, strict=True)) and left != right

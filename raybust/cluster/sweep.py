@@ -1,7 +1,7 @@
 """A sweep from start to leaderboard: trials, finalists at publication fidelity, the parent run.
 
-Search sees the validation part alone; the finalists are certified on the test set, once, after the
-search. The leaderboard shows both in separate columns. Stage tune.
+Search sees the validation part alone; the finalists are certified and attacked on the test set,
+once, after the search. The leaderboard shows both in separate columns. Stage tune.
 """
 
 from __future__ import annotations
@@ -9,13 +9,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from optuna.trial import FrozenTrial
+
 from raybust import config as configuration
-from raybust import data, runs, sources, track
-from raybust.cluster import shards, tune
+from raybust import data, methods, runs, sources, track
+from raybust.cluster import finals, tune
+from raybust.cluster.board import SEARCH, make_board
 from raybust.cluster.launch import (
     Say,
     check_places,
@@ -26,16 +28,16 @@ from raybust.cluster.launch import (
     sending_rest,
 )
 from raybust.cluster.session import session, slots
-from raybust.cluster.study import Study, TrialRecord
+from raybust.cluster.space import Point, Space
+from raybust.cluster.study import POINT, Study, TrialRecord, open_study
 from raybust.cluster.worker import Job, params_of
 from raybust.config import Config, Leaf
-from raybust.errors import WorkError
-from raybust.evaluate import clean_accuracy
+from raybust.errors import RequestError, WorkError
 from raybust.objective import assemble
-from raybust.report import certificates
-from raybust.report.leaderboard import NAME, Entry, Leaderboard
+from raybust.report.leaderboard import NAME, Leaderboard
 
-_SEARCH = "search"
+_EARLY = 5
+"""Trials that trained to their end, after which a constraint that none meets is told."""
 
 
 def run(
@@ -68,17 +70,21 @@ def run(
     sources.initialize(assemble(config, dataset), config, dataset)
     out = runs.out_folder(config)
     folder = out / (config.name or f"sweep-{configuration.fingerprint(config)}")
-    plain = configuration.to_dict(config) | {_SEARCH: block}
+    plain = configuration.to_dict(config) | {SEARCH: block}
     check_places(config, out)
     if resume:
         runs.check_same(folder, "sweep", plain)
+    lesson = _lesson(config, space, out)
     with session(address, verbose=verbose, dashboard=config.cluster.workers > 1) as ray:
         driver = tune.DRIVER_CPUS if config.cluster.workers > 1 else 0.0
         room = slots(config, ray.cluster_resources(), driver)
         uri = open_store(config, out, say)
         with locked(folder), sending_rest(folder, uri, out, say):
             identity = runs.identify(folder, "sweep", plain, resume)
-            study = Study(config.tune, space, folder, folder.name, config.seed)
+            study = Study(config, space, folder, identity.uid, _first(config, leaves, space))
+            if lesson and not study.study.get_trials(deepcopy=False):
+                learned = study.learn(lesson, str(config.tune.warm_start))
+                say(f"{folder.name}: learned from {learned} trials of {config.tune.warm_start}")
             at_once = min(room, config.tune.concurrent or room)
             say(f"{folder.name}: {config.tune.trials} trials, {at_once} at a time, in {folder}")
             job = Job(identity.config, str(folder), identity.uid, folder.name, uri)
@@ -89,9 +95,45 @@ def run(
     return board
 
 
+def _first(config: Config, leaves: Sequence[Leaf], space: Space) -> list[Point]:
+    """Returns the points tried first; none for a grid, which has them all."""
+    if config.tune.sampler == "grid":
+        return []
+    return [*space.first_points(leaves, methods.get), *config.tune.points]
+
+
+def _lesson(config: Config, space: Space, out: Path) -> list[FrozenTrial]:
+    """Returns the trials of the sweep `tune.warm_start` that lie in this space.
+
+    Raises:
+        RequestError: there is no such sweep, it has other objectives, or no trial lies here.
+    """
+    name = config.tune.warm_start
+    if name is None:
+        return []
+    folder = runs.find(name, out)
+    identity = runs.read_identity(folder)
+    if identity.kind != "sweep":
+        raise RequestError(f"tune.warm_start: {name} is a {identity.kind}, expected a sweep")
+    plain = {key: value for key, value in identity.config.items() if key != SEARCH}
+    earlier = configuration.from_dict(plain, methods.get)
+    if earlier.tune.directions() != config.tune.directions():
+        raise RequestError(
+            f"tune.warm_start: {name} optimizes {earlier.tune.directions()}, expected"
+            f" {config.tune.directions()}"
+        )
+    trials = open_study(earlier, folder).get_trials(deepcopy=False)
+    known = [trial for trial in trials if space.contains(trial.user_attrs.get(POINT, {}))]
+    if not known:
+        raise RequestError(
+            f"tune.warm_start: none of the {len(trials)} trials of {name} lies in this space"
+        )
+    return known
+
+
 def _search(plan: tune.Sweep, say: Say) -> None:
     """Runs the trials that are left, with a line for each that finishes."""
-    part, done = plan.config.tune, plan.study.finished()
+    part, done, watch = plan.config.tune, plan.study.finished(), _Watch(plan, say)
     if done:
         say(f"resuming {plan.folder.name}: {done} of {part.trials} trials are finished")
     with progress_bar(part.trials, "trials", done) as bar:
@@ -99,6 +141,7 @@ def _search(plan: tune.Sweep, say: Say) -> None:
         def listener(record: TrialRecord) -> None:
             bar.update(1)
             bar.write(trial_line(record, part.metric), file=sys.stderr)
+            watch.look()
 
         tune.run(plan, listener)
 
@@ -118,70 +161,45 @@ def short(value: Any) -> str:
 
 
 def _leaderboard(config: Config, study: Study, folder: Path, say: Say) -> Leaderboard:
-    """Ranks the finished trials and certifies the best ones on the test set."""
-    records = study.records()
-    sign = -1 if config.tune.mode == "max" else 1
-    complete = [r for r in records if r.state == "COMPLETE" and r.value is not None]
-    ranked = sorted(complete, key=lambda record: (sign * (record.value or 0.0), record.number))
-    if not ranked:
-        reasons = sorted({r.reason for r in records if r.reason})
+    """Ranks the trials, measures the finalists on the test set, and writes all of it."""
+    board = make_board(config, study, folder, {})
+    if not board.entries:
+        board.write()
+        reasons = sorted({entry.reason for entry in board.others if entry.reason})
         raise WorkError(f"{folder.name}: no trial trained to its end: {'; '.join(reasons)}")
-    entries = []
-    for place, record in enumerate(ranked):
-        final = place < config.tune.finalists
-        entries.append(_entry(config, record, folder, say if final else None))
-    others = [r for r in records if r.state in ("PRUNED", "FAIL")]
-    board = Leaderboard(
-        sweep=folder.name,
-        metric=config.tune.metric,
-        mode=config.tune.mode,
-        entries=tuple(entries),
-        others=tuple(_entry(config, record, folder, None) for record in others),
-        protocol=_protocol(config) if any(entry.log for entry in entries) else "",
-        folder=folder,
-        curve=_curve(entries, folder),
-    )
+    final = finals.choose(board, config.tune.finalists)
+    if not final and config.tune.finalists:
+        say(f"warning: no finalist: no trial meets {' and '.join(config.tune.constraints)}")
+    measured = {entry.trial: finals.measure(config, entry, folder, say) for entry in final}
+    board = make_board(config, study, folder, measured)
     board.write()
     return board
 
 
-def _curve(entries: Sequence[Entry], folder: Path) -> Path | None:
-    """Draws the finalists' certified accuracy in one picture; returns its path."""
-    logs = [entry.log for entry in entries if entry.log is not None]
-    if not logs:
-        return None
-    labels = [f"{e.method} (trial {e.trial})" for e in entries if e.log is not None]
-    return certificates.draw_curve(logs, folder / f"{NAME}.png", labels)
+class _Watch:
+    """Says each trial that finishes, and once, early, that no trial meets the constraints."""
 
+    def __init__(self, plan: tune.Sweep, say: Say) -> None:
+        self._config, self._study, self._say = plan.config, plan.study, say
+        self._warned = False
 
-def _protocol(config: Config) -> str:
-    """Returns in one line how the finalists were measured."""
-    part = config.certify
-    examples = "all" if part.examples is None else f"at most {part.examples}"
-    return (
-        f"{examples} {part.split} examples, skip {part.skip}; randomized smoothing with n0 ="
-        f" {part.n0}, n = {part.n}, alpha = {part.alpha:g}; intervals stand in each trial's table."
-    )
-
-
-def _entry(config: Config, record: TrialRecord, folder: Path, say: Say | None) -> Entry:
-    """Returns a trial's line; a finalist, for whom there is something to say, is certified."""
-    trial = folder / runs.TRIALS / f"{record.number:04d}"
-    method = runs.read_identity(trial).config["method"]["name"]
-    entry = Entry(
-        record.number, method, record.state, record.point, record.value, record.metrics,
-        record.history, reason=record.reason,
-    )  # fmt: skip
-    if say is None:
-        return entry
-    plain = configuration.to_dict(config)
-    sections = {key: plain[key] for key in ("certify", "evaluate", "cluster", "track", "out")}
-    overrides = configuration.leaves_of(sections, "sweep")
-    trained = runs.load(trial, overrides)
-    say(f"certifying trial {record.number} on the {trained.config.certify.split} set")
-    accuracy = clean_accuracy(trained.network, trained.dataset, trained.config.evaluate)
-    found = shards.certify(trained, say=say)
-    return replace(entry, accuracy=accuracy.accuracy, certified=found.metrics, log=found.log)
+    def look(self) -> None:
+        """Looks at the trials that trained to their end so far."""
+        bounds = self._config.tune.bounds()
+        if self._warned or not bounds:
+            return
+        complete = [r for r in self._study.records() if r.state == "COMPLETE"]
+        if len(complete) < _EARLY or any(record.feasible for record in complete):
+            return
+        self._warned = True
+        for (key, sign, number), text in zip(bounds, self._config.tune.constraints, strict=True):
+            values = [r.metrics[key] for r in complete if key in r.metrics]
+            best = (max if sign == ">=" else min)(values) if values else None
+            if best is None or (best < number if sign == ">=" else best > number):
+                reached = "no trial reports it" if best is None else f"the best has {best:.4g}"
+                self._say(
+                    f"warning: none of the first {len(complete)} trials meets {text}: {reached}"
+                )
 
 
 @contextmanager
@@ -212,5 +230,6 @@ def _note(journal: track.Journal, board: Leaderboard, folder: Path) -> None:
     for path in sorted(folder.glob(f"{NAME}.*")):
         journal.artifact(path)
     best = board.entries[0]
-    values = {"best/" + board.metric: best.value} | (best.certified or {})
+    attacked = {k: v for k, v in (best.attacked or {}).items() if "/" in k}
+    values = {"best/" + board.metric: best.value} | (best.certified or {}) | attacked
     journal.metrics({k: v for k, v in values.items() if v is not None}, step=0)

@@ -7,20 +7,20 @@ the budget. Early stopping counts in epochs that are checkpointed. Stage tune.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import ray
 from ray import tune
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from raybust import checkpoint, methods, runs
 from raybust import config as configuration
 from raybust.cluster import session
+from raybust.cluster.scheduler import make_scheduler
 from raybust.cluster.space import Point, at
 from raybust.cluster.study import FINISHED, Study, TrialRecord
 from raybust.cluster.trial import COMPLETE, FAILURE, TrialActor, nested_trial
@@ -83,7 +83,7 @@ def run(plan: Sweep, listener: Listener) -> None:
             mode=config.tune.mode,
             num_samples=left + len(interrupted),
             search_alg=searcher,
-            scheduler=_scheduler(config, study),
+            scheduler=make_scheduler(config, study),
             max_concurrent_trials=min(room, config.tune.concurrent or room),
             reuse_actors=not nested,
         ),
@@ -121,8 +121,11 @@ class StudySearch(Searcher):
             if self._interrupted:
                 number, point = self._interrupted.pop(0)
             elif self._left:
+                asked = self._study.ask()
+                if asked is None:
+                    return Searcher.FINISHED
                 self._left -= 1
-                number, point = self._study.ask()
+                number, point = asked
             else:
                 return Searcher.FINISHED
             try:
@@ -139,7 +142,7 @@ class StudySearch(Searcher):
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Notes an epoch in the study."""
         self._last[trial_id] = result
-        metric = float(result[self._plan.config.tune.metric])
+        metric = float(result.get(self._plan.config.tune.metric, math.nan))
         # Tune's last result has the trial's configuration in it, flattened.
         keys = [key for key in result if "/" in key and not key.startswith("config/")]
         metrics = {key: result[key] for key in keys if _is_number(result[key])}
@@ -159,7 +162,7 @@ class StudySearch(Searcher):
         elif last.get(FAILURE):
             self._study.fail(number, last[FAILURE])
         elif last.get(COMPLETE):
-            self._study.complete(number, float(last[self._plan.config.tune.metric]))
+            self._study.complete(number)
         else:
             self._study.prune(number)
         self._tell(number)
@@ -207,44 +210,6 @@ def _end_runs(study: Study, folder: Path) -> None:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-class ResumedASHA(ASHAScheduler):
-    """ASHA that knows the epochs of an earlier start, so that a resumed sweep stops as hard."""
-
-    def __init__(self, earlier: list[TrialRecord], **options: Any) -> None:
-        super().__init__(**options)
-        self._earlier = earlier
-
-    def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
-        """Takes metric and mode from Tune, then replays the finished trials."""
-        taken = super().set_search_properties(metric, mode, **spec)
-        for record in self._earlier:
-            trial = SimpleNamespace(trial_id=f"earlier-{record.number}")
-            self.on_trial_add(None, trial)
-            for epoch, value in sorted(record.history.items()):
-                self.on_trial_result(None, trial, {"epoch": epoch, metric: value})
-            self.on_trial_remove(None, trial)
-        return taken
-
-
-def _scheduler(config: Config, study: Study) -> TrialScheduler:
-    if config.tune.scheduler == "none":
-        return FIFOScheduler()
-    return ResumedASHA(
-        [record for record in study.records() if record.state != "RUNNING"],
-        time_attr="epoch",
-        # Beyond the last epoch: the loop ends a trial itself, after its last checkpoint.
-        max_t=_most_epochs(config, study) + 1,
-        grace_period=config.tune.grace,
-        reduction_factor=config.tune.reduction,
-    )
-
-
-def _most_epochs(config: Config, study: Study) -> int:
-    """Returns the epochs of the longest trial that the sweep may have."""
-    searched = [d.values for d in study.space.domains if d.key == "train.epochs"]
-    return max([config.train.epochs, *(value for values in searched for value in values)])
 
 
 def _trainable(config: Config, nested: bool, resources: dict[str, float]) -> Any:

@@ -13,7 +13,11 @@ from typing import Any, Literal
 
 from raybust.config.assess import Certify, Corruptions, Evaluate, FastAttack, FastCertify
 from raybust.config.options import Section, option
+from raybust.config.tune import Tune
 from raybust.errors import unknown
+
+_SECTIONS = ("train", "validation", "passes")
+"""First parts of the names of the loop's own metrics."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,34 +158,6 @@ class Track(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tune(Section):
-    """The search. Its space is the block `search` of the same file."""
-
-    trials: int = option(
-        20, "Trials of the sweep, the finished ones of an earlier start included.", ge=1
-    )
-    metric: str = option(
-        "certified_fast/acr", "What is optimized: a metric that every epoch reports."
-    )
-    mode: Literal["max", "min"] = option("max", "Whether more of it is better.")
-    sampler: Literal["tpe", "random"] = option("tpe", "Optuna's sampler.")
-    storage: str | None = option(
-        None, "Optuna storage URL; the SQLite file study.db in the sweep's folder if not given."
-    )
-    startup: int = option(10, "Random trials before TPE models anything.", ge=0)
-    scheduler: Literal["asha", "none"] = option("asha", "Early stopping.")
-    grace: int = option(1, "Epochs that every trial may train.", ge=1)
-    reduction: float = option(3.0, "ASHA goes on with the best 1/reduction of a rung.", gt=1)
-    concurrent: int | None = option(
-        None, "Trials at a time; as many as the cluster has room for if not given.", ge=1
-    )
-    finalists: int = option(2, "Best trials that are certified at the protocol of `certify`.", ge=0)
-    points: tuple[dict[str, Any], ...] = option(
-        (), "Points tried first, each a map from searched key to value."
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
 class Config(Section):
     """One experiment, whole. `method` is an instance of a method's dataclass."""
 
@@ -236,15 +212,23 @@ class Config(Section):
 
     def _metric_problems(self) -> list[str]:
         """A sweep optimizes what every epoch reports; a method's own metrics have other names."""
-        radii = (f"certified_fast/accuracy_at/{radius:g}" for radius in self.certified_fast.radii)
-        known = ["validation/accuracy", "train/loss"]
-        known += ["certified_fast/acr", "certified_fast/abstention", *radii]
-        known += ["certified_fast/moment_acr"] if self.certified_fast.moment else []
-        section, slash, _ = self.tune.metric.partition("/")
-        if slash and section not in ("train", "validation", "certified_fast"):
-            return []
-        if self.tune.metric in known:
-            return []
-        return [
-            f"tune.metric: {text}" for text in unknown("metric", self.tune.metric, known).problems
-        ]
+        fast = self.certified_fast
+        known = ["validation/accuracy", "train/loss", "train/seconds", "passes/per_image"]
+        known += ["certified_fast/acr", "certified_fast/abstention"]
+        known += [f"certified_fast/accuracy_at/{radius:g}" for radius in fast.radii]
+        known += ["certified_fast/moment_acr"] if fast.moment else []
+        if self.attacked_fast.every:
+            known.append("attacked_fast/robust_accuracy")
+        asked = [("metric", self.tune.metric)]
+        asked += [("objectives", key) for key in self.tune.directions() if key != self.tune.metric]
+        asked += [("constraints", key) for key, _, _ in self.tune.bounds()]
+        found = []
+        for field_name, metric in asked:
+            section, slash, _ = metric.partition("/")
+            theirs = slash and section not in (*_SECTIONS, "certified_fast", "attacked_fast")
+            if not theirs and metric not in known:
+                problems = unknown("metric", metric, known).problems
+                found += [f"tune.{field_name}: {text}" for text in problems]
+                if section == "attacked_fast":
+                    found[-1] += "; attacked_fast.every=1 measures it"
+        return found

@@ -1,0 +1,182 @@
+"""The leaderboard of a sweep from its study: ranks, constraints, Pareto set, importances. Stage tune.
+
+Nothing is measured here; what finalists reached is handed in, or read from the leaderboard that
+lies there.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+
+from raybust import config as configuration
+from raybust import methods, runs
+from raybust.cluster.space import Space
+from raybust.cluster.study import Study, TrialRecord
+from raybust.config import Config
+from raybust.report import certificates
+from raybust.report.leaderboard import NAME, Entry, Leaderboard
+from raybust.track.environment import environment
+
+SEARCH = "search"
+_FEWEST = 4
+
+
+def board_of(folder: Path) -> Leaderboard:
+    """Returns the leaderboard of a sweep as far as it is.
+
+    Args:
+        folder: the sweep's.
+    """
+    identity = runs.read_identity(folder)
+    plain = dict(identity.config)
+    space = Space.parse(plain.pop(SEARCH))
+    config = configuration.from_dict(plain, methods.get)
+    study = Study(config, space, folder, identity.uid)
+    found: dict[int, Entry] = {}
+    if (folder / f"{NAME}.json").exists():
+        found = {entry.trial: entry for entry in Leaderboard.read(folder).entries if entry.final}
+    return make_board(config, study, folder, found)
+
+
+def make_board(
+    config: Config, study: Study, folder: Path, measured: Mapping[int, Entry]
+) -> Leaderboard:
+    """Returns the leaderboard of a study.
+
+    Args:
+        config: the sweep's configuration.
+        study: its record.
+        folder: the sweep's.
+        measured: trial to its entry with what it reached on the test set.
+    """
+    part, records = config.tune, study.records()
+    sign = -1 if part.mode == "max" else 1
+    complete = [r for r in records if r.state == "COMPLETE"]
+    complete.sort(key=lambda r: (r.feasible is False, sign * (r.value or 0.0), r.number))
+    entries = tuple(_entry(record, folder, measured.get(record.number)) for record in complete)
+    others = [record for record in records if record.state in ("PRUNED", "FAIL")]
+    directions = tuple(part.directions().items())
+    several = len(directions) > 1
+    return Leaderboard(
+        sweep=folder.name,
+        metric=part.metric,
+        mode=part.mode,
+        entries=entries,
+        others=tuple(_entry(record, folder, None) for record in others),
+        folder=folder,
+        objectives=directions if several else (),
+        constraints=part.constraints,
+        pareto=tuple(study.pareto()) if several else (),
+        importances=importances(study),
+        budget=_budget(config),
+        search=_search(config),
+        protocol=_protocol(config) if any(entry.final for entry in entries) else "",
+        curve=_curve(entries, folder),
+        space=tuple(study.space.rows()),
+        running=len(records) - len(entries) - len(others),
+        environment=environment(),
+        command=_command(folder),
+    )
+
+
+def importances(study: Study) -> dict[str, float]:
+    """Returns the share of the first metric's variance that each key accounts for, by Optuna's
+    default evaluator, over the keys that all complete trials have; empty for few or equal trials.
+    """
+    complete = study.study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
+    if len(complete) < _FEWEST or len({trial.values[0] for trial in complete}) < 2:
+        return {}
+    found = optuna.importance.get_param_importances(study.study, target=lambda t: t.values[0])
+    return {key: float(value) for key, value in found.items()}
+
+
+def _entry(record: TrialRecord, folder: Path, measured: Entry | None) -> Entry:
+    trial = folder / runs.TRIALS / f"{record.number:04d}"
+    known = runs.read_identity(trial).config["method"] if (trial / runs.IDENTITY).exists() else {}
+    entry = Entry(
+        record.number,
+        known.get("name", record.point.get("method.name", "?")),
+        record.state,
+        record.point,
+        record.value,
+        record.metrics,
+        record.history,
+        record.feasible,
+        record.reason,
+    )
+    if measured is None:
+        return entry
+    return replace(
+        entry,
+        accuracy=measured.accuracy,
+        certified=measured.certified,
+        attacked=measured.attacked,
+        log=measured.log,
+    )
+
+
+def _curve(entries: tuple[Entry, ...], folder: Path) -> Path | None:
+    """Draws the finalists' certified accuracy in one picture; returns its path."""
+    shown = [entry for entry in entries if entry.log is not None]
+    if not shown:
+        return None
+    labels = [f"{entry.method} (trial {entry.trial})" for entry in shown]
+    logs = [entry.log for entry in shown if entry.log is not None]
+    return certificates.draw_curve(logs, folder / f"{NAME}.png", labels)
+
+
+def _budget(config: Config) -> str:
+    unit, amount = config.train.budget
+    words = {
+        "epoch": "epochs",
+        "passes/per_image": "forward and backward passes a training image",
+        "train/seconds": "seconds of training",
+    }
+    return f"{amount:g} {words[unit]} a trial, with early stopping by {config.tune.scheduler}"
+
+
+def _search(config: Config) -> str:
+    """Returns in one line how trials were scored."""
+    fast, attack = config.certified_fast, config.attacked_fast
+    parts = ["validation part"]
+    if fast.every:
+        parts.append(
+            f"certificate of {fast.examples} images with n = {fast.n}, alpha = {fast.alpha:g}"
+        )
+    if attack.every:
+        parts.append(
+            f"PGD of {attack.steps} steps on {attack.examples} images,"
+            f" {attack.norm} <= {attack.eps:.3g}"
+        )
+    return "; ".join(parts) + "; values of the last epoch."
+
+
+def _protocol(config: Config) -> str:
+    """Returns in one line how the finalists were measured."""
+    part, attack = config.certify, config.evaluate
+    examples = "all" if part.examples is None else f"at most {part.examples}"
+    text = (
+        f"{examples} {part.split} examples, skip {part.skip}; randomized smoothing with n0 ="
+        f" {part.n0}, n = {part.n}, alpha = {part.alpha:g}; intervals stand in each trial's table."
+    )
+    if attack.attacks:
+        attacked = "all" if attack.examples is None else f"at most {attack.examples}"
+        radii = ", ".join(f"{eps:.3g}" for eps in attack.eps)
+        text += (
+            f" Attacks on {attacked} {attack.split} examples: {', '.join(attack.attacks)},"
+            f" {attack.norm} <= {radii}."
+        )
+    return text
+
+
+def _command(folder: Path) -> str:
+    """Returns the command that makes the sweep again, from the configuration in its folder."""
+    plain: dict[str, Any] = runs.read_identity(folder).config
+    name = shlex.quote(str(plain["name"] or folder.name))
+    return f"raybust tune SPACE.yaml --name {name}  # SPACE.yaml: {runs.IDENTITY}, block config"

@@ -1,0 +1,103 @@
+"""Early stopping by name: ASHA, asynchronous HyperBand, the median rule; in the unit of the budget.
+
+Ray's own classes, which forget everything when the driver dies: `_Resumed` gives them the trials
+of the earlier starts, so that a resumed sweep stops as hard. Stage tune.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from ray.tune.schedulers import (
+    ASHAScheduler,
+    FIFOScheduler,
+    MedianStoppingRule,
+    TrialScheduler,
+)
+
+from raybust.cluster.study import Study, TrialRecord
+from raybust.config import Config
+
+_BRACKETS = 3
+_FEWEST = 3
+
+
+@dataclass(frozen=True)
+class _Earlier:
+    """What a scheduler needs of a trial."""
+
+    trial_id: str
+
+
+class _Resumed:
+    """Mixin of a scheduler: replays trials of earlier starts before the first new one."""
+
+    def __init__(self, earlier: list[TrialRecord], **options: Any) -> None:
+        super().__init__(**options)
+        self._earlier = earlier
+
+    def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
+        """Takes metric and mode from Tune, then replays the finished trials."""
+        base: Any = super()
+        taken: bool = base.set_search_properties(metric, mode, **spec)
+        me: Any = self
+        for record in self._earlier:
+            trial = _Earlier(f"earlier-{record.number}")
+            me.on_trial_add(None, trial)
+            for epoch, value in sorted(record.history.items()):
+                base.on_trial_result(
+                    None, trial, {me._time_attr: record.spent[epoch], metric: value}
+                )
+        return taken
+
+
+class ResumedASHA(_Resumed, ASHAScheduler):
+    """ASHA that knows what an earlier start saw."""
+
+
+class ResumedMedian(_Resumed, MedianStoppingRule):
+    """The median stopping rule (Golovin et al., 2017) that knows what an earlier start saw."""
+
+
+def make_scheduler(config: Config, study: Study) -> TrialScheduler:
+    """Returns the scheduler of a sweep.
+
+    Args:
+        config: its section `tune` names the scheduler; `train` the budget of a trial.
+        study: what an earlier start left.
+    """
+    part = config.tune
+    unit, budget = config.train.budget
+    if unit == "epoch":
+        budget = _most_epochs(budget, study)
+    grace = max(1.0, part.grace * budget) if unit == "epoch" else part.grace * budget
+    earlier = [record for record in study.records() if record.state != "RUNNING"]
+    if part.scheduler == "none":
+        return FIFOScheduler()
+    if part.scheduler == "median":
+        return ResumedMedian(
+            earlier,
+            time_attr=unit,
+            grace_period=grace,
+            min_samples_required=_FEWEST,
+            min_time_slice=math.inf,  # a trial never waits for others
+            hard_stop=True,
+        )
+    return ResumedASHA(
+        earlier,
+        time_attr=unit,
+        # The loop ends a trial itself, after its last checkpoint.
+        max_t=budget,
+        stop_last_trials=False,
+        grace_period=grace,
+        reduction_factor=part.reduction,
+        brackets=_BRACKETS if part.scheduler == "hyperband" else 1,
+    )
+
+
+def _most_epochs(epochs: float, study: Study) -> float:
+    """Returns the epochs of the longest trial that the sweep may have."""
+    searched = [d.values for d in study.space.domains if d.key == "train.epochs"]
+    return max([epochs, *(float(value) for values in searched for value in values)])
