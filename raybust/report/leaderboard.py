@@ -7,11 +7,13 @@ the test set stands beside it with its protocol and never ranks. Stage report.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from raybust.errors import RequestError
+from raybust.report.columns import columns_of
 
 NAME = "leaderboard"
 
@@ -69,7 +71,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Leaderboard:
-    """A sweep that is done.
+    """A sweep, done or on its way.
 
     Attributes:
         sweep: its name.
@@ -87,6 +89,10 @@ class Leaderboard:
         search: how trials were scored, in one line.
         protocol: how the finalists were measured, in one line; "" where there were none.
         curve: picture of the finalists' certified accuracy, or None.
+        space: searched keys, each with domain, default and condition, in words.
+        running: trials that have not ended.
+        environment: name to version of what it ran on.
+        command: what runs it again.
     """
 
     sweep: str
@@ -103,6 +109,47 @@ class Leaderboard:
     search: str = ""
     protocol: str = ""
     curve: Path | None = None
+    space: tuple[tuple[str, str, str, str], ...] = ()
+    running: int = 0
+    environment: dict[str, str] = field(default_factory=dict)
+    command: str = ""
+
+    @property
+    def best(self) -> Entry | None:
+        """The trial that search puts first, or None."""
+        return self.entries[0] if self.entries else None
+
+    @property
+    def finalists(self) -> tuple[Entry, ...]:
+        """The trials that were measured on the test set, in the order of search."""
+        return tuple(entry for entry in self.entries if entry.final)
+
+    @property
+    def state(self) -> str:
+        """How many trials there are in each state, in one sentence."""
+        total = len(self.entries) + len(self.others) + self.running
+        states = [
+            f"{len(self.entries)} trained to the end",
+            f"{self.count('PRUNED')} stopped early",
+        ]
+        states.append(f"{self.count('FAIL')} failed")
+        if self.running:
+            states.append(f"{self.running} not ended yet")
+        return f"{total} trial{'s' * (total != 1)}: {', '.join(states)}."
+
+    @property
+    def why_empty(self) -> str:
+        """Why no trial is ranked; "" where one is."""
+        if self.entries:
+            return ""
+        reasons = sorted({entry.reason for entry in self.others if entry.reason})
+        if reasons:
+            return "No trial trained to its end: " + "; ".join(reasons)
+        if self.running:
+            return "No trial has trained to its end yet; the sweep goes on, or was interrupted."
+        if self.others:
+            return "No trial trained to its end: all were stopped early."
+        return "No trial was begun."
 
     def count(self, state: str) -> int:
         """Returns the number of trials that did not train to their end in that state."""
@@ -110,47 +157,24 @@ class Leaderboard:
 
     def markdown(self) -> str:
         """Returns the table with the protocol under it."""
-        radii = sorted(
-            {
-                float(key.rpartition("/")[2])
-                for entry in self.entries
-                for key in entry.certified or {}
-                if key.startswith("certified/accuracy_at/")
-            }
-        )
-        heads = ["rank", "trial", "method", "settings", "val. accuracy", self.metric,
-                 "test accuracy", "ACR", *(f"cert. at {radius:g}" for radius in radii)]  # fmt: skip
-        rows = [self._row(rank, entry, radii) for rank, entry in enumerate(self.entries, 1)]
-        widths = [max(len(row[i]) for row in (heads, *rows)) for i in range(len(heads))]
+        columns = columns_of(self)
+        heads = ["rank", *(column.head for column in columns)]
+        rows = [
+            [str(rank), *(column.cell(entry) for column in columns)]
+            for rank, entry in enumerate(self.entries, 1)
+        ]
+        cells = [[cell.replace("|", "\\|") for cell in row] for row in (heads, *rows)]
+        widths = [max(len(row[i]) for row in cells) for i in range(len(heads))]
         lines = [
             "| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |"
-            for row in (heads, ["-" * width for width in widths], *rows)
+            for row in (cells[0], ["-" * width for width in widths], *cells[1:])
         ]
-        total, pruned = len(self.entries) + len(self.others), self.count("PRUNED")
-        notes = [
-            f"{total} trials: {len(self.entries)} trained to the end, {pruned} stopped early,"
-            f" {self.count('FAIL')} failed. Ranked by {self.metric} on the validation part."
-        ]
+        notes = [f"{self.state} Ranked by {self.metric} on the validation part."]
+        if self.why_empty:
+            notes.append(self.why_empty)
         if self.protocol:
             notes.append(f"Columns from `test accuracy` on: {self.protocol}")
         return "\n".join([*lines, "", *notes])
-
-    def _row(self, rank: int, entry: Entry, radii: list[float]) -> list[str]:
-        settings = ", ".join(
-            f"{key.rpartition('.')[2]}={_short(value)}"
-            for key, value in entry.point.items()
-            if key != "method.name"
-        )
-        certified = entry.certified or {}
-        numbers = [
-            entry.metrics.get("validation/accuracy"),
-            entry.value,
-            entry.accuracy,
-            certified.get("certified/acr"),
-            *(certified.get(f"certified/accuracy_at/{radius:g}") for radius in radii),
-        ]
-        cells = ["" if number is None else f"{number:.4f}" for number in numbers]
-        return [str(rank), str(entry.trial), entry.method, settings, *cells]
 
     def plain(self) -> dict[str, Any]:
         """Returns the leaderboard as JSON data."""
@@ -172,6 +196,7 @@ class Leaderboard:
             plain[key] = tuple(_entry(entry) for entry in plain[key])
         plain["objectives"] = tuple((metric, mode) for metric, mode in plain["objectives"])
         plain |= {key: tuple(plain[key]) for key in ("constraints", "pareto")}
+        plain["space"] = tuple(tuple(row) for row in plain.get("space", ()))
         curve = plain["curve"] and folder / Path(plain["curve"]).name
         return cls(**plain | {"folder": folder, "curve": curve})
 
@@ -194,14 +219,20 @@ class Leaderboard:
 
 
 def _plain(item: Entry | Leaderboard) -> dict[str, Any]:
-    return {key: str(v) if isinstance(v, Path) else v for key, v in vars(item).items()}
+    return {key: _json(value) for key, value in vars(item).items()}
+
+
+def _json(value: Any) -> Any:
+    """Returns a value as strict JSON has it: no NaN, no infinity, no path."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _json(item) for key, item in value.items()}
+    return str(value) if isinstance(value, Path) else value
 
 
 def _entry(plain: dict[str, Any]) -> Entry:
-    history = {int(epoch): value for epoch, value in plain["history"].items()}
+    history = {int(epoch): v for epoch, v in plain["history"].items() if v is not None}
+    metrics = {key: value for key, value in plain["metrics"].items() if value is not None}
     log = plain["log"] and Path(plain["log"])
-    return Entry(**plain | {"history": history, "log": log})
-
-
-def _short(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    return Entry(**plain | {"history": history, "metrics": metrics, "log": log})
