@@ -1,0 +1,316 @@
+"""Pictures of a sweep: Pareto front, optimisation history, learning curves, importances, compute.
+
+All show search fidelity, the validation part; only the ring says which trials went on to the test
+set. PNG through matplotlib, without a display. Stage report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
+
+from raybust.report.columns import ACCURACY
+from raybust.report.leaderboard import Entry, Leaderboard
+from raybust.report.marks import (
+    RING,
+    STATES,
+    canvas,
+    cut,
+    every,
+    finite,
+    legend,
+    marks,
+    save,
+    sign,
+)
+from raybust.report.parallel import plot_parallel
+
+_GREYS = {"COMPLETE": "#0072B2", "PRUNED": "#E69F00", "FAIL": "#D55E00"}
+_NAMED = 12
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture with what is to be said about it.
+
+    Attributes:
+        title: in a few words.
+        caption: what is seen and how it is marked.
+        path: the file.
+    """
+
+    title: str
+    caption: str
+    path: Path
+
+
+def draw(board: Leaderboard, folder: Path) -> list[Picture]:
+    """Draws what there is to draw of a sweep; a picture without data is left out.
+
+    Args:
+        board: with any number of trials, none included.
+        folder: exists; the files go there.
+    """
+    front = "Pareto front" if board.objectives else "Metric and accuracy"
+    plans: list[tuple[str, str, str, Callable[[Leaderboard, Path], Path | None]]] = [
+        ("pareto", front, _FRONT_TEXT[bool(board.objectives)], plot_front),
+        ("history", "Optimisation history", _HISTORY_TEXT, plot_history),
+        ("learning", "Learning curves", _LEARNING_TEXT, plot_learning),
+        ("importances", "Parameter importances", _IMPORTANCE_TEXT, plot_importances),
+        ("parallel", "Parallel coordinates", _PARALLEL_TEXT, plot_parallel),
+        ("compute", "Compute spent", _COMPUTE_TEXT, plot_compute),
+    ]
+    found = []
+    for name, title, caption, plot in plans:
+        path = folder / f"{name}.png"
+        path.unlink(missing_ok=True)  # of an earlier state of the sweep
+        if plot(board, path) is not None:
+            found.append(Picture(title, caption.format(metric=board.metric), path))
+    return found
+
+
+_FRONT_TEXT = {
+    True: "Trials that trained to their end, on the validation part; the line bounds what the"
+    " Pareto set dominates. Hollow: misses a constraint. Ringed: went on to the test set.",
+    False: "Trials that trained to their end, on the validation part. Hollow: misses a constraint."
+    " Ringed: went on to the test set.",
+}
+_HISTORY_TEXT = (
+    "{metric} of each trial after its last epoch, and the best so far among those that trained to"
+    " their end and meet the constraints. Crosses at the foot are failed trials."
+)
+_LEARNING_TEXT = (
+    "{metric} by epoch; the best trial is thick, a bar ends a trial that was stopped early."
+)
+_IMPORTANCE_TEXT = (
+    "Share of the variance of {metric} that each searched key explains, as the study estimates it:"
+    " a hint from few trials, not a measurement."
+)
+_PARALLEL_TEXT = (
+    "One line for each trial, the better the darker. A key that a trial does not have leaves a"
+    " gap, which dots bridge for the best. Trials that failed are left out."
+)
+_COMPUTE_TEXT = (
+    "Images through the network in training (forward and backward), and seconds of training and"
+    " validation, summed over all trials of a method."
+)
+
+
+def plot_front(board: Leaderboard, path: Path) -> Path | None:
+    """Draws the objectives against each other, or the one metric against clean accuracy; returns
+    the path, or None where no trial trained to its end."""
+    pairs = _pairs(board)
+    known = marks(board)
+    shown = [e for e in board.entries if all(finite(_at(board, e, m)) for p in pairs for m in p)]
+    if not shown:
+        return None
+    figure, panels = canvas(7.2 if len(pairs) == 1 else 4.6 * len(pairs), 4.8, len(pairs))
+    for panel, (across, up) in zip(panels, pairs, strict=True):
+        panel.margins(0.08)
+        points = [(e, _at(board, e, across) or 0.0, _at(board, e, up) or 0.0) for e in shown]
+        for entry, x, y in points:
+            mark = known[entry.method]
+            inside = mark.color if entry.feasible is not False else "none"
+            panel.plot(
+                x, y, mark.marker, color=mark.color, markerfacecolor=inside, markersize=7, alpha=0.9
+            )
+        _front(panel, board, points, across if len(pairs) == 1 else None)
+        panel.set(xlabel=cut(_label(board, across)), ylabel=cut(_label(board, up)))
+    extra = [sign("misses a constraint", "o", markerfacecolor="none")] * bool(board.constraints)
+    extra += [sign("finalist", "o", **RING)] * any(e.final for e, *_ in points)
+    legend(figure, {name: mark for name, mark in known.items() if _has(shown, name)}, extra)
+    return save(figure, path)
+
+
+def plot_history(board: Leaderboard, path: Path) -> Path | None:
+    """Draws the metric by trial and the best so far; returns the path, None without a trial."""
+    trials, known = every(board), marks(board)
+    if not trials:
+        return None
+    figure, (axes,) = canvas()
+    for entry in trials:
+        mark = known[entry.method]
+        if entry.state == "FAIL" or not finite(entry.value):
+            foot = axes.get_xaxis_transform()
+            axes.plot(entry.trial, 0.02, "x", color=mark.color, transform=foot, clip_on=False)
+            continue
+        done = entry.state == "COMPLETE"
+        inside = mark.color if done and entry.feasible is not False else "none"
+        axes.plot(
+            entry.trial, entry.value, mark.marker if done else "1", color=mark.color,
+            markerfacecolor=inside, markersize=6 if done else 8,
+        )  # fmt: skip
+        if entry.final:
+            axes.plot(entry.trial, entry.value, "o", **RING)
+    steps = _best_so_far(board, trials)
+    extra = []
+    if steps:
+        axes.step(*zip(*steps, strict=True), where="post", color="black", linewidth=1.2)
+        extra.append(Line2D([], [], color="black", linewidth=1.2, label="best so far"))
+    signs = {"PRUNED": sign("stopped early", "1"), "FAIL": sign("failed", "x")}
+    extra += [line for state, line in signs.items() if board.count(state)]
+    extra += [sign("misses a constraint", "o", markerfacecolor="none")] * bool(board.constraints)
+    extra += [sign("finalist", "o", **RING)] * bool(board.finalists)
+    axes.set(xlabel="trial", ylabel=cut(_label(board, board.metric)))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.margins(x=0.03, y=0.08)
+    legend(figure, known, extra)
+    return save(figure, path)
+
+
+def plot_learning(board: Leaderboard, path: Path) -> Path | None:
+    """Draws the metric by epoch; returns the path, None where no trial has two epochs."""
+    curves = {
+        e.trial: sorted((k, v) for k, v in e.history.items() if finite(v)) for e in every(board)
+    }
+    if all(len(curve) < 2 for curve in curves.values()):
+        return None
+    known, best = marks(board), board.best
+    figure, (axes,) = canvas()
+    many = len(curves) > 40
+    for entry in every(board):
+        if not curves[entry.trial]:
+            continue
+        first = best is not None and entry.trial == best.trial
+        color = known[entry.method].color
+        alpha = 0.35 if entry.state != "COMPLETE" else 0.45 if many and not first else 0.85
+        axes.plot(
+            *zip(*curves[entry.trial], strict=True), color=color, alpha=alpha,
+            linestyle=known[entry.method].line, linewidth=2.6 if first else 1.2,
+            zorder=3 if first else 2,
+        )  # fmt: skip
+        if entry.state == "PRUNED":
+            axes.plot(*curves[entry.trial][-1], "|", color=color, markersize=8, alpha=0.7)
+    axes.set(xlabel="epoch", ylabel=cut(_label(board, board.metric)))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    stopped = [sign("stopped early", "|")] * bool(board.count("PRUNED"))
+    legend(figure, known, stopped, lines=True)
+    return save(figure, path)
+
+
+def plot_importances(board: Leaderboard, path: Path) -> Path | None:
+    """Draws the share of variance that each key explains; returns the path, None where unknown."""
+    found = sorted((v, key) for key, v in board.importances.items() if finite(v))
+    if not found:
+        return None
+    shares, keys = zip(*found, strict=True)
+    figure, (axes,) = canvas(height=1.2 + 0.32 * len(keys))
+    bars = axes.barh([cut(key) for key in keys], shares, color="#0072B2", height=0.65)
+    axes.bar_label(bars, [f"{100 * share:.0f} %" for share in shares], padding=3, fontsize=8)
+    axes.grid(visible=False, axis="y")
+    axes.set_xlim(0, max(*shares, 0.01) * 1.12)
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.set_xlabel(f"share of the variance of {cut(board.metric)}")
+    return save(figure, path)
+
+
+def plot_compute(board: Leaderboard, path: Path) -> Path | None:
+    """Draws passes and seconds by method and state; returns the path, None where none is known."""
+    trials = every(board)
+    if not any(entry.passes or entry.seconds for entry in trials):
+        return None
+    methods = sorted(marks(board), reverse=True)
+    figure, (left, right) = canvas(9.2, 1.6 + 0.3 * len(methods), 2)
+    for panel, measure, label in (
+        (left, lambda entry: entry.passes, "image passes"),
+        (right, lambda entry: entry.seconds, "seconds"),
+    ):
+        panel.grid(visible=False, axis="y")
+        start = np.zeros(len(methods))
+        for state, text in STATES.items():
+            spent = np.array(
+                [
+                    sum(measure(e) for e in trials if e.method == name and e.state == state)
+                    for name in methods
+                ]
+            )
+            panel.barh(
+                [cut(name) for name in methods], spent, left=start, height=0.65,
+                color=_GREYS[state], label=text,
+            )  # fmt: skip
+            start += spent
+        panel.set(xlabel=label, xlim=(0.0, max(*start, 1e-9) * 1.04))
+    left.xaxis.set_major_formatter(EngFormatter(sep=""))
+    right.tick_params(labelleft=False)
+    figure.legend(
+        *left.get_legend_handles_labels(),
+        loc="outside lower center", ncols=3, frameon=False, fontsize=8,
+    )  # fmt: skip
+    return save(figure, path)
+
+
+def _pairs(board: Leaderboard) -> list[tuple[str, str]]:
+    """Returns the metrics of each panel, across and up."""
+    if board.objectives:
+        return [(b, a) for a, b in combinations([metric for metric, _ in board.objectives][:3], 2)]
+    return [("passes" if board.metric == ACCURACY else ACCURACY, board.metric)]
+
+
+def _at(board: Leaderboard, entry: Entry, metric: str) -> float | None:
+    if metric == "passes":
+        return entry.passes
+    return entry.value if metric == board.metric else entry.metrics.get(metric)
+
+
+def _label(board: Leaderboard, metric: str) -> str:
+    if metric == "passes":
+        return "images through the network in training"
+    modes = {board.metric: board.mode, **dict(board.objectives)}
+    arrow = {"max": " (more is better)", "min": " (less is better)"}.get(modes.get(metric, ""), "")
+    return ("validation accuracy" if metric == ACCURACY else metric) + arrow
+
+
+def _front(
+    panel: Axes,
+    board: Leaderboard,
+    points: Sequence[tuple[Entry, float, float]],
+    across: str | None,
+) -> None:
+    """Draws the border of what the Pareto set dominates, rings the finalists, and names both.
+
+    Args:
+        panel: where.
+        board: the sweep.
+        points: trials with their places.
+        across: the metric across; None for a projection of more objectives, which has no border.
+    """
+    members = sorted((x, y) for entry, x, y in points if entry.trial in board.pareto)
+    if across and len(members) > 1:
+        where: Literal["pre", "post"] = (
+            "pre" if dict(board.objectives).get(across) == "max" else "post"
+        )
+        panel.step(*zip(*members, strict=True), where=where, color="0.3", linewidth=1.0, zorder=1)
+    named = sorted(
+        (x, y, entry.trial) for entry, x, y in points if entry.final or entry.trial in board.pareto
+    )
+    for place, (x, y, trial) in enumerate(named[:_NAMED]):
+        offset, side = ((7, 5), "left") if place % 2 else ((-7, -11), "right")
+        panel.annotate(
+            str(trial), (x, y), xytext=offset, textcoords="offset points", fontsize=8, ha=side
+        )
+    for entry, x, y in points:
+        if entry.final:
+            panel.plot(x, y, "o", **RING)
+
+
+def _best_so_far(board: Leaderboard, trials: Sequence[Entry]) -> list[tuple[int, float]]:
+    best, found = None, []
+    better = max if board.mode == "max" else min
+    for entry in trials:
+        if entry.state == "COMPLETE" and entry.feasible is not False and finite(entry.value):
+            best = entry.value if best is None else better(best, entry.value)
+        if best is not None:
+            found.append((entry.trial, best))
+    return found
+
+
+def _has(entries: Sequence[Entry], method: str) -> bool:
+    return any(entry.method == method for entry in entries)
