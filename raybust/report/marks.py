@@ -104,8 +104,8 @@ def sign(label: str, marker: str, **looks: Any) -> Line2D:
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Writes a picture; returns its path."""
-    figure.savefig(path, dpi=150)
+    """Writes a picture of at most 1,600 pixels across; returns its path."""
+    figure.savefig(path, dpi=min(150.0, 1600 / figure.get_size_inches()[0]))
     return path
 
 

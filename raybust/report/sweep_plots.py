@@ -45,11 +45,13 @@ class Picture:
         title: in a few words.
         caption: what is seen and how it is marked.
         path: the file.
+        whole: whether it needs a page's whole width.
     """
 
     title: str
     caption: str
     path: Path
+    whole: bool = False
 
 
 def draw(board: Leaderboard, folder: Path) -> list[Picture]:
@@ -73,7 +75,8 @@ def draw(board: Leaderboard, folder: Path) -> list[Picture]:
         path = folder / f"{name}.png"
         path.unlink(missing_ok=True)  # of an earlier state of the sweep
         if plot(board, path) is not None:
-            found.append(Picture(title, caption.format(metric=board.metric), path))
+            words = caption.format(metric=board.metric)
+            found.append(Picture(title, words, path, whole=name in ("parallel", "compute")))
     return found
 
 
@@ -131,9 +134,9 @@ def plot_front(board: Leaderboard, path: Path) -> Path | None:
 
 
 def plot_history(board: Leaderboard, path: Path) -> Path | None:
-    """Draws the metric by trial and the best so far; returns the path, None without a trial."""
+    """Draws the metric by trial and the best so far; returns the path, None without a value."""
     trials, known = every(board), marks(board)
-    if not trials:
+    if not any(finite(entry.value) for entry in trials):
         return None
     figure, (axes,) = canvas()
     for entry in trials:
@@ -239,6 +242,8 @@ def plot_compute(board: Leaderboard, path: Path) -> Path | None:
             start += spent
         panel.set(xlabel=label, xlim=(0.0, max(*start, 1e-9) * 1.04))
     left.xaxis.set_major_formatter(EngFormatter(sep=""))
+    left.set_ylim(-0.7, len(methods) - 0.3)
+    right.set_ylim(-0.7, len(methods) - 0.3)
     right.tick_params(labelleft=False)
     figure.legend(
         *left.get_legend_handles_labels(),
