@@ -39,6 +39,7 @@ from raybust.track.names import (
     safe_run_key,
     safe_value,
 )
+from raybust.track.registry import register_version
 from raybust.track.uri import safe_uri
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class _Batch:
                 (safe_key(key), safe_number(value), entry["t"], entry["step"])
                 for key, value in entry["values"].items()
             ]
-        elif kind in ("artifact", "text"):
+        elif kind in ("artifact", "text", "register"):
             self.files.append(offset)
         elif kind == "tags":
             self._tag(entry["tags"])
@@ -246,20 +247,24 @@ class Delivery:
             self._send_items(run_id, items[middle:])
 
     def _upload(self, file: BinaryIO) -> None:
-        """Uploads the pending files in order; one that fails for now does not hold the others."""
+        """Uploads the pending files in order; one that fails for now does not hold the others, but
+        the registration that comes after it."""
         assert self._ack is not None
         failed: Exception | None = None
         for offset in self._ack.pending:
             file.seek(offset)
             entry = json.loads(file.readline())
+            if failed is not None and entry["e"] == "register":
+                continue
             try:
                 self._upload_entry(self._ack.run_id, entry)
             except Exception as error:
                 if not (is_permanent(error) or isinstance(error, FileNotFoundError)):
                     failed = error
                     continue
-                what = entry["name"] if entry["e"] == "text" else entry["path"]
-                self._reject({"artifact": what}, reason_of(error, self._uri))
+                key = {"text": "name", "artifact": "path", "register": "model"}[entry["e"]]
+                kind = "model" if entry["e"] == "register" else "artifact"
+                self._reject({kind: entry[key]}, reason_of(error, self._uri))
             pending = tuple(other for other in self._ack.pending if other != offset)
             self._ack = dataclasses.replace(self._ack, pending=pending)
             save_ack(self.journal, self._ack)
@@ -270,6 +275,10 @@ class Delivery:
         assert self._client is not None
         if entry["e"] == "text":
             self._client.log_text(run_id, entry["content"], safe_key(entry["name"]))
+            return
+        if entry["e"] == "register":
+            with store_lock(self._uri):
+                register_version(self._client, run_id, entry)
             return
         path = self.journal.parent / entry["path"]
         if not path.exists():

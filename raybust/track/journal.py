@@ -12,7 +12,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, get_args
@@ -44,6 +44,7 @@ class Journal:
         self.attempt = 0
         self._points: set[tuple[str, int]] = set()
         self._texts: dict[str, str] = {}
+        self._registered: dict[str, Any] = {}
         self._lock = threading.Lock()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
@@ -126,6 +127,41 @@ class Journal:
         if self._texts.get(name) != content:
             self._append({"e": "text", "content": content, "name": name})
 
+    def register(
+        self,
+        model: str,
+        files: Sequence[str | Path],
+        *,
+        folder: str,
+        digest: str,
+        description: str = "",
+        tags: Mapping[str, object] | None = None,
+    ) -> None:
+        """Records files for upload, and then for registration as a version of a model; what is
+        recorded already in these words is not recorded again.
+
+        Args:
+            model: name of the registered model.
+            files: the first holds the weights.
+            folder: artifact folder of the files, the version's source.
+            digest: of the weights: the same digest of the same run is the same version.
+            description: of the version.
+            tags: of the version; values become text.
+        """
+        entry = {
+            "e": "register",
+            "model": model,
+            "folder": folder,
+            "file": Path(files[0]).name,
+            "digest": digest,
+            "description": description,
+            "tags": _texts(tags or {}),
+        }
+        if entry != self._registered:
+            for path in files:
+                self.artifact(path, folder)
+            self._append(entry)
+
     def tags(self, tags: Mapping[str, object]) -> None:
         """Sets tags; the last value of a key wins."""
         self._append({"e": "tags", "tags": _texts(tags)})
@@ -189,6 +225,8 @@ class Journal:
             self._points.update((key, entry["step"]) for key in entry["values"])
         elif entry["e"] == "text":
             self._texts[entry["name"]] = entry["content"]
+        elif entry["e"] == "register":
+            self._registered = {key: value for key, value in entry.items() if key != "t"}
 
 
 def decode(line: bytes) -> dict[str, Any] | None:

@@ -27,6 +27,11 @@ def safe_key(name: str) -> str:
     return key if len(key) <= KEY_LIMIT else f"{key[: KEY_LIMIT - 9]}_{_digest(name)}"
 
 
+def safe_model(name: str) -> str:
+    """Returns a name of a registered model that MLflow accepts: as a key's, without "/" and ":"."""
+    return re.sub(r"[/:]", "_", safe_key(name))
+
+
 def safe_value(text: str, limit: int) -> str:
     """Returns a value of at most `limit` characters that any database can hold: no NUL, no lone
     surrogate."""
