@@ -120,6 +120,8 @@ def tune(
         print_config(config, as_json)
         if not as_json:
             print_table(("key", "domain", "default", "when"), list(domains.rows()))
+            always = sum(not domain.when for domain in domains.domains)
+            click.echo(f"{len(domains.domains)} dimensions, {always} of them in every trial")
         return
     if _submitted(address):
         return

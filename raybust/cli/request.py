@@ -27,8 +27,9 @@ def read_leaves(
     arguments = list(settings)
     if arguments and "=" not in arguments[0]:
         path = arguments.pop(0)
-        tree = configuration.read_yaml(_packaged(path))
-        block = tree.pop("search", None)
+        file = _packaged(path)
+        tree = configuration.read_yaml(file)
+        block = configuration.expand(tree.pop("search", None), Path(file))
         leaves += configuration.leaves_of(tree, path)
     leaves += configuration.leaves_of_arguments(arguments)
     keys = {"name": "name", "out": "out", "workers": "cluster.workers"}

@@ -1,4 +1,4 @@
-"""The leaderboard of a sweep from its study: ranks, constraints, Pareto set, importances. Stage tune.
+"""The leaderboard of a sweep from its study: ranks, constraints, Pareto set, importances.
 
 Nothing is measured here; what finalists reached is handed in, or read from the leaderboard that
 lies there.
@@ -101,7 +101,7 @@ def _entry(record: TrialRecord, folder: Path, measured: Entry | None) -> Entry:
     known = runs.read_identity(trial).config["method"] if (trial / runs.IDENTITY).exists() else {}
     entry = Entry(
         record.number,
-        known.get("name", record.point.get("method.name", "?")),
+        str(known.get("name", record.point.get("method.name", ""))),
         record.state,
         record.point,
         record.value,

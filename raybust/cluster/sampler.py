@@ -11,6 +11,14 @@ from raybust.config import Config
 from raybust.errors import RequestError
 
 
+class Grid(optuna.samplers.GridSampler):
+    """The grid, which a sweep asks whether it is exhausted; Optuna's own would stop a loop that
+    does not run here."""
+
+    def after_trial(self, *trial: Any) -> None:
+        """Does nothing."""
+
+
 def make_sampler(config: Config, space: Space, seed: int) -> optuna.samplers.BaseSampler:
     """Returns the sampler of a sweep.
 
@@ -43,7 +51,7 @@ def make_sampler(config: Config, space: Space, seed: int) -> optuna.samplers.Bas
     if part.sampler == "qmc":  # one sequence over all starts
         return samplers.QMCSampler(seed=config.seed % 2**32, scramble=True, **quiet)
     if part.sampler == "grid":
-        return samplers.GridSampler({d.name: d.grid() for d in space.domains}, seed=config.seed)
+        return Grid({d.name: d.grid() for d in space.domains}, seed=config.seed)
     return samplers.RandomSampler(seed=seed)
 
 

@@ -16,10 +16,11 @@ from pathlib import Path
 
 import optuna
 from optuna.storages.journal import JournalFileBackend
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from raybust.cluster.sampler import make_sampler
+from raybust.cluster.sampler import Grid, make_sampler
 from raybust.cluster.space import Point, Space
 from raybust.config import Config
 from raybust.errors import RequestError
@@ -27,6 +28,7 @@ from raybust.errors import RequestError
 POINT, REASON, METRICS, HISTORY, EARLIER = "point", "reason", "metrics", "history", "earlier"
 FINISHED = ("COMPLETE", "PRUNED", "FAIL")
 _SPACE, _SWEEP = "space", "sweep"
+_UNUSABLE = (SQLAlchemyError, OSError, optuna.exceptions.StorageInternalError)
 _LOCKED_S = 20
 _NEVER = 1e9
 """Violation of a constraint whose metric is not a number."""
@@ -94,9 +96,9 @@ class Study:
         drawn = hashlib.blake2b(f"{config.seed}/{len(trials)}".encode(), digest_size=4)
         self.study.sampler = make_sampler(config, space, int.from_bytes(drawn.digest()))
         self._open: dict[int, optuna.Trial] = {}
-        if not trials:
-            for point in first:
-                self.study.enqueue_trial(space.named(point), skip_if_exists=True)
+        for point in first:
+            if named := space.named(point):
+                self.study.enqueue_trial(named, skip_if_exists=True)
 
     def learn(self, trials: Sequence[FrozenTrial], name: str) -> int:
         """Adds finished trials of another sweep, whose points lie in this space, for the sampler
@@ -128,7 +130,7 @@ class Study:
     def ask(self) -> tuple[int, Point] | None:
         """Returns number and point of a new trial; None where a grid is exhausted."""
         grid = self.study.sampler
-        if isinstance(grid, optuna.samplers.GridSampler) and grid.is_exhausted(self.study):
+        if isinstance(grid, Grid) and grid.is_exhausted(self.study):
             return None
         trial = self.study.ask()
         point = self.space.suggest(trial)
@@ -232,18 +234,16 @@ class Study:
                 )
             self.study.set_user_attr(_SWEEP, uid)
             self.study.set_user_attr(_SPACE, rows)
-        except (SQLAlchemyError, OSError, optuna.exceptions.StorageInternalError) as error:
+        except _UNUSABLE as error:
             raise _unusable(error) from None
 
     def _constrain(self, trial: optuna.Trial) -> None:
         """Tells the sampler how far the last epoch is beyond each constraint."""
         metrics = trial.user_attrs.get(METRICS, {})
         for (key, sign, number), text in zip(self._bounds, self._texts(), strict=True):
-            value = metrics.get(key)
-            beyond = (
-                math.inf if value is None else number - value if sign == ">=" else value - number
-            )
-            trial.set_constraint(text, min(beyond, 1e9))
+            value = metrics.get(key, math.nan)
+            beyond = number - value if sign == ">=" else value - number
+            trial.set_constraint(text, beyond if math.isfinite(beyond) else _NEVER)
 
     def _texts(self) -> list[str]:
         return [" ".join(map(str, bound)) for bound in self._bounds]
@@ -283,9 +283,7 @@ def open_study(config: Config, folder: Path) -> optuna.Study:
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-    directions = [
-        "maximize" if m == "max" else "minimize" for m in config.tune.directions().values()
-    ]
+    names = {"max": StudyDirection.MAXIMIZE, "min": StudyDirection.MINIMIZE}
     try:
         return optuna.create_study(
             storage=_storage(config.tune.storage or f"sqlite:///{folder / 'study.db'}"),
@@ -293,7 +291,7 @@ def open_study(config: Config, folder: Path) -> optuna.Study:
             directions=[names[mode] for mode in config.tune.directions().values()],
             load_if_exists=True,
         )
-    except (SQLAlchemyError, ImportError, ValueError, OSError) as error:
+    except (*_UNUSABLE, ImportError, ValueError) as error:
         raise _unusable(error) from None
 
 
@@ -306,7 +304,7 @@ def _storage(place: str) -> optuna.storages.BaseStorage:
 
 
 def _unusable(error: Exception) -> RequestError:
-    text = " ".join(str(error).split("\n")[0].split())
+    text = " ".join(str(error.__cause__ or error).split("\n")[0].split())
     return RequestError(
         f"tune.storage: the study cannot be opened: {text}; wait for who holds it, or choose"
         " another storage"

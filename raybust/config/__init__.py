@@ -12,6 +12,7 @@ from raybust.config.compose import (
     read_yaml,
     to_dict,
 )
+from raybust.config.include import expand
 from raybust.config.options import Section, domain, option
 from raybust.config.schema import Config
 
@@ -23,6 +24,7 @@ __all__ = [
     "compose",
     "difference",
     "domain",
+    "expand",
     "fingerprint",
     "from_dict",
     "leaves_of",

@@ -82,16 +82,82 @@ def test_every_sample_is_a_configuration(points):
             assert config.method.sigma == point["method.sigma"]
 
 
-def test_defaults():
-    expected = {"train.lr": 0.05, "train.ema": 0.3, "train.optimizer": "adamw"}
-    assert parse(TEXT).defaults() == expected
+def test_first_points_are_the_defaults_of_each_method():
+    """A domain's own default, else the schema's where it lies in the domain, else it is drawn."""
+    shared = {"train.lr": 0.05, "train.ema": 0.3, "train.batch_size": 128}
+    shared |= {"train.optimizer": "adamw", "train.clip_norm": None}  # 30 epochs are outside
+    assert parse(TEXT).first_points([], methods.get) == [
+        {"method.name": "standard", **shared},
+        {"method.name": "gaussian", "method.sigma": 0.25, **shared},
+    ]
+    lr = parse("train.lr: {float: [0.01, 1.0]}")
+    assert lr.first_points([], methods.get) == [{"train.lr": 0.05}]
 
 
-def test_defaults_are_enqueued_and_drawn():
+def test_first_points_are_enqueued_and_drawn():
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    study.enqueue_trial(parse(TEXT).defaults())
-    point = parse(TEXT).suggest(study.ask())
-    assert point.items() >= parse(TEXT).defaults().items()
+    for first in parse(TEXT).first_points([], methods.get):
+        study.enqueue_trial(parse(TEXT).named(first))
+        assert parse(TEXT).suggest(study.ask()).items() >= first.items()
+
+
+# One key, several domains
+
+TWO = """
+method.name: {choice: [trades, macer, standard]}
+method.beta@trades: {float: [1.0, 12.0], when: {method.name: trades}}
+method.beta@macer: {float: [2.0, 32.0], default: 16.0, when: {method.name: macer}}
+train.ema: {float: [0.0, 0.5], when: {method.name: [trades, macer]}}
+"""
+
+
+def test_a_key_may_have_a_domain_for_each_condition():
+    space = parse(TWO)
+    space.check([], methods.get)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    seen = {}
+    for _ in range(100):
+        trial = study.ask()
+        point = space.suggest(trial)
+        assert space.contains(point)
+        assert trial.params == space.named(point)
+        assert space.distributions(point) == trial.distributions
+        seen.setdefault(point["method.name"], []).append(point.get("method.beta"))
+        study.tell(trial, 0.0)
+    assert set(seen["standard"]) == {None}
+    assert max(seen["trades"]) <= 12 < max(seen["macer"])
+    assert min(seen["trades"]) < 2 <= min(seen["macer"])
+    assert [p.get("method.beta") for p in space.first_points([], methods.get)] == [6.0, 16.0, None]
+
+
+@pytest.mark.parametrize(
+    ("point", "within"),
+    [
+        ({"method.name": "standard"}, True),
+        ({"method.name": "standard", "method.beta": 6.0}, False),
+        ({"method.name": "trades", "method.beta": 6.0, "train.ema": 0.1}, True),
+        ({"method.name": "trades", "method.beta": 20.0, "train.ema": 0.1}, False),
+        ({"method.name": "macer", "method.beta": 20.0, "train.ema": 0.1}, True),
+        ({"method.name": "trades", "train.ema": 0.1}, False),
+    ],
+)
+def test_a_space_contains_whole_points_alone(point, within):
+    assert parse(TWO).contains(point) == within
+
+
+def test_domains_of_one_key_must_exclude_each_other():
+    text = TWO + "method.beta@again: {float: [1.0, 2.0], when: {method.name: [macer, standard]}}"
+    with pytest.raises(RequestError, match=r"stands beside method.beta@macer; give each a `when`"):
+        parse(text)
+
+
+def test_a_point_of_the_user_is_held_against_the_domain_of_its_condition():
+    space = parse(TWO)
+    space.check_point({"method.name": "macer", "method.beta": 20.0})
+    with pytest.raises(RequestError, match=r"got 20.0, expected float in \[1, 12\]"):
+        space.check_point({"method.name": "trades", "method.beta": 20.0})
+    with pytest.raises(RequestError, match=r"the keys of its `when` beside it"):
+        space.check_point({"method.beta": 6.0})
 
 
 def test_samples_survive_the_database(tmp_path):

@@ -2,6 +2,8 @@
 
 import fcntl
 import math
+import sqlite3
+import statistics
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,9 +12,11 @@ import kit
 import optuna
 import pytest
 
+from raybust import config as configuration
+from raybust import methods
 from raybust.cluster.space import Space
 from raybust.cluster.study import Study
-from raybust.config.schema import Tune
+from raybust.config.tune import Tune
 from raybust.errors import RequestError
 
 SPACE = Space.parse(
@@ -27,12 +31,34 @@ SPACE = Space.parse(
 DEFAULTS = {"method.name": "gaussian", "method.sigma": 0.5, "train.lr": 0.1}
 
 
+METRIC = "certified_fast/acr"
+
+
+def study_of(folder, *, space=SPACE, seed=0, uid="mine", points=(), first=None, **changes):
+    folder.mkdir(exist_ok=True)
+    config = configuration.compose([], methods.get)
+    config = replace(config, tune=replace(Tune(), **changes), seed=seed)
+    first = [DEFAULTS if space is SPACE else {}] if first is None else first
+    return Study(config, space, folder, uid, [*first, *points])
+
+
 @pytest.fixture
 def open_study(tmp_path):
-    def open_study(seed=0, **changes):
-        return Study(replace(Tune(), **changes), SPACE, tmp_path, "sweep", seed)
+    def open_study(**given):
+        return study_of(tmp_path / "sweep", **given)
 
     return open_study
+
+
+@pytest.fixture
+def bare(tmp_path):
+    """Opens the same study by Optuna alone."""
+
+    def bare(name="sweep"):
+        url = f"sqlite:///{tmp_path / name / 'study.db'}"
+        return optuna.load_study(study_name=name, storage=url)
+
+    return bare
 
 
 def ask(study, count):
@@ -72,13 +98,14 @@ def test_every_state_is_what_it_was(open_study):
     study = open_study()
     ask(study, 6)
     for number in range(5):
-        study.report(number, 1, 0.1 * number, {"a/b": 1.0})
-    study.report(0, 2, 0.7, {"a/b": 2.0})
-    study.complete(0, 0.7)
+        study.report(number, 1, 0.1 * number, {METRIC: 0.1 * number})
+    study.report(0, 2, 0.7, {METRIC: 0.7})
+    study.complete(0)
     study.prune(1)
     study.fail(2, "it broke")
-    study.complete(3, math.nan)
-    study.report(4, 2, math.nan, {"a/b": 3.0})
+    study.report(3, 2, math.nan, {METRIC: math.nan})
+    study.complete(3)
+    study.report(4, 2, math.nan, {METRIC: math.nan, "a/b": 3.0})
     for found in (study, open_study()):
         records = found.records()
         assert [r.number for r in records] == list(range(6))
@@ -89,14 +116,14 @@ def test_every_state_is_what_it_was(open_study):
             None,
             None,
             "it broke",
-            "its value is nan",
+            f"its {METRIC} is nan",
             None,
             None,
         ]
         assert [r.epoch for r in records] == [2, 1, 1, 1, 1, 0]
         assert [r.value for r in records] == [0.7, 0.1, 0.2, pytest.approx(0.3), 0.4, None]
-        assert records[0].metrics == {"a/b": 2.0}
-        assert records[4].metrics == {"a/b": 3.0}
+        assert records[0].metrics == {METRIC: 0.7}
+        assert records[4].metrics["a/b"] == 3.0
         assert records[5].metrics == {}
         assert records[0].point == DEFAULTS
         assert found.finished() == 4
@@ -105,38 +132,38 @@ def test_every_state_is_what_it_was(open_study):
 def test_what_was_running_is_handed_out_again_and_nothing_else(open_study):
     study = open_study()
     asked = ask(study, 4)
-    study.report(2, 1, 0.5, {})
-    study.complete(0, 0.9)
+    study.report(2, 1, 0.5, {METRIC: 0.5})
+    study.report(0, 1, 0.9, {METRIC: 0.9})
+    study.complete(0)
     study.prune(1)
     del study
     again = open_study()
     assert again.interrupted() == asked[2:]
-    again.report(2, 1, 0.5, {})  # an epoch repeated after a resume is no error
-    again.report(2, 2, 0.6, {})
-    again.complete(2, 0.6)
+    again.report(2, 1, 0.5, {METRIC: 0.5})  # an epoch repeated after a resume is no error
+    again.report(2, 2, 0.6, {METRIC: 0.6})
+    again.complete(2)
     again.fail(3, "no")
     assert [r.state for r in again.records()] == ["COMPLETE", "PRUNED", "COMPLETE", "FAIL"]
     assert again.interrupted() == []
     assert again.ask()[0] == 4
 
 
-def test_a_trial_that_died_before_it_had_its_point_gets_it_and_keeps_its_number(
-    open_study, tmp_path
-):
+def test_a_trial_that_died_before_it_had_its_point_gets_it_and_keeps_its_number(open_study, bare):
     points = ({"method.name": "standard", "train.lr": 0.02},)
     open_study(points=points)
-    bare = optuna.load_study(study_name="sweep", storage=f"sqlite:///{tmp_path / 'study.db'}")
-    bare.ask()  # killed before anything was drawn
-    half = bare.ask()  # killed when one key was
+    plain = bare()
+    plain.ask()  # killed before anything was drawn
+    half = plain.ask()  # killed when one key was
     half.suggest_categorical("method.name", ["standard", "gaussian"])
-    bare.ask()
+    plain.ask()
     again = open_study(points=points)
     found = again.interrupted()
     assert found[:2] == [(0, DEFAULTS), (1, points[0])]
     assert found[2][0] == 2
     assert again.ask()[0] == 3
     assert [r.state for r in again.records()] == ["RUNNING"] * 4
-    again.complete(0, 0.5)
+    again.report(0, 1, 0.5, {METRIC: 0.5})
+    again.complete(0)
     assert again.finished() == 1
 
 
@@ -152,20 +179,19 @@ def test_a_second_start_draws_other_points_than_the_first(tmp_path):
     def draw(name, starts):
         found = []
         for _ in range(starts):
-            study = Study(Tune(sampler="random"), SPACE, tmp_path, name, 0)
+            study = study_of(tmp_path / name, sampler="random")
             found += [point["train.lr"] for _, point in ask(study, 6 // starts)]
         return found
 
     whole, parts = draw("whole", 1), draw("parts", 2)
     assert len(set(parts)) == 6
     assert draw("again", 1) == whole
-    assert Study(Tune(), SPACE, tmp_path, "other", 1).ask()[1] == DEFAULTS
+    assert study_of(tmp_path / "other", seed=1).ask()[1] == DEFAULTS
 
 
-def test_the_direction_is_as_configured(open_study, tmp_path):
+def test_the_direction_is_as_configured(open_study, bare):
     open_study(mode="min")
-    study = optuna.load_study(study_name="sweep", storage=f"sqlite:///{tmp_path / 'study.db'}")
-    assert study.direction.name == "MINIMIZE"
+    assert bare().direction.name == "MINIMIZE"
 
 
 @pytest.mark.parametrize(
@@ -176,7 +202,7 @@ def test_the_direction_is_as_configured(open_study, tmp_path):
         ("sqlite:///{folder}/text.db", "not a database"),
         ("foo://bar", "foo"),
         ("nonsense", "URL"),
-        ("mysql+pymysql://somebody:secret@nowhere/study", "Failed to import"),
+        ("mysql+pymysql://somebody:secret@nowhere/study", "pymysql"),
     ],
 )
 def test_a_storage_that_cannot_be_opened_is_one_line(open_study, tmp_path, storage, expected):
@@ -194,7 +220,210 @@ def test_a_storage_elsewhere_is_used(open_study, tmp_path):
     file = tmp_path / "elsewhere.db"
     open_study(storage=f"sqlite:///{file}").ask()
     assert file.exists()
-    assert not (tmp_path / "study.db").exists()
+    assert not (tmp_path / "sweep" / "study.db").exists()
+
+
+def test_a_journal_file_is_a_storage_too(open_study, tmp_path):
+    study = open_study(storage=f"journal:{tmp_path / 'log'}")
+    run(study, 3)
+    assert (tmp_path / "log").exists()
+    again = open_study(storage=f"journal:{tmp_path / 'log'}")
+    assert [r.state for r in again.records()] == ["COMPLETE"] * 3
+
+
+def test_a_storage_that_is_read_only_is_one_line(open_study, tmp_path):
+    run(open_study(), 1)
+    file = tmp_path / "sweep" / "study.db"
+    with pytest.raises(RequestError, match=r"tune.storage: .*readonly"):
+        open_study(storage=f"sqlite:///file:{file}?mode=ro&uri=true")
+
+
+def test_a_storage_that_another_holds_is_one_line(open_study, tmp_path, monkeypatch):
+    monkeypatch.setattr("raybust.cluster.study._LOCKED_S", 0.1)
+    run(open_study(), 1)
+    with sqlite3.connect(tmp_path / "sweep" / "study.db") as holder:
+        holder.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(RequestError, match=r"tune.storage: .*locked"):
+            open_study()
+        holder.rollback()
+
+
+def test_two_sweeps_never_mix_in_one_storage(open_study, tmp_path):
+    shared = f"sqlite:///{tmp_path / 'shared.db'}"
+    run(open_study(storage=shared), 1)
+    with pytest.raises(RequestError, match="has a study 'sweep' of another sweep"):
+        open_study(storage=shared, uid="theirs")
+    assert open_study(storage=shared).finished() == 1
+
+
+def test_a_study_of_another_space_is_refused_with_the_difference(open_study):
+    run(open_study(), 1)
+    other = {
+        "method.name": {"choice": ["standard", "gaussian"], "default": "gaussian"},
+        "train.lr": {"float": [0.01, 2.0], "log": True, "default": 0.1},
+    }
+    with pytest.raises(RequestError) as found:
+        open_study(space=Space.parse(other))
+    assert "its study has another space, in method.sigma, train.lr" in str(found.value)
+
+
+# Several objectives, constraints
+
+BOTH = {"objectives": (f"max {METRIC}", "max validation/accuracy")}
+
+
+def run(study, count, value=lambda point: point["train.lr"], **others):
+    """Asks for trials and completes them."""
+    for _ in range(count):
+        number, point = study.ask()
+        metrics = {METRIC: value(point), **{k: f(point) for k, f in others.items()}}
+        study.report(number, 1, metrics[METRIC], metrics)
+        study.complete(number)
+    return study.records()
+
+
+def test_the_pareto_set_is_what_nothing_dominates(open_study):
+    study = open_study(**BOTH)
+    values = [(1, 5), (2, 4), (2, 3), (3, 1), (0, 5), (3, 1)]
+    numbers = iter(values)
+    for first, second in numbers:
+        number, _ = study.ask()
+        study.report(number, 1, first, {METRIC: first, "validation/accuracy": second})
+        study.complete(number)
+    assert study.pareto() == [0, 1, 3, 5]
+    assert [t.number for t in study.study.best_trials] == [0, 1, 3, 5]
+    assert [r.value for r in study.records()] == [first for first, _ in values]
+
+
+def test_a_stopped_trial_of_several_objectives_keeps_its_history(open_study):
+    study = open_study(**BOTH)
+    number, _ = study.ask()
+    study.report(number, 1, 0.2, {METRIC: 0.2, "validation/accuracy": 0.4})
+    study.report(number, 2, 0.3, {METRIC: 0.3, "validation/accuracy": 0.5})
+    study.prune(number)
+    (record,) = study.records()
+    assert (record.state, record.history, record.value) == ("PRUNED", {1: 0.2, 2: 0.3}, 0.3)
+    assert study.ask() is not None
+
+
+def test_an_objective_that_is_not_finite_fails_the_trial(open_study):
+    study = open_study(**BOTH)
+    number, _ = study.ask()
+    study.report(number, 1, 0.2, {METRIC: 0.2, "validation/accuracy": math.nan})
+    study.complete(number)
+    assert study.records()[0].reason == "its validation/accuracy is nan"
+
+
+def test_trials_know_whether_they_meet_the_constraints(open_study):
+    study = open_study(constraints=("validation/accuracy >= 0.8", "train/loss <= 1"))
+    for accuracy, loss in ((0.9, 0.5), (0.8, 1.0), (0.79, 0.5), (0.9, 1.1), (math.nan, 0.5)):
+        number, _ = study.ask()
+        metrics = {METRIC: 0.5, "validation/accuracy": accuracy, "train/loss": loss}
+        study.report(number, 1, 0.5, metrics)
+        study.complete(number)
+    assert [r.feasible for r in study.records()] == [True, True, False, False, False]
+    number, _ = study.ask()
+    assert study.records()[-1].feasible is None
+
+
+def test_the_sampler_avoids_what_breaks_a_constraint(tmp_path):
+    """The metric rises with the rate and the constraint forbids its upper half."""
+    space = Space.parse({"train.lr": {"float": [0.0, 1.0]}})
+
+    def share(constraints):
+        study = study_of(
+            tmp_path / str(len(constraints)), space=space, startup=5, constraints=constraints,
+        )  # fmt: skip
+        records = run(study, 40, **{"validation/accuracy": lambda point: 1 - point["train.lr"]})
+        late = [record.point["train.lr"] for record in records[20:]]
+        return sum(rate <= 0.5 for rate in late) / len(late)
+
+    assert share(("validation/accuracy >= 0.5",)) >= 0.6
+    assert share(()) <= 0.4
+
+
+# Samplers
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "cmaes", "nsga2", "qmc", "random"])
+def test_every_sampler_searches_a_conditional_space_and_goes_on_after_a_kill(open_study, sampler):
+    options = {"sampler": sampler, "startup": 2, "population": 3}
+    run(open_study(**options), 4)
+    records = run(open_study(**options), 4)
+    assert [record.state for record in records] == ["COMPLETE"] * 8
+    assert records[0].point == DEFAULTS
+    points = [tuple(record.point.items()) for record in records]
+    assert len(set(points)) >= 7
+    assert all(SPACE.contains(record.point) for record in records)
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "cmaes"])
+def test_samplers_that_model_beat_the_random_one(tmp_path, sampler):
+    space = Space.parse({"train.lr": {"float": [0.0, 1.0]}, "train.ema": {"float": [0.0, 0.9]}})
+
+    def value(point):
+        return -((point["train.lr"] - 0.123) ** 2) - (point["train.ema"] - 0.456) ** 2
+
+    def late(name):
+        study = study_of(tmp_path / name, space=space, startup=5, sampler=name)
+        return statistics.median(record.value for record in run(study, 30, value)[15:])
+
+    assert late(sampler) > late("random") / 2
+
+
+def test_a_grid_is_walked_once_and_then_exhausted(open_study):
+    space = Space.parse(
+        {
+            "train.epochs": {"int": [2, 6], "step": 2},
+            "train.optimizer": {"choice": ["sgd", "adamw"]},
+        }
+    )
+    options = {"space": space, "sampler": "grid", "first": []}
+    run(open_study(**options), 4, lambda point: 1.0)
+    study = open_study(**options)
+    records = run(study, 2, lambda point: 1.0)
+    assert {tuple(r.point.values()) for r in records} == {
+        (epochs, name) for epochs in (2, 4, 6) for name in ("sgd", "adamw")
+    }
+    assert study.ask() is None
+
+
+# Warm start
+
+
+def test_what_an_earlier_sweep_found_is_where_the_next_one_begins(tmp_path):
+    space = Space.parse({"train.lr": {"float": [0.0, 1.0]}})
+
+    def value(point):
+        return -abs(point["train.lr"] - 0.9)
+
+    earlier = study_of(tmp_path / "earlier", space=space, first=[], startup=5)
+    run(earlier, 20, value)
+    study = study_of(tmp_path / "sweep", space=space, first=[], startup=5)
+    assert study.learn(earlier.study.get_trials(), "earlier") == 20
+    assert (study.finished(), study.records()) == (0, [])
+    records = run(study, 6, value)
+    assert records[0].number == 20
+    assert statistics.median(record.point["train.lr"] for record in records) > 0.7
+    cold = study_of(tmp_path / "cold", space=space, first=[], startup=5)
+    assert statistics.median(r.point["train.lr"] for r in run(cold, 6, value)) < 0.7
+
+
+def test_only_trials_that_lie_in_the_space_are_learned_from(tmp_path):
+    earlier = study_of(tmp_path / "earlier", sampler="random")
+    run(earlier, 12)
+    number, _ = earlier.ask()
+    earlier.fail(number, "no")
+    fitting = [r for r in earlier.records() if r.point["train.lr"] <= 0.1 and r.state == "COMPLETE"]
+    narrow = Space.parse(
+        {
+            "method.name": {"choice": ["standard", "gaussian"]},
+            "method.sigma": {"float": [0.1, 1.0], "log": True, "when": {"method.name": "gaussian"}},
+            "train.lr": {"float": [0.01, 0.1], "log": True},
+        }
+    )
+    study = study_of(tmp_path / "sweep", space=narrow)
+    assert 0 < study.learn(earlier.study.get_trials(), "earlier") == len(fitting) < 12
 
 
 def test_two_commands_never_share_a_sweep(out, tmp_path):
