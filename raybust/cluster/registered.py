@@ -85,7 +85,8 @@ def describe(board: Leaderboard, entry: Entry, digest: str) -> str:
     """
     lines = [
         f"Trial {entry.trial} of sweep {board.sweep}: {entry.method}, {settings(entry.point)}.",
-        f"Chosen by {board.metric} {number(entry.value)} on the validation part, not by the test set.",
+        f"Chosen by {board.metric} {number(entry.value)} on the validation part, not by the test"
+        " set.",
     ]
     if entry.log is not None:
         log = read_log(entry.log)
