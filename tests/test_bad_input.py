@@ -66,6 +66,13 @@ def folders(*names, images=True):
     return make
 
 
+def broken_sweep():
+    """Makes a sweep whose leaderboard is cut off."""
+    plain = to_dict(compose([], methods.get)) | {"search": {"train.lr": {"float": [0.1, 0.2]}}}
+    runs.identify(Path("runs/broken"), "sweep", plain)
+    Path("runs/broken/leaderboard.json").write_text('{"sweep": "bro')
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A folder `runs` with a trained run, a sweep, a run without checkpoint and a torn one."""
@@ -316,6 +323,11 @@ def rows():
         text("broken.safetensors", "x"),
         ["broken.safetensors"],
     )
+    yield ["report", "digits-rum"], "trained", ["'digits-rum'", "Did you mean 'digits-run'"]
+    yield ["report", "fresh"], "trained", ["fresh", "no certificates", "raybust certify fresh"]
+    yield ["report", "a-sweep"], "trained", ["a-sweep", "run.json", "no block `search`"]
+    yield ["report", "runs/no-run"], "trained", ["no-run", "run.json"]
+    yield ["report", "broken"], broken_sweep, ["broken", "leaderboard.json", "cannot be read"]
     yield (
         ["train", "--name", "digits-run", "train.epochs=2"],
         "trained",

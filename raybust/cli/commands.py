@@ -224,36 +224,16 @@ def evaluate(
 @click.argument("logs", nargs=-1, required=True, metavar="LOG.tsv|RUN ... [key=value ...]")
 @_options("name", "out", "as_json")
 def report(logs: tuple[str, ...], as_json: bool, **given: Any) -> None:
-    """Compare certification logs, ours or others', in a table and a picture.
+    """Compare certification logs, ours or others', or write the page of a sweep.
 
-    Runs that `evaluate` attacked also give a table of robust accuracy by protocol, and those that
-    it measured with corruptions.sets=[C1] a matrix: accuracy by trained and tested Lp norm.
+    Logs and runs give a table and a picture; runs that `evaluate` attacked also a table of robust
+    accuracy by protocol, those that it measured with corruptions.sets=[C1] a matrix: accuracy by
+    trained and tested Lp norm. A sweep gives report.html in its folder, as far as it is.
     """
-    from raybust import runs
-    from raybust.cluster.corrupted import measured_runs, trainings_of
-    from raybust.report.comparison import compare
+    from raybust.cli.reports import collect
 
-    settings = tuple(text for text in logs if "=" in text)
-    leaves, _ = read_leaves(settings, given)
-    config = compose(leaves)
-    texts = [text for text in logs if "=" not in text]
-    folder = runs.out_folder(config) / (config.name or "report")
-    measured = measured_runs([find(text, leaves) for text in texts if not Path(text).is_file()])
-    found: list[Any] = []
-    if measured:
-        from raybust.report.transfer import compare_transfer
-
-        found.append(compare_transfer(*trainings_of(measured), folder))
-    attacked = [pair for text in texts for pair in find_attacks(text, leaves)]
-    if attacked:
-        from raybust.report.attacks import compare_attacks
-
-        found.append(compare_attacks(attacked, folder))
-    needed = not (measured or attacked)
-    named = [pair for text in texts for pair in find_logs(text, leaves, needed=needed)]
-    labels, paths = [label for label, _ in named], [path for _, path in named]
-    if paths:
-        found.append(compare(paths, labels, config.certify.radii, folder))
+    leaves, _ = read_leaves(tuple(text for text in logs if "=" in text), given)
+    found = collect([text for text in logs if "=" not in text], leaves)
     if as_json:
         whole = [one.plain() for one in found]
         merged = {key: value for plain in whole for key, value in plain.items()}

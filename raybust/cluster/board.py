@@ -7,7 +7,7 @@ lies there.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from raybust import methods, runs
 from raybust.cluster.space import Space
 from raybust.cluster.study import Study, TrialRecord
 from raybust.config import Config
+from raybust.errors import RequestError
 from raybust.report import certificates
 from raybust.report.leaderboard import NAME, Entry, Leaderboard
 from raybust.track.environment import environment
@@ -32,16 +33,36 @@ def board_of(folder: Path) -> Leaderboard:
 
     Args:
         folder: the sweep's.
+
+    Raises:
+        RequestError: it is no sweep's, or its record cannot be read.
     """
     identity = runs.read_identity(folder)
     plain = dict(identity.config)
+    if SEARCH not in plain:
+        raise RequestError(f"{folder.name}: its {runs.IDENTITY} has no block `{SEARCH}`")
     space = Space.parse(plain.pop(SEARCH))
     config = configuration.from_dict(plain, methods.get)
-    study = Study(config, space, folder, identity.uid)
     found: dict[int, Entry] = {}
     if (folder / f"{NAME}.json").exists():
         found = {entry.trial: entry for entry in Leaderboard.read(folder).entries if entry.final}
+    study = Study(config, space, folder, identity.uid)
     return make_board(config, study, folder, found)
+
+
+def sweeps_of(folders: Sequence[Path]) -> list[Leaderboard]:
+    """Returns the leaderboards of the sweeps among some folders.
+
+    Raises:
+        RequestError: a sweep's record cannot be read, or its folder not be written.
+    """
+    found = []
+    for folder in folders:
+        if not (folder / runs.IDENTITY).exists() or runs.read_identity(folder).kind != "sweep":
+            continue
+        runs.check_writable(folder)
+        found.append(board_of(folder))
+    return found
 
 
 def make_board(

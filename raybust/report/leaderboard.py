@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from raybust.errors import RequestError
 from raybust.report.columns import columns_of
 
 NAME = "leaderboard"
+PAGE = "report.html"
 
 
 @dataclass(frozen=True)
@@ -186,12 +188,21 @@ class Leaderboard:
         """Reads what `write` left in a sweep's folder.
 
         Raises:
-            RequestError: there is none.
+            RequestError: there is none, or it is not one.
         """
         path = folder / f"{NAME}.json"
         if not path.exists():
             raise RequestError(f"{folder.name}: has no {path.name}; `raybust tune` ends with one")
-        plain = json.loads(path.read_text())
+        try:
+            return cls._parse(json.loads(path.read_text()), folder)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise RequestError(
+                f"{folder.name}: {path.name} cannot be read ({type(error).__name__}: {error});"
+                " remove it, and `raybust tune` writes it anew"
+            ) from None
+
+    @classmethod
+    def _parse(cls, plain: dict[str, Any], folder: Path) -> Leaderboard:
         for key in ("entries", "others"):
             plain[key] = tuple(_entry(entry) for entry in plain[key])
         plain["objectives"] = tuple((metric, mode) for metric, mode in plain["objectives"])
@@ -206,6 +217,7 @@ class Leaderboard:
         if self.curve is not None:
             lines.append(f"certified accuracy  {self.curve}")
         lines.append(f"leaderboard         {self.folder / (NAME + '.md')}")
+        lines.append(f"report              {self.folder / PAGE}")
         lines.append("browse it           raybust ui")
         return "\n".join(lines)
 
@@ -214,7 +226,9 @@ class Leaderboard:
         files."""
         table, plain = self.folder / f"{NAME}.md", self.folder / f"{NAME}.json"
         table.write_text(f"# {self.sweep}\n\n{self.markdown()}\n")
-        plain.write_text(json.dumps(self.plain(), indent=1) + "\n")
+        draft = plain.with_name(f".{plain.name}.{os.getpid()}")
+        draft.write_text(json.dumps(self.plain(), indent=1) + "\n")
+        draft.replace(plain)  # a reader never finds half of it
         return [table, plain]
 
 

@@ -8,18 +8,49 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from raybust.report import page
 from raybust.report.columns import Column, columns_of, number, settings
-from raybust.report.leaderboard import Entry, Leaderboard
+from raybust.report.leaderboard import PAGE, Entry, Leaderboard
 from raybust.report.marks import STATES, every
 from raybust.report.sweep_plots import Picture, draw
 
-PAGE = "report.html"
 PICTURES = "pictures"
 INTERACTIVE = "interactive.html"
 _MOST_OPEN = 60
+
+
+@dataclass(frozen=True)
+class Reports:
+    """What `raybust report SWEEP ...` gives.
+
+    Attributes:
+        boards: of the sweeps.
+        files: what was written.
+    """
+
+    boards: tuple[Leaderboard, ...]
+    files: tuple[Path, ...]
+
+    def text(self) -> str:
+        """Returns what the command line prints."""
+        tables = [line for board in self.boards for line in (board.markdown(), "")]
+        return "\n".join([*tables, *map(str, self.files)])
+
+    def plain(self) -> dict[str, Any]:
+        """Returns the same for --json."""
+        return {
+            "sweeps": [board.plain() for board in self.boards],
+            "files": [str(path) for path in self.files],
+        }
+
+
+def report_on(boards: Sequence[Leaderboard]) -> Reports:
+    """Writes the reports of some sweeps, each into its own folder."""
+    return Reports(tuple(boards), tuple(path for board in boards for path in publish(board)))
 
 
 def publish(board: Leaderboard) -> list[Path]:

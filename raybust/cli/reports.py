@@ -1,0 +1,56 @@
+"""What `raybust report` makes of the names it is given: sweeps, corrupted runs, attacks, certificates.
+
+Each kind that is there gives a part with `text()` and `plain()`; a name that gives none is an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raybust.cli.request import compose, find, find_attacks, find_logs
+
+if TYPE_CHECKING:
+    from raybust.config import Leaf
+
+
+def collect(texts: Sequence[str], leaves: Sequence[Leaf]) -> list[Any]:
+    """Returns the parts of the report, their files written.
+
+    Args:
+        texts: logs, runs, sweeps.
+        leaves: what else was typed; `out` and `name` say where the report goes.
+
+    Raises:
+        RequestError: a name that is none of these, or has nothing to report.
+    """
+    from raybust import runs
+    from raybust.cluster.board import sweeps_of
+    from raybust.cluster.corrupted import measured_runs, trainings_of
+    from raybust.report.attacks import compare_attacks
+    from raybust.report.comparison import compare
+    from raybust.report.sweep import report_on
+    from raybust.report.transfer import compare_transfer
+
+    config = compose(leaves)
+    folder = runs.out_folder(config) / (config.name or "report")
+    places = {text: find(text, leaves) for text in texts if not Path(text).is_file()}
+    boards, measured = sweeps_of(list(places.values())), measured_runs(list(places.values()))
+    found: list[Any] = [report_on(boards)] if boards else []
+    if measured:
+        found.append(compare_transfer(*trainings_of(measured), folder))
+    told = {board.folder for board in boards}
+    attacks, logs = [], []
+    for text in texts:
+        mine = [] if places.get(text) in told else find_attacks(text, leaves)
+        attacks += mine
+        needed = not mine and places.get(text) not in told | set(measured)
+        if len(boards) < len(texts):
+            logs += find_logs(text, leaves, needed=needed)
+    if attacks:
+        found.append(compare_attacks(attacks, folder))
+    if logs:
+        labels, paths = [label for label, _ in logs], [path for _, path in logs]
+        found.append(compare(paths, labels, config.certify.radii, folder))
+    return found

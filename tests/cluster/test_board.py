@@ -1,0 +1,163 @@
+"""`raybust report SWEEP` from the study on disk: running, killed, failed, done; no measurement."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import kit
+import pytest
+
+from raybust import config as configuration
+from raybust import runs
+from raybust.cluster.board import SEARCH, board_of
+from raybust.cluster.space import Space
+from raybust.cluster.study import Study
+
+BLOCK = {"train.lr": {"float": [0.01, 0.2], "log": True, "default": 0.05}}
+FINAL = {"accuracy": 0.875, "certified": {"certified/acr": 0.4321}, "log": None, "attacked": None}
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    """Makes a sweep's folder in `tmp_path/out`, and its study as `raybust tune` does."""
+
+    def make(*settings):
+        config = kit.config(tmp_path / "out", "name=search", *settings)
+        folder = tmp_path / "out" / "search"
+        plain = configuration.to_dict(config) | {SEARCH: BLOCK}
+        identity = runs.identify(folder, "sweep", plain)
+        return Study(config, Space.parse(BLOCK), folder, identity.uid), folder
+
+    return make
+
+
+def tell(study, folder, value, state="COMPLETE", epochs=3):
+    """One trial from its point to its end; RUNNING has none."""
+    number, _ = study.ask()
+    config = kit.config(folder.parent)
+    trial = folder / runs.TRIALS / f"{number:04d}"
+    runs.identify(trial, "trial", configuration.to_dict(config))
+    for epoch in range(1, epochs + 1):
+        metrics = {"certified_fast/acr": value, "validation/accuracy": 0.9, "passes/forward": 10.0}
+        study.report(number, epoch, value, metrics)
+    if state == "COMPLETE":
+        study.complete(number)
+    elif state == "PRUNED":
+        study.prune(number)
+    elif state == "FAIL":
+        study.fail(number, "the loss became nan")
+
+
+def report(cli, folder, *more):
+    result = cli("report", "search", *more, "--out", folder.parent)
+    assert result.code == 0, result.err
+    return result
+
+
+def test_a_killed_sweep_has_a_page_from_its_study(sweep, cli):
+    study, folder = sweep()
+    tell(study, folder, 0.25)
+    tell(study, folder, 0.5)
+    tell(study, folder, 0.1, "PRUNED", 1)
+    tell(study, folder, 0.1, "FAIL", 0)
+    tell(study, folder, 0.3, "RUNNING", 2)
+    assert not (folder / "leaderboard.json").exists()
+    result = report(cli, folder)
+    assert (
+        "5 trials: 2 trained to the end, 1 stopped early, 1 failed, 1 not ended yet" in result.out
+    )
+    files = [Path(line) for line in result.out.splitlines() if line.startswith(str(folder))]
+    assert {path.name for path in files} >= {"report.html", "history.png", "leaderboard.json"}
+    assert all(path.is_file() for path in files)
+    page = (folder / "report.html").read_text()
+    assert page.index("0.5000") < page.index("0.2500")
+    assert "the loss became nan" in page
+    assert "train.lr" in page
+    assert re.search(r"certificate of \d+ images with n = 100", page)
+
+
+@pytest.mark.parametrize(
+    ("state", "why"),
+    [
+        (None, "No trial was begun"),
+        ("RUNNING", "goes on, or was interrupted"),
+        ("FAIL", "the loss became nan"),
+        ("PRUNED", "all were stopped early"),
+    ],
+)
+def test_no_finished_trial_is_a_page_and_a_line_that_say_why(sweep, cli, state, why):
+    study, folder = sweep()
+    if state:
+        tell(study, folder, 0.1, state, 1)
+    result = report(cli, folder)
+    assert why in result.out
+    assert why in (folder / "report.html").read_text()
+
+
+def test_what_finalists_reached_is_kept_and_not_measured_again(sweep, cli):
+    study, folder = sweep()
+    tell(study, folder, 0.5)
+    tell(study, folder, 0.25)
+    report(cli, folder)
+    plain = json.loads((folder / "leaderboard.json").read_text())
+    plain["entries"][0] |= FINAL
+    (folder / "leaderboard.json").write_text(json.dumps(plain))
+    for _ in range(2):
+        result = report(cli, folder)
+        assert "0.8750" in result.out
+        assert "0.4321" in (folder / "report.html").read_text()
+    assert [entry.final for entry in board_of(folder).entries] == [True, False]
+
+
+def test_json(sweep, cli):
+    study, folder = sweep()
+    tell(study, folder, 0.5)
+    plain = json.loads(report(cli, folder, "--json").out)
+    assert plain["sweeps"][0]["entries"][0]["value"] == 0.5
+    assert str(folder / "report.html") in plain["files"]
+
+
+def test_a_sweep_beside_a_log(sweep, cli, tmp_path):
+    study, folder = sweep()
+    tell(study, folder, 0.5)
+    log = tmp_path / "other.tsv"
+    log.write_text("idx\tlabel\tpredict\tradius\tcorrect\ttime\n0\t1\t1\t0.25\t1\t3\n")
+    result = report(cli, folder, log)
+    assert "0.5000" in result.out
+    assert "| other |" in result.out
+    assert (folder.parent / "report" / "certified.md").exists()
+
+
+def test_a_run_without_certificates_beside_a_sweep_is_still_refused(sweep, cli):
+    study, folder = sweep()
+    tell(study, folder, 0.5)
+    runs.identify(folder.parent / "fresh", "train", configuration.to_dict(kit.config(folder)))
+    result = cli("report", "search", "fresh", "--out", folder.parent)
+    assert result.code == 2
+    assert "fresh: has no certificates" in result.err
+
+
+def test_the_study_is_left_as_it_was(sweep, cli):
+    study, folder = sweep()
+    tell(study, folder, 0.5)
+    tell(study, folder, 0.3, "RUNNING", 2)
+    before = [(r.number, r.state, r.value) for r in study.records()]
+    report(cli, folder)
+    assert [(r.number, r.state, r.value) for r in study.records()] == before
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_cannot_be_written_is_refused(sweep, cli):
+    _, folder = sweep()
+    folder.chmod(0o500)
+    result = cli("report", "search", "--out", folder.parent)
+    folder.chmod(0o700)
+    assert result.code == 2
+    assert "cannot be written" in result.err
+
+
+def test_the_methods_are_those_of_the_trials(sweep):
+    study, folder = sweep()
+    tell(study, folder, 0.5)
+    assert [entry.method for entry in board_of(folder).entries] == ["gaussian"]
