@@ -254,7 +254,50 @@ def rows():
     yield [*TUNE, "train.lr=0.1"], space(LR), ["train.lr", "also set to 0.1", "command line"]
     yield [*TUNE, "tune.points=[{train.lr: 3}]"], space(LR), ["tune.points", "train.lr", "got 3"]
     yield [*TUNE, "tune.points=[{train.l: 3}]"], space(LR), ["tune.points", "train.l", "train.lr"]
-    yield [*TUNE, "tune.grace=31"], space(LR), ["tune.grace", "31", "train.epochs = 30"]
+    yield [*TUNE, "tune.grace=3"], space(LR), ["tune.grace", "3.0", "<= 1"]
+    yield [*TUNE, "tune.objectives=[acr]"], space(LR), ["tune.objectives", "'acr'", "max METRIC"]
+    yield (
+        [*TUNE, "tune.objectives=[max validation/accuracy]"],
+        space(LR),
+        ["tune.objectives", "'max certified_fast/acr'", "early stopping"],
+    )
+    yield (
+        [*TUNE, "tune.objectives=[max certified_fast/acr,max validation/acuracy]"],
+        space(LR),
+        ["tune.objectives", "Did you mean 'validation/accuracy'"],
+    )
+    yield (
+        [*TUNE, "tune.constraints=[validation/accuracy > 0.8]"],
+        space(LR),
+        ["tune.constraints", "METRIC >= NUMBER"],
+    )
+    yield (
+        [*TUNE, "tune.constraints=[attacked_fast/robust_accuracy >= 0.8]"],
+        space(LR),
+        ["tune.constraints", "attacked_fast.every=1"],
+    )
+    yield (
+        [*TUNE, "tune.metric=attacked_fast/robust_accuracy", "attacked_fast.every=2"],
+        space(LR),
+        ["attacked_fast.every", "expected 1"],
+    )
+    yield [*TUNE, "tune.sampler=tpee"], space(LR), ["tune.sampler", "'tpee'", "cmaes"]
+    yield [*TUNE, "tune.sampler=grid"], space(LR), ["grid", "train.lr", "choose another sampler"]
+    yield (
+        [*TUNE, "tune.sampler=cmaes", "tune.constraints=[validation/accuracy >= 0.8]"],
+        space(LR),
+        ["tune.sampler", "cmaes knows no constraints"],
+    )
+    yield [*TUNE, "tune.warm_start=nothing"], space(LR), ["'nothing'"]
+    yield [*TUNE, "train.passes=9", "train.seconds=9"], space(LR), ["train.passes", "`seconds`"]
+    yield TUNE, space("include: [none]"), ["none.yaml beside it", "space"]
+    yield TUNE, space("include: none"), ["include", "list of files"]
+    yield TUNE, space("method.name: {each: [gaussian]}"), ["gaussian.yaml beside it"]
+    yield (
+        TUNE,
+        space("train.lr: {float: [0.1, 0.2]}\n  train.lr@b: {float: [0.1, 0.2]}"),
+        ["train.lr@b", "stands beside train.lr", "when"],
+    )
     yield [*TUNE, "certified_fast.every=2"], space(LR), ["certified_fast.every", "expected 1"]
     yield [*TUNE, "data.name=npz"], space(LR), ["data.path", "npz"]
     # Data.

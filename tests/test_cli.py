@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from raybust import config as configuration
 from raybust import methods
 from raybust.cli import cli as group
 from raybust.cli import main
@@ -119,8 +120,11 @@ def test_search_spaces_from_anywhere(cli, path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shown = cli("tune", f"search_spaces/{path.name}", "--dry-run")
     assert shown.code == 0, shown.err
-    for key in yaml.safe_load(path.read_text())["search"]:
-        assert key in shown.out
+    block = configuration.expand(yaml.safe_load(path.read_text())["search"], path)
+    assert not {"include", "each"} & set(block)
+    for key in block:
+        assert f"\n{key} " in shown.out
+    assert f"{len(block)} dimensions, " in shown.out
     assert not any(tmp_path.iterdir())
 
 

@@ -1,4 +1,8 @@
-"""Samplers by name: which Optuna class draws a sweep's points, with which constants. Stage tune."""
+"""Samplers by name: which Optuna class draws a sweep's points, with which constants.
+
+Optuna's own samplers; what one cannot search is refused before anything starts. A resumed sweep
+seeds its sampler anew, so that it does not draw the points of the earlier start again. Stage tune.
+"""
 
 from __future__ import annotations
 

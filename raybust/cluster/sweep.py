@@ -14,8 +14,8 @@ from typing import Any
 
 from optuna.trial import FrozenTrial
 
+from raybust import checkpoint, data, methods, runs, sources, track
 from raybust import config as configuration
-from raybust import data, methods, runs, sources, track
 from raybust.cluster import finals, tune
 from raybust.cluster.board import SEARCH, make_board
 from raybust.cluster.launch import (
@@ -34,7 +34,9 @@ from raybust.cluster.worker import Job, params_of
 from raybust.config import Config, Leaf
 from raybust.errors import RequestError, WorkError
 from raybust.objective import assemble
-from raybust.report.leaderboard import NAME, Leaderboard
+from raybust.report import read_log
+from raybust.report.leaderboard import Leaderboard
+from raybust.report.sweep import publish
 
 _EARLY = 5
 """Trials that trained to their end, after which a constraint that none meets is told."""
@@ -91,7 +93,7 @@ def run(
             with _parent(job, config) as journal:
                 _search(tune.Sweep(config, leaves, study, folder, job), say)
                 board = _leaderboard(config, study, folder, say)
-                _note(journal, board, folder)
+                _note(journal, board)
     return board
 
 
@@ -164,16 +166,14 @@ def _leaderboard(config: Config, study: Study, folder: Path, say: Say) -> Leader
     """Ranks the trials, measures the finalists on the test set, and writes all of it."""
     board = make_board(config, study, folder, {})
     if not board.entries:
-        board.write()
+        publish(board)
         reasons = sorted({entry.reason for entry in board.others if entry.reason})
         raise WorkError(f"{folder.name}: no trial trained to its end: {'; '.join(reasons)}")
     final = finals.choose(board, config.tune.finalists)
     if not final and config.tune.finalists:
         say(f"warning: no finalist: no trial meets {' and '.join(config.tune.constraints)}")
     measured = {entry.trial: finals.measure(config, entry, folder, say) for entry in final}
-    board = make_board(config, study, folder, measured)
-    board.write()
-    return board
+    return make_board(config, study, folder, measured)
 
 
 class _Watch:
@@ -226,10 +226,28 @@ def _parent(job: Job, config: Config) -> Iterator[track.Journal]:
         journal.close()
 
 
-def _note(journal: track.Journal, board: Leaderboard, folder: Path) -> None:
-    for path in sorted(folder.glob(f"{NAME}.*")):
+def _note(journal: track.Journal, board: Leaderboard) -> None:
+    """Publishes the leaderboard in the sweep's folder and in its run; registers the first
+    finalist's weights with the summary of their certificates."""
+    for path in publish(board):
         journal.artifact(path)
-    best = board.entries[0]
-    attacked = {k: v for k, v in (best.attacked or {}).items() if "/" in k}
-    values = {"best/" + board.metric: best.value} | (best.certified or {}) | attacked
-    journal.metrics({k: v for k, v in values.items() if v is not None}, step=0)
+    best = board.finalists[0] if board.finalists else board.entries[0]
+    certified, attacked = best.certified or {}, best.attacked or {}
+    values = {"best/" + board.metric: best.value, "best/test_accuracy": best.accuracy}
+    journal.metrics(
+        {k: v for k, v in (values | certified | attacked).items() if v is not None}, step=0
+    )
+    if best.log is None:
+        return
+    newest = checkpoint.newest(board.folder / runs.TRIALS / f"{best.trial:04d}")
+    protocol = read_log(best.log).protocol
+    assert newest is not None and protocol is not None
+    journal.register(
+        board.sweep,
+        [newest / checkpoint.WEIGHTS, newest / checkpoint.MANIFEST],
+        folder="best",
+        digest=protocol.weights,
+        description=f"{best.method}, trial {best.trial} of {board.sweep}. {board.protocol}",
+        tags={"raybust.method": best.method, "raybust.trial": best.trial,
+              "test accuracy": best.accuracy, **certified, **attacked},
+    )  # fmt: skip

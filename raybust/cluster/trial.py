@@ -18,7 +18,7 @@ from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from raybust import checkpoint, data
-from raybust.cluster.worker import COMPLETE, Job, RunLog, set_threads, train
+from raybust.cluster.worker import COMPLETE, Job, RunLog, missing_metric, set_threads, train
 from raybust.config import Config
 from raybust.errors import WorkError
 from raybust.train import Progress, fit
@@ -50,8 +50,9 @@ class TrialActor(tune.Trainable):
             if progress is None:  # killed after its last checkpoint, before the study was told
                 self._end("finished")
                 return {**self._last, COMPLETE: True, "done": True}
-            if progress.failure is not None:
-                return self._fail(progress.failure)
+            failure = progress.failure or missing_metric(self._config, progress.metrics)
+            if failure is not None:
+                return self._fail(failure)
             assert self._log is not None
             self._log.epoch(progress)
             name = checkpoint.folder_name(progress.epoch)

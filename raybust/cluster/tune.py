@@ -24,7 +24,7 @@ from raybust.cluster.scheduler import make_scheduler
 from raybust.cluster.space import Point, at
 from raybust.cluster.study import FINISHED, Study, TrialRecord
 from raybust.cluster.trial import COMPLETE, FAILURE, TrialActor, nested_trial
-from raybust.cluster.worker import Job, note_end
+from raybust.cluster.worker import MISSING, Job, note_end
 from raybust.config import Config, Leaf
 from raybust.errors import RequestError, WorkError
 from raybust.track import Journal
@@ -32,6 +32,7 @@ from raybust.track.journal import decode
 
 DRIVER_CPUS = 0.01
 _MAX_REFUSED = 100
+_FEW = 3
 _REASONS = {"COMPLETE": "finished", "PRUNED": "pruned", "FAIL": "failed"}
 
 Listener = Callable[[TrialRecord], None]
@@ -161,6 +162,9 @@ class StudySearch(Searcher):
             self._study.fail(number, "its worker died; --verbose shows more")
         elif last.get(FAILURE):
             self._study.fail(number, last[FAILURE])
+            lacking = [(r.reason or "").startswith(MISSING) for r in self._study.records()]
+            if sum(lacking) >= _FEW and all(lacking[:_FEW]):  # all others would lack it too
+                self._left = 0
         elif last.get(COMPLETE):
             self._study.complete(number)
         else:

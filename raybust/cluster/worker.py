@@ -38,6 +38,8 @@ from raybust.train import Progress, fit
 COMPLETE = "complete"
 """Metric that tells a run's last epoch from one at which it was stopped."""
 
+MISSING = "tune.metric"
+"""Begin of the reason of a trial that lacks what the sweep optimizes."""
 _DRAIN_S = 10.0
 
 
@@ -130,6 +132,17 @@ def set_threads(config: Config) -> None:
     torch.set_num_threads(max(1, int(config.cluster.cpus_per_worker)))
 
 
+def missing_metric(config: Config, metrics: dict[str, float]) -> str | None:
+    """Returns what is wrong where an epoch of a trial lacks what the sweep optimizes, or None."""
+    missing = [key for key in config.tune.directions() if key not in metrics]
+    if not missing:
+        return None
+    return (
+        f"{MISSING}: no epoch reports {', '.join(missing)}; with this configuration there is:"
+        f" {', '.join(sorted(metrics))}"
+    )
+
+
 def train_worker(plain: dict[str, Any]) -> str | None:
     """Runs on each Ray Train worker; returns why training could not go on, or None."""
     job = Job(**plain)
@@ -144,6 +157,8 @@ def train_worker(plain: dict[str, Any]) -> str | None:
         failure = None
         for progress in fit(config, dataset, ray.train.torch.get_device(), resume):
             failure = progress.failure
+            if failure is None and job.parent is not None:
+                failure = missing_metric(config, progress.metrics)
             if failure is not None:
                 break
             if log is not None:

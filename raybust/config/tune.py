@@ -1,5 +1,7 @@
 """The section `tune`: what a sweep optimizes, under which constraints, by which sampler and
 scheduler, and how much of it there is.
+
+Objectives and constraints are texts, so that one line of YAML or of the command line says them.
 """
 
 from __future__ import annotations
