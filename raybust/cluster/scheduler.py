@@ -47,18 +47,24 @@ class _Resumed:
             trial = _Earlier(f"earlier-{record.number}")
             me.on_trial_add(None, trial)
             for epoch, value in sorted(record.history.items()):
-                base.on_trial_result(
-                    None, trial, {me._time_attr: record.spent[epoch], metric: value}
-                )
+                me.replay(trial, {me._time_attr: record.spent[epoch], metric: value})
         return taken
 
 
 class ResumedASHA(_Resumed, ASHAScheduler):
     """ASHA that knows what an earlier start saw."""
 
+    def replay(self, trial: Any, result: dict[str, Any]) -> None:
+        """Notes an epoch of an earlier start at its rung."""
+        self.on_trial_result(None, trial, result)
+
 
 class ResumedMedian(_Resumed, MedianStoppingRule):
     """The median stopping rule (Golovin et al., 2017) that knows what an earlier start saw."""
+
+    def replay(self, trial: Any, result: dict[str, Any]) -> None:
+        """Notes an epoch of an earlier start, without judging it again."""
+        self.on_trial_complete(None, trial, result)
 
 
 def make_scheduler(config: Config, study: Study) -> TrialScheduler:

@@ -102,12 +102,15 @@ class Study:
 
     def learn(self, trials: Sequence[FrozenTrial], name: str) -> int:
         """Adds finished trials of another sweep, whose points lie in this space, for the sampler
-        alone; returns how many.
+        alone; returns how many. Does nothing where some are there.
 
         Args:
             trials: of a study of the same metrics.
             name: of that sweep.
         """
+        known = self.study.get_trials(deepcopy=False)
+        if any(EARLIER in trial.user_attrs for trial in known):
+            return 0
         added = 0
         for trial in trials:
             point = trial.user_attrs.get(POINT)

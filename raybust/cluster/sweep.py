@@ -6,7 +6,6 @@ once, after the search. The leaderboard shows both in separate columns. Stage tu
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,8 +13,8 @@ from typing import Any
 
 from optuna.trial import FrozenTrial
 
-from raybust import checkpoint, data, methods, runs, sources, track
 from raybust import config as configuration
+from raybust import data, methods, runs, sources, track
 from raybust.cluster import finals, tune
 from raybust.cluster.board import SEARCH, make_board
 from raybust.cluster.launch import (
@@ -24,17 +23,17 @@ from raybust.cluster.launch import (
     check_sweep,
     locked,
     open_store,
-    progress_bar,
     sending_rest,
 )
+from raybust.cluster.live import Table
+from raybust.cluster.registered import register_best
 from raybust.cluster.session import session, slots
 from raybust.cluster.space import Point, Space
-from raybust.cluster.study import POINT, Study, TrialRecord, open_study
+from raybust.cluster.study import FINISHED, POINT, Study, TrialRecord, open_study
 from raybust.cluster.worker import Job, params_of
 from raybust.config import Config, Leaf
 from raybust.errors import RequestError, WorkError
 from raybust.objective import assemble
-from raybust.report import read_log
 from raybust.report.leaderboard import Leaderboard
 from raybust.report.sweep import publish
 
@@ -84,8 +83,7 @@ def run(
         with locked(folder), sending_rest(folder, uri, out, say):
             identity = runs.identify(folder, "sweep", plain, resume)
             study = Study(config, space, folder, identity.uid, _first(config, leaves, space))
-            if lesson and not study.study.get_trials(deepcopy=False):
-                learned = study.learn(lesson, str(config.tune.warm_start))
+            if learned := study.learn(lesson, str(config.tune.warm_start)):
                 say(f"{folder.name}: learned from {learned} trials of {config.tune.warm_start}")
             at_once = min(room, config.tune.concurrent or room)
             say(f"{folder.name}: {config.tune.trials} trials, {at_once} at a time, in {folder}")
@@ -134,32 +132,19 @@ def _lesson(config: Config, space: Space, out: Path) -> list[FrozenTrial]:
 
 
 def _search(plan: tune.Sweep, say: Say) -> None:
-    """Runs the trials that are left, with a line for each that finishes."""
-    part, done, watch = plan.config.tune, plan.study.finished(), _Watch(plan, say)
+    """Runs the trials that are left, with a row for each that finishes."""
+    records, watch = plan.study.records(), _Watch(plan, say)
+    done = sum(record.state in FINISHED for record in records)
     if done:
-        say(f"resuming {plan.folder.name}: {done} of {part.trials} trials are finished")
-    with progress_bar(part.trials, "trials", done) as bar:
+        trials = plan.config.tune.trials
+        say(f"resuming {plan.folder.name}: {done} of {trials} trials are finished")
+    with Table(plan.config, records) as table:
 
-        def listener(record: TrialRecord) -> None:
-            bar.update(1)
-            bar.write(trial_line(record, part.metric), file=sys.stderr)
+        def listener(record: TrialRecord, running: int) -> None:
+            table.row(record, running)
             watch.look()
 
         tune.run(plan, listener)
-
-
-def trial_line(record: TrialRecord, metric: str) -> str:
-    """Returns a finished trial as one line for a person."""
-    state = {"COMPLETE": "finished", "PRUNED": "stopped early", "FAIL": "failed"}[record.state]
-    value = "" if record.value is None else f"  {metric} {record.value:.4f}"
-    why = f"  ({record.reason})" if record.reason else ""
-    point = "  ".join(f"{key}={short(item)}" for key, item in record.point.items())
-    return f"trial {record.number:3d}  {state} at epoch {record.epoch}{value}  {point}{why}"
-
-
-def short(value: Any) -> str:
-    """Returns a value of a point with four significant digits."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _leaderboard(config: Config, study: Study, folder: Path, say: Say) -> Leaderboard:
@@ -177,7 +162,7 @@ def _leaderboard(config: Config, study: Study, folder: Path, say: Say) -> Leader
 
 
 class _Watch:
-    """Says each trial that finishes, and once, early, that no trial meets the constraints."""
+    """Says once, early, that no trial meets the constraints."""
 
     def __init__(self, plan: tune.Sweep, say: Say) -> None:
         self._config, self._study, self._say = plan.config, plan.study, say
@@ -227,8 +212,7 @@ def _parent(job: Job, config: Config) -> Iterator[track.Journal]:
 
 
 def _note(journal: track.Journal, board: Leaderboard) -> None:
-    """Publishes the leaderboard in the sweep's folder and in its run; registers the first
-    finalist's weights with the summary of their certificates."""
+    """Publishes the leaderboard in the sweep's folder and its run; registers the best finalist."""
     for path in publish(board):
         journal.artifact(path)
     best = board.finalists[0] if board.finalists else board.entries[0]
@@ -237,17 +221,4 @@ def _note(journal: track.Journal, board: Leaderboard) -> None:
     journal.metrics(
         {k: v for k, v in (values | certified | attacked).items() if v is not None}, step=0
     )
-    if best.log is None:
-        return
-    newest = checkpoint.newest(board.folder / runs.TRIALS / f"{best.trial:04d}")
-    protocol = read_log(best.log).protocol
-    assert newest is not None and protocol is not None
-    journal.register(
-        board.sweep,
-        [newest / checkpoint.WEIGHTS, newest / checkpoint.MANIFEST],
-        folder="best",
-        digest=protocol.weights,
-        description=f"{best.method}, trial {best.trial} of {board.sweep}. {board.protocol}",
-        tags={"raybust.method": best.method, "raybust.trial": best.trial,
-              "test accuracy": best.accuracy, **certified, **attacked},
-    )  # fmt: skip
+    register_best(board)

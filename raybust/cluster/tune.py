@@ -35,8 +35,8 @@ _MAX_REFUSED = 100
 _FEW = 3
 _REASONS = {"COMPLETE": "finished", "PRUNED": "pruned", "FAIL": "failed"}
 
-Listener = Callable[[TrialRecord], None]
-"""Is told of each trial that finished."""
+Listener = Callable[[TrialRecord, int], None]
+"""Is told of each trial that finished, and how many are running."""
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,8 @@ class StudySearch(Searcher):
         )
 
     def _tell(self, number: int) -> None:
-        self._listener(next(r for r in self._study.records() if r.number == number))
+        record = next(r for r in self._study.records() if r.number == number)
+        self._listener(record, len(self._numbers))
 
 
 def _end_runs(study: Study, folder: Path) -> None:

@@ -1,0 +1,39 @@
+"""Which trials are finalists."""
+
+import pytest
+
+from raybust.cluster.finals import choose
+from raybust.report.leaderboard import Entry, Leaderboard
+
+
+def board(tmp_path, feasible, pareto=(), objectives=()):
+    entries = tuple(
+        Entry(number, "gaussian", "COMPLETE", {}, 1 - number / 10, {}, feasible=fit)
+        for number, fit in enumerate(feasible)
+    )
+    return Leaderboard(
+        "s", "a", "max", entries, (), tmp_path, pareto=tuple(pareto), objectives=objectives
+    )
+
+
+@pytest.mark.parametrize(
+    ("feasible", "most", "expected"),
+    [
+        ([None] * 5, 2, [0, 1]),
+        ([None] * 2, 5, [0, 1]),
+        ([None] * 2, 0, []),
+        ([False, True, False, True, True], 2, [1, 3]),
+        ([False, False], 2, []),
+    ],
+)
+def test_the_best_that_meet_the_constraints(tmp_path, feasible, most, expected):
+    assert [entry.trial for entry in choose(board(tmp_path, feasible), most)] == expected
+
+
+@pytest.mark.parametrize(
+    ("most", "expected"), [(9, [0, 2, 3, 5, 6]), (3, [0, 3, 6]), (2, [0, 6]), (1, [0]), (0, [])]
+)
+def test_of_a_pareto_set_so_many_spread_over_it(tmp_path, most, expected):
+    both = (("a", "max"), ("b", "max"))
+    found = choose(board(tmp_path, [None] * 8, [0, 2, 3, 5, 6], both), most)
+    assert [entry.trial for entry in found] == expected

@@ -1,0 +1,115 @@
+"""Early stopping in the unit of the budget, and what a resumed sweep remembers. No cluster."""
+
+from dataclasses import replace
+
+import pytest
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from test_study import SPACE, study_of
+
+from raybust import config as configuration
+from raybust import methods
+from raybust.cluster.scheduler import make_scheduler
+from raybust.cluster.space import Space
+from raybust.config.tune import Tune
+
+METRIC = "certified_fast/acr"
+GO, STOP = TrialScheduler.CONTINUE, TrialScheduler.STOP
+
+
+class Trial:
+    """What a scheduler sees of a trial."""
+
+    def __init__(self, name):
+        self.trial_id = name
+
+
+def config_of(train, **tune):
+    config = configuration.compose(
+        [configuration.Leaf(*leaf, "test") for leaf in train], methods.get
+    )
+    return replace(config, tune=replace(Tune(), **tune))
+
+
+def scheduler_of(folder, train, space=SPACE, **tune):
+    scheduler = make_scheduler(config_of(train, **tune), study_of(folder, space=space))
+    if tune.get("scheduler") != "none":
+        assert scheduler.set_search_properties(METRIC, "max")
+    return scheduler
+
+
+def race(scheduler, unit, curves):
+    """Returns at which of its (spent, value) each trial was stopped, or None; one after another."""
+    ends = []
+    for number, curve in enumerate(curves):
+        trial, end = Trial(f"t{number}"), None
+        scheduler.on_trial_add(None, trial)
+        for spent, value in curve:
+            if scheduler.on_trial_result(None, trial, {unit: spent, METRIC: value}) == STOP:
+                end = spent
+                break
+        ends.append(end)
+    return ends
+
+
+@pytest.mark.parametrize(
+    ("train", "unit", "scale"),
+    [
+        ([("train.epochs", 30)], "epoch", 1),
+        ([("train.passes", 60.0)], "passes/per_image", 2),
+        ([("train.seconds", 15.0)], "train/seconds", 0.5),
+    ],
+)
+def test_asha_stops_at_shares_of_the_budget_in_its_unit(tmp_path, train, unit, scale):
+    """grace 0.1 of 30 with reduction 3: rungs at 3, 9, 27; the worse two thirds end there."""
+    good = [(scale * epoch, epoch / 30) for epoch in range(1, 31)]
+    bad = [(spent, value / 2) for spent, value in good]
+    late = [(spent, value if spent <= 10 * scale else 0.0) for spent, value in good]
+    scheduler = scheduler_of(tmp_path / "sweep", train)
+    assert race(scheduler, unit, [good, bad, late]) == [None, 3 * scale, 27 * scale]
+
+
+def test_a_trial_that_reports_rarely_meets_the_rungs_that_it_passed(tmp_path):
+    """A method of many passes a step reports twice where another one reports thirty times."""
+    scheduler = scheduler_of(tmp_path / "sweep", [("train.passes", 60.0)])
+    good = [(2 * epoch, 1.0) for epoch in range(1, 31)]
+    assert race(scheduler, "passes/per_image", [good, [(22.0, 0.1), (44.0, 0.2)]]) == [None, 22.0]
+
+
+def test_the_longest_trial_of_the_space_is_the_budget(tmp_path):
+    space = Space.parse({"train.epochs": {"int": [10, 90], "default": 30}})
+    scheduler = scheduler_of(tmp_path / "sweep", [], space=space)
+    good = [(epoch, 1.0) for epoch in range(1, 91)]
+    assert race(scheduler, "epoch", [good, [(epoch, 0.1) for epoch in range(1, 91)]]) == [None, 9]
+
+
+def test_no_scheduler_stops_nothing(tmp_path):
+    assert type(scheduler_of(tmp_path / "sweep", [], scheduler="none")) is FIFOScheduler
+
+
+def test_hyperband_has_three_brackets_of_rising_grace(tmp_path):
+    scheduler = scheduler_of(tmp_path / "sweep", [("train.epochs", 30)], scheduler="hyperband")
+    firsts = [min(milestone for milestone, _ in b._rungs) for b in scheduler._brackets]
+    assert firsts == pytest.approx([3, 9, 27])
+
+
+def test_the_median_rule_stops_what_is_below_the_median(tmp_path):
+    curves = [[(epoch, level) for epoch in range(1, 11)] for level in (0.5, 0.6, 0.7, 0.55, 0.65)]
+    options = {"train": [("train.epochs", 10)], "scheduler": "median", "grace": 0.3}
+    scheduler = scheduler_of(tmp_path / "sweep", **options)
+    # The first three have too few others beside them; from then on the median is 0.6.
+    assert race(scheduler, "epoch", curves) == [None, None, None, 3, None]
+
+
+@pytest.mark.parametrize("name", ["asha", "median"])
+def test_a_resumed_sweep_stops_as_hard_as_one_that_was_never_killed(tmp_path, name):
+    options = {"train": [("train.epochs", 10)], "scheduler": name, "grace": 0.3}
+    levels = (0.5, 0.9, 0.7, 0.6)
+    study = study_of(tmp_path / "sweep")
+    for level in levels:
+        number, _ = study.ask()
+        for epoch in range(1, 11):
+            study.report(number, epoch, level, {METRIC: level})
+        study.complete(number)
+    weak = [[(epoch, 0.4) for epoch in range(1, 11)]]
+    assert race(scheduler_of(tmp_path / "sweep", **options), "epoch", weak) == [3]
+    assert race(scheduler_of(tmp_path / "other", **options), "epoch", weak) == [None]
