@@ -23,7 +23,7 @@ from raybust.cli.output import (
     print_trained,
     say,
 )
-from raybust.cli.request import compose, find, find_attacks, find_logs, open_trained, read_leaves
+from raybust.cli.request import compose, open_trained, read_leaves
 from raybust.errors import RequestError, WorkError
 
 _OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {

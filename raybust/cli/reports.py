@@ -1,6 +1,7 @@
-"""What `raybust report` makes of the names it is given: sweeps, corrupted runs, attacks, certificates.
+"""What `raybust report` makes of its names: sweeps, corrupted runs, attacks, certificates.
 
-Each kind that is there gives a part with `text()` and `plain()`; a name that gives none is an error.
+Each kind that is there gives a part with `text()` and `plain()`; a name that gives none is an
+error.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from raybust.track.client import open_client
 TINY = (
     "method.name=gaussian", "method.sigma=0.25", "model.width=4", "train.batch_size=128",
     "train.epochs=3", "train.lr=0.05", "certified_fast.examples=20", "certified_fast.n=100",
-    "certify.examples=30", "certify.n=200", "certify.radii=[0,0.25,0.5]",
+    "certify.examples=30", "certify.n=200", "certify.radii=[0,0.25,0.5]", "evaluate.attacks=[]",
 )  # fmt: skip
 ACTORS = ("ray::TrialActor", "ray::ResourceTrainable")
 """Titles of the processes of trials, between two epochs and in one."""

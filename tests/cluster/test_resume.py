@@ -26,6 +26,7 @@ model: {{width: 24}}
 train: {{epochs: {EPOCHS}, batch_size: 128}}
 certified_fast: {{examples: 20, n: 100}}
 certify: {{examples: 20, n: 200}}
+evaluate: {{attacks: []}}
 tune: {{trials: {TRIALS}, scheduler: none, finalists: 1, metric: validation/accuracy}}
 search:
   train.lr: {{float: [0.02, 0.2], log: true, default: 0.05}}

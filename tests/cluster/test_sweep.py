@@ -12,6 +12,7 @@ from test_worker import assert_same_weights, undisturbed
 from raybust import checkpoint, methods, runs
 from raybust import config as configuration
 from raybust.cluster import sweep
+from raybust.cluster.board import board_of
 from raybust.cluster.space import Space
 from raybust.cluster.study import Study
 from raybust.errors import RequestError, WorkError
@@ -31,9 +32,11 @@ POINTS = [
     {"train.lr": WILD, "train.keep": 2},
     {"train.lr": 0.05, "train.keep": 4},
 ]
+FIRST = {"train.lr": 0.05, "train.keep": 2}
 SETTINGS = (
     "name=search", "tune.trials=6", "tune.metric=validation/accuracy", "tune.reduction=2",
-    "tune.finalists=1", "tune.concurrent=2",
+    "tune.finalists=1", "tune.concurrent=2", "evaluate.attacks=[fgsm]", "evaluate.examples=20",
+    "evaluate.eps=[0.05]",
 )  # fmt: skip
 
 
@@ -86,7 +89,8 @@ def test_the_leaderboard_ranks_what_trained_to_its_end(searched):
     assert best.log is not None
     assert best.certified["certified/acr"] > 0
     assert 0.5 < best.accuracy <= 1
-    assert (second.log, second.certified, second.accuracy) == (None, None, None)
+    assert 0 < best.attacked["attacked/robust_accuracy"] <= best.accuracy
+    assert (second.log, second.certified, second.accuracy, second.attacked) == (None,) * 4
     assert best.value == best.metrics["validation/accuracy"]
     journal = kit.journal_metrics(out / "search" / "trials" / "0000")[3]
     assert {k: v for k, v in best.metrics.items() if k not in kit.CLOCKS} == journal
@@ -235,11 +239,12 @@ def searcher(tmp_path):
 
     leaves = [leaf for leaf in kit.leaves(tmp_path) if leaf.key not in SPACE]
     config = configuration.compose(leaves, methods.get)
-    study = Study(config.tune, Space.parse(SPACE), tmp_path, "s", 0)
+    study = Study(config, Space.parse(SPACE), tmp_path, "mine", [FIRST])
     job = Job({}, str(tmp_path), "parent", "s", "sqlite:///nowhere.db")
     told = []
     plan = Sweep(config, leaves, study, tmp_path, job)
-    return StudySearch(plan, told.append, interrupted=[], left=2), study, told
+    search = StudySearch(plan, lambda record, running: told.append(record), interrupted=[], left=2)
+    return search, study, told
 
 
 def result(epoch, value=0.5, **more):
@@ -286,3 +291,61 @@ def test_suggestions_end_with_the_budget(searcher):
     assert search.suggest("c") == "FINISHED"
     assert len(study.records()) == 2
     assert asdict(study.records()[0])["point"] == {"train.lr": 0.05, "train.keep": 2}
+
+
+def test_objectives_constraints_and_a_budget_in_passes(cluster, new_out):
+    """Two objectives under a constraint that only the good rate meets, equal passes; warm start."""
+    out = new_out("front")
+    space = {
+        "method.name": {"choice": ["gaussian", "standard"], "default": "standard"},
+        "method.sigma": {"float": [0.1, 0.5], "when": {"method.name": "gaussian"}},
+        "train.lr": {"choice": [0.05, BAD], "default": 0.05},
+    }
+    points = [{"method.name": name, "train.lr": BAD} for name in space["method.name"]["choice"]]
+    said = []
+    settings = (
+        "name=front", "tune.trials=4", "train.passes=6", "tune.scheduler=none", "tune.finalists=9",
+        "tune.objectives=[max certified_fast/acr,max validation/accuracy]",
+        "tune.constraints=[validation/accuracy >= 0.5]",
+    )  # fmt: skip
+    board = run(out, *settings, block=space, said=said, tune__points=points)
+    assert [e.feasible for e in board.entries] == [True, True, False, False]
+    assert {e.method for e in board.entries[:2]} == {"standard", "gaussian"}
+    for entry in board.entries:
+        assert 6 <= entry.metrics["passes/per_image"] < 6.3
+    assert set(board.pareto) <= {e.trial for e in board.entries[:2]} == {0, 1}
+    assert {e.trial for e in board.entries if e.final} == set(board.pareto)
+    page = (out / "front" / "report.html").read_text()
+    assert "validation/accuracy &gt;= 0.5" in page
+    assert board_of(out / "front").plain() == board.plain()
+    warm = run(
+        out, *settings[1:], "name=warm", "tune.warm_start=front", "tune.finalists=0", block=space,
+        said=said, tune__points=points,
+    )  # fmt: skip
+    assert "warm: learned from 4 trials of front" in said
+    assert len(warm.entries) + len(warm.others) == 4
+    assert len(study_of(out, "warm").get_trials()) == 8
+
+
+def test_a_constraint_that_nothing_meets_is_told_early(cluster, new_out):
+    said = []
+    settings = ("name=never", "tune.trials=6", "train.epochs=1", "tune.finalists=1")
+    impossible = "tune.constraints=[validation/accuracy >= 1.5]"
+    block = {"seed": {"int": [0, 99]}}
+    board = run(
+        new_out("never"), *settings, impossible, "tune.scheduler=none", block=block, said=said
+    )
+    told = [text for text in said if "none of the first 5 trials meets validation/accuracy" in text]
+    assert len(told) == 1
+    assert "the best has 0." in told[0]
+    assert not any(entry.final for entry in board.entries)
+    assert any("no finalist" in text for text in said)
+
+
+def test_a_metric_that_no_epoch_reports_ends_the_sweep_and_says_what_there_is(cluster, new_out):
+    out = new_out("lacking")
+    settings = ("name=lacking", "tune.trials=30", "tune.metric=gaussian/nothing")
+    with pytest.raises(WorkError, match="no epoch reports gaussian/nothing"):
+        run(out, *settings, block={"seed": {"int": [0, 99]}})
+    assert len(study_of(out, "lacking").get_trials()) <= 6
+    assert (out / "lacking" / "report.html").exists()
