@@ -864,13 +864,13 @@ def test_every_space_in_the_conformance_suite(space):
 
 def test_t20_two_ranks(tmp_path):
     running = spawning.spawn(_rank, args=(str(tmp_path / "store"),), nprocs=2, join=False)
-    assert running.join(timeout=60) or running.join(timeout=60)  # one wait for each rank
+    assert running.join(timeout=240) or running.join(timeout=240)  # one wait for each rank
 
 
 def _rank(rank, store):
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     torch.set_num_threads(1)
-    limit = datetime.timedelta(seconds=60)
+    limit = datetime.timedelta(seconds=240)
     dist.init_process_group(
         "gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=limit
     )
