@@ -2,9 +2,9 @@
 
 Every run has the same budget of forward and backward passes of the network, so an arm whose step
 costs more takes fewer steps. Clean accuracy and robust accuracy of the ensemble for both bases,
-certificates for `gaussian`; balanced batches of sixteen images of a class for all. One JSON line a
-run into FILE; runs that are in it are left out, so a killed study goes on. CIFAR-10 is the subset
-in ../shared/data beside the checkout, averaged down to 16 x 16 pixels to be affordable.
+certificates for `gaussian`; balanced batches for all. One JSON line a run into FILE; runs that are
+in it are left out, so a killed study goes on. CIFAR-10 is the subset in ../shared/data beside the
+checkout, averaged down to 16 x 16 pixels to be affordable.
 
     python benchmarks/reproduce_geodesic.py study.jsonl [--data digits] [--seconds 240]
     python benchmarks/reproduce_geodesic.py study.jsonl --table
@@ -47,9 +47,9 @@ DATA = {
     },
     "cifar10": {
         "settings": ("data.name=npz", f"data.path={CIFAR}", "data.augment=crop_flip",
-                     "data.limit=2000", "train.optimizer=adamw", "train.lr=0.003",
-                     "train.schedule=one_cycle"),
-        "passes": {"gaussian": 40, "pgd": 72},
+                     "data.limit=4000", "train.batch_size=80", "train.optimizer=adamw",
+                     "train.lr=0.003", "train.schedule=one_cycle"),
+        "passes": {"gaussian": 60, "pgd": 90},
         "sigma": 0.25,
         "steps": 2,
         "eps": 2 / 255,
