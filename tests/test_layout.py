@@ -50,7 +50,7 @@ TABLE = {
     "catalog": "config data methods models",
     "cluster": (
         "config data methods models objective train checkpoint certify evaluate corruptions runs"
-        " sources track report | torch numpy ray optuna sqlalchemy yaml (tqdm)"
+        " sources track report | torch numpy ray optuna sqlalchemy yaml (tqdm aiohttp)"
     ),
     "cli": (
         "(config methods catalog objective runs checkpoint evaluate cluster track report)"
@@ -67,11 +67,32 @@ ALONE = {
     "torchvision": "vision",
 }
 OPTIONS = {
-    "train": {"name", "out", "address", "workers", "resume", "dry_run", "verbose", "as_json"},
-    "tune": {"name", "out", "address", "workers", "resume", "dry_run", "verbose", "as_json"},
+    "train": {
+        "name",
+        "out",
+        "address",
+        "detach",
+        "workers",
+        "resume",
+        "dry_run",
+        "verbose",
+        "as_json",
+    },
+    "tune": {
+        "name",
+        "out",
+        "address",
+        "detach",
+        "workers",
+        "resume",
+        "dry_run",
+        "verbose",
+        "as_json",
+    },
     "certify": {
         "out",
         "address",
+        "detach",
         "workers",
         "resume",
         "dry_run",
@@ -80,7 +101,7 @@ OPTIONS = {
         "only",
         "cohen",
     },
-    "evaluate": {"out", "address", "workers", "resume", "dry_run", "verbose", "as_json"},
+    "evaluate": {"out", "address", "detach", "workers", "resume", "dry_run", "verbose", "as_json"},
     "ui": {"out", "dry_run", "port"},
     "methods": {"as_json", "diagnose", "theory"},
     "datasets": {"as_json"},

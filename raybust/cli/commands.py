@@ -30,6 +30,7 @@ _OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "name": (("--name",), {"help": "Name of the run or sweep."}),
     "out": (("--out",), {"help": "Folder under which everything lands (default: runs)."}),
     "address": (("--address",), {"help": "Ray address, or a jobs URL (http://127.0.0.1:8265)."}),
+    "detach": (("--detach",), {"is_flag": True, "help": "Submit to a jobs URL and do not wait."}),
     "workers": (("--workers",), {"type": int, "help": "DDP workers of a run."}),
     "resume": (
         ("--resume/--no-resume",),
@@ -65,11 +66,12 @@ def cli(context: click.Context) -> None:
 
 @cli.command()
 @click.argument("settings", nargs=-1, metavar="[CONFIG.yaml] [key=value ...]")
-@_options("name", "out", "address", "workers", "resume", "dry_run", "verbose", "as_json")
+@_options("name", "out", "address", "detach", "workers", "resume", "dry_run", "verbose", "as_json")
 def train(
     *,
     settings: tuple[str, ...],
     address: str | None,
+    detach: bool,
     resume: bool,
     dry_run: bool,
     verbose: bool,
@@ -84,7 +86,7 @@ def train(
     if dry_run:
         print_config(config, as_json)
         return
-    if _submitted(address):
+    if _submitted(address, detach):
         return
     from raybust.cluster import launch
 
@@ -95,12 +97,13 @@ def train(
 @cli.command()
 @click.argument("space", metavar="SPACE.yaml")
 @click.argument("settings", nargs=-1, metavar="[key=value ...]")
-@_options("name", "out", "address", "workers", "resume", "dry_run", "verbose", "as_json")
+@_options("name", "out", "address", "detach", "workers", "resume", "dry_run", "verbose", "as_json")
 def tune(
     *,
     space: str,
     settings: tuple[str, ...],
     address: str | None,
+    detach: bool,
     resume: bool,
     dry_run: bool,
     verbose: bool,
@@ -123,7 +126,7 @@ def tune(
             always = sum(not domain.when for domain in domains.domains)
             click.echo(f"{len(domains.domains)} dimensions, {always} of them in every trial")
         return
-    if _submitted(address):
+    if _submitted(address, detach):
         return
     from raybust.cluster import sweep
 
@@ -139,7 +142,7 @@ def tune(
 @cli.command()
 @click.argument("run", metavar="RUN")
 @click.argument("settings", nargs=-1, metavar="[key=value ...]")
-@_options("out", "address", "workers", "resume", "dry_run", "verbose", "as_json")
+@_options("out", "address", "detach", "workers", "resume", "dry_run", "verbose", "as_json")
 @click.option("--only", type=int, help="Recompute the row of one example and compare it.")
 @click.option("--cohen", is_flag=True, help="Also write the bare six columns of Cohen et al.")
 def certify(
@@ -147,6 +150,7 @@ def certify(
     run: str,
     settings: tuple[str, ...],
     address: str | None,
+    detach: bool,
     resume: bool,
     dry_run: bool,
     verbose: bool,
@@ -156,13 +160,13 @@ def certify(
     **given: Any,
 ) -> None:
     """Certify a run, a checkpoint or a weights file by randomized smoothing."""
+    if not dry_run and _submitted(address, detach):  # RUN is looked up where the job runs
+        return
     from raybust.cluster import shards
 
     trained = open_trained(run, settings, given)
     if dry_run:
         print_config(trained.config, as_json)
-        return
-    if _submitted(address):
         return
     if only is not None:
         click.echo(shards.recompute(trained, only, say=say))
@@ -183,12 +187,13 @@ def certify(
 @cli.command()
 @click.argument("run", metavar="RUN")
 @click.argument("settings", nargs=-1, metavar="[key=value ...]")
-@_options("out", "address", "workers", "resume", "dry_run", "verbose", "as_json")
+@_options("out", "address", "detach", "workers", "resume", "dry_run", "verbose", "as_json")
 def evaluate(
     *,
     run: str,
     settings: tuple[str, ...],
     address: str | None,
+    detach: bool,
     resume: bool,
     dry_run: bool,
     verbose: bool,
@@ -200,11 +205,11 @@ def evaluate(
     Corruption takes the place of the attacks where `corruptions.sets`, `.rows`, `.folder` or
     `.generated` is given.
     """
+    if not dry_run and _submitted(address, detach):
+        return
     trained = open_trained(run, settings, given)
     if dry_run:
         print_config(trained.config, as_json)
-        return
-    if _submitted(address):
         return
     from raybust.cluster import attacked, corrupted
 
@@ -310,6 +315,8 @@ def models(name: str | None, as_json: bool) -> None:
 @_options("out", "address", "as_json")
 def doctor(out: str | None, address: str | None, as_json: bool) -> None:
     """Say what is installed, what the cluster has, and what is missing."""
+    if _submitted(address):
+        return
     from raybust.cluster import doctor as examination
 
     config = compose(read_leaves((), {"out": out})[0])
@@ -319,11 +326,13 @@ def doctor(out: str | None, address: str | None, as_json: bool) -> None:
         raise WorkError("something is missing; the column `advice` says what to do")
 
 
-def _submitted(address: str | None) -> bool:
+def _submitted(address: str | None, detach: bool = False) -> bool:
     """Runs this same command on the cluster of a jobs URL; returns whether there was one."""
     if address is None or not address.startswith(("http://", "https://")):
+        if detach:
+            raise RequestError("--detach: is for an --address that is a jobs URL (http://...)")
         return False
     from raybust.cluster import jobs
 
-    jobs.submit(address, sys.argv[1:], say)
+    jobs.submit(address, sys.argv[1:], say, detach=detach)
     return True

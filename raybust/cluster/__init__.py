@@ -2,8 +2,7 @@
 
 Ray reads these settings from the environment when it is imported, so they are made here, first;
 what the user has set stays. Short polls, because an epoch may take a second; no second record of
-trials beside the study and the journals; no process that waits for notices of preemption, because
-a lost worker resumes from its checkpoint anyway.
+trials beside the study and the journals.
 """
 
 import os
@@ -14,7 +13,6 @@ _SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",

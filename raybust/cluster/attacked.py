@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from raybust import runs, track
 from raybust.certify import weights_digest
 from raybust.cluster.launch import Say, open_store, progress_bar
-from raybust.cluster.session import gpus_per_worker, session
+from raybust.cluster.session import capacity, gpus_per_worker, session
 from raybust.cluster.tasks import room_for, run_tasks
 from raybust.config import Config
 from raybust.evaluate import (
@@ -109,7 +109,7 @@ def evaluate(
     summaries: list[Summary] = []
     rows: list[list[AttackRow]] = []
     with session(address, verbose=verbose) as ray:
-        gpu = gpus_per_worker(config, ray.cluster_resources())
+        gpu = gpus_per_worker(config, capacity(ray))
         protocol = protocol_of(trained, "cuda" if gpu else "cpu")
         check_request(trained.network, _probe(trained, protocol), protocol)
         room = room_for(ray, config, workers)

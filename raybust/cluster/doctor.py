@@ -6,21 +6,27 @@ Each row names a state and, where something is missing, what to do about it.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import Literal
+from typing import Any, Literal
 
 from raybust import runs, track
-from raybust.cluster.session import session
+from raybust.cluster.jobs import CLIENT, versions
+from raybust.cluster.nodes import Node, look
+from raybust.cluster.session import capacity, session
 from raybust.config import Config
 from raybust.errors import RequestError
 
 _PACKAGES = ("torch", "torchvision", "ray", "optuna", "mlflow", "omegaconf", "timm", "safetensors")
 _LEAST_DISK_GIB = 1.0
+_LEAST_HEAD_GIB = 8.0
+_HEAD_NEEDS = "Ray and MLflow take about 2 there, each trial of several workers 0.6 more"
+_SAME_VERSIONS = "install the same requirements.lock on both sides (`make venv`, `ray up` again)"
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,7 @@ def examine(config: Config, address: str | None) -> list[Finding]:
         config: where everything lands.
         address: of a Ray cluster, or None for the embedded one.
     """
-    return [*_machine(), *_folder(config), *_store(config), *_cluster(address)]
+    return [*_machine(), *_folder(config), *_store(config), *_cluster(config, address)]
 
 
 def _machine() -> Iterator[Finding]:
@@ -94,13 +100,74 @@ def _store(config: Config) -> Iterator[Finding]:
         yield Finding("MLflow", "ok", track.safe_uri(uri))
 
 
-def _cluster(address: str | None) -> Iterator[Finding]:
+def _cluster(config: Config, address: str | None) -> Iterator[Finding]:
+    yield from _versions(os.environ.get(CLIENT, "{}"))
     try:
         with session(address, verbose=False) as ray:
-            resources = ray.cluster_resources()
-            nodes = sum(node["Alive"] for node in ray.nodes())
+            resources, most = ray.cluster_resources(), capacity(ray)
+            seen = _look(ray, config) if address is not None else []
     except RequestError as error:
-        yield Finding("Ray", "missing", str(error), "start it with `ray up`, check --address")
+        mismatch = "Version mismatch" in str(error)
+        advice = _SAME_VERSIONS if mismatch else "start it with `ray up`, check --address"
+        yield Finding("Ray", "missing", str(error), advice)
         return
-    have = f"{resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs on {nodes} nodes"
+    count = f" on {len(seen)} nodes" if seen else ""
+    have = f"{resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs{count}"
+    if most.get("GPU", 0) > resources.get("GPU", 0):
+        have += f"; the autoscaler adds up to {most['GPU']:g} GPUs when they are asked for"
     yield Finding("Ray", "ok", have)
+    yield from findings(seen, most)
+
+
+def _look(ray: Any, config: Config) -> list[Node]:
+    out = runs.out_folder(config)
+    out.mkdir(parents=True, exist_ok=True)
+    return look(ray, out, track.resolve_uri(config.track, out))
+
+
+def _versions(client: str) -> Iterator[Finding]:
+    """Compares the machine that submitted this command with this one, by name."""
+    here = versions()
+    for name, there in json.loads(client).items():
+        if there != here.get(name):
+            seen = f"{name} {there} where the command came from, {here.get(name)} on the cluster"
+            yield Finding("versions", "missing", seen, _SAME_VERSIONS)
+
+
+def findings(seen: Sequence[Node], most: Mapping[str, float]) -> Iterator[Finding]:
+    """Yields what the nodes of a cluster lack, one row a thing; nothing where there are none.
+
+    Args:
+        seen: the nodes.
+        most: what the cluster has or may come to have, see `capacity`.
+    """
+    if not seen:
+        return
+    hidden = [f"{n.host}: {n.driver_gpus}" for n in seen if n.driver_gpus > n.ray_gpus]
+    if hidden:
+        advice = (
+            "unset CUDA_VISIBLE_DEVICES where Ray starts, take `resources: {GPU: ...}` out of the"
+            " cluster's file or correct it, and start Ray there again"
+        )
+        yield Finding("GPUs", "missing", f"not seen by Ray: {', '.join(hidden)}", advice)
+    elif not most.get("GPU"):
+        advice = "nothing, if you mean to train on CPUs; else install NVIDIA's driver (nvidia-smi)"
+        yield Finding("GPUs", "note", "no node has one, none will come", advice)
+    apart = [node.host for node in seen if not node.shared]
+    if apart:
+        advice = "mount one folder on all nodes under one path, and give it as --out"
+        yield Finding("storage", "missing", f"another folder on {', '.join(apart)}", advice)
+    else:
+        yield Finding("storage", "ok", "the same folder on every node")
+    cut_off = [f"{node.host} ({node.mlflow})" for node in seen if node.mlflow]
+    if cut_off:
+        advice = (
+            "start the server, or give MLFLOW_TRACKING_URI an address that every node reaches;"
+            " until then runs keep their journals, and the driver sends them at the end"
+        )
+        yield Finding("MLflow", "missing", f"out of reach of {', '.join(cut_off)}", advice)
+    for head in (node for node in seen if node.head):
+        small = head.memory < _LEAST_HEAD_GIB
+        advice = f"take a head with {_LEAST_HEAD_GIB:g} GiB or more: {_HEAD_NEEDS}" if small else ""
+        state: Literal["ok", "missing"] = "missing" if small else "ok"
+        yield Finding("head", state, f"{head.host}, {head.memory:.1f} GiB of memory", advice)

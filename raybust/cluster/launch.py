@@ -18,7 +18,7 @@ from typing import Any
 from raybust import checkpoint, data, methods, runs, sources, track
 from raybust import config as configuration
 from raybust.cluster.sampler import check_sampler
-from raybust.cluster.session import session, slots
+from raybust.cluster.session import capacity, must_grow, session, slots
 from raybust.cluster.space import Space
 from raybust.config import Config, Leaf
 from raybust.errors import RequestError, WorkError
@@ -77,7 +77,8 @@ def train(config: Config, *, address: str | None, resume: bool, verbose: bool, s
     from raybust.cluster import worker
 
     with session(address, verbose=verbose, dashboard=True) as ray:
-        slots(config, ray.cluster_resources())
+        slots(config, capacity(ray))
+        say_if_growing(config, ray, say)
         uri = open_store(config, out, say)
         with locked(folder), sending_rest(folder, uri, out, say):
             identity = runs.identify(folder, "train", plain, resume)
@@ -166,6 +167,15 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
+def say_if_growing(config: Config, ray: Any, say: Say) -> None:
+    """Says that nothing happens before the autoscaler has added nodes, where that is so."""
+    if must_grow(config, ray):
+        say(
+            "waiting for the autoscaler to add nodes, which takes minutes;"
+            " `ray status` on the head tells why none comes"
+        )
+
+
 @contextmanager
 def _epoch_lines(folder: Path, say: Say) -> Iterator[None]:
     """Says a line for each epoch that a worker notes in the run's journal."""
@@ -187,6 +197,8 @@ def _epoch_lines(folder: Path, say: Say) -> Iterator[None]:
                         entry = json.loads(line)
                         if entry.get("e") == "metrics":
                             say(epoch_line(entry["step"], entry["values"]))
+                        elif "raybust.hosts" in entry.get("tags", {}):
+                            say(group_line(entry["tags"]))
             if last:
                 return
 
@@ -205,6 +217,13 @@ def progress_bar(total: int, what: str, initial: int = 0) -> Any:
 
     quiet = not sys.stderr.isatty()
     return tqdm(total=total, initial=initial, desc=what, disable=quiet, dynamic_ncols=True)
+
+
+def group_line(tags: dict[str, str]) -> str:
+    """Returns which rank is on which host, as one line for a person."""
+    hosts = enumerate(tags["raybust.hosts"].split())
+    ranks = ", ".join(f"rank {rank} on {host}" for rank, host in hosts)
+    return f"process group ({tags['raybust.backend']}): {ranks}"
 
 
 def epoch_line(epoch: int, metrics: dict[str, Any]) -> str:

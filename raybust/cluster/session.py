@@ -70,6 +70,24 @@ def _probe(address: str) -> None:
         ) from None
 
 
+def capacity(ray: Any) -> dict[str, float]:
+    """Returns the resources of the cluster, with the nodes that its autoscaler may still add.
+
+    Args:
+        ray: the module, connected.
+    """
+    have = ray.cluster_resources()
+    most = ray._private.state.state.get_max_resources_from_cluster_config() or {}
+    return {key: max(have.get(key, 0.0), float(most.get(key, 0))) for key in {*have, *most}}
+
+
+def must_grow(config: Config, ray: Any) -> bool:
+    """Tells whether one run needs nodes that the autoscaler has yet to add."""
+    have, workers = ray.cluster_resources(), config.cluster.workers
+    cpus, gpus = config.cluster.cpus_per_worker, gpus_per_worker(config, capacity(ray))
+    return bool(have.get("CPU", 0) < workers * cpus or have.get("GPU", 0) < workers * gpus)
+
+
 def gpus_per_worker(config: Config, resources: dict[str, float]) -> float:
     """Returns the GPUs of one training worker: as configured, else 1 where the cluster has any."""
     if config.cluster.gpus_per_worker is not None:
@@ -82,7 +100,7 @@ def slots(config: Config, resources: dict[str, float], overhead: float = 0.0) ->
 
     Args:
         config: what one worker takes.
-        resources: what the cluster has, as `ray.cluster_resources()` tells.
+        resources: what the cluster has, see `capacity`.
         overhead: CPUs that each run's driver takes beside its workers.
 
     Raises:

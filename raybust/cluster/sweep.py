@@ -23,11 +23,12 @@ from raybust.cluster.launch import (
     check_sweep,
     locked,
     open_store,
+    say_if_growing,
     sending_rest,
 )
 from raybust.cluster.live import Table
 from raybust.cluster.registered import register_best
-from raybust.cluster.session import session, slots
+from raybust.cluster.session import capacity, session, slots
 from raybust.cluster.space import Point, Space
 from raybust.cluster.study import FINISHED, POINT, Study, TrialRecord, open_study
 from raybust.cluster.worker import Job, params_of
@@ -78,7 +79,7 @@ def run(
     lesson = _lesson(config, space, out)
     with session(address, verbose=verbose, dashboard=config.cluster.workers > 1) as ray:
         driver = tune.DRIVER_CPUS if config.cluster.workers > 1 else 0.0
-        room = slots(config, ray.cluster_resources(), driver)
+        room = slots(config, capacity(ray), driver)
         uri = open_store(config, out, say)
         with locked(folder), sending_rest(folder, uri, out, say):
             identity = runs.identify(folder, "sweep", plain, resume)
@@ -87,6 +88,7 @@ def run(
                 say(f"{folder.name}: learned from {learned} trials of {config.tune.warm_start}")
             at_once = min(room, config.tune.concurrent or room)
             say(f"{folder.name}: {config.tune.trials} trials, {at_once} at a time, in {folder}")
+            say_if_growing(config, ray, say)
             job = Job(identity.config, str(folder), identity.uid, folder.name, uri)
             with _parent(job, config) as journal:
                 _search(tune.Sweep(config, leaves, study, folder, job), say)

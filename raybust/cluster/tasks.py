@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from raybust.cluster.session import gpus_per_worker, slots
+from raybust.cluster.session import capacity, gpus_per_worker, slots
 from raybust.config import Config
 from raybust.errors import WorkError
 
@@ -20,7 +20,7 @@ _RETRIES = 3
 def room_for(ray: Any, config: Config, workers: int | None) -> int:
     """Returns how many tasks run at a time: `workers`, but no more than the cluster holds."""
     one = replace(config, cluster=replace(config.cluster, workers=1))
-    return min(workers or 10**6, slots(one, ray.cluster_resources()))
+    return min(workers or 10**6, slots(one, capacity(ray)))
 
 
 def run_tasks(
@@ -43,7 +43,7 @@ def run_tasks(
         RequestError, WorkError: what a task raised.
         WorkError: a task died for good.
     """
-    gpu = gpus_per_worker(config, ray.cluster_resources())
+    gpu = gpus_per_worker(config, capacity(ray))
     task = ray.remote(num_cpus=config.cluster.cpus_per_worker, num_gpus=gpu, max_retries=_RETRIES)(
         function
     )

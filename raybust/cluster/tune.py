@@ -74,7 +74,7 @@ def run(plan: Sweep, listener: Listener) -> None:
     if not interrupted and not left:
         return
     nested = config.cluster.workers > 1
-    resources = ray.cluster_resources()
+    resources = session.capacity(ray)
     room = session.slots(config, resources, DRIVER_CPUS if nested else 0.0)
     searcher = StudySearch(plan, listener, interrupted, left)
     tuner = tune.Tuner(

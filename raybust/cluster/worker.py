@@ -7,7 +7,9 @@ checkpoints through Ray's storage, worker failures resumed from the last one.
 
 from __future__ import annotations
 
+import os
 import shutil
+import socket
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +19,7 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
+import torch.distributed as dist
 import yaml
 from ray.train import (
     CheckpointConfig,
@@ -28,7 +31,7 @@ from ray.train import (
 
 from raybust import checkpoint, data, methods
 from raybust import config as configuration
-from raybust.cluster.session import gpus_per_worker
+from raybust.cluster.session import capacity, gpus_per_worker, must_grow
 from raybust.config import Config
 from raybust.errors import WorkError
 from raybust.runs import JOURNAL
@@ -41,6 +44,8 @@ COMPLETE = "complete"
 MISSING = "tune.metric"
 """Begin of the reason of a trial that lacks what the sweep optimizes."""
 _DRAIN_S = 10.0
+_NODE_START_S = 900
+"""How long a node that the autoscaler adds may take until it is installed (our choice)."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,10 @@ class RunLog:
         self._journal.text(yaml.safe_dump(job.config, sort_keys=False), "config.yaml")
         self._journal.text(yaml.safe_dump(environment(), sort_keys=False), "environment.yaml")
         self._flusher = Flusher(self._journal.path, job.uri)
+
+    def group(self, backend: str, hosts: list[str]) -> None:
+        """Notes what joins the workers and where each of them is, by rank."""
+        self._journal.tags({"raybust.backend": backend, "raybust.hosts": " ".join(hosts)})
 
     def epoch(self, progress: Progress) -> None:
         """Notes the metrics of an epoch."""
@@ -150,12 +159,16 @@ def train_worker(plain: dict[str, Any]) -> str | None:
     set_threads(config)
     dataset = data.load(config.data)
     folder = Path(job.folder)
+    device = ray.train.torch.get_device()
+    hosts = _hosts(device)
     first = ray.train.get_context().get_world_rank() == 0
     with tempfile.TemporaryDirectory(prefix="raybust-") as scratch:
         resume = _resume_from(folder, Path(scratch))
         log = RunLog(job, config) if first else None
+        if log is not None and len(hosts) > 1:
+            log.group(dist.get_backend(), hosts)
         failure = None
-        for progress in fit(config, dataset, ray.train.torch.get_device(), resume):
+        for progress in fit(config, dataset, device, resume):
             failure = progress.failure
             if failure is None and job.parent is not None:
                 failure = missing_metric(config, progress.metrics)
@@ -164,6 +177,8 @@ def train_worker(plain: dict[str, Any]) -> str | None:
             if log is not None:
                 log.epoch(progress)
             _report(progress, first)
+            if not progress.done:
+                _leave_if_preempted(device)
             if first and progress.done and config.cluster.storage:
                 name = checkpoint.folder_name(progress.epoch)
                 checkpoint.commit(folder, name, progress.save, config.train.keep)
@@ -174,6 +189,41 @@ def train_worker(plain: dict[str, Any]) -> str | None:
                 log.end("finished", checkpoint.newest(folder))
             log.close()
     return failure
+
+
+def _hosts(device: torch.device) -> list[str]:
+    """Returns the host of every rank, as the process group itself tells it."""
+    own = socket.gethostname()
+    if not dist.is_initialized():
+        return [own]
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    hosts = [""] * dist.get_world_size()
+    dist.all_gather_object(hosts, own)
+    return hosts
+
+
+def _leave_if_preempted(device: torch.device) -> None:
+    """Ends the workers, all at the same epoch, where one of their nodes is about to be taken away;
+    Ray Train starts them elsewhere, from the checkpoint that was just reported."""
+    notice = torch.tensor(float(ray.train.get_preemption_info() is not None), device=device)
+    if dist.is_initialized():
+        dist.all_reduce(notice, dist.ReduceOp.MAX)
+    if notice.item():
+        raise RuntimeError("a node of this run is about to be taken away")
+
+
+def _adapt_to(config: Config) -> None:
+    """Makes Ray Train's settings that depend on the cluster; the user's own stay.
+
+    A process that waits for notices of preemption, where nodes can be taken away one by one; time
+    for nodes to be started, where some have to be.
+    """
+    grows = must_grow(config, ray)
+    several = grows or sum(node["Alive"] for node in ray.nodes()) > 1
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", str(int(several)))
+    if grows:
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(_NODE_START_S))
 
 
 def train(config: Config, job: Job, *, callbacks: list[Any] | None = None) -> None:
@@ -187,7 +237,8 @@ def train(config: Config, job: Job, *, callbacks: list[Any] | None = None) -> No
     Raises:
         WorkError: training failed for good, or its loss diverged.
     """
-    gpu = gpus_per_worker(config, ray.cluster_resources())
+    _adapt_to(config)
+    gpu = gpus_per_worker(config, capacity(ray))
     resources = {"CPU": config.cluster.cpus_per_worker} | ({"GPU": gpu} if gpu else {})
     folder = Path(job.folder)
     # In a storage of several folders' runs, a name may come twice, or again after --no-resume.

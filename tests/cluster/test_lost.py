@@ -1,0 +1,188 @@
+"""What a training run of two workers loses when a node, a notice or the driver comes between.
+
+A cluster of several nodes on this machine, `raybust train` in a process of its own, and after each
+disturbance the weights of a run that nobody disturbed.
+"""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import kit
+import pytest
+from test_worker import assert_same_weights
+
+from raybust import checkpoint
+
+pytestmark = pytest.mark.drills
+
+EPOCHS = 8
+SETTINGS = ("method.name=gaussian", "method.sigma=0.25", "model.width=24", "train.batch_size=64",
+            f"train.epochs={EPOCHS}", "certified_fast.examples=20", "certified_fast.n=100",
+            "--workers", "2")  # fmt: skip
+
+
+class Nodes:
+    """A head without CPUs and nodes of one CPU each."""
+
+    def __init__(self):
+        from ray.cluster_utils import Cluster
+
+        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+        self.living = []
+
+    @property
+    def address(self):
+        return self.cluster.address
+
+    def have(self, count):
+        """Adds or removes nodes until there are so many."""
+        while len(self.living) < count:
+            self.living.append(self.cluster.add_node(num_cpus=1))
+        while len(self.living) > count:
+            self.lose()
+        self.cluster.wait_for_nodes()
+
+    def lose(self):
+        """Kills all processes of a node at once."""
+        self.cluster.remove_node(self.living.pop(0), allow_graceful=False)
+
+
+@pytest.fixture(scope="module")
+def nodes():
+    made = Nodes()
+    yield made
+    made.cluster.shutdown()
+
+
+class Run:
+    """`raybust train` in a process of its own."""
+
+    def __init__(self, nodes, out, name, *more, **environment):
+        self.folder = out / name
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "raybust", "train", *SETTINGS, *more, "--name", name,
+             "--out", out, "--address", nodes.address],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        )  # fmt: skip
+
+    def reaches(self, epoch):
+        """Waits until the checkpoint of an epoch is there, while a later one is being trained."""
+
+        def there():
+            assert self.process.poll() is None, self.process.communicate()[0]
+            newest = checkpoint.newest(self.folder)
+            return newest is not None and checkpoint.epoch_of(newest) >= epoch
+
+        kit.wait(there, 120, f"epoch {epoch}")
+
+    def ends(self, code=0, seconds=240):
+        said, _ = self.process.communicate(timeout=seconds)
+        print(said)
+        assert self.process.returncode == code, said
+        return said
+
+    def epochs_trained(self):
+        """Steps in the order in which they were noted, and how often the run was taken up again."""
+        entries = kit.lines(self.folder / "journal.jsonl")
+        steps = [entry["step"] for entry in entries if entry["e"] == "metrics"]
+        return steps, len([entry for entry in entries if entry["e"] == "resume"])
+
+
+@pytest.fixture(scope="module")
+def outs(new_out):
+    return new_out("lost")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(nodes, outs):
+    """The weights of a run that nobody disturbed."""
+    nodes.have(2)
+    run = Run(nodes, outs, "undisturbed")
+    run.ends()
+    return checkpoint.newest(run.folder)
+
+
+def assert_complete(run, undisturbed, resumed=1):
+    assert_same_weights(checkpoint.newest(run.folder), undisturbed)
+    assert run.epochs_trained() == (list(range(1, EPOCHS + 1)), resumed)
+
+
+def test_a_lost_node_is_replaced(nodes, outs, undisturbed):
+    nodes.have(2)
+    run = Run(nodes, outs, "replaced")
+    run.reaches(3)
+    nodes.lose()
+    nodes.have(2)
+    run.ends()
+    assert_complete(run, undisturbed)
+
+
+def test_a_lost_node_without_a_replacement_is_told_in_bounded_time(nodes, outs, undisturbed):
+    nodes.have(2)
+    run = Run(nodes, outs, "alone", RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S="5")
+    run.reaches(3)
+    nodes.lose()
+    lost = time.monotonic()
+    said = run.ends(code=1)
+    assert time.monotonic() - lost < 90
+    last = said.splitlines()[-1]
+    assert "alone" in last
+    assert "2 workers" in last
+    assert "the same command resumes" in last
+    nodes.have(2)
+    again = Run(nodes, outs, "alone")
+    assert re.search(r"resuming at epoch [3-7]", again.ends())
+    assert_complete(again, undisturbed)
+
+
+def test_a_killed_driver_is_started_again(nodes, outs, undisturbed):
+    nodes.have(2)
+    run = Run(nodes, outs, "driver")
+    run.reaches(3)
+    run.process.send_signal(signal.SIGKILL)
+    run.process.wait()
+    again = Run(nodes, outs, "driver")
+    assert re.search(r"resuming at epoch [3-7]", again.ends())
+    assert_complete(again, undisturbed)
+
+
+def test_a_torn_checkpoint_is_told_and_the_one_before_it_is_used(nodes, outs, undisturbed):
+    nodes.have(2)
+    run = Run(nodes, outs, "torn")
+    run.reaches(4)
+    run.process.send_signal(signal.SIGKILL)
+    run.process.wait()
+    time.sleep(5)  # until its workers are gone too
+    newest, before = checkpoint.folders(run.folder)[:2]
+    weights = newest / checkpoint.WEIGHTS
+    weights.write_bytes(weights.read_bytes()[:1000])
+    again = Run(nodes, outs, "torn")
+    said = again.ends()
+    assert newest.name in said
+    assert f"resuming at epoch {checkpoint.epoch_of(before)}" in said
+    assert_same_weights(checkpoint.newest(run.folder), undisturbed)
+
+
+def test_a_notice_of_preemption_costs_no_epoch_and_counts_as_no_failure(nodes, outs, undisturbed):
+    nodes.have(3)
+    run = Run(nodes, outs, "preempted", "cluster.max_failures=0",
+              RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S="0.2")  # fmt: skip
+    run.reaches(2)
+    hosts = {p.ppid() for p in kit.descendants("ray::RayTrainWorker")}
+    going = next(node for node in nodes.living
+                 if node.all_processes["raylet"][0].process.pid in hosts)  # fmt: skip
+    subprocess.run(
+        [sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--address", nodes.address,
+         "--node-id", going.node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION",
+         "--reason-message", "spot", "--deadline-remaining-seconds", "100"],
+        check=True,
+    )  # fmt: skip
+    began = time.monotonic()
+    run.ends()
+    assert time.monotonic() - began < 90, "it waited for the node to go"
+    assert_complete(run, undisturbed)
