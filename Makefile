@@ -3,20 +3,25 @@ PYTHON ?= python3
 BIN := .venv/bin
 QUICKSTART ?=
 PYTEST ?= $(BIN)/python -m pytest
+SLOW := drills or hosts or postgres
 
-.PHONY: quickstart test coverage lint bench clean venv
+.PHONY: quickstart test drills coverage lint bench clean venv
 
 quickstart: .venv/ready  ## a sweep on scikit-learn's digits, with certificates and MLflow
 	$(BIN)/raybust tune search_spaces/quickstart.yaml $(QUICKSTART)
 
 # The tests that start Ray wait for processes half of their time: the others run in what they leave.
 test: export OMP_NUM_THREADS = 1
-test: .venv/ready  ## all tests
+test: .venv/ready  ## all tests but the drills
 	mkdir -p build
-	nice $(PYTEST) -m "not cluster" > build/test.log 2>&1 & rest=$$!; trap "kill $$rest" INT TERM; \
-	$(PYTEST) -m cluster; ray=$$?; \
+	nice $(PYTEST) -m "not cluster and not ($(SLOW))" > build/test.log 2>&1 & rest=$$!; trap "kill $$rest" INT TERM; \
+	$(PYTEST) -m "cluster and not ($(SLOW))"; ray=$$?; \
 	wait $$rest; code=$$?; cat build/test.log; \
 	exit $$(( ray || code ))
+
+drills: export OMP_NUM_THREADS = 1
+drills: .venv/ready  ## failure drills, isolated hosts, PostgreSQL: too slow for `make test`
+	$(PYTEST) -m "$(SLOW)" -s -rs
 
 coverage: export PYTEST = $(BIN)/coverage run -m pytest
 coverage: .venv/ready  ## all tests, and which lines they ran

@@ -44,6 +44,9 @@ COMPLETE = "complete"
 MISSING = "tune.metric"
 """Begin of the reason of a trial that lacks what the sweep optimizes."""
 _DRAIN_S = 10.0
+_RECORD = "checkpoint_manager_snapshot.json"
+"""Ray Train's list of a run's checkpoints, in the run's folder."""
+
 _NODE_START_S = 900
 """How long a node that the autoscaler adds may take until it is installed (our choice)."""
 
@@ -261,10 +264,11 @@ def train(config: Config, job: Job, *, callbacks: list[Any] | None = None) -> No
             checkpoint_config=CheckpointConfig(num_to_keep=config.train.keep),
         ),
     )
+    _forget_torn(folder)
     try:
         result = trainer.fit()
     except TrainingFailedError as error:
-        raise WorkError(f"{job.name}: training failed: {_cause(error)}") from error
+        raise WorkError(f"{job.name}: {_why_failed(config, error)}") from error
     if result.return_value is not None:
         raise WorkError(f"{job.name}: {result.return_value}")
 
@@ -293,6 +297,24 @@ def _resume_from(folder: Path, scratch: Path) -> Path | None:
         if checkpoint.torn(copy) is None:
             return copy
     return checkpoint.newest(folder, lambda text: print(text, flush=True))
+
+
+def _forget_torn(folder: Path) -> None:
+    """Drops Ray's record of a run one of whose checkpoints is torn: the epoch is trained again, and
+    Ray would take the new checkpoint of that name for the old one, and delete it."""
+    if any(checkpoint.torn(path) for path in checkpoint.folders(folder)):
+        (folder / _RECORD).unlink(missing_ok=True)
+
+
+def _why_failed(config: Config, error: BaseException) -> str:
+    if must_grow(config, ray):
+        have, workers = ray.cluster_resources(), config.cluster.workers
+        return (
+            f"the cluster has no room left for {workers} workers: {have.get('CPU', 0):g} CPUs and"
+            f" {have.get('GPU', 0):g} GPUs; add nodes, and the same command resumes from the last"
+            " checkpoint"
+        )
+    return f"training failed: {_cause(error)}"
 
 
 def _cause(error: BaseException) -> str:

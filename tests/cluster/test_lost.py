@@ -132,7 +132,7 @@ def test_a_lost_node_without_a_replacement_is_told_in_bounded_time(nodes, outs, 
     assert time.monotonic() - lost < 90
     last = said.splitlines()[-1]
     assert "alone" in last
-    assert "2 workers" in last
+    assert "no room left for 2 workers: 1 CPUs" in last
     assert "the same command resumes" in last
     nodes.have(2)
     again = Run(nodes, outs, "alone")

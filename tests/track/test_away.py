@@ -1,0 +1,66 @@
+"""Training through a server that is away for the whole middle of a run, in each of four ways."""
+
+import time
+
+import pytest
+import torch
+from faulty import MODES, Faulty
+from tracking import points, runs_of
+
+from raybust import config as configuration
+from raybust import data, methods
+from raybust.cluster.worker import Job, RunLog
+from raybust.track import prepare, sync
+from raybust.train import fit
+
+pytestmark = pytest.mark.drills
+
+EPOCHS = 12
+
+
+@pytest.fixture
+def faulty(server):
+    made = Faulty(server.port)
+    yield made
+    made.stop()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_point_arrives_once(mode, faulty, server, tmp_path):
+    experiment = f"away {mode}"
+    config = configuration.compose(
+        configuration.leaves_of_arguments(
+            ["method.name=gaussian", "method.sigma=0.25", "model.width=4", "data.limit=256",
+             f"train.epochs={EPOCHS}", "certified_fast.examples=5", "certified_fast.n=100",
+             f"track.experiment={experiment}"]
+        ),
+        methods.get,
+    )  # fmt: skip
+    assert prepare(faulty.uri, tmp_path, experiment) is None
+    plain = configuration.to_dict(config)
+    log = RunLog(Job(plain, str(tmp_path / "run"), f"key {mode}", mode, faulty.uri), config)
+    for progress in fit(config, data.load(config.data), torch.device("cpu")):
+        if progress.epoch == 3:
+            faulty.mode = mode
+        if progress.epoch == EPOCHS - 2:
+            _wait_for_a_failed_request(faulty, mode)
+            faulty.released.set()
+            faulty.mode = None
+        log.epoch(progress)
+    log.end("finished")
+    log.close(60)
+    assert sync(tmp_path, faulty.uri).left == ()
+    (run,) = runs_of(server.uri, experiment)
+    assert run.info.status == "FINISHED"
+    own = [(key, step) for run_id, key, step, _ in points(f"sqlite:///{server.folder}/mlflow.db")
+           if run_id == run.info.run_id]  # fmt: skip
+    assert len(own) == len(set(own)), "a point is there twice"
+    assert sorted(step for key, step in own if key == "train/loss") == list(range(1, EPOCHS + 1))
+    assert faulty.failed[mode] > 0
+
+
+def _wait_for_a_failed_request(faulty, mode):
+    deadline = time.monotonic() + 30
+    while not faulty.failed[mode]:
+        assert time.monotonic() < deadline, f"no request met the server {mode}"
+        time.sleep(0.05)
