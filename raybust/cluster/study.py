@@ -294,6 +294,11 @@ def open_study(config: Config, folder: Path) -> optuna.Study:
             directions=[names[mode] for mode in config.tune.directions().values()],
             load_if_exists=True,
         )
+    except RuntimeError:  # a table `alembic_version` that is not Optuna's
+        raise RequestError(
+            "tune.storage: the database holds other tables; Optuna needs a database of its own,"
+            " apart from MLflow's"
+        ) from None
     except (*_UNUSABLE, ImportError, ValueError) as error:
         raise _unusable(error) from None
 

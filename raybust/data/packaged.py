@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import pickle
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,6 +64,7 @@ def _open(config: Data, *, train: bool) -> Any:
         OSError,
         http.client.HTTPException,
         tarfile.TarError,
+        pickle.UnpicklingError,  # an old MNIST file that is more than plain tensors
     ) as error:
         if config.download:
             text = " ".join(str(error).split()) or type(error).__name__

@@ -153,6 +153,7 @@ def ui_command(uri: str, out: str | Path, port: int = 5000) -> tuple[list[str], 
     artifacts = (file.parent if file else Path(out).absolute()) / "mlartifacts"
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
     command += ["--port", str(port), "--workers", "1"]
+    command += ["--allowed-hosts", "localhost:*,127.0.0.1:*"]  # no page's own name for 127.0.0.1
     return command, {
         "MLFLOW_BACKEND_STORE_URI": uri,
         "MLFLOW_ARTIFACTS_DESTINATION": str(artifacts),

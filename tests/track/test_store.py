@@ -167,6 +167,7 @@ def test_the_ui_is_local_and_its_command_shows_no_password(tmp_path):
     command, extra = ui_command("postgresql://u:pw@h/db", tmp_path, port=1)
     assert "pw" not in " ".join(command)
     assert command[command.index("--host") + 1] == "127.0.0.1"
+    assert command[command.index("--allowed-hosts") + 1] == "localhost:*,127.0.0.1:*"
     assert extra["MLFLOW_BACKEND_STORE_URI"] == "postgresql://u:pw@h/db"
     assert extra["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == "false"
     assert extra["MLFLOW_DISABLE_TELEMETRY"] == "true"
