@@ -7,7 +7,6 @@ does the work, and prints what came back.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from raybust.cli.output import (
     print_trained,
     say,
 )
-from raybust.cli.request import compose, open_trained, read_leaves
+from raybust.cli.request import compose, open_trained, read_leaves, submitted
 from raybust.errors import RequestError, WorkError
 
 _OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
@@ -86,7 +85,7 @@ def train(
     if dry_run:
         print_config(config, as_json)
         return
-    if _submitted(address, detach):
+    if submitted(address, detach):
         return
     from raybust.cluster import launch
 
@@ -126,7 +125,7 @@ def tune(
             always = sum(not domain.when for domain in domains.domains)
             click.echo(f"{len(domains.domains)} dimensions, {always} of them in every trial")
         return
-    if _submitted(address, detach):
+    if submitted(address, detach):
         return
     from raybust.cluster import sweep
 
@@ -160,7 +159,7 @@ def certify(
     **given: Any,
 ) -> None:
     """Certify a run, a checkpoint or a weights file by randomized smoothing."""
-    if not dry_run and _submitted(address, detach):  # RUN is looked up where the job runs
+    if not dry_run and submitted(address, detach):  # RUN is looked up where the job runs
         return
     from raybust.cluster import shards
 
@@ -205,7 +204,7 @@ def evaluate(
     Corruption takes the place of the attacks where `corruptions.sets`, `.rows`, `.folder` or
     `.generated` is given.
     """
-    if not dry_run and _submitted(address, detach):
+    if not dry_run and submitted(address, detach):
         return
     trained = open_trained(run, settings, given)
     if dry_run:
@@ -315,7 +314,7 @@ def models(name: str | None, as_json: bool) -> None:
 @_options("out", "address", "as_json")
 def doctor(out: str | None, address: str | None, as_json: bool) -> None:
     """Say what is installed, what the cluster has, and what is missing."""
-    if _submitted(address):
+    if submitted(address):
         return
     from raybust.cluster import doctor as examination
 
@@ -324,15 +323,3 @@ def doctor(out: str | None, address: str | None, as_json: bool) -> None:
     print_rows([vars(row) for row in rows], as_json)
     if any(row.state == "missing" for row in rows):
         raise WorkError("something is missing; the column `advice` says what to do")
-
-
-def _submitted(address: str | None, detach: bool = False) -> bool:
-    """Runs this same command on the cluster of a jobs URL; returns whether there was one."""
-    if address is None or not address.startswith(("http://", "https://")):
-        if detach:
-            raise RequestError("--detach: is for an --address that is a jobs URL (http://...)")
-        return False
-    from raybust.cluster import jobs
-
-    jobs.submit(address, sys.argv[1:], say, detach=detach)
-    return True

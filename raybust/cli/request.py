@@ -121,3 +121,18 @@ def _trial(log: Path) -> str:
 
     home = log.parent.parent
     return f"trial {int(home.name)} " if home.parent.name == runs.TRIALS else ""
+
+
+def submitted(address: str | None, detach: bool = False) -> bool:
+    """Runs this same command on the cluster of a jobs URL; returns whether there was one."""
+    if address is None or not address.startswith(("http://", "https://")):
+        if detach:
+            raise RequestError("--detach: is for an --address that is a jobs URL (http://...)")
+        return False
+    import sys
+
+    from raybust.cli.output import say
+    from raybust.cluster import jobs
+
+    jobs.submit(address, sys.argv[1:], say, detach=detach)
+    return True

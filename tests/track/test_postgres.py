@@ -146,11 +146,11 @@ def test_a_sweep_keeps_its_record_there(postgres, tmp_path):
     leaves = configuration.leaves_of_arguments(["method.name=standard", f"tune.storage={uri}"])
     config = configuration.compose(leaves, methods.get)
     space = Space.parse({"train.lr": {"float": [0.01, 0.1], "default": 0.05}})
-    study = Study(config.tune, space, tmp_path, "kept", 0)
+    study = Study(config, space, tmp_path, "kept", [])
     number, _ = study.ask()
-    study.report(number, 1, 0.5, {})
-    study.complete(number, 0.5)
-    again = Study(config.tune, space, tmp_path, "kept", 0)
+    study.report(number, 1, 0.5, {config.tune.metric: 0.5})
+    study.complete(number)
+    again = Study(config, space, tmp_path, "kept", [])
     assert [record.state for record in again.records()] == ["COMPLETE"]
     assert not list(tmp_path.glob("*.db"))
 
@@ -167,5 +167,5 @@ def test_mlflow_and_optuna_cannot_share_a_database(postgres, tmp_path):
     leaves = configuration.leaves_of_arguments(["method.name=standard", f"tune.storage={uri}"])
     config = configuration.compose(leaves, methods.get)
     with pytest.raises(RequestError, match=r"tune\.storage: .* a database of its own") as refused:
-        Study(config.tune, Space.parse({"train.lr": {"float": [0.01, 0.1]}}), tmp_path, "x", 0)
+        Study(config, Space.parse({"train.lr": {"float": [0.01, 0.1]}}), tmp_path, "x", [])
     assert PASSWORD not in str(refused.value)
