@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+import yaml
 
 from raybust import config as configuration
 from raybust import methods, runs
@@ -25,6 +26,7 @@ from raybust.report.leaderboard import NAME, Entry, Leaderboard
 from raybust.track.environment import environment
 
 SEARCH = "search"
+SPACE_FILE = "space.yaml"
 _FEWEST = 4
 
 
@@ -196,8 +198,29 @@ def _protocol(config: Config) -> str:
     return text
 
 
+def write_space(folder: Path, plain: Mapping[str, Any]) -> None:
+    """Writes the sweep as one file that `raybust tune` takes: its configuration, and the block
+    `search` with what it included in place.
+
+    Args:
+        folder: the sweep's.
+        plain: configuration and block.
+    """
+    searched = {name.partition("@")[0] for name in plain[SEARCH]}
+    fixed = {key: value for key, value in plain.items() if key != SEARCH}
+    tree: dict[str, Any] = {}
+    for leaf in configuration.leaves_of(fixed, SPACE_FILE):
+        if leaf.key in searched:
+            continue
+        node = tree
+        *above, last = leaf.key.split(".")
+        for part in above:
+            node = node.setdefault(part, {})
+        node[last] = leaf.value
+    text = yaml.safe_dump(tree | {SEARCH: dict(plain[SEARCH])}, sort_keys=False, width=100)
+    (folder / SPACE_FILE).write_text(text)
+
+
 def _command(folder: Path) -> str:
-    """Returns the command that makes the sweep again, from the configuration in its folder."""
-    plain: dict[str, Any] = runs.read_identity(folder).config
-    name = shlex.quote(str(plain["name"] or folder.name))
-    return f"raybust tune SPACE.yaml --name {name}  # SPACE.yaml: {runs.IDENTITY}, block config"
+    """Returns the command that goes on with the sweep, or makes it again with another name."""
+    return f"raybust tune {shlex.quote(str(folder / SPACE_FILE))} --name {shlex.quote(folder.name)}"

@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial
 from raybust import config as configuration
 from raybust import data, methods, runs, sources, track
 from raybust.cluster import finals, tune
-from raybust.cluster.board import SEARCH, make_board
+from raybust.cluster.board import SEARCH, make_board, write_space
 from raybust.cluster.launch import (
     Say,
     check_places,
@@ -83,6 +83,7 @@ def run(
         uri = open_store(config, out, say)
         with locked(folder), sending_rest(folder, uri, out, say):
             identity = runs.identify(folder, "sweep", plain, resume)
+            write_space(folder, plain)
             study = Study(config, space, folder, identity.uid, _first(config, leaves, space))
             if learned := study.learn(lesson, str(config.tune.warm_start)):
                 say(f"{folder.name}: learned from {learned} trials of {config.tune.warm_start}")

@@ -9,8 +9,9 @@ import kit
 import pytest
 
 from raybust import config as configuration
-from raybust import runs
-from raybust.cluster.board import SEARCH, board_of
+from raybust import methods, runs
+from raybust.cluster.board import SEARCH, board_of, write_space
+from raybust.cluster.launch import check_sweep
 from raybust.cluster.space import Space
 from raybust.cluster.study import Study
 
@@ -161,3 +162,22 @@ def test_the_methods_are_those_of_the_trials(sweep):
     study, folder = sweep()
     tell(study, folder, 0.5)
     assert [entry.method for entry in board_of(folder).entries] == ["gaussian"]
+
+
+def test_the_file_of_a_sweep_is_that_sweep(tmp_path):
+    """Configuration and space, what was included in place: the same experiment, key by key."""
+    path = Path(__file__).parents[2] / "search_spaces" / "all_methods.yaml"
+    tree = configuration.read_yaml(path)
+    block = configuration.expand(tree.pop("search"), path)
+    given = configuration.leaves_of(tree, "test")
+    config = configuration.compose(given, methods.get)
+    plain = configuration.to_dict(config) | {"search": block}
+    write_space(tmp_path, plain)
+    again = configuration.read_yaml(tmp_path / "space.yaml")
+    assert again.pop("search") == block
+    leaves = configuration.leaves_of(again, "again")
+    found, space = check_sweep(leaves, block)
+    assert (
+        configuration.difference(configuration.to_dict(found), configuration.to_dict(config)) == []
+    )
+    assert len(space.domains) == len(block)
