@@ -177,7 +177,6 @@ def test_the_file_of_a_sweep_is_that_sweep(tmp_path):
     assert again.pop("search") == block
     leaves = configuration.leaves_of(again, "again")
     found, space = check_sweep(leaves, block)
-    assert (
-        configuration.difference(configuration.to_dict(found), configuration.to_dict(config)) == []
-    )
+    both = configuration.to_dict(found), configuration.to_dict(config)
+    assert list(configuration.difference(*both)) == []
     assert len(space.domains) == len(block)
