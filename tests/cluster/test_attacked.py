@@ -20,6 +20,7 @@ from raybust.errors import RequestError
 SMALL = (
     "evaluate.examples=24", "evaluate.shard=6", "evaluate.steps=5", "evaluate.queries=30",
     "evaluate.targets=2", "evaluate.eps=[0.02,0.1]",
+    "evaluate.attacks=[fgsm,pgd,apgd-ce,apgd-t,square]",
 )  # fmt: skip
 
 

@@ -148,7 +148,7 @@ def test_an_actor_and_a_trainer_train_the_same(searched, trained):
         runs.read_identity(trial).config, runs.read_identity(folder).config
     )
     assert {text.partition(":")[0].partition(".")[0] for text in different} <= {
-        "name", "out", "track", "tune",
+        "name", "out", "track", "tune", "evaluate",
     }  # fmt: skip
     assert kit.journal_metrics(folder) == kit.journal_metrics(trial)
     assert_same_weights(checkpoint.newest(folder), checkpoint.newest(trial))

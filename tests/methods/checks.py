@@ -8,6 +8,7 @@ import copy
 import dataclasses
 import math
 import random
+from pathlib import Path
 from typing import get_args, get_type_hints
 
 import numpy as np
@@ -19,7 +20,7 @@ from torch import nn
 
 from raybust import methods
 from raybust.cluster.space import Space
-from raybust.config import Config, compose, from_dict, leaves_of, read_yaml, to_dict
+from raybust.config import Config, compose, expand, from_dict, leaves_of, read_yaml, to_dict
 from raybust.errors import RequestError
 from raybust.methods import Method, StepContext
 from raybust.objective import CountedNetwork
@@ -352,7 +353,7 @@ def check_space(path, key, find=methods.get):
         find: name of a method to its class.
     """
     tree = read_yaml(path)
-    block = tree.pop("search")
+    block = expand(tree.pop("search"), Path(path))
     leaves = leaves_of(tree, str(path))
     config = compose(leaves, find)
     space = Space.parse(block)
