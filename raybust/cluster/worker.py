@@ -8,6 +8,7 @@ checkpoints through Ray's storage, worker failures resumed from the last one.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 import tempfile
@@ -43,6 +44,10 @@ COMPLETE = "complete"
 
 MISSING = "tune.metric"
 """Begin of the reason of a trial that lacks what the sweep optimizes."""
+_MOVED = "a node is about to be taken away"
+"""What workers return that left at a notice of preemption. Ray Train would count an error as a
+failure, and wait for the node to go; so they return, and are started elsewhere."""
+
 _DRAIN_S = 10.0
 _RECORD = "checkpoint_manager_snapshot.json"
 """Ray Train's list of a run's checkpoints, in the run's folder."""
@@ -180,16 +185,17 @@ def train_worker(plain: dict[str, Any]) -> str | None:
             if log is not None:
                 log.epoch(progress)
             _report(progress, first)
-            if not progress.done:
-                _leave_if_preempted(device)
+            if not progress.done and _must_move(device):
+                failure = _MOVED
+                break
             if first and progress.done and config.cluster.storage:
                 name = checkpoint.folder_name(progress.epoch)
                 checkpoint.commit(folder, name, progress.save, config.train.keep)
         if log is not None:
-            if failure is not None:
-                log.end("failed", detail=failure)
-            else:
+            if failure is None:
                 log.end("finished", checkpoint.newest(folder))
+            elif failure != _MOVED:
+                log.end("failed", detail=failure)
             log.close()
     return failure
 
@@ -206,14 +212,12 @@ def _hosts(device: torch.device) -> list[str]:
     return hosts
 
 
-def _leave_if_preempted(device: torch.device) -> None:
-    """Ends the workers, all at the same epoch, where one of their nodes is about to be taken away;
-    Ray Train starts them elsewhere, from the checkpoint that was just reported."""
+def _must_move(device: torch.device) -> bool:
+    """Tells, on all ranks alike, whether a node of one of them is about to be taken away."""
     notice = torch.tensor(float(ray.train.get_preemption_info() is not None), device=device)
     if dist.is_initialized():
         dist.all_reduce(notice, dist.ReduceOp.MAX)
-    if notice.item():
-        raise RuntimeError("a node of this run is about to be taken away")
+    return bool(notice.item())
 
 
 def _adapt_to(config: Config) -> None:
@@ -248,27 +252,29 @@ def train(config: Config, job: Job, *, callbacks: list[Any] | None = None) -> No
     storage, name = str(folder.parent), folder.name
     if config.cluster.storage:
         storage, name = config.cluster.storage, f"{folder.name}-{job.uid}"
-    trainer = ray.train.torch.TorchTrainer(
-        train_worker,
-        train_loop_config=asdict(job),
-        scaling_config=ScalingConfig(
-            num_workers=config.cluster.workers, use_gpu=gpu > 0, resources_per_worker=resources
-        ),
-        run_config=RunConfig(
-            name=name,
-            storage_path=storage,
-            callbacks=callbacks or [],
-            failure_config=FailureConfig(
-                max_failures=config.cluster.max_failures, controller_failure_limit=3
-            ),
-            checkpoint_config=CheckpointConfig(num_to_keep=config.train.keep),
-        ),
-    )
     _forget_torn(folder)
-    try:
-        result = trainer.fit()
-    except TrainingFailedError as error:
-        raise WorkError(f"{job.name}: {_why_failed(config, error)}") from error
+    result = None
+    while result is None or result.return_value == _MOVED:
+        trainer = ray.train.torch.TorchTrainer(
+            train_worker,
+            train_loop_config=asdict(job),
+            scaling_config=ScalingConfig(
+                num_workers=config.cluster.workers, use_gpu=gpu > 0, resources_per_worker=resources
+            ),
+            run_config=RunConfig(
+                name=name,
+                storage_path=storage,
+                callbacks=callbacks or [],
+                failure_config=FailureConfig(
+                    max_failures=config.cluster.max_failures, controller_failure_limit=3
+                ),
+                checkpoint_config=CheckpointConfig(num_to_keep=config.train.keep),
+            ),
+        )
+        try:
+            result = trainer.fit()
+        except TrainingFailedError as error:
+            raise WorkError(f"{job.name}: {_why_failed(config, error)}") from error
     if result.return_value is not None:
         raise WorkError(f"{job.name}: {result.return_value}")
 
@@ -314,7 +320,10 @@ def _why_failed(config: Config, error: BaseException) -> str:
             f" {have.get('GPU', 0):g} GPUs; add nodes, and the same command resumes from the last"
             " checkpoint"
         )
-    return f"training failed: {_cause(error)}"
+    cause = _cause(error)
+    if re.search(r"(?i)errno (28|30|122)\b", cause):  # full, read-only, over quota
+        cause += "; make room on the disk, and the same command resumes from the last checkpoint"
+    return f"training failed: {cause}"
 
 
 def _cause(error: BaseException) -> str:

@@ -7,7 +7,7 @@ laptop, with a Ray of its own.
 from pathlib import Path
 
 import pytest
-from isolated import ROOT, wait
+from isolated import ROOT, Network, wait
 from lab import furnish
 
 from raybust import checkpoint
@@ -22,8 +22,8 @@ TRAIN = (
 
 
 @pytest.fixture
-def host(network):
-    made = network.add("disk")
+def host(tmp_path):
+    made = Network(tmp_path, "10.77.1").add("disk")
     furnish(made, python=True)
     (made.home / "raybust").symlink_to(ROOT)
     made.run("ray get-auth-token --generate > /dev/null")
@@ -53,6 +53,7 @@ def test_the_last_good_checkpoint_is_intact_and_the_run_goes_on(host, fault):
     assert run.returncode == 1
     last = said.splitlines()[-1]
     assert words in last
+    assert "the same command resumes" in last
     assert "Traceback" not in said
     newest = checkpoint.newest(folder)
     assert newest is not None
