@@ -7,6 +7,7 @@ lies there.
 from __future__ import annotations
 
 import shlex
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -109,13 +110,21 @@ def make_board(
 
 
 def importances(study: Study) -> dict[str, float]:
-    """Returns the share of the first metric's variance that each key accounts for, by Optuna's
-    default evaluator, over the keys that all complete trials have; empty for few or equal trials.
+    """Returns the share of the variance of the first metric that each key accounts for among the
+    better complete trials, by Optuna's PED-ANOVA; empty for few or equal trials.
+
+    Keys of too few trials to tell have 0 (a method that was tried once says nothing of its own).
     """
     complete = study.study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
     if len(complete) < _FEWEST or len({trial.values[0] for trial in complete}) < 2:
         return {}
-    found = optuna.importance.get_param_importances(study.study, target=lambda t: t.values[0])
+    # With a target of its own Optuna takes low for good, and warns of it.
+    sign = -1 if study.study.directions[0] == optuna.study.StudyDirection.MAXIMIZE else 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = optuna.importance.get_param_importances(
+            study.study, target=lambda trial: sign * trial.values[0]
+        )
     return {key: float(value) for key, value in found.items()}
 
 

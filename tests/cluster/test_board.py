@@ -10,7 +10,7 @@ import pytest
 
 from raybust import config as configuration
 from raybust import methods, runs
-from raybust.cluster.board import SEARCH, board_of, write_space
+from raybust.cluster.board import SEARCH, board_of, importances, write_space
 from raybust.cluster.launch import check_sweep
 from raybust.cluster.space import Space
 from raybust.cluster.study import Study
@@ -23,12 +23,12 @@ FINAL = {"accuracy": 0.875, "certified": {"certified/acr": 0.4321}, "log": None,
 def sweep(tmp_path):
     """Makes a sweep's folder in `tmp_path/out`, and its study as `raybust tune` does."""
 
-    def make(*settings):
+    def make(*settings, block=BLOCK):
         config = kit.config(tmp_path / "out", "name=search", *settings)
         folder = tmp_path / "out" / "search"
-        plain = configuration.to_dict(config) | {SEARCH: BLOCK}
+        plain = configuration.to_dict(config) | {SEARCH: block}
         identity = runs.identify(folder, "sweep", plain)
-        return Study(config, Space.parse(BLOCK), folder, identity.uid), folder
+        return Study(config, Space.parse(block), folder, identity.uid), folder
 
     return make
 
@@ -180,3 +180,21 @@ def test_the_file_of_a_sweep_is_that_sweep(tmp_path):
     both = configuration.to_dict(found), configuration.to_dict(config)
     assert list(configuration.difference(*both)) == []
     assert len(space.domains) == len(block)
+
+
+@pytest.mark.parametrize("mode", ["max", "min"])
+def test_importances_are_of_what_makes_a_trial_good(sweep, mode, recwarn):
+    """Only sigma tells the good trials from the others, only the weight decay the worst."""
+    block = {key: {"float": [0.0, 1.0]} for key in ("train.weight_decay", "method.sigma")}
+    study, _ = sweep("tune.sampler=random", f"tune.mode={mode}", "tune.trials=60", block=block)
+    for _ in range(60):
+        number, point = study.ask()
+        good, bad = point["method.sigma"] > 0.85, point["train.weight_decay"] > 0.5
+        value = (1.0 if good else 0.2 if bad else 0.5) + point["method.sigma"] / 100
+        value = value if mode == "max" else -value
+        study.report(number, 1, value, {"certified_fast/acr": value, "passes/forward": 1.0})
+        study.complete(number)
+    found = importances(study)
+    assert found["method.sigma"] > 3 * found["train.weight_decay"]
+    assert sum(found.values()) == pytest.approx(1)
+    assert not [warning for warning in recwarn if "optuna" in warning.filename]
