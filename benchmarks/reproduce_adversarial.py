@@ -163,8 +163,8 @@ def defend(name: str, setting: Setting, dataset: Dataset, out: Path, seeds: rang
     for arm, attack in TUNED.items():
         found = []
         for seed in seeds:
-            start = out / f"{name}-pgd-{seed}" / "best"
-            method = ("name=beckman", "base.name=pgd", f"init={start}",
+            best = out / f"{name}-pgd-{seed}" / "best"
+            method = ("name=beckman", "base.name=pgd", f"init={checkpoint.newest(best)}",
                       f"attack={attack or 'adaptive'}")  # fmt: skip
             more = (
                 "method.base.warmup=0",
@@ -177,7 +177,7 @@ def defend(name: str, setting: Setting, dataset: Dataset, out: Path, seeds: rang
             if attack is not None and not (folder / "last").exists():
                 train(config, dataset, folder)
             folder.mkdir(exist_ok=True)
-            network = network_of(config, dataset, start if attack is None else folder / "last")
+            network = network_of(config, dataset, best if attack is None else folder / "last")
             views = measured(network, dataset, setting, folder / "views.json")
             found.append([*views["alone"], *views["oblivious"], *views["adaptive"]])
         print(f"| {arm} | {' | '.join(map(interval, columns(found)))} |", flush=True)

@@ -200,14 +200,19 @@ def find(run: str, out: Path) -> Path:
     Raises:
         RequestError: nothing of that name; the message has the nearest spelling.
     """
-    sweep, _, trial = run.rpartition("/")
-    candidates = [out / run, Path(run)]
-    if sweep and trial.isdigit():
-        candidates.append(out / sweep / TRIALS / f"{int(trial):04d}")
-    for path in candidates:
+    for path in places(run, out):
         if (path / IDENTITY).exists() or (path / checkpoint.MANIFEST).exists() or path.is_file():
             return path
     raise unknown("run", run, names(out) or ["(none yet)"])
+
+
+def places(run: str, out: Path) -> list[Path]:
+    """Returns where the run that a name or path means may be: a run, any path, a sweep's trial."""
+    sweep, _, trial = run.rpartition("/")
+    found = [out / run, Path(run)]
+    if sweep and trial.isdigit():
+        found.append(out / sweep / TRIALS / f"{int(trial):04d}")
+    return found
 
 
 def names(out: Path) -> list[str]:

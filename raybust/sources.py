@@ -1,6 +1,6 @@
 """What a run takes from others: the weights that it starts from, and the frozen network of which
-its method wants features. Both are named in the method's fields, as a run, a checkpoint folder or a
-weights file. Stage between checkpoint and train.
+its method wants features. Both are named in the method's fields, as a run, a sweep's trial, a
+checkpoint folder or a weights file. Stage between checkpoint and train.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from raybust import checkpoint, methods, models
+from raybust import checkpoint, methods, models, runs
 from raybust import config as configuration
 from raybust.config import Config
 from raybust.data import Dataset
@@ -92,12 +92,12 @@ def embedding(config: Config, dataset: Dataset, device: torch.device | str) -> E
 
 def _find(source: str, key: str, config: Config) -> Path:
     """Returns the checkpoint folder or weights file that a method's field `key` names."""
-    candidates = (Path(config.out) / source, Path(source))
-    path = next((path for path in candidates if path.exists()), None)
+    places = runs.places(source, runs.out_folder(config))
+    path = next((path for path in places if path.exists()), None)
     if path is None:
         raise RequestError(
-            f"{key}: got {source!r}, expected a run under {config.out}, a checkpoint folder"
-            " or a weights file"
+            f"{key}: got {source!r}, expected a run under {config.out}, a trial SWEEP/NUMBER,"
+            " a checkpoint folder or a weights file"
         )
     if path.is_file() or (path / checkpoint.MANIFEST).exists():
         return path

@@ -38,7 +38,7 @@ TABLE = {
         "config data methods models objective optimize checkpoint ranks sources validate | torch"
     ),
     "checkpoint": "config | torch safetensors",
-    "sources": "config data methods models objective checkpoint numerics | torch",
+    "sources": "config data methods models objective checkpoint runs numerics | torch",
     "certify": "config data numerics rowlog | torch numpy scipy",
     "evaluate": (
         "config data models certify numerics rowlog | torch numpy (timm sklearn pyautoattack)"

@@ -1,6 +1,7 @@
 """The frozen network whose features a method uses; the weights that it starts from are tested with
 `beckman`."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -48,11 +49,14 @@ def geodesic(path, *more):
 def test_features_are_those_of_the_named_run(digits, run):
     home, network = run
     images, _ = digits.test.fetch(range(20))
+    trial = home.parent / "sweep" / "trials" / "0007"
+    shutil.copytree(home, trial)
     for path, more in (
         (home, ()),
         (checkpoint.newest(home), ()),
         (checkpoint.newest(home) / checkpoint.WEIGHTS, ("model.width=6",)),
         (home.name, (f"out={home.parent}",)),
+        ("sweep/7", (f"out={home.parent}",)),
     ):
         found = embedding(geodesic(path, *more), digits, CPU)
         torch.testing.assert_close(found(images), penultimate(network, images))
