@@ -181,6 +181,23 @@ def test_starts_are_uniform(norm):
     assert spread.std() / spread.mean() < 0.05
 
 
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+@pytest.mark.parametrize("draw", [0.0, 1 - 2**-24])
+def test_the_ends_of_the_uniform_draws_are_starts_too(norm, draw, monkeypatch):
+    """An L1 start of a pixel drawn 0 was infinite over infinite."""
+
+    def rare(like, source):
+        drawn = torch.rand(like.shape, generator=source)
+        drawn.view(-1)[0] = draw
+        return drawn
+
+    monkeypatch.setattr("raybust.numerics.balls.threat.uniform", rare)
+    threat = Threat(norm, 0.5, box=False)
+    delta = threat.sample(torch.full((2, 1, 4, 4), 0.5), torch.Generator().manual_seed(0))
+    assert delta.isfinite().all()
+    assert (threat.size(delta) <= 0.5 * (1 + 1e-6)).all()
+
+
 def test_a_generator_for_each_example_gives_its_draws_in_any_batch():
     images = torch.rand(5, 1, 3, 3)
     threat = Threat("l2", 1.0)

@@ -147,7 +147,8 @@ class Threat:
             delta = delta * _column(radius / self.size(delta), delta)
         else:
             signed = uniform(images, source).mul_(2).sub_(1)
-            spacing = -torch.log1p(-signed.abs())
+            below = 1 - torch.finfo(signed.dtype).eps / 2  # a draw of 0 has no finite spacing
+            spacing = -torch.log1p(-signed.abs().clamp(max=below))
             rest = -torch.log1p(-uniform(images[:, 0, 0, 0], source))
             total = spacing.sum(tuple(range(1, images.ndim))) + rest
             delta = torch.copysign(spacing, signed) * _column(self.eps / total, images)
