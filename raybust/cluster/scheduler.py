@@ -1,7 +1,8 @@
 """Early stopping by name: ASHA, asynchronous HyperBand, the median rule; in the unit of the budget.
 
 Ray's own classes, which forget everything when the driver dies: `_Resumed` gives them the trials
-of the earlier starts, so that a resumed sweep stops as hard. Stage tune.
+of the earlier starts, so that a resumed sweep stops as hard, and spares trials that are to be
+finished. Stage tune.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from ray.tune.schedulers import (
 from raybust.cluster.study import Study, TrialRecord
 from raybust.config import Config
 
+SPARED = "spared"
+"""Key of a trial's configuration: whether nothing may stop it early."""
+
 _BRACKETS = 3
 _FEWEST = 3
 
@@ -32,7 +36,8 @@ class _Earlier:
 
 
 class _Resumed:
-    """Mixin of a scheduler: replays trials of earlier starts before the first new one."""
+    """Mixin of a scheduler: replays trials of earlier starts before the first new one; what spared
+    trials reach counts for the others."""
 
     def __init__(self, earlier: list[TrialRecord], **options: Any) -> None:
         super().__init__(**options)
@@ -50,13 +55,25 @@ class _Resumed:
                 me.replay(trial, {me._time_attr: record.spent[epoch], metric: value})
         return taken
 
+    def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Returns the verdict on a trial after an epoch."""
+        base: Any = super()
+        verdict: str = base.on_trial_result(controller, trial, result)
+        if verdict == TrialScheduler.STOP and trial.config.get(SPARED):
+            self.forgive(trial)
+            return TrialScheduler.CONTINUE
+        return verdict
+
+    def forgive(self, trial: Any) -> None:
+        """Takes back that a trial was stopped; most schedulers keep no note of it."""
+
 
 class ResumedASHA(_Resumed, ASHAScheduler):
     """ASHA that knows what an earlier start saw."""
 
     def replay(self, trial: Any, result: dict[str, Any]) -> None:
         """Notes an epoch of an earlier start at its rung."""
-        self.on_trial_result(None, trial, result)
+        ASHAScheduler.on_trial_result(self, None, trial, result)
 
 
 class ResumedMedian(_Resumed, MedianStoppingRule):
@@ -65,6 +82,10 @@ class ResumedMedian(_Resumed, MedianStoppingRule):
     def replay(self, trial: Any, result: dict[str, Any]) -> None:
         """Notes an epoch of an earlier start, without judging it again."""
         self.on_trial_complete(None, trial, result)
+
+    def forgive(self, trial: Any) -> None:
+        """Takes the trial off the list of the stopped ones, which may not report again."""
+        self._stopped_trials.discard(trial)
 
 
 def make_scheduler(config: Config, study: Study) -> TrialScheduler:

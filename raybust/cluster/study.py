@@ -156,6 +156,10 @@ class Study:
             found.append((frozen.number, trial.user_attrs[POINT]))
         return found
 
+    def given(self, number: int) -> bool:
+        """Returns whether an open trial's point is one of the first, and not the sampler's."""
+        return "fixed_params" in self.study.get_trials(deepcopy=False)[number].system_attrs
+
     def report(self, number: int, epoch: int, value: float, metrics: dict[str, float]) -> None:
         """Stores the optimized metric and all metrics of an epoch of an open trial."""
         trial = self._open[number]

@@ -20,7 +20,7 @@ from ray.tune.search import Searcher
 from raybust import checkpoint, methods, runs
 from raybust import config as configuration
 from raybust.cluster import session
-from raybust.cluster.scheduler import make_scheduler
+from raybust.cluster.scheduler import SPARED, make_scheduler
 from raybust.cluster.space import Point, at
 from raybust.cluster.study import FINISHED, Study, TrialRecord
 from raybust.cluster.trial import COMPLETE, FAILURE, TrialActor, nested_trial
@@ -137,7 +137,8 @@ class StudySearch(Searcher):
                 self._tell(number)
                 continue
             self._numbers[trial_id] = number
-            return {"job": asdict(job)}
+            spared = self._plan.config.tune.finish_first and self._study.given(number)
+            return {"job": asdict(job), SPARED: spared}
         raise WorkError(f"the space gives points that the schema refuses: {refused[-1]}")
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:

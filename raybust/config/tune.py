@@ -69,6 +69,11 @@ class Tune(Section):
     points: tuple[dict[str, Any], ...] = option(
         (), "Points tried after the defaults, each a map from searched key to value."
     )
+    finish_first: bool = option(
+        False,
+        "Whether the defaults, of each method and base, and `points` are trained to the end, "
+        "whatever the scheduler says, so that all of them are compared at the full budget.",
+    )
     warm_start: str | None = option(
         None, "Earlier sweep whose trials the sampler learns from; of the same metric."
     )

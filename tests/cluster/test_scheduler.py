@@ -8,7 +8,7 @@ from test_study import SPACE, study_of
 
 from raybust import config as configuration
 from raybust import methods
-from raybust.cluster.scheduler import make_scheduler
+from raybust.cluster.scheduler import SPARED, make_scheduler
 from raybust.cluster.space import Space
 from raybust.config.tune import Tune
 
@@ -19,8 +19,8 @@ GO, STOP = TrialScheduler.CONTINUE, TrialScheduler.STOP
 class Trial:
     """What a scheduler sees of a trial."""
 
-    def __init__(self, name):
-        self.trial_id = name
+    def __init__(self, name, spared=False):
+        self.trial_id, self.config = name, {SPARED: spared}
 
 
 def config_of(train, **tune):
@@ -37,11 +37,11 @@ def scheduler_of(folder, train, space=SPACE, **tune):
     return scheduler
 
 
-def race(scheduler, unit, curves):
+def race(scheduler, unit, curves, spared=()):
     """Returns at which of its (spent, value) each trial was stopped, or None; one after another."""
     ends = []
     for number, curve in enumerate(curves):
-        trial, end = Trial(f"t{number}"), None
+        trial, end = Trial(f"t{number}", number in spared), None
         scheduler.on_trial_add(None, trial)
         for spent, value in curve:
             if scheduler.on_trial_result(None, trial, {unit: spent, METRIC: value}) == STOP:
@@ -113,3 +113,15 @@ def test_a_resumed_sweep_stops_as_hard_as_one_that_was_never_killed(tmp_path, na
     weak = [[(epoch, 0.4) for epoch in range(1, 11)]]
     assert race(scheduler_of(tmp_path / "sweep", **options), "epoch", weak) == [3]
     assert race(scheduler_of(tmp_path / "other", **options), "epoch", weak) == [None]
+
+
+@pytest.mark.parametrize("name", ["asha", "median"])
+def test_a_spared_trial_is_never_stopped_and_counts_for_the_others(tmp_path, name):
+    options = {"train": [("train.epochs", 10)], "scheduler": name, "grace": 0.3}
+    levels = (0.9, 0.8, 0.7, 0.1, 0.75, 0.2)
+    curves = [[(epoch, level) for epoch in range(1, 11)] for level in levels]
+    free = race(scheduler_of(tmp_path / "free", **options), "epoch", curves)
+    assert free[3] is not None
+    ends = race(scheduler_of(tmp_path / "spared", **options), "epoch", curves, spared=[3])
+    assert ends[3] is None
+    assert ends[5] is not None

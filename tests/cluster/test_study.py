@@ -440,3 +440,11 @@ def test_two_commands_never_share_a_sweep(out, tmp_path):
     assert len(found.stderr.splitlines()) == 1
     assert not (out / "taken").exists()
     assert kit.uri(out)
+
+
+def test_the_first_points_are_known_from_the_sampler_s_also_after_a_kill(open_study):
+    study = open_study(points=({"train.lr": 0.02},))
+    ask(study, 3)
+    assert [study.given(number) for number in range(3)] == [True, True, False]
+    again = open_study(points=({"train.lr": 0.02},))
+    assert [again.given(number) for number, _ in again.interrupted()] == [True, True, False]
