@@ -16,7 +16,7 @@ from _figures import figure
 
 from raybust import checkpoint, runs
 
-TRIALS, RUNS = 8, int(sys.argv[1]) if sys.argv[1:] else 3
+TRIALS, RUNS = 16, int(sys.argv[1]) if sys.argv[1:] else 3
 SPACE = "search: {train.lr: {float: [0.01, 0.1], log: true}}\n"
 TRAINED = [
     "data.name=digits", "method.name=gaussian", "model.width=32", "tune.scheduler=none",
@@ -30,13 +30,14 @@ def main() -> None:
         root = Path(folder)
         (root / "space.yaml").write_text(SPACE)
         command(root, "doctor")
-        factors, starts = [], []
+        factors, lengths, starts = [], [], []
         for run in range(RUNS):
             began = time.time()
             command(root, *sweep(f"long{run}", epochs=40, trials=TRIALS))
             wall = time.time() - began
             trained = sum(spent(root, f"long{run}", n) for n in range(TRIALS))
             factors.append(wall / (trained / slots()))
+            lengths.append(trained / TRIALS)
         goal = "<= 1.5"
         figure(
             f"sweep: wall time over training seconds per slot, {TRIALS} trials",

@@ -21,6 +21,8 @@ from raybust.report.sweep_plots import Picture, draw
 PICTURES = "pictures"
 INTERACTIVE = "interactive.html"
 _MOST_OPEN = 60
+_SHORT = 12
+"""Rows of a space that are shown; a longer one is folded away."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,10 @@ def _asked(board: Leaderboard) -> str:
         ]
     )  # fmt: skip
     heads = [[(head, "", 1) for head in ("searched key", "domain", "default", "only where")]]
-    return facts + page.table(heads, [[(cell, "text") for cell in row] for row in board.space])
+    space = page.table(heads, [[(cell, "text") for cell in row] for row in board.space])
+    if len(board.space) <= _SHORT:
+        return facts + space
+    return facts + page.folded(f"The {len(board.space)} searched keys", space)
 
 
 def _leaderboard(board: Leaderboard) -> list[str]:

@@ -10,7 +10,7 @@ import pytest
 from boards import board, entry, large
 
 from raybust.report.leaderboard import Leaderboard
-from raybust.report.sweep import publish
+from raybust.report.sweep import html, publish
 
 VOID = {"meta", "img", "br", "link"}
 PICTURES = {"pareto", "history", "learning", "importances", "parallel", "compute"}
@@ -283,3 +283,12 @@ def test_publishing_twice_gives_the_same_page(tmp_path):
     before = (tmp_path / "report.html").read_bytes()
     publish(Leaderboard.read(tmp_path))
     assert (tmp_path / "report.html").read_bytes() == before
+
+
+def test_a_long_space_is_folded_away(tmp_path):
+    keys = [f"method.knob{n}" for n in range(40)]
+    long = board(tmp_path, [entry(0)], space=tuple((key, "float", "", "") for key in keys))
+    page = html(long, [])
+    hidden = page[page.index("The 40 searched keys") :]
+    assert all(key in hidden[: hidden.index("</details>")] for key in keys)
+    assert "searched keys</summary>" not in html(board(tmp_path, [entry(0)]), [])
