@@ -33,7 +33,7 @@ def main() -> None:
         factors, lengths, starts = [], [], []
         for run in range(RUNS):
             began = time.time()
-            command(root, *sweep(f"long{run}", epochs=40, trials=TRIALS))
+            command(root, *sweep(f"long{run}", epochs=18, trials=TRIALS))
             wall = time.time() - began
             trained = sum(spent(root, f"long{run}", n) for n in range(TRIALS))
             factors.append(wall / (trained / slots()))

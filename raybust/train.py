@@ -97,7 +97,7 @@ class Trainer:
         self.config, self.dataset, self.device = config, dataset, device
         self.ranks = Ranks.current(device)
         self.generator = torch.Generator(device)
-        self.epoch, self.share = 0, 0.0
+        self.epoch, self.share, self._before = 0, 0.0, 0.0
         self.metrics: dict[str, float] = {}
         torch.manual_seed(config.seed)
         self.network = assemble(config, dataset)
@@ -164,6 +164,7 @@ class Trainer:
         go on, or None."""
         self.objective.train()
         self.generator.manual_seed(mix(self.config.seed, self.epoch, self.ranks.rank))
+        self._before = self.share
         before, started = self.metrics.get("train/seconds", 0.0), time.perf_counter()
         loss_sum = torch.zeros((), device=self.device)
         sums: dict[str, Tensor] = {}
@@ -198,7 +199,7 @@ class Trainer:
         started = time.perf_counter()
         found = measure(
             self.average, self.dataset.validation, self.config, self.ranks,
-            epoch=self.epoch, last=self.done,
+            epoch=self.epoch, before=self._before, spent=self.share,
         )  # fmt: skip
         self.metrics.update(found)
         self.metrics["validation/seconds"] += time.perf_counter() - started

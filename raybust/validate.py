@@ -7,6 +7,8 @@ the validation part, each rank on its share of the same images. Stage train.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -23,10 +25,19 @@ from raybust.objective import smoothing_sigma
 from raybust.ranks import Ranks
 
 _STEP = 2.5
+_FUZZ = 1e-6
+"""What rounding may take from a share of the budget."""
 
 
 def measure(
-    network: nn.Module, split: Part, config: Config, ranks: Ranks, *, epoch: int, last: bool
+    network: nn.Module,
+    split: Part,
+    config: Config,
+    ranks: Ranks,
+    *,
+    epoch: int,
+    before: float,
+    spent: float,
 ) -> dict[str, float]:
     """Returns the metrics of an epoch; leaves the network in evaluation mode.
 
@@ -36,7 +47,8 @@ def measure(
         config: its sections `certified_fast` and `attacked_fast` say what is measured.
         ranks: who measures.
         epoch: epochs that are done, from 1.
-        last: whether it is the last one, at which everything is measured that ever is.
+        before: share of the budget that was spent at the end of the epoch before.
+        spent: the same now; at 1, the end, everything is measured that ever is.
     """
     network.eval()
     ranks.share_buffers(network)  # each rank's batch norm saw its own last batch
@@ -47,7 +59,7 @@ def measure(
         (config.certified_fast, _certificate),
         (config.attacked_fast, _attack),
     ):
-        if not section.every or (epoch % section.every and not last):
+        if not _due(section.every, epoch, before, spent):
             continue
         step = max(1, len(split) // section.examples)
         chosen = torch.arange(0, len(split), step)[: section.examples]
@@ -56,6 +68,18 @@ def measure(
         for key, value in measured(network, split, share, config, ranks.device).items():
             found[key] = ranks.sum(torch.tensor(value * weight, dtype=torch.float64))
     return found
+
+
+def _due(every: float, epoch: int, before: float, spent: float) -> bool:
+    """Returns whether an epoch ends at, or first after, a multiple of `every`: epochs, or a share
+    of the budget where it is below 1."""
+    if not every:
+        return False
+    if spent >= 1:
+        return True
+    if every >= 1:
+        return epoch % int(every) == 0
+    return math.floor(spent / every + _FUZZ) > math.floor(before / every + _FUZZ)
 
 
 def _certificate(

@@ -274,12 +274,17 @@ def rows():
     yield (
         [*TUNE, "tune.constraints=[attacked_fast/robust_accuracy >= 0.8]"],
         space(LR),
-        ["tune.constraints", "attacked_fast.every=1"],
+        ["tune.constraints", "attacked_fast.every=0.05"],
     )
     yield (
-        [*TUNE, "tune.metric=attacked_fast/robust_accuracy", "attacked_fast.every=2"],
+        [
+            *TUNE,
+            "tune.constraints=[certified_fast/acr >= 0.1]",
+            "certified_fast.every=0",
+            "tune.metric=validation/accuracy",
+        ],
         space(LR),
-        ["attacked_fast.every", "expected 1"],
+        ["certified_fast.every: got 0", "never measures certified_fast/acr"],
     )
     yield [*TUNE, "tune.sampler=tpee"], space(LR), ["tune.sampler", "'tpee'", "cmaes"]
     yield [*TUNE, "tune.sampler=grid"], space(LR), ["grid", "train.lr", "choose another sampler"]
@@ -298,7 +303,16 @@ def rows():
         space("train.lr: {float: [0.1, 0.2]}\n  train.lr@b: {float: [0.1, 0.2]}"),
         ["train.lr@b", "stands beside train.lr", "when"],
     )
-    yield [*TUNE, "certified_fast.every=2"], space(LR), ["certified_fast.every", "expected 1"]
+    yield (
+        [*TUNE, "certified_fast.every=0"],
+        space(LR),
+        ["every: got 0", "certified_fast.every=0.05"],
+    )
+    yield (
+        ["train", "certified_fast.every=2.5"],
+        None,
+        ["certified_fast.every", "2.5", "whole epochs"],
+    )
     yield [*TUNE, "data.name=npz"], space(LR), ["data.path", "npz"]
     # Data.
     yield ["train", "data.name=npz"], None, ["data.path", "null", "data.path=FILE.npz"]

@@ -326,6 +326,26 @@ def test_the_cheap_certificate_comes_when_it_is_due(few):
     assert found == {0: [], 1: [1, 2, 3], 2: [2, 3]}
 
 
+def test_the_cheap_certificate_comes_at_shares_of_the_budget(few, tmp_path):
+    """Ten epochs: a quarter ends in the third, a half with the fifth, three quarters in the eighth;
+    a run that was taken up again in between measures at the same ones."""
+    config = make("train.epochs=10", "certified_fast.every=0.25")
+
+    def measured(resume=None):
+        for state in fit(config, few, CPU, resume):
+            if state.epoch == 6 and resume is None:
+                folder = tmp_path / "epoch-000006"
+                folder.mkdir(exist_ok=True)
+                state.save(folder)
+            if "certified_fast/acr" in state.metrics:
+                yield state.epoch
+
+    assert list(measured()) == [3, 5, 8, 10]
+    assert list(measured(tmp_path / "epoch-000006")) == [8, 10]
+    often = make("train.epochs=3")
+    assert ["certified_fast/acr" in state.metrics for state in fit(often, few, CPU)] == [True] * 3
+
+
 # Divergence
 
 

@@ -22,7 +22,8 @@ _SECTIONS = ("certify", "evaluate", "cluster", "track", "out")
 
 def choose(board: Leaderboard, most: int) -> list[Entry]:
     """Returns the finalists: the best trials that meet the constraints; of several objectives,
-    those of the Pareto set, spread evenly over it by the first metric, both ends included.
+    those of the Pareto set, spread evenly over it by the first metric, both ends included. Where
+    the set is smaller, the best others follow, one of each further method first.
 
     Args:
         board: the trials, ranked.
@@ -33,7 +34,11 @@ def choose(board: Leaderboard, most: int) -> list[Entry]:
         return fit[:most]
     front = [entry for entry in fit if entry.trial in board.pareto]
     if len(front) <= most or most < 2:
-        return front[:most]
+        rest = [entry for entry in fit if entry not in front]
+        best = {e.method: e for e in [*reversed(rest), *reversed(front)]}
+        ahead = [entry for entry in rest if best[entry.method] is entry]
+        rest = [*ahead, *(entry for entry in rest if entry not in ahead)]
+        return [*front, *rest][:most]
     last = len(front) - 1
     return [front[round(i * last / (most - 1))] for i in range(most)]
 

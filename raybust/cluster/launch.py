@@ -104,12 +104,14 @@ def check_sweep(leaves: Sequence[Leaf], block: Any) -> tuple[Config, Space]:
     for point in config.tune.points:
         space.check_point(point)
     check_sampler(config, space)
-    early = config.tune.metric.partition("/")[0]
-    if early in ("certified_fast", "attacked_fast") and getattr(config, early).every != 1:
-        raise RequestError(
-            f"{early}.every: got {getattr(config, early).every}, expected 1, because tune.metric ="
-            f" {config.tune.metric} is needed after every epoch"
-        )
+    wanted = [*config.tune.directions(), *(key for key, _, _ in config.tune.bounds())]
+    for metric in wanted:
+        section = metric.partition("/")[0]
+        if section in ("certified_fast", "attacked_fast") and not getattr(config, section).every:
+            raise RequestError(
+                f"{section}.every: got 0, which never measures {metric}, that the sweep needs;"
+                f" set {section}.every=0.05, a twentieth of the budget"
+            )
     return config, space
 
 
@@ -233,6 +235,7 @@ def epoch_line(epoch: int, metrics: dict[str, Any]) -> str:
         ("train/loss", "loss"),
         ("validation/accuracy", "validation accuracy"),
         ("certified_fast/acr", "fast ACR"),
+        ("attacked_fast/robust_accuracy", "fast robust accuracy"),
         ("train/images_per_second", "images/s"),
     ):
         if key in metrics:

@@ -161,9 +161,10 @@ class Study:
         return "fixed_params" in self.study.get_trials(deepcopy=False)[number].system_attrs
 
     def report(self, number: int, epoch: int, value: float, metrics: dict[str, float]) -> None:
-        """Stores the optimized metric and all metrics of an epoch of an open trial."""
+        """Stores the optimized metric, NaN where the epoch has none, and all metrics of an epoch of
+        an open trial; what was not measured again stays."""
         trial = self._open[number]
-        trial.set_user_attr(METRICS, metrics)
+        trial.set_user_attr(METRICS, trial.user_attrs.get(METRICS, {}) | metrics)
         if math.isnan(value):
             return
         spent = float(epoch) if self._unit == "epoch" else metrics.get(self._unit, 0.0)

@@ -35,7 +35,8 @@ def run_tasks(
     Args:
         ray: the module, connected.
         config: its section `cluster` says what one task takes.
-        room: tasks at a time; as many again wait in Ray, so that no worker does.
+        room: tasks at a time. Where that is all that the cluster holds, as many again wait in Ray,
+            so that no worker does; where it is fewer, Ray would run them too.
         function: of a module, so that workers can import it.
         calls: arguments, drawn when there is room; large ones as references of `ray.put`.
 
@@ -47,9 +48,10 @@ def run_tasks(
     task = ray.remote(num_cpus=config.cluster.cpus_per_worker, num_gpus=gpu, max_retries=_RETRIES)(
         function
     )
+    submitted = room if room < room_for(ray, config, None) else 2 * room
     left, running = iter(calls), list[Any]()
     while True:
-        while len(running) < 2 * room and (call := next(left, None)) is not None:
+        while len(running) < submitted and (call := next(left, None)) is not None:
             running.append(task.remote(*call))
         if not running:
             return

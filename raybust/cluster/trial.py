@@ -50,7 +50,7 @@ class TrialActor(tune.Trainable):
             if progress is None:  # killed after its last checkpoint, before the study was told
                 self._end("finished")
                 return {**self._last, COMPLETE: True, "done": True}
-            failure = progress.failure or missing_metric(self._config, progress.metrics)
+            failure = progress.failure or missing_metric(self._config, progress)
             if failure is not None:
                 return self._fail(failure)
             assert self._log is not None

@@ -149,9 +149,14 @@ def set_threads(config: Config) -> None:
     torch.set_num_threads(max(1, int(config.cluster.cpus_per_worker)))
 
 
-def missing_metric(config: Config, metrics: dict[str, float]) -> str | None:
-    """Returns what is wrong where an epoch of a trial lacks what the sweep optimizes, or None."""
-    missing = [key for key in config.tune.directions() if key not in metrics]
+def missing_metric(config: Config, progress: Progress) -> str | None:
+    """Returns what is wrong where an epoch of a trial lacks what the sweep optimizes, or None. What
+    is measured now and then may be missing until the last epoch."""
+    metrics, fast = progress.metrics, {"certified_fast": config.certified_fast.every}
+    fast["attacked_fast"] = config.attacked_fast.every
+    later = {section for section, every in fast.items() if every and not progress.done}
+    wanted = [key for key in config.tune.directions() if key.partition("/")[0] not in later]
+    missing = [key for key in wanted if key not in metrics]
     if not missing:
         return None
     return (
@@ -179,7 +184,7 @@ def train_worker(plain: dict[str, Any]) -> str | None:
         for progress in fit(config, dataset, device, resume):
             failure = progress.failure
             if failure is None and job.parent is not None:
-                failure = missing_metric(config, progress.metrics)
+                failure = missing_metric(config, progress)
             if failure is not None:
                 break
             if log is not None:

@@ -12,13 +12,23 @@ from typing import Literal
 from raybust.config.options import Section, option
 
 
+def _cadence(every: float) -> list[str]:
+    """Returns what is wrong with the distance of two measurements."""
+    if every <= 1 or every == int(every):
+        return []
+    return [f"every: got {every}, expected whole epochs, or a share of the budget below 1"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class FastCertify(Section):
     """The cheap certificate of each epoch, `certified_fast/*`: for search, never for
     publication."""
 
-    every: int = option(
-        1, "Epochs between two of them; the last epoch always has one. 0: never.", ge=0
+    every: float = option(
+        0.05,
+        "Epochs between two of them, or a share of the training's budget where it is below 1; the "
+        "last epoch always has one. 0: never.",
+        ge=0,
     )
     examples: int = option(200, "Validation images certified.", ge=1)
     n0: int = option(100, "Noisy draws that choose the class.", ge=1)
@@ -36,19 +46,25 @@ class FastCertify(Section):
         "trials by; it certifies nothing.",
     )
 
+    def problems(self) -> list[str]:
+        """Rules beyond one field's domain."""
+        return super().problems() + _cadence(self.every)
+
 
 @dataclass(frozen=True, kw_only=True)
 class FastAttack(Section):
     """The cheap attack of an epoch, `attacked_fast/robust_accuracy`: PGD from the image, for
     search, never for publication."""
 
-    every: int = option(
-        0, "Epochs between two of them; with it the last epoch has one. 0: never.", ge=0
-    )
+    every: float = option(0, "As `certified_fast.every`.", ge=0)
     examples: int = option(200, "Validation images attacked.", ge=1)
     norm: Literal["linf", "l2", "l1"] = option("linf", "Norm of the ball.")
     eps: float = option(8 / 255, "Its radius.", gt=0, unit="norm's, pixels in [0, 1]")
     steps: int = option(10, "Steps, each of 2.5 eps / steps.", ge=1)
+
+    def problems(self) -> list[str]:
+        """Rules beyond one field's domain."""
+        return super().problems() + _cadence(self.every)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -230,5 +230,5 @@ class Config(Section):
                 problems = unknown("metric", metric, known).problems
                 found += [f"tune.{field_name}: {text}" for text in problems]
                 if section == "attacked_fast":
-                    found[-1] += "; attacked_fast.every=1 measures it"
+                    found[-1] += "; attacked_fast.every=0.05 measures it"
         return found

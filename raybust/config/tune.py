@@ -63,7 +63,8 @@ class Tune(Section):
     finalists: int = option(
         2,
         "Best trials that are certified by `certify` and attacked by `evaluate` on the test set; "
-        "of several objectives, so many of the Pareto set, spread over it.",
+        "of several objectives, so many of the Pareto set, spread over it, then the best of the "
+        "methods that are not in it.",
         ge=0,
     )
     points: tuple[dict[str, Any], ...] = option(

@@ -57,12 +57,14 @@ class Summary:
 
     def metrics(self) -> dict[str, float]:
         """Returns `attacked/*` by name, `attacked/alone/*` and `attacked/oblivious/*` for those
-        views; `robust_accuracy` is that of the largest eps."""
+        views; `robust_accuracy` is that of the largest eps. What the radius from corner to corner
+        leaves, a check of the attacks, is under `sanity/`."""
         view = self.protocol.view
         head = "attacked" if view == HEADLINE else f"attacked/{view}"
         found = {f"{head}/clean_accuracy": self.clean, f"{head}/flags": float(len(self.flags))}
         for point in self.points:
-            key = f"{head}/{self.protocol.norm}_{point.eps:.6g}"
+            checks = "sanity/" if point.eps == self.protocol.reach else ""
+            key = f"{head}/{checks}{self.protocol.norm}_{point.eps:.6g}"
             found[f"{key}/robust_accuracy"] = point.robust
             found |= {f"{key}/{name}": value for name, value in point.own.items()}
             found |= {f"{key}/after_{name}": value for name, value in point.after.items()}

@@ -6,9 +6,9 @@ from raybust.cluster.finals import choose
 from raybust.report.leaderboard import Entry, Leaderboard
 
 
-def board(tmp_path, feasible, pareto=(), objectives=()):
+def board(tmp_path, feasible, pareto=(), objectives=(), methods="gggggggg"):
     entries = tuple(
-        Entry(number, "gaussian", "COMPLETE", {}, 1 - number / 10, {}, feasible=fit)
+        Entry(number, methods[number], "COMPLETE", {}, 1 - number / 10, {}, feasible=fit)
         for number, fit in enumerate(feasible)
     )
     return Leaderboard(
@@ -31,9 +31,21 @@ def test_the_best_that_meet_the_constraints(tmp_path, feasible, most, expected):
 
 
 @pytest.mark.parametrize(
-    ("most", "expected"), [(9, [0, 2, 3, 5, 6]), (3, [0, 3, 6]), (2, [0, 6]), (1, [0]), (0, [])]
+    ("most", "expected"), [(5, [0, 2, 3, 5, 6]), (3, [0, 3, 6]), (2, [0, 6]), (1, [0]), (0, [])]
 )
 def test_of_a_pareto_set_so_many_spread_over_it(tmp_path, most, expected):
     both = (("a", "max"), ("b", "max"))
     found = choose(board(tmp_path, [None] * 8, [0, 2, 3, 5, 6], both), most)
+    assert [entry.trial for entry in found] == expected
+
+
+@pytest.mark.parametrize(
+    ("most", "expected"), [(1, [0]), (2, [0, 2]), (4, [0, 2, 3, 6]), (9, [0, 2, 3, 6, 1, 4, 7])]
+)
+def test_a_small_pareto_set_is_followed_by_the_best_of_each_further_method(
+    tmp_path, most, expected
+):
+    both = (("a", "max"), ("b", "max"))
+    fit = [None, None, None, None, None, False, None, None]
+    found = choose(board(tmp_path, fit, [0], both, methods="ggmpmxsg"), most)
     assert [entry.trial for entry in found] == expected

@@ -129,6 +129,19 @@ def test_every_state_is_what_it_was(open_study):
         assert found.finished() == 4
 
 
+def test_what_is_measured_now_and_then_stays_until_it_is_measured_again(open_study):
+    study = open_study()
+    ask(study, 1)
+    for epoch, value in enumerate([math.nan, 0.3, math.nan, 0.4, math.nan], 1):
+        measured = {} if math.isnan(value) else {METRIC: value}
+        study.report(0, epoch, value, measured | {"train/loss": epoch / 10})
+    (record,) = study.records()
+    assert record.history == {2: 0.3, 4: 0.4}
+    assert record.metrics == {METRIC: 0.4, "train/loss": 0.5}
+    study.prune(0)
+    assert study.records()[0].value == 0.4
+
+
 def test_what_was_running_is_handed_out_again_and_nothing_else(open_study):
     study = open_study()
     asked = ask(study, 4)

@@ -34,7 +34,7 @@ def test_metrics_and_curve(summary):
     assert metrics["attacked/robust_accuracy"] == summary.points[1].robust
     assert metrics["attacked/clean_accuracy"] == pytest.approx(0.9)
     assert metrics["attacked/linf_0.0313725/pgd"] == summary.points[1].own["pgd"]
-    assert metrics["attacked/linf_1/robust_accuracy"] == 0.0
+    assert metrics["attacked/sanity/linf_1/robust_accuracy"] == 0.0
     assert [point[0] for point in curve_points(summary)] == [0.0, 2 / 255, 8 / 255]
     assert all(low <= value <= high for _, value, low, high in curve_points(summary))
     json.dumps(summary.plain())

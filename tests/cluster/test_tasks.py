@@ -1,0 +1,29 @@
+"""How many tasks run at a time."""
+
+import itertools
+import time
+
+import kit
+import pytest
+
+from raybust.cluster.tasks import room_for, run_tasks
+
+pytestmark = pytest.mark.cluster
+
+
+@pytest.mark.parametrize("room", [1, 2])
+def test_as_many_run_at_a_time_as_were_asked_for(cluster, tmp_path, room):
+    """Both would run on the two CPUs, and a certification by one worker took two."""
+
+    def work(number):
+        began = time.time()
+        time.sleep(0.3)
+        return number, began, time.time()
+
+    config = kit.config(tmp_path)
+    assert room_for(cluster, config, room) == room
+    done = list(run_tasks(cluster, config, room, work, [(n,) for n in range(6)]))
+    assert sorted(number for number, _, _ in done) == list(range(6))
+    spans = sorted((began, ended) for _, began, ended in done)
+    overlaps = sum(after[0] < before[1] for before, after in itertools.pairwise(spans))
+    assert (overlaps > 0) == (room > 1)
