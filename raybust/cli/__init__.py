@@ -7,6 +7,8 @@ command resumes).
 
 from __future__ import annotations
 
+import atexit
+import gc
 import sys
 from collections.abc import Sequence
 
@@ -18,8 +20,14 @@ from raybust.errors import RequestError, WorkError
 __all__ = ["cli", "main"]
 
 
+_OBJECTS = 50_000
+"""New objects between two collections: what is imported makes many and leaves no garbage."""
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line and exits with its code."""
+    gc.set_threshold(_OBJECTS)
+    atexit.register(gc.freeze)  # else all that lives is searched for garbage once more: seconds
     code = 0
     try:
         cli.main(args=arguments, prog_name="raybust", standalone_mode=False)
