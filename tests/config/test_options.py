@@ -67,7 +67,7 @@ def sections():
             yield field.default_factory
 
 
-@pytest.mark.parametrize("section", sections(), ids=lambda section: section.__name__)
+@pytest.mark.parametrize("section", list(sections()), ids=lambda section: section.__name__)
 def test_every_field_of_the_schema_is_documented(section):
     assert section.__doc__
     assert section.__dataclass_params__.frozen
