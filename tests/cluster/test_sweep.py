@@ -213,7 +213,7 @@ def test_trials_of_two_workers(out, cluster):
     settings = (
         "name=nested", "tune.trials=2", "cluster.workers=2", "cluster.cpus_per_worker=0.5",
         "tune.metric=validation/accuracy", "tune.reduction=2", "train.epochs=25",
-        "tune.finalists=0", "tune.concurrent=1",
+        "tune.finalists=0", "tune.concurrent=1", "certified_fast.every=1",
     )  # fmt: skip
     board = run(out, *settings, block=block, tune__points=[{"train.lr": BAD}])
     assert [entry.trial for entry in board.entries] == [0]
