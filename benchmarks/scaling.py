@@ -25,7 +25,7 @@ from raybust import methods
 from raybust.data import load
 
 RUNS = int(sys.argv[1]) if sys.argv[1:2] and len(sys.argv) == 2 else 5
-STEPS, BATCH, EXAMPLES, DRAWS = 12, 64, 32, 1000
+STEPS, BATCH, EXAMPLES, DRAWS = 12, 64, 64, 1000
 
 
 def main() -> None:

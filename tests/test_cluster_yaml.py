@@ -8,7 +8,6 @@ import copy
 import fnmatch
 import importlib
 import re
-import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -18,12 +17,12 @@ from unittest import mock
 import jsonschema
 import pytest
 import yaml
+from launched import COMMANDS, assert_bash
 from ray.autoscaler._private.command_runner import _with_interactive
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "cluster.yaml").read_text()
-COMMANDS = ("setup", "head_setup", "worker_setup", "head_start_ray", "worker_start_ray")
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
@@ -352,12 +351,7 @@ def test_every_blank_to_fill_in_is_marked_and_stops_the_launch():
 @pytest.mark.parametrize("kind", COMMANDS)
 def test_commands_are_bash_as_ray_wraps_them(cluster, kind):
     for command in commands(cluster, kind):
-        wrapped = " ".join(_with_interactive(command))
-        subprocess.run(["bash", "-n", "-c", wrapped], check=True)
-        inner = f"export X=1 && ({command})"
-        done = subprocess.run(["bash", "-n", "-c", inner], capture_output=True, text=True)
-        assert (done.returncode, done.stderr) == (0, "")
-        assert "\n" not in command.strip() or command.startswith("set -e\n")
+        assert_bash(command)
 
 
 # --- what is copied -------------------------------------------------------------------------------

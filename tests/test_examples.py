@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from ray.autoscaler._private.command_runner import _with_interactive
+from launched import COMMANDS, assert_bash
 from ray.autoscaler._private.kuberay.autoscaling_config import (
     _derive_autoscaling_config_from_ray_cr,
 )
@@ -18,7 +18,6 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "examples"
 LAUNCHED = ("gcp", "local")
-COMMANDS = ("setup", "head_setup", "worker_setup", "head_start_ray", "worker_start_ray")
 
 
 def read(name):
@@ -51,12 +50,7 @@ def test_valid_for_ray(name):
 def test_commands_are_bash_as_ray_wraps_them(name):
     for kind in COMMANDS:
         for command in read(name).get(f"{kind}_commands", []):
-            wrapped = " ".join(_with_interactive(command))
-            subprocess.run(["bash", "-n", "-c", wrapped], check=True)
-            inner = f"export X=1 && ({command})"
-            done = subprocess.run(["bash", "-n", "-c", inner], capture_output=True, text=True)
-            assert (done.returncode, done.stderr) == (0, "")
-            assert "\n" not in command.strip() or command.startswith("set -e\n")
+            assert_bash(command)
 
 
 @pytest.mark.parametrize("name", LAUNCHED)

@@ -88,8 +88,9 @@ def test_another_experiment_is_refused(tmp_path, values, words):
     ],
 )
 def test_what_may_change_between_starts(tmp_path, values):
-    runs.identify(tmp_path / "a", "train", PLAIN)
-    runs.identify(tmp_path / "a", "train", changed(**values))
+    uid = runs.identify(tmp_path / "a", "train", PLAIN).uid
+    assert changed(**values) != PLAIN
+    assert runs.identify(tmp_path / "a", "train", changed(**values)).uid == uid
 
 
 def test_another_kind_is_refused(tmp_path):

@@ -6,6 +6,7 @@ space that the package brings along.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -129,8 +130,6 @@ def submitted(address: str | None, detach: bool = False) -> bool:
         if detach:
             raise RequestError("--detach: is for an --address that is a jobs URL (http://...)")
         return False
-    import sys
-
     from raybust.cli.output import say
     from raybust.cluster import jobs
 

@@ -152,16 +152,20 @@ def set_threads(config: Config) -> None:
 def missing_metric(config: Config, progress: Progress) -> str | None:
     """Returns what is wrong where an epoch of a trial lacks what the sweep optimizes, or None. What
     is measured now and then may be missing until the last epoch."""
-    metrics, fast = progress.metrics, {"certified_fast": config.certified_fast.every}
-    fast["attacked_fast"] = config.attacked_fast.every
-    later = {section for section, every in fast.items() if every and not progress.done}
-    wanted = [key for key in config.tune.directions() if key.partition("/")[0] not in later]
-    missing = [key for key in wanted if key not in metrics]
+    every = {
+        "certified_fast": config.certified_fast.every,
+        "attacked_fast": config.attacked_fast.every,
+    }
+
+    def due(key: str) -> bool:
+        return progress.done or not every.get(key.partition("/")[0])
+
+    missing = [key for key in config.tune.directions() if key not in progress.metrics and due(key)]
     if not missing:
         return None
     return (
         f"{MISSING}: no epoch reports {', '.join(missing)}; with this configuration there is:"
-        f" {', '.join(sorted(metrics))}"
+        f" {', '.join(sorted(progress.metrics))}"
     )
 
 
@@ -250,6 +254,18 @@ def train(config: Config, job: Job, *, callbacks: list[Any] | None = None) -> No
         WorkError: training failed for good, or its loss diverged.
     """
     _adapt_to(config)
+    _forget_torn(Path(job.folder))
+    failure: str | None = _MOVED
+    while failure == _MOVED:
+        try:
+            failure = _trainer(config, job, callbacks or []).fit().return_value
+        except TrainingFailedError as error:
+            raise WorkError(f"{job.name}: {_why_failed(config, error)}") from error
+    if failure is not None:
+        raise WorkError(f"{job.name}: {failure}")
+
+
+def _trainer(config: Config, job: Job, callbacks: list[Any]) -> ray.train.torch.TorchTrainer:
     gpu = gpus_per_worker(config, capacity(ray))
     resources = {"CPU": config.cluster.cpus_per_worker} | ({"GPU": gpu} if gpu else {})
     folder = Path(job.folder)
@@ -257,31 +273,22 @@ def train(config: Config, job: Job, *, callbacks: list[Any] | None = None) -> No
     storage, name = str(folder.parent), folder.name
     if config.cluster.storage:
         storage, name = config.cluster.storage, f"{folder.name}-{job.uid}"
-    _forget_torn(folder)
-    result = None
-    while result is None or result.return_value == _MOVED:
-        trainer = ray.train.torch.TorchTrainer(
-            train_worker,
-            train_loop_config=asdict(job),
-            scaling_config=ScalingConfig(
-                num_workers=config.cluster.workers, use_gpu=gpu > 0, resources_per_worker=resources
+    return ray.train.torch.TorchTrainer(
+        train_worker,
+        train_loop_config=asdict(job),
+        scaling_config=ScalingConfig(
+            num_workers=config.cluster.workers, use_gpu=gpu > 0, resources_per_worker=resources
+        ),
+        run_config=RunConfig(
+            name=name,
+            storage_path=storage,
+            callbacks=callbacks,
+            failure_config=FailureConfig(
+                max_failures=config.cluster.max_failures, controller_failure_limit=3
             ),
-            run_config=RunConfig(
-                name=name,
-                storage_path=storage,
-                callbacks=callbacks or [],
-                failure_config=FailureConfig(
-                    max_failures=config.cluster.max_failures, controller_failure_limit=3
-                ),
-                checkpoint_config=CheckpointConfig(num_to_keep=config.train.keep),
-            ),
-        )
-        try:
-            result = trainer.fit()
-        except TrainingFailedError as error:
-            raise WorkError(f"{job.name}: {_why_failed(config, error)}") from error
-    if result.return_value is not None:
-        raise WorkError(f"{job.name}: {result.return_value}")
+            checkpoint_config=CheckpointConfig(num_to_keep=config.train.keep),
+        ),
+    )
 
 
 def _report(progress: Progress, first: bool) -> None:

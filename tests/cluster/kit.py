@@ -3,7 +3,6 @@
 import collections
 import json
 import sqlite3
-import time
 
 import psutil
 
@@ -89,14 +88,3 @@ def descendants(*titles, pid=None):
         except psutil.Error:
             continue
     return found
-
-
-def wait(condition, seconds, what):
-    """Returns the first true value of a condition; fails where there is none in time."""
-    deadline = time.monotonic() + seconds
-    while True:
-        value = condition()
-        if value:
-            return value
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
-        time.sleep(0.05)

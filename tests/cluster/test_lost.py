@@ -14,6 +14,7 @@ import time
 import kit
 import pytest
 from test_worker import assert_same_weights
+from waiting import wait
 
 from raybust import checkpoint
 
@@ -78,7 +79,7 @@ class Run:
             newest = checkpoint.newest(self.folder)
             return newest is not None and checkpoint.epoch_of(newest) >= epoch
 
-        kit.wait(there, 120, f"epoch {epoch}")
+        wait(there, 120, f"epoch {epoch}")
 
     def ends(self, code=0, seconds=240):
         said, _ = self.process.communicate(timeout=seconds)

@@ -13,6 +13,7 @@ import kit
 import optuna
 import psutil
 import pytest
+from waiting import wait
 
 from raybust import checkpoint
 
@@ -59,7 +60,7 @@ class Command:
             begun = [n for n in open_ if checkpoint.newest(self.trials / f"{n:04d}") is not None]
             return len(done) >= finished and begun
 
-        return kit.wait(reached, 120, f"{finished} finished trials and one in the middle")
+        return wait(reached, 120, f"{finished} finished trials and one in the middle")
 
     def stop(self, number):
         children = psutil.Process(self.process.pid).children(recursive=True)

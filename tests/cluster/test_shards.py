@@ -8,6 +8,7 @@ import sys
 import kit
 import pytest
 import torch
+from waiting import wait
 
 from raybust import checkpoint, runs
 from raybust import config as configuration
@@ -148,7 +149,7 @@ def test_a_driver_that_is_killed_twice_ends_with_the_same_file(trained, run, clu
 
     def killed(seen):
         driver = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        kit.wait(lambda: path.exists() and len(path.read_text().splitlines()) > seen, 90, "rows")
+        wait(lambda: path.exists() and len(path.read_text().splitlines()) > seen, 90, "rows")
         driver.kill()
         driver.communicate()
         return len(path.read_text().splitlines())

@@ -8,6 +8,7 @@ import kit
 import optuna
 import pytest
 from test_worker import assert_same_weights, undisturbed
+from waiting import wait
 
 from raybust import checkpoint, methods, runs
 from raybust import config as configuration
@@ -56,7 +57,7 @@ def searched(cluster, new_out):
     """(out, leaderboard, free CPUs seconds after) of a sweep of six trials."""
     out = new_out("searched")
     board = run(out, *SETTINGS, tune__points=POINTS)
-    free = kit.wait(lambda: cluster.available_resources().get("CPU") == 2, 60, "all CPUs are free")
+    free = wait(lambda: cluster.available_resources().get("CPU") == 2, 60, "all CPUs are free")
     return out, board, free
 
 
@@ -179,7 +180,7 @@ def test_a_killed_actor_goes_on_from_its_last_checkpoint(out, tmp_path):
     trial, killed = out / "killed" / "trials" / "0000", []
 
     def kill():
-        kit.wait((trial / checkpoint.folder_name(2)).exists, 60, "the second checkpoint")
+        wait((trial / checkpoint.folder_name(2)).exists, 60, "the second checkpoint")
         for process in kit.descendants(*kit.ACTORS):
             process.kill()
             killed.append(process)
@@ -226,7 +227,7 @@ def test_trials_of_two_workers(out, cluster):
     assert last < 25, "it was not stopped"  # workers go on while the stop is on its way
     assert found["nested/1"].info.status == "FINISHED"
     assert found["nested/1"].data.tags["raybust.stop_reason"] == "pruned"
-    kit.wait(lambda: cluster.available_resources().get("CPU") == 2, 60, "all CPUs are free")
+    wait(lambda: cluster.available_resources().get("CPU") == 2, 60, "all CPUs are free")
 
 
 # Tune's view of the study, without Ray

@@ -7,6 +7,7 @@ import kit
 import pytest
 import torch
 import yaml
+from waiting import wait
 
 from raybust import checkpoint, data, methods, runs
 from raybust import config as configuration
@@ -133,7 +134,7 @@ def test_two_workers_train_together_with_checkpoints_in_a_storage(out, cluster, 
     assert "checkpoint" in kit.artifacts_of(out, run)
     trained = runs.load(folder, [])
     assert not trained.network.training
-    kit.wait(lambda: cluster.available_resources().get("CPU") == 2, 60, "all CPUs are free")
+    wait(lambda: cluster.available_resources().get("CPU") == 2, 60, "all CPUs are free")
 
 
 def test_more_workers_than_cpus_are_refused_before_anything_is_submitted(out):
@@ -160,7 +161,7 @@ def test_a_worker_that_is_killed_goes_on_from_its_last_checkpoint(out, tmp_path)
 
     def kill():
         second = out / "killed" / checkpoint.folder_name(2) / "manifest.json"
-        kit.wait(second.exists, 60, "the second checkpoint")
+        wait(second.exists, 60, "the second checkpoint")
         for process in kit.descendants("ray::RayTrainWorker"):
             process.kill()
             killed.append(len(checkpoint.folders(out / "killed")))

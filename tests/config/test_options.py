@@ -40,9 +40,16 @@ def test_refused(values, words):
     assert str(refused.value).startswith(words)
 
 
-def test_accepted_at_the_ends():
-    Toy(rate=1, counts=(1, 9), kind="b", maybe=0, power=math.inf)
-    Toy(counts=(), maybe=None)
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"rate": 1, "counts": (1, 9), "kind": "b", "maybe": 0, "power": math.inf},
+        {"counts": (), "maybe": None, "power": 1},
+    ],
+)
+def test_kept_as_given_at_the_ends(values):
+    toy = dataclasses.asdict(Toy(**values))
+    assert {key: toy[key] for key in values} == values
 
 
 def test_all_problems_at_once():

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import psutil
+from waiting import wait
 
 ROOT = Path(__file__).resolve().parents[2]
 HIDDEN = ("/etc", "/mnt", "/root", "/run", "/tmp")
@@ -182,14 +183,3 @@ def _inside(host, command):
 
 def _sh(command):
     subprocess.run(["sh", "-c", command], check=True)
-
-
-def wait(condition, seconds, what):
-    """Returns the first true value of a condition; fails where there is none in time."""
-    deadline = time.monotonic() + seconds
-    while True:
-        value = condition()
-        if value:
-            return value
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
-        time.sleep(0.1)

@@ -5,7 +5,8 @@ import subprocess
 import sys
 
 import yaml
-from isolated import ROOT, wait
+from isolated import ROOT
+from waiting import wait
 
 JOBS = "http://127.0.0.1:8265"
 COPIED = ("raybust", "search_spaces", "examples", "pyproject.toml", "requirements.lock",

@@ -7,8 +7,9 @@ laptop, with a Ray of its own.
 from pathlib import Path
 
 import pytest
-from isolated import ROOT, Network, wait
+from isolated import ROOT, Network
 from lab import furnish
+from waiting import wait
 
 from raybust import checkpoint
 

@@ -10,8 +10,8 @@ import subprocess
 
 import pytest
 import torch
-from isolated import wait
 from lab import JOBS
+from waiting import wait
 
 from raybust import checkpoint, runs
 from raybust import config as configuration
