@@ -13,6 +13,7 @@ import fcntl
 import hashlib
 import logging
 import os
+import re
 import tempfile
 import time
 from collections.abc import Iterator
@@ -31,6 +32,10 @@ _NUMBER = "raybust.number"
 _NO_NUMBER = 2**63
 _NUMBER_SECONDS = 5.0
 _LOCK_SECONDS = 60.0
+_AROUND = re.compile(
+    r"\(raised as a result of Query-invoked autoflush.*?\)\s|\s*(\[SQL:|\(Background on this).*",
+    re.DOTALL,
+)
 _SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
@@ -68,9 +73,9 @@ def open_client(uri: str) -> MlflowClient:
 
 
 def reason_of(error: BaseException, uri: str) -> str:
-    """Returns an error in one line of at most 500 characters, free of the URI's password."""
-    text = redact(str(error) or type(error).__name__, uri)
-    text = text.partition(" (Background on this error")[0]
+    """Returns an error in one line of at most 500 characters, free of the URI's password and of
+    what SQLAlchemy puts around it."""
+    text = _AROUND.sub("", redact(str(error) or type(error).__name__, uri))
     return text if len(text) <= 500 else text[:497] + "..."
 
 

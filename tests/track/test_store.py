@@ -3,6 +3,8 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+import sqlalchemy
+from sqlalchemy.pool import NullPool
 from tracking import deliver, free_port, python
 
 from raybust.errors import RequestError
@@ -16,6 +18,7 @@ from raybust.track import (
     safe_uri,
     ui_command,
 )
+from raybust.track.client import reason_of
 
 
 def resolve(uri=None, out="runs"):
@@ -81,6 +84,20 @@ def test_a_uri_is_shown_without_its_secrets(uri, shown):
 
 def test_a_decoded_password_in_an_error_is_hidden_too():
     assert redact("auth of u with p@w failed", "http://u:p%40w@h") == "auth of u with *** failed"
+
+
+def test_an_error_of_the_database_is_told_without_its_statement(tmp_path):
+    engine = sqlalchemy.create_engine(f"sqlite:///{tmp_path / 'x.db'}", poolclass=NullPool)
+    query = sqlalchemy.text("select * from runs where name = :name")
+    with engine.connect() as connection, pytest.raises(sqlalchemy.exc.OperationalError) as error:
+        connection.execute(query, {"name": "x"})
+    assert "select" in str(error.value)
+    assert reason_of(error.value, "") == "(sqlite3.OperationalError) no such table: runs"
+    error.value.add_detail(
+        "raised as a result of Query-invoked autoflush; consider using a session.no_autoflush block"
+        " if this flush is occurring prematurely"
+    )
+    assert reason_of(error.value, "") == "(sqlite3.OperationalError) no such table: runs"
 
 
 def test_preparing_makes_schema_experiment_and_artifact_folder_known(tmp_path):
