@@ -174,7 +174,10 @@ def test_a_notice_of_preemption_costs_no_epoch_and_counts_as_no_failure(nodes, o
     run = Run(nodes, outs, "preempted", "cluster.max_failures=0",
               RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S="0.2")  # fmt: skip
     run.reaches(2)
-    hosts = {p.ppid() for p in kit.descendants("ray::RayTrainWorker")}
+    workers = kit.descendants("ray::RayTrainWorker")
+    hosts = {process.ppid() for process in workers}
+    for process in workers:  # they would be done before the notice is written
+        process.suspend()
     going = next(node for node in nodes.living
                  if node.all_processes["raylet"][0].process.pid in hosts)  # fmt: skip
     subprocess.run(
@@ -183,6 +186,8 @@ def test_a_notice_of_preemption_costs_no_epoch_and_counts_as_no_failure(nodes, o
          "--reason-message", "spot", "--deadline-remaining-seconds", "100"],
         check=True,
     )  # fmt: skip
+    for process in workers:
+        process.resume()
     began = time.monotonic()
     run.ends()
     assert time.monotonic() - began < 90, "it waited for the node to go"

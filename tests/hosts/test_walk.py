@@ -22,6 +22,8 @@ pytestmark = pytest.mark.hosts
 TO = f"--out /mnt/raybust/runs --address {JOBS}"
 FAST = "certified_fast.examples=20 certified_fast.n=100"
 CERTIFY = "certify.n=200 certify.radii=[0,0.25]"
+FINISHED = re.compile(r" +\d+ +finished ")
+"""A line of the sweep's table."""
 
 
 def mlflow_rows(lab, query):
@@ -124,7 +126,7 @@ def test_a_sweep_survives_a_lost_connection(lab):
     for line in process.stdout:
         said.append(line.rstrip())
         print(said[-1], flush=True)
-        if "finished at epoch" in line and lab.tunnel is not None:
+        if FINISHED.match(line) and lab.tunnel is not None:
             lab.close_tunnel()
             lab.tunnel = None
         if "connection lost" in line:
@@ -132,7 +134,7 @@ def test_a_sweep_survives_a_lost_connection(lab):
     assert process.wait() == 0
     text = "\n".join(said)
     assert text.index("connection lost") < text.index("the connection is back")
-    trials = [line for line in said if "finished at epoch" in line]
+    trials = [line for line in said if FINISHED.match(line)]
     assert len(trials) == len(set(trials)) == 4, "a line is missing, or came twice"
     names = {
         name for (name,) in mlflow_rows(lab, "select name from runs where name like 'search%'")
