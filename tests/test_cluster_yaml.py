@@ -1,17 +1,12 @@
 """cluster.yaml against Ray's schema, and what a schema cannot see: nothing open, nothing secret.
 
-Neither the network nor AWS is touched. The security-group tests run Ray's bootstrap code with a
-stand-in for boto3, because the rule that they guard against is written by Ray, not by the file.
+Neither the network nor AWS is touched; test_cluster_aws.py brings the file to a server like it.
 """
 
-import copy
 import fnmatch
-import importlib
 import re
-import sys
 import tomllib
 from pathlib import Path
-from types import SimpleNamespace
 from unittest import mock
 
 import jsonschema
@@ -107,76 +102,6 @@ def test_unknown_head_type_is_refused(cluster):
 
 
 # --- who can reach it -----------------------------------------------------------------------------
-
-
-@pytest.fixture
-def ray_aws():
-    """Ray's AWS bootstrap module on a stand-in for boto3, gone again afterwards."""
-
-    def ours(name):
-        return name.split(".")[0] in ("boto3", "botocore") or name.startswith(
-            "ray.autoscaler._private.aws"
-        )
-
-    saved = {name: sys.modules.pop(name) for name in list(sys.modules) if ours(name)}
-    parent = sys.modules["ray.autoscaler._private"]
-    had = parent.__dict__.get("aws")
-    boto3 = mock.MagicMock(__version__="1.44.5")
-    botocore = mock.MagicMock()
-    stand_ins = {
-        "boto3": boto3,
-        "boto3.exceptions": boto3.exceptions,
-        "boto3.resources": boto3.resources,
-        "boto3.resources.base": boto3.resources.base,
-        "botocore": botocore,
-        "botocore.client": botocore.client,
-        "botocore.config": botocore.config,
-        "botocore.exceptions": botocore.exceptions,
-    }
-    sys.modules.update(stand_ins)
-    try:
-        yield importlib.import_module("ray.autoscaler._private.aws.config")
-    finally:
-        for name in [name for name in sys.modules if ours(name)]:
-            del sys.modules[name]
-        sys.modules.update(saved)
-        if had is None:
-            parent.__dict__.pop("aws", None)
-        else:
-            parent.aws = had
-
-
-def rules_written_by_ray(ray_aws, cluster):
-    """The ingress rules that `ray up` would write while it settles the security groups."""
-    group = mock.MagicMock(id="sg-made", vpc_id="vpc-1", group_name="made", ip_permissions=[])
-    subnet = SimpleNamespace(vpc_id="vpc-1")
-    with (
-        mock.patch.object(ray_aws, "_resource"),
-        mock.patch.object(ray_aws, "_get_subnets_or_die", return_value=[subnet]),
-        mock.patch.object(ray_aws, "_get_security_groups", return_value=[]),
-        mock.patch.object(ray_aws, "_create_security_group", return_value=group),
-    ):
-        ray_aws._configure_security_group(copy.deepcopy(cluster))
-    calls = group.authorize_ingress.call_args_list
-    return [rule for call in calls for rule in call.kwargs["IpPermissions"]]
-
-
-def test_ray_writes_no_rule(ray_aws, cluster):
-    assert rules_written_by_ray(ray_aws, cluster) == []
-
-
-def test_a_node_type_without_its_group_would_be_open(ray_aws, cluster):
-    # Why the file names a group for every node type: provider.security_group does not help.
-    node = cluster["available_node_types"]["gpu_l4"]["node_config"]
-    del node["SecurityGroupIds"]
-    node["SubnetIds"] = ["subnet-1"]
-    rule = {"IpProtocol": "tcp", "FromPort": 22, "ToPort": 22}
-    cluster["provider"]["security_group"] = {
-        "GroupName": "own",
-        "IpPermissions": [rule | {"IpRanges": [{"CidrIp": "203.0.113.7/32"}]}],
-    }
-    ranges = [rule.get("IpRanges") for rule in rules_written_by_ray(ray_aws, cluster)]
-    assert [{"CidrIp": "0.0.0.0/0"}] in ranges
 
 
 def test_every_node_is_in_the_users_group_alone(cluster):
@@ -311,7 +236,7 @@ def test_versions_are_the_locks(cluster):
         for extra in re.findall(r"pip install (.*)", command.replace("\\\n", "")):
             held = "requirements.lock" in extra or "--no-deps" in extra
             assert held or re.search(r"\buv==[\d.]+", extra)
-    assert re.search(r"--constraint ~/raybust/requirements.lock boto3==[\d.]+", TEXT)
+    assert locked("boto3"), "Ray's autoscaler on the head needs it"
 
 
 def test_environment_of_the_processes(cluster):
