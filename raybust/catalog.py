@@ -7,6 +7,7 @@ be imported is a row that says so; it hides none of the others.
 from __future__ import annotations
 
 import dataclasses
+import sys
 from typing import Any, get_args, get_type_hints
 
 from raybust import data as datasets_
@@ -25,12 +26,12 @@ def methods(name: str | None) -> Rows:
         RequestError: there is no such method.
     """
     if name is None:
-        return [{"method": key, "what": _what(key)} for key in methods_.names()]
+        return [{"method": key, "what": _title(key)} for key in methods_.names()]
     cls = methods_.get(name)
     hints = get_type_hints(cls)
     fields = dataclasses.fields(cls)
     if not fields:
-        return [{"method": name, "what": f"{_first_line(cls)} It has no fields."}]
+        return [{"method": name, "what": "has no fields"}]
     return [
         {
             "key": f"method.{field.name}",
@@ -42,6 +43,17 @@ def methods(name: str | None) -> Rows:
         }
         for field in fields
     ]
+
+
+def about(name: str) -> str:
+    """Returns what a method is and where it is from: the begin of its module's and its class's
+    docstrings.
+
+    Raises:
+        RequestError: there is no such method.
+    """
+    cls = methods_.get(name)
+    return f"{_paragraph(sys.modules[cls.__module__])}\n\n{_paragraph(cls)}"
 
 
 def datasets(name: str | None) -> Rows:
@@ -74,15 +86,17 @@ def _without_name(facts: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in readable.items() if key != "name"}
 
 
-def _what(key: str) -> str:
+def _title(key: str) -> str:
     try:
-        return _first_line(methods_.get(key))
+        cls = methods_.get(key)
     except RequestError as error:
         return str(error)
+    title, colon, _ = _paragraph(sys.modules[cls.__module__]).partition(":")
+    return title if colon else _paragraph(cls)
 
 
-def _first_line(cls: type) -> str:
-    return " ".join((cls.__doc__ or "").split("\n\n")[0].split())
+def _paragraph(documented: Any) -> str:
+    return " ".join((documented.__doc__ or "").split("\n\n")[0].split())
 
 
 def _type_name(hint: Any) -> str:

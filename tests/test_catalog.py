@@ -49,6 +49,15 @@ def test_fields_of_a_wrapper(monkeypatch):
     assert (kind["type"], kind["domain"]) == ("a | b", "")
     assert (share["type"], share["domain"], share["unit"]) == ("float", ">= 0, <= 1", "images")
     assert catalog.methods(None) == [{"method": "toy", "what": "A toy."}]
+    assert catalog.about("toy") == "What there is, as rows.\n\nA toy."
+
+
+def test_every_method_has_a_short_title_and_its_source():
+    for row in catalog.methods(None):
+        assert 3 < len(row["what"]) < 60
+        about = catalog.about(row["method"])
+        assert "arXiv:" in about or row["method"] == "standard"
+        assert "loss" in about.lower() or "entropy" in about.lower()
 
 
 def test_a_method_without_fields():

@@ -287,6 +287,9 @@ def methods(name: str | None, as_json: bool, diagnose: str | None, theory: str |
             raise RequestError("--diagnose: is for `raybust methods covariance --diagnose RUN`")
         print_diagnosis(open_trained(diagnose, (), {}), as_json)
         return
+    if name is not None and not as_json:
+        text = click.wrap_text(catalog.about(name), width=100, preserve_paragraphs=True)
+        click.echo(f"{text}\n")
     print_rows(catalog.methods(name), as_json)
 
 
