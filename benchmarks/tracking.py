@@ -20,7 +20,7 @@ from tracking import Server
 
 from raybust import config as configuration
 from raybust import data, methods
-from raybust.cluster.worker import Job, RunLog
+from raybust.cluster.runlog import Job, RunLog
 from raybust.track import prepare
 from raybust.track.client import open_client
 from raybust.train import fit

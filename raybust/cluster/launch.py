@@ -17,6 +17,7 @@ from typing import Any
 
 from raybust import checkpoint, data, methods, runs, sources, track
 from raybust import config as configuration
+from raybust.cluster.runlog import Job
 from raybust.cluster.sampler import check_sampler
 from raybust.cluster.session import capacity, must_grow, session, slots
 from raybust.cluster.space import Space
@@ -85,7 +86,7 @@ def train(config: Config, *, address: str | None, resume: bool, verbose: bool, s
             newest = checkpoint.newest(folder)
             start = f"resuming at epoch {checkpoint.epoch_of(newest)}" if newest else "training"
             say(f"{folder.name}: {start}, {config.cluster.workers} workers, in {folder}")
-            job = worker.Job(identity.config, str(folder), identity.uid, folder.name, uri)
+            job = Job(identity.config, str(folder), identity.uid, folder.name, uri)
             with _epoch_lines(folder, say):
                 worker.train(config, job)
     return folder

@@ -28,10 +28,10 @@ from raybust.cluster.launch import (
 )
 from raybust.cluster.live import Table
 from raybust.cluster.registered import register_best
+from raybust.cluster.runlog import Job, params_of
 from raybust.cluster.session import capacity, session, slots
 from raybust.cluster.space import Point, Space
 from raybust.cluster.study import FINISHED, POINT, Study, TrialRecord, open_study
-from raybust.cluster.worker import Job, params_of
 from raybust.config import Config, Leaf
 from raybust.errors import RequestError, WorkError
 from raybust.objective import assemble

@@ -18,7 +18,8 @@ from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from raybust import checkpoint, data
-from raybust.cluster.worker import COMPLETE, Job, RunLog, missing_metric, set_threads, train
+from raybust.cluster.runlog import Job, RunLog
+from raybust.cluster.worker import COMPLETE, missing_metric, set_threads, train
 from raybust.config import Config
 from raybust.errors import WorkError
 from raybust.train import Progress, fit

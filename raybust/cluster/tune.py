@@ -20,11 +20,12 @@ from ray.tune.search import Searcher
 from raybust import checkpoint, methods, runs
 from raybust import config as configuration
 from raybust.cluster import session
+from raybust.cluster.runlog import Job, note_end
 from raybust.cluster.scheduler import SPARED, make_scheduler
 from raybust.cluster.space import Point, at
 from raybust.cluster.study import FINISHED, Study, TrialRecord
 from raybust.cluster.trial import COMPLETE, FAILURE, TrialActor, nested_trial
-from raybust.cluster.worker import MISSING, Job, note_end
+from raybust.cluster.worker import MISSING
 from raybust.config import Config, Leaf
 from raybust.errors import RequestError, WorkError
 from raybust.track import Journal

@@ -1,18 +1,18 @@
 """A training run on Ray: the same loop under Ray Train's workers and inside a Tune actor.
 
-`Job` is what travels to a worker, plain data. `RunLog` writes a run's journal on rank 0 and flushes
-it to MLflow beside the training. `train` drives a TorchTrainer: DDP over any number of workers,
-checkpoints through Ray's storage, worker failures resumed from the last one.
+`train` drives a TorchTrainer: DDP over any number of workers, checkpoints through Ray's storage,
+worker failures resumed from the last one. A notice of preemption is no failure.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import socket
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ import ray.train
 import ray.train.torch
 import torch
 import torch.distributed as dist
-import yaml
+from ray.exceptions import RayError
 from ray.train import (
     CheckpointConfig,
     FailureConfig,
@@ -30,13 +30,11 @@ from ray.train import (
     TrainingFailedError,
 )
 
-from raybust import checkpoint, data, methods
-from raybust import config as configuration
+from raybust import checkpoint, data
+from raybust.cluster.runlog import Job, RunLog
 from raybust.cluster.session import capacity, gpus_per_worker, must_grow
 from raybust.config import Config
 from raybust.errors import WorkError
-from raybust.runs import JOURNAL
-from raybust.track import Flusher, Journal, environment
 from raybust.train import Progress, fit
 
 COMPLETE = "complete"
@@ -48,100 +46,11 @@ _MOVED = "a node is about to be taken away"
 """What workers return that left at a notice of preemption. Ray Train would count an error as a
 failure, and wait for the node to go; so they return, and are started elsewhere."""
 
-_DRAIN_S = 10.0
 _RECORD = "checkpoint_manager_snapshot.json"
 """Ray Train's list of a run's checkpoints, in the run's folder."""
 
 _NODE_START_S = 900
 """How long a node that the autoscaler adds may take until it is installed (our choice)."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """A training run as it travels to a worker.
-
-    Attributes:
-        config: the resolved configuration, plain.
-        folder: the run's folder: journal, checkpoints.
-        uid: the run's key in the tracking store.
-        name: what a person reads there.
-        uri: tracking URI.
-        parent: key of the sweep's run, or None.
-        tags: further tags of the run.
-    """
-
-    config: dict[str, Any]
-    folder: str
-    uid: str
-    name: str
-    uri: str
-    parent: str | None = None
-    tags: tuple[tuple[str, str], ...] = ()
-
-    def load(self) -> Config:
-        """Returns the typed configuration."""
-        return configuration.from_dict(self.config, methods.get)
-
-
-class RunLog:
-    """The journal of a run and its flusher; the training thread never touches the network."""
-
-    def __init__(self, job: Job, config: Config) -> None:
-        self._journal = Journal(Path(job.folder) / JOURNAL)
-        self._journal.start(
-            run_key=job.uid,
-            experiment=config.track.experiment,
-            name=job.name,
-            tags={"raybust.method": config.method.key, "raybust.dataset": config.data.name,
-                  "raybust.folder": job.folder, **dict(job.tags)},
-            params=params_of(job.config),
-            parent_key=job.parent,
-        )  # fmt: skip
-        self._journal.text(yaml.safe_dump(job.config, sort_keys=False), "config.yaml")
-        self._journal.text(yaml.safe_dump(environment(), sort_keys=False), "environment.yaml")
-        self._flusher = Flusher(self._journal.path, job.uri)
-
-    def group(self, backend: str, hosts: list[str]) -> None:
-        """Notes what joins the workers and where each of them is, by rank."""
-        self._journal.tags({"raybust.backend": backend, "raybust.hosts": " ".join(hosts)})
-
-    def epoch(self, progress: Progress) -> None:
-        """Notes the metrics of an epoch."""
-        values = {key: value for key, value in progress.metrics.items() if key != "epoch"}
-        self._journal.metrics(values, step=progress.epoch)
-
-    def end(self, reason: str, folder: Path | None = None, detail: str = "") -> None:
-        """Notes how the run ended; see `note_end`."""
-        note_end(self._journal, reason, folder, detail)
-
-    def close(self, deadline_s: float = _DRAIN_S) -> None:
-        """Stops the flusher; what is not sent by the deadline stays in the journal for a sync."""
-        self._flusher.close(deadline_s)
-        self._journal.close()
-
-
-def note_end(journal: Journal, reason: str, folder: Path | None = None, detail: str = "") -> None:
-    """Notes how a run ended: finished, pruned, failed; with the checkpoint that it leaves.
-
-    Args:
-        journal: the run's.
-        reason: goes into the tag `raybust.stop_reason`.
-        folder: checkpoint whose weights and manifest become artifacts.
-        detail: why it failed.
-    """
-    if folder is not None:
-        for name in (checkpoint.WEIGHTS, checkpoint.MANIFEST):
-            journal.artifact(folder / name, "checkpoint")
-    if detail:
-        journal.tags({"raybust.failure": detail})
-    journal.end("FAILED" if reason == "failed" else "FINISHED", reason)
-
-
-def params_of(plain: dict[str, Any]) -> dict[str, str]:
-    """Returns what of a configuration decides a training run, flat; all of it is an artifact."""
-    sections = ("seed", "data", "model", "method", "train", "certified_fast")
-    leaves = configuration.leaves_of({key: plain[key] for key in sections}, "")
-    return {leaf.key: str(leaf.value) for leaf in leaves}
 
 
 def set_threads(config: Config) -> None:
@@ -259,7 +168,7 @@ def train(config: Config, job: Job, *, callbacks: list[Any] | None = None) -> No
     while failure == _MOVED:
         try:
             failure = _trainer(config, job, callbacks or []).fit().return_value
-        except TrainingFailedError as error:
+        except (TrainingFailedError, RayError) as error:
             raise WorkError(f"{job.name}: {_why_failed(config, error)}") from error
     if failure is not None:
         raise WorkError(f"{job.name}: {failure}")
@@ -318,10 +227,17 @@ def _resume_from(folder: Path, scratch: Path) -> Path | None:
 
 
 def _forget_torn(folder: Path) -> None:
-    """Drops Ray's record of a run one of whose checkpoints is torn: the epoch is trained again, and
-    Ray would take the new checkpoint of that name for the old one, and delete it."""
-    if any(checkpoint.torn(path) for path in checkpoint.folders(folder)):
-        (folder / _RECORD).unlink(missing_ok=True)
+    """Drops Ray's record of a run that is torn itself, or one of whose checkpoints is: the epoch is
+    trained again, and Ray would take the new checkpoint for the old one of its name."""
+    record = folder / _RECORD
+    try:
+        whole = bool(json.loads(record.read_bytes()))
+    except FileNotFoundError:
+        return
+    except ValueError:  # a full disk leaves an empty file
+        whole = False
+    if not whole or any(checkpoint.torn(path) for path in checkpoint.folders(folder)):
+        record.unlink()
 
 
 def _why_failed(config: Config, error: BaseException) -> str:

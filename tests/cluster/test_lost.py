@@ -152,21 +152,36 @@ def test_a_killed_driver_is_started_again(nodes, outs, undisturbed):
     assert_complete(again, undisturbed)
 
 
-def test_a_torn_checkpoint_is_told_and_the_one_before_it_is_used(nodes, outs, undisturbed):
-    nodes.have(2)
-    run = Run(nodes, outs, "torn")
-    run.reaches(4)
+def killed_in_epoch(nodes, outs, name, epoch):
+    """A run whose driver is gone, and its workers with it."""
+    run = Run(nodes, outs, name)
+    run.reaches(epoch)
     run.process.send_signal(signal.SIGKILL)
     run.process.wait()
-    time.sleep(5)  # until its workers are gone too
+    time.sleep(5)
+    return run
+
+
+def test_a_torn_checkpoint_is_told_and_the_one_before_it_is_used(nodes, outs, undisturbed):
+    nodes.have(2)
+    run = killed_in_epoch(nodes, outs, "torn", 4)
     newest, before = checkpoint.folders(run.folder)[:2]
     weights = newest / checkpoint.WEIGHTS
     weights.write_bytes(weights.read_bytes()[:1000])
-    again = Run(nodes, outs, "torn")
-    said = again.ends()
+    said = Run(nodes, outs, "torn").ends()
     assert newest.name in said
     assert f"resuming at epoch {checkpoint.epoch_of(before)}" in said
     assert_same_weights(checkpoint.newest(run.folder), undisturbed)
+
+
+def test_a_torn_record_of_ray_s_costs_nothing(nodes, outs, undisturbed):
+    nodes.have(2)
+    run = killed_in_epoch(nodes, outs, "record", 3)
+    (run.folder / "checkpoint_manager_snapshot.json").write_text("")  # as a full disk leaves it
+    newest = checkpoint.newest(run.folder)
+    said = Run(nodes, outs, "record").ends()
+    assert f"resuming at epoch {checkpoint.epoch_of(newest)}" in said
+    assert_complete(run, undisturbed)
 
 
 def test_a_notice_of_preemption_costs_no_epoch_and_counts_as_no_failure(nodes, outs, undisturbed):

@@ -235,8 +235,8 @@ def test_trials_of_two_workers(out, cluster):
 
 @pytest.fixture
 def searcher(tmp_path):
+    from raybust.cluster.runlog import Job
     from raybust.cluster.tune import StudySearch, Sweep
-    from raybust.cluster.worker import Job
 
     leaves = [leaf for leaf in kit.leaves(tmp_path) if leaf.key not in SPACE]
     config = configuration.compose(leaves, methods.get)

@@ -9,7 +9,7 @@ from tracking import points, runs_of
 
 from raybust import config as configuration
 from raybust import data, methods
-from raybust.cluster.worker import Job, RunLog
+from raybust.cluster.runlog import Job, RunLog
 from raybust.track import prepare, sync
 from raybust.train import fit
 

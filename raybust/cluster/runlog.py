@@ -1,0 +1,110 @@
+"""A run as it travels: `Job`, plain data, and `RunLog`, what rank 0 notes of it on the way.
+
+The journal lies in the run's folder; a thread beside the training sends it to MLflow, so that a
+server that is away or slow costs no training time. Stage tune.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from raybust import checkpoint, methods
+from raybust import config as configuration
+from raybust.config import Config
+from raybust.runs import JOURNAL
+from raybust.track import Flusher, Journal, environment
+from raybust.train import Progress
+
+_DRAIN_S = 10.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training run as it travels to a worker.
+
+    Attributes:
+        config: the resolved configuration, plain.
+        folder: the run's folder: journal, checkpoints.
+        uid: the run's key in the tracking store.
+        name: what a person reads there.
+        uri: tracking URI.
+        parent: key of the sweep's run, or None.
+        tags: further tags of the run.
+    """
+
+    config: dict[str, Any]
+    folder: str
+    uid: str
+    name: str
+    uri: str
+    parent: str | None = None
+    tags: tuple[tuple[str, str], ...] = ()
+
+    def load(self) -> Config:
+        """Returns the typed configuration."""
+        return configuration.from_dict(self.config, methods.get)
+
+
+class RunLog:
+    """The journal of a run and its flusher; the training thread never touches the network."""
+
+    def __init__(self, job: Job, config: Config) -> None:
+        self._journal = Journal(Path(job.folder) / JOURNAL)
+        self._journal.start(
+            run_key=job.uid,
+            experiment=config.track.experiment,
+            name=job.name,
+            tags={"raybust.method": config.method.key, "raybust.dataset": config.data.name,
+                  "raybust.folder": job.folder, **dict(job.tags)},
+            params=params_of(job.config),
+            parent_key=job.parent,
+        )  # fmt: skip
+        self._journal.text(yaml.safe_dump(job.config, sort_keys=False), "config.yaml")
+        self._journal.text(yaml.safe_dump(environment(), sort_keys=False), "environment.yaml")
+        self._flusher = Flusher(self._journal.path, job.uri)
+
+    def group(self, backend: str, hosts: list[str]) -> None:
+        """Notes what joins the workers and where each of them is, by rank."""
+        self._journal.tags({"raybust.backend": backend, "raybust.hosts": " ".join(hosts)})
+
+    def epoch(self, progress: Progress) -> None:
+        """Notes the metrics of an epoch."""
+        values = {key: value for key, value in progress.metrics.items() if key != "epoch"}
+        self._journal.metrics(values, step=progress.epoch)
+
+    def end(self, reason: str, folder: Path | None = None, detail: str = "") -> None:
+        """Notes how the run ended; see `note_end`."""
+        note_end(self._journal, reason, folder, detail)
+
+    def close(self, deadline_s: float = _DRAIN_S) -> None:
+        """Stops the flusher; what is not sent by the deadline stays in the journal for a sync."""
+        self._flusher.close(deadline_s)
+        self._journal.close()
+
+
+def note_end(journal: Journal, reason: str, folder: Path | None = None, detail: str = "") -> None:
+    """Notes how a run ended: finished, pruned, failed; with the checkpoint that it leaves.
+
+    Args:
+        journal: the run's.
+        reason: goes into the tag `raybust.stop_reason`.
+        folder: checkpoint whose weights and manifest become artifacts.
+        detail: why it failed.
+    """
+    if folder is not None:
+        for name in (checkpoint.WEIGHTS, checkpoint.MANIFEST):
+            journal.artifact(folder / name, "checkpoint")
+    if detail:
+        journal.tags({"raybust.failure": detail})
+    journal.end("FAILED" if reason == "failed" else "FINISHED", reason)
+
+
+def params_of(plain: dict[str, Any]) -> dict[str, str]:
+    """Returns what of a configuration decides a training run, flat; all of it is an artifact."""
+    sections = ("seed", "data", "model", "method", "train", "certified_fast")
+    leaves = configuration.leaves_of({key: plain[key] for key in sections}, "")
+    return {leaf.key: str(leaf.value) for leaf in leaves}
