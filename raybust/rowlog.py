@@ -7,6 +7,7 @@ so that its bytes do not depend on the order of the work.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -137,3 +138,18 @@ def replace_text(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Returns the object that a result's file holds.
+
+    Raises:
+        RequestError: it holds none.
+    """
+    try:
+        found = json.loads(path.read_text())
+        if isinstance(found, dict):
+            return found
+    except (OSError, ValueError):
+        pass
+    raise RequestError(f"{path}: is no whole result; the command that made it makes it again")

@@ -45,12 +45,12 @@ TABLE = {
     ),
     "corruptions": "config data numerics | torch numpy (imagecorruptions)",
     "track": "config | (mlflow)",
-    "report": "certify config numerics | numpy scipy matplotlib (plotly)",
+    "report": "certify config numerics rowlog | numpy scipy matplotlib (plotly)",
     "runs": "config data methods models objective checkpoint | torch",
     "catalog": "config data methods models",
     "cluster": (
         "config data methods models objective train checkpoint certify evaluate corruptions runs"
-        " sources track report | torch numpy ray optuna sqlalchemy yaml (tqdm aiohttp)"
+        " rowlog sources track report | torch numpy ray optuna sqlalchemy yaml (tqdm aiohttp)"
     ),
     "cli": (
         "(config methods catalog objective runs checkpoint evaluate cluster track report)"

@@ -162,3 +162,17 @@ def test_no_call_runs_what_it_reads(file):
 )  # fmt: skip
 def test_wrong_calls_would_be_seen(source):
     assert wrong_calls(source)
+
+
+@pytest.mark.parametrize(
+    ("setting", "instead"),
+    [("track.uri", "MLFLOW_TRACKING_URI"), ("tune.storage", "PGPASSWORD")],
+)
+def test_a_password_in_a_setting_is_refused_unseen(cli, tmp_path, setting, instead):
+    given = f"{setting}=postgresql://me:hunter2@nowhere/db"
+    result = cli("tune", "search_spaces/quickstart.yaml", given, "--out", tmp_path / "runs")
+    assert result.code == 2
+    assert setting in result.err
+    assert instead in result.err
+    assert "hunter2" not in result.out + result.err
+    assert not (tmp_path / "runs").exists()

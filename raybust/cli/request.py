@@ -78,7 +78,13 @@ def find(run: str, leaves: Sequence[Leaf]) -> Any:
         found = track.find_run(track.resolve_uri(config.track, out), run)
         if "raybust.folder" not in found.tags:
             raise RequestError(f"MLflow run {run}: was not made by raybust; name another")
-        return Path(found.tags["raybust.folder"])
+        folder = Path(found.tags["raybust.folder"])
+        if runs.read_identity(folder).uid != found.run_key:
+            raise RequestError(
+                f"MLflow run {run}: {folder} holds a later run by now; name the folder in which"
+                f" it was kept aside, such as {folder.name}.1"
+            )
+        return folder
     return runs.find(run, out)
 
 

@@ -45,6 +45,7 @@ from raybust.evaluate import (
 from raybust.evaluate.summary import show_eps
 from raybust.models import Fronted
 from raybust.report.attacks import draw_robust_curve
+from raybust.rowlog import replace_text
 from raybust.runs import Trained
 
 FOLDER = "attacked"
@@ -244,7 +245,7 @@ def _publish(trained: Trained, summaries: Sequence[Summary], uri: str) -> Evalua
     result = headline.plain()
     if others:
         result["views"] = {one.protocol.view: one.plain() for one in others}
-    files["summary"].write_text(json.dumps(result, indent=1) + "\n")
+    replace_text(files["summary"], json.dumps(result, indent=1) + "\n")
     label, norm = trained.folder.name, headline.protocol.norm
     curves = {label: curve_points(headline)}
     curves |= {f"{label}, {one.protocol.view}": curve_points(one) for one in others}

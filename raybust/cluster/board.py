@@ -24,6 +24,7 @@ from raybust.config import Config
 from raybust.errors import RequestError
 from raybust.report import certificates
 from raybust.report.leaderboard import NAME, Entry, Leaderboard
+from raybust.rowlog import replace_text
 from raybust.track.environment import environment
 
 SEARCH = "search"
@@ -47,10 +48,14 @@ def board_of(folder: Path) -> Leaderboard:
     space = Space.parse(plain.pop(SEARCH))
     config = configuration.from_dict(plain, methods.get)
     found: dict[int, Entry] = {}
+    protocol = ""
     if (folder / f"{NAME}.json").exists():
-        found = {entry.trial: entry for entry in Leaderboard.read(folder).entries if entry.final}
+        earlier = Leaderboard.read(folder)
+        found = {entry.trial: entry for entry in earlier.entries if entry.final}
+        protocol = earlier.protocol
     study = Study(config, space, folder, identity.uid)
-    return make_board(config, study, folder, found)
+    # What the finalists were measured by is the last start's, which may differ from the first's.
+    return replace(make_board(config, study, folder, found), protocol=protocol)
 
 
 def sweeps_of(folders: Sequence[Path]) -> list[Leaderboard]:
@@ -227,7 +232,7 @@ def write_space(folder: Path, plain: Mapping[str, Any]) -> None:
             node = node.setdefault(part, {})
         node[last] = leaf.value
     text = yaml.safe_dump(tree | {SEARCH: dict(plain[SEARCH])}, sort_keys=False, width=100)
-    (folder / SPACE_FILE).write_text(text)
+    replace_text(folder / SPACE_FILE, text)
 
 
 def _command(folder: Path) -> str:

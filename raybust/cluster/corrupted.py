@@ -37,6 +37,7 @@ from raybust.corruptions import (
 from raybust.data import Part
 from raybust.errors import RequestError
 from raybust.report.transfer import Training, training_of_metrics
+from raybust.rowlog import read_json, replace_text
 from raybust.runs import Trained
 
 FOLDER = "corrupted"
@@ -152,7 +153,7 @@ def latest_metrics(folder: Path) -> dict[str, float]:
     files = sorted((folder / FOLDER).glob("*.json"), key=lambda path: path.stat().st_mtime)
     found: dict[str, float] = {}
     for file in files:
-        found |= json.loads(file.read_text())["metrics"]
+        found |= read_json(file)["metrics"]
     return found
 
 
@@ -248,7 +249,7 @@ def _publish(trained: Trained, path: Path, found: Corrupted, uri: str) -> Measur
     """Writes metrics and table beside the counts and sends all of it to MLflow."""
     files = {"counts": path, "metrics": path.with_suffix(".json"), "table": path.with_suffix(".md")}
     measured = Measured(found, found.metrics(), files)
-    files["metrics"].write_text(json.dumps(measured.plain(), indent=1) + "\n")
+    replace_text(files["metrics"], json.dumps(measured.plain(), indent=1) + "\n")
     notes = "".join(f"\n{text}.\n" for text in found.notes())
     files["table"].write_text(found.table() + notes)
     if trained.uid is not None:

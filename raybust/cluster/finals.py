@@ -14,6 +14,7 @@ from raybust import runs
 from raybust.cluster import attacked, shards
 from raybust.cluster.launch import Say
 from raybust.config import Config
+from raybust.errors import RequestError
 from raybust.evaluate import clean_accuracy
 from raybust.report.leaderboard import Entry, Leaderboard
 
@@ -57,11 +58,18 @@ def measure(config: Config, entry: Entry, folder: Path, say: Say) -> Entry:
     trained = runs.load(folder / runs.TRIALS / f"{entry.trial:04d}", overrides)
     say(f"certifying trial {entry.trial} on the {trained.config.certify.split} set")
     accuracy = clean_accuracy(trained.network, trained.dataset, trained.config.evaluate)
-    certified = shards.certify(trained, say=say)
     attacks = None
-    if config.evaluate.attacks:
-        say(f"attacking trial {entry.trial} on the {trained.config.evaluate.split} set")
-        attacks = attacked.evaluate(trained, say=say).metrics
+    try:
+        certified = shards.certify(trained, say=say)
+        if config.evaluate.attacks:
+            say(f"attacking trial {entry.trial} on the {trained.config.evaluate.split} set")
+            attacks = attacked.evaluate(trained, say=say).metrics
+    except RequestError as error:
+        name = f"{folder.name}/{entry.trial}"
+        raise RequestError(
+            f"{error}. Say so to `raybust certify {name}` or `raybust evaluate {name}`: here it"
+            " would begin the search anew"
+        ) from None
     return replace(
         entry,
         accuracy=accuracy.accuracy,

@@ -17,7 +17,7 @@ from typing import Any
 
 from raybust import checkpoint, data, methods, runs, sources, track
 from raybust import config as configuration
-from raybust.cluster.runlog import Job
+from raybust.cluster.runlog import Job, end_if_open
 from raybust.cluster.sampler import check_sampler
 from raybust.cluster.session import capacity, must_grow, session, slots
 from raybust.cluster.space import Space
@@ -73,7 +73,8 @@ def train(config: Config, *, address: str | None, resume: bool, verbose: bool, s
         runs.check_same(folder, "train", plain)
     if newest is not None and checkpoint.read_manifest(newest)["done"]:
         say(f"{folder.name} is trained already; --no-resume trains it anew")
-        with sending_rest(folder, open_store(config, out, say), out, say):
+        with locked(folder), sending_rest(folder, open_store(config, out, say), out, say):
+            end_if_open(folder, "finished", newest)
             return folder
     from raybust.cluster import worker
 
@@ -86,7 +87,7 @@ def train(config: Config, *, address: str | None, resume: bool, verbose: bool, s
             newest = checkpoint.newest(folder)
             start = f"resuming at epoch {checkpoint.epoch_of(newest)}" if newest else "training"
             say(f"{folder.name}: {start}, {config.cluster.workers} workers, in {folder}")
-            job = Job(identity.config, str(folder), identity.uid, folder.name, uri)
+            job = Job(plain, str(folder), identity.uid, folder.name, uri)
             with _epoch_lines(folder, say):
                 worker.train(config, job)
     return folder
@@ -117,7 +118,17 @@ def check_sweep(leaves: Sequence[Leaf], block: Any) -> tuple[Config, Space]:
 
 
 def check_places(config: Config, out: Path) -> None:
-    """Checks that results and runs can be stored, as far as that is seen without writing."""
+    """Checks that results and runs can be stored, as far as that is seen without writing; refuses a
+    password that would be stored with them."""
+    for key, uri, instead in (
+        ("track.uri", config.track.uri, "the URI into $MLFLOW_TRACKING_URI"),
+        ("tune.storage", config.tune.storage, "the password into ~/.pgpass or $PGPASSWORD"),
+    ):
+        if uri and track.safe_uri(uri) != uri:
+            raise RequestError(
+                f"{key}: got {track.safe_uri(uri)} with a password, which run.json and MLflow would"
+                f" keep; put {instead}"
+            )
     runs.check_writable(out)
     file = sqlite_file(track.resolve_uri(config.track, out))
     if file is not None:

@@ -17,6 +17,7 @@ from raybust import config as configuration
 from raybust.config import Config
 from raybust.runs import JOURNAL
 from raybust.track import Flusher, Journal, environment
+from raybust.track.journal import decode
 from raybust.train import Progress
 
 _DRAIN_S = 10.0
@@ -101,6 +102,16 @@ def note_end(journal: Journal, reason: str, folder: Path | None = None, detail: 
     if detail:
         journal.tags({"raybust.failure": detail})
     journal.end("FAILED" if reason == "failed" else "FINISHED", reason)
+
+
+def end_if_open(folder: Path, reason: str, newest: Path | None, detail: str = "") -> None:
+    """Ends the run of a folder whose worker was killed before it could; see `note_end`."""
+    path = folder / JOURNAL
+    entries = map(decode, path.read_bytes().splitlines()) if path.exists() else ()
+    states = [e["e"] for e in entries if e is not None and e["e"] in ("start", "resume", "end")]
+    if states and states[-1] != "end":
+        with Journal(path) as journal:
+            note_end(journal, reason, newest, detail)
 
 
 def params_of(plain: dict[str, Any]) -> dict[str, str]:

@@ -28,7 +28,8 @@ from raybust.errors import RequestError
 POINT, REASON, METRICS, HISTORY, EARLIER = "point", "reason", "metrics", "history", "earlier"
 FINISHED = ("COMPLETE", "PRUNED", "FAIL")
 _SPACE, _SWEEP = "space", "sweep"
-_UNUSABLE = (SQLAlchemyError, OSError, optuna.exceptions.StorageInternalError)
+UNUSABLE = (SQLAlchemyError, OSError, optuna.exceptions.StorageInternalError)
+"""What a storage raises that cannot be read or written."""
 _LOCKED_S = 20
 _NEVER = 1e9
 """Violation of a constraint whose metric is not a number."""
@@ -242,7 +243,7 @@ class Study:
                 )
             self.study.set_user_attr(_SWEEP, uid)
             self.study.set_user_attr(_SPACE, rows)
-        except _UNUSABLE as error:
+        except UNUSABLE as error:
             raise _unusable(error) from None
 
     def _constrain(self, trial: optuna.Trial) -> None:
@@ -293,9 +294,13 @@ def open_study(config: Config, folder: Path) -> optuna.Study:
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     names = {"max": StudyDirection.MAXIMIZE, "min": StudyDirection.MINIMIZE}
     try:
+        storage = _storage(config.tune.storage or f"sqlite:///{folder / 'study.db'}")
+        name = folder.name
+        if config.tune.storage is None:  # a folder that was moved keeps its one study
+            name = next(iter(optuna.get_all_study_names(storage)), name)
         return optuna.create_study(
-            storage=_storage(config.tune.storage or f"sqlite:///{folder / 'study.db'}"),
-            study_name=folder.name,
+            storage=storage,
+            study_name=name,
             directions=[names[mode] for mode in config.tune.directions().values()],
             load_if_exists=True,
         )
@@ -304,7 +309,7 @@ def open_study(config: Config, folder: Path) -> optuna.Study:
             "tune.storage: the database holds other tables; Optuna needs a database of its own,"
             " apart from MLflow's"
         ) from None
-    except (*_UNUSABLE, ImportError, ValueError) as error:
+    except (*UNUSABLE, ImportError, ValueError) as error:
         raise _unusable(error) from None
 
 

@@ -90,7 +90,7 @@ def run(
             at_once = min(room, config.tune.concurrent or room)
             say(f"{folder.name}: {config.tune.trials} trials, {at_once} at a time, in {folder}")
             say_if_growing(config, ray, say)
-            job = Job(identity.config, str(folder), identity.uid, folder.name, uri)
+            job = Job(plain, str(folder), identity.uid, folder.name, uri)
             with _parent(job, config) as journal:
                 _search(tune.Sweep(config, leaves, study, folder, job), say)
                 board = _leaderboard(config, study, folder, say)
@@ -199,14 +199,15 @@ def _parent(job: Job, config: Config) -> Iterator[track.Journal]:
         job.uid,
         config.track.experiment,
         job.name,
-        tags={"raybust.kind": "sweep", "raybust.dataset": config.data.name},
+        tags={"raybust.kind": "sweep", "raybust.dataset": config.data.name,
+              "raybust.folder": job.folder},
         params={f"tune.{key}": value for key, value in tuned.items()} | params_of(job.config),
-    )
+    )  # fmt: skip
     flusher = track.Flusher(journal.path, job.uri)
     try:
         yield journal
         journal.end("FINISHED")
-    except WorkError:
+    except Exception:
         journal.end("FAILED")
         raise
     finally:

@@ -12,7 +12,7 @@ from typing import Any
 
 from raybust.cluster.session import capacity, gpus_per_worker, slots
 from raybust.config import Config
-from raybust.errors import WorkError
+from raybust.errors import RequestError, WorkError
 
 _RETRIES = 3
 
@@ -59,7 +59,13 @@ def run_tasks(
         try:
             result = ray.get(done[0])
         except ray.exceptions.RayTaskError as error:
-            raise error.cause from None
+            cause = error.cause
+            if isinstance(cause, (RequestError, WorkError)):
+                raise cause from None
+            text = " ".join(str(cause).split())[:300]
+            raise WorkError(
+                f"a task failed: {type(cause).__name__}: {text}; what is done is kept"
+            ) from error
         except ray.exceptions.RayError as error:
             raise WorkError(
                 f"a task failed {_RETRIES} times: {type(error).__name__}; what is done is kept"

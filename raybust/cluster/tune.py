@@ -20,18 +20,18 @@ from ray.tune.search import Searcher
 from raybust import checkpoint, methods, runs
 from raybust import config as configuration
 from raybust.cluster import session
-from raybust.cluster.runlog import Job, note_end
+from raybust.cluster.runlog import Job, end_if_open
 from raybust.cluster.scheduler import SPARED, make_scheduler
 from raybust.cluster.space import Point, at
-from raybust.cluster.study import FINISHED, Study, TrialRecord
+from raybust.cluster.study import FINISHED, UNUSABLE, Study, TrialRecord
 from raybust.cluster.trial import COMPLETE, FAILURE, TrialActor, nested_trial
-from raybust.cluster.worker import MISSING
+from raybust.cluster.worker import MISSING, no_room
 from raybust.config import Config, Leaf
 from raybust.errors import RequestError, WorkError
-from raybust.track import Journal
-from raybust.track.journal import decode
 
 DRIVER_CPUS = 0.01
+STATE = ".ray"
+"""Tune's own folder in a sweep's; nothing is read from it."""
 _MAX_REFUSED = 100
 _FEW = 3
 _REASONS = {"COMPLETE": "finished", "PRUNED": "pruned", "FAIL": "failed"}
@@ -78,6 +78,7 @@ def run(plan: Sweep, listener: Listener) -> None:
     resources = session.capacity(ray)
     room = session.slots(config, resources, DRIVER_CPUS if nested else 0.0)
     searcher = StudySearch(plan, listener, interrupted, left)
+    (folder / STATE).mkdir(mode=0o700, exist_ok=True)  # the tracking URI stands in it
     tuner = tune.Tuner(
         _trainable(config, nested, resources),
         tune_config=tune.TuneConfig(
@@ -91,13 +92,19 @@ def run(plan: Sweep, listener: Listener) -> None:
         ),
         run_config=tune.RunConfig(
             name="tune",
-            storage_path=str(folder / ".ray"),
+            storage_path=str(folder / STATE),
             verbose=0,
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             failure_config=tune.FailureConfig(max_failures=config.cluster.max_failures),
         ),
     )
-    tuner.fit()
+    try:
+        tuner.fit()
+    except (tune.TuneError, *UNUSABLE) as error:
+        cause = [line for line in str(error).splitlines() if line.strip()][-1].strip()
+        raise WorkError(
+            f"{folder.name}: the sweep ended: {cause}; the same command resumes"
+        ) from error
     _end_runs(study, folder)
     if not study.finished():
         raise WorkError(f"{folder.name}: no trial finished")
@@ -131,12 +138,13 @@ class StudySearch(Searcher):
             else:
                 return Searcher.FINISHED
             try:
-                job = self._trial_job(number, point)
+                plain = configuration.to_dict(at(self._plan.leaves, point, methods.get))
             except RequestError as error:
                 refused.append(str(error))
                 self._study.fail(number, str(error))
                 self._tell(number)
                 continue
+            job = self._trial_job(number, plain)
             self._numbers[trial_id] = number
             spared = self._plan.config.tune.finish_first and self._study.given(number)
             return {"job": asdict(job), SPARED: spared}
@@ -162,6 +170,8 @@ class StudySearch(Searcher):
         number, last = self._numbers.pop(trial_id), self._last.pop(trial_id, {})
         if error:
             self._study.fail(number, "its worker died; --verbose shows more")
+        elif no_room(last.get(FAILURE, "")):  # it stays open, and is gone on with
+            raise WorkError(f"trial {number}: {last[FAILURE]}")
         elif last.get(FAILURE):
             self._study.fail(number, last[FAILURE])
             lacking = [(r.reason or "").startswith(MISSING) for r in self._study.records()]
@@ -180,9 +190,8 @@ class StudySearch(Searcher):
     def restore(self, checkpoint_path: str) -> None:
         """Reads nothing; see `save`."""
 
-    def _trial_job(self, number: int, point: Point) -> Job:
+    def _trial_job(self, number: int, plain: dict[str, Any]) -> Job:
         """Returns the job of a trial; its folder and identity are made if they are new."""
-        plain = configuration.to_dict(at(self._plan.leaves, point, methods.get))
         folder = self._plan.folder / runs.TRIALS / f"{number:04d}"
         identity = runs.identify(folder, "trial", plain)
         return Job(
@@ -205,14 +214,9 @@ def _end_runs(study: Study, folder: Path) -> None:
     and trials whose worker died too often."""
     for record in study.records():
         trial = folder / runs.TRIALS / f"{record.number:04d}"
-        path = trial / runs.JOURNAL
-        entries = map(decode, path.read_bytes().splitlines()) if path.exists() else ()
-        states = [e["e"] for e in entries if e is not None and e["e"] in ("start", "resume", "end")]
-        if record.state not in FINISHED or not states or states[-1] == "end":
-            continue
-        newest = None if record.state == "FAIL" else checkpoint.newest(trial)
-        with Journal(path) as journal:
-            note_end(journal, _REASONS[record.state], newest, record.reason or "")
+        if record.state in FINISHED:
+            newest = None if record.state == "FAIL" else checkpoint.newest(trial)
+            end_if_open(trial, _REASONS[record.state], newest, record.reason or "")
 
 
 def _is_number(value: Any) -> bool:

@@ -78,6 +78,11 @@ def missing_metric(config: Config, progress: Progress) -> str | None:
     )
 
 
+def no_room(reason: str) -> bool:
+    """Tells whether a failure is that of a disk that is full, read-only or over quota."""
+    return re.search(r"(?i)errno (28|30|122)\b", reason) is not None
+
+
 def train_worker(plain: dict[str, Any]) -> str | None:
     """Runs on each Ray Train worker; returns why training could not go on, or None."""
     job = Job(**plain)
@@ -109,6 +114,8 @@ def train_worker(plain: dict[str, Any]) -> str | None:
             if first and progress.done and config.cluster.storage:
                 name = checkpoint.folder_name(progress.epoch)
                 checkpoint.commit(folder, name, progress.save, config.train.keep)
+        if first and failure is None and resume is not None:
+            _keep(resume, folder, config.train.keep)
         if log is not None:
             if failure is None:
                 log.end("finished", checkpoint.newest(folder))
@@ -163,7 +170,9 @@ def train(config: Config, job: Job, *, callbacks: list[Any] | None = None) -> No
         WorkError: training failed for good, or its loss diverged.
     """
     _adapt_to(config)
-    _forget_torn(Path(job.folder))
+    storage, name = _place(config, job)
+    if "://" not in storage:
+        _forget_torn(Path(storage) / name)
     failure: str | None = _MOVED
     while failure == _MOVED:
         try:
@@ -174,14 +183,19 @@ def train(config: Config, job: Job, *, callbacks: list[Any] | None = None) -> No
         raise WorkError(f"{job.name}: {failure}")
 
 
+def _place(config: Config, job: Job) -> tuple[str, str]:
+    """Returns where Ray keeps a run's checkpoints: a storage and a name in it."""
+    folder = Path(job.folder)
+    if not config.cluster.storage:
+        return str(folder.parent), folder.name
+    # In a storage of several folders' runs, a name may come twice, or again after --no-resume.
+    return config.cluster.storage, f"{folder.name}-{job.uid}"
+
+
 def _trainer(config: Config, job: Job, callbacks: list[Any]) -> ray.train.torch.TorchTrainer:
     gpu = gpus_per_worker(config, capacity(ray))
     resources = {"CPU": config.cluster.cpus_per_worker} | ({"GPU": gpu} if gpu else {})
-    folder = Path(job.folder)
-    # In a storage of several folders' runs, a name may come twice, or again after --no-resume.
-    storage, name = str(folder.parent), folder.name
-    if config.cluster.storage:
-        storage, name = config.cluster.storage, f"{folder.name}-{job.uid}"
+    storage, name = _place(config, job)
     return ray.train.torch.TorchTrainer(
         train_worker,
         train_loop_config=asdict(job),
@@ -226,6 +240,18 @@ def _resume_from(folder: Path, scratch: Path) -> Path | None:
     return checkpoint.newest(folder, lambda text: print(text, flush=True))
 
 
+def _keep(resumed: Path, folder: Path, keep: int) -> None:
+    """Copies a run's last checkpoint out of Ray's storage, where all ended before that was done."""
+    epoch, newest = checkpoint.read_manifest(resumed)["epoch"], checkpoint.newest(folder)
+    if newest is not None and checkpoint.epoch_of(newest) >= epoch:
+        return
+
+    def fill(to: Path) -> None:
+        shutil.copytree(resumed, to, dirs_exist_ok=True)
+
+    checkpoint.commit(folder, checkpoint.folder_name(epoch), fill, keep)
+
+
 def _forget_torn(folder: Path) -> None:
     """Drops Ray's record of a run that is torn itself, or one of whose checkpoints is: the epoch is
     trained again, and Ray would take the new checkpoint for the old one of its name."""
@@ -249,7 +275,7 @@ def _why_failed(config: Config, error: BaseException) -> str:
             " checkpoint"
         )
     cause = _cause(error)
-    if re.search(r"(?i)errno (28|30|122)\b", cause):  # full, read-only, over quota
+    if no_room(cause):
         cause += "; make room on the disk, and the same command resumes from the last checkpoint"
     return f"training failed: {cause}"
 

@@ -6,7 +6,6 @@ What is read are the summaries that `raybust evaluate` leaves. Stage `report`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,8 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
+
+from raybust.rowlog import read_json
 
 Curve = Sequence[tuple[float, float, float, float]]
 """(eps, accuracy, lower, upper end of its interval), ascending in eps."""
@@ -54,7 +55,7 @@ def compare_attacks(named: Sequence[tuple[str, Path]], folder: Path) -> AttackCo
     """
     figures = []
     for label, path in named:
-        whole = json.loads(path.read_text())
+        whole = read_json(path)
         for one in (*whole.get("views", {}).values(), whole):
             figures += _figures(label, one)
     lines = ["| run | protocol | attacks | eps | clean | robust [95 %] | examples | distrust |",

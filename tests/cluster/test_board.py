@@ -109,6 +109,19 @@ def test_what_finalists_reached_is_kept_and_not_measured_again(sweep, cli):
         assert "0.8750" in result.out
         assert "0.4321" in (folder / "report.html").read_text()
     assert [entry.final for entry in board_of(folder).entries] == [True, False]
+    plain["protocol"] = "as the last start measured them"
+    (folder / "leaderboard.json").write_text(json.dumps(plain))
+    assert board_of(folder).protocol == "as the last start measured them"
+
+
+def test_a_folder_that_was_moved_keeps_its_trials(sweep):
+    study, folder = sweep()
+    tell(study, folder, 0.5)
+    tell(study, folder, 0.25)
+    kept = board_of(folder.rename(folder.with_name("search.1")))
+    assert [entry.value for entry in kept.entries] == [0.5, 0.25]
+    again, _ = sweep()
+    assert again.records() == []
 
 
 def test_json(sweep, cli):

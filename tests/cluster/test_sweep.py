@@ -285,6 +285,17 @@ def test_how_a_trial_ends(searcher, final, error, state):
     assert (record.reason is None) == (state != "FAIL")
 
 
+def test_a_trial_that_met_a_full_disk_ends_the_sweep_and_stays_open(searcher):
+    search, study, told = searcher
+    search.suggest("a")
+    search.on_trial_result("a", result(1))
+    full = "OSError: [Errno 28] No space left on device: 'model.safetensors'"
+    with pytest.raises(WorkError, match=r"trial 0: .*No space left"):
+        search.on_trial_complete("a", result(1, float("nan"), failure=full, done=True))
+    assert [(r.state, r.epoch) for r in study.records()] == [("RUNNING", 1)]
+    assert told == []
+
+
 def test_suggestions_end_with_the_budget(searcher):
     search, study, _ = searcher
     jobs = [search.suggest(name) for name in "ab"]
@@ -351,3 +362,24 @@ def test_a_metric_that_no_epoch_reports_ends_the_sweep_and_says_what_there_is(cl
         run(out, *settings, block={"seed": {"int": [0, 99]}})
     assert len(study_of(out, "lacking").get_trials()) <= 6
     assert (out / "lacking" / "report.html").exists()
+
+
+def test_a_study_that_cannot_be_written_ends_the_sweep_in_one_line(new_out, cluster, monkeypatch):
+    out, report, many = new_out("unwritable"), Study.report, []
+
+    def full(self, *values):
+        many.append(values)
+        if len(many) == 2:
+            raise optuna.exceptions.StorageInternalError("disk I/O error")
+        report(self, *values)
+
+    block = {"seed": {"int": [0, 99]}}
+    monkeypatch.setattr(Study, "report", full)
+    with pytest.raises(WorkError, match=r"the sweep ended: .*disk I/O error; the same command"):
+        run(out, "name=full", "tune.trials=2", block=block)
+    monkeypatch.undo()
+    board = run(out, "name=full", "tune.trials=2", block=block)
+    assert sorted(entry.trial for entry in (*board.entries, *board.others)) == [0, 1]
+    assert kit.runs_of(out)["full"].info.status == "FINISHED"
+    state = out / "full" / ".ray"
+    assert state.stat().st_mode & 0o077 == 0, "the tracking URI stands in it"

@@ -7,6 +7,7 @@ import kit
 import pytest
 
 from raybust.cluster.tasks import room_for, run_tasks
+from raybust.errors import WorkError
 
 pytestmark = pytest.mark.cluster
 
@@ -27,3 +28,11 @@ def test_as_many_run_at_a_time_as_were_asked_for(cluster, tmp_path, room):
     spans = sorted((began, ended) for _, began, ended in done)
     overlaps = sum(after[0] < before[1] for before, after in itertools.pairwise(spans))
     assert (overlaps > 0) == (room > 1)
+
+
+def test_what_a_task_raises_is_told_in_one_line(cluster, tmp_path):
+    def work(number):
+        raise RuntimeError("CUDA out of memory.\nTried to allocate")
+
+    with pytest.raises(WorkError, match=r"RuntimeError: CUDA out of memory. Tried to.*is kept$"):
+        list(run_tasks(cluster, kit.config(tmp_path), 1, work, [(1,)]))

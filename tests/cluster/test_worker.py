@@ -1,5 +1,7 @@
 """Training under Ray Train: what a run leaves behind, and what a killed worker costs."""
 
+import dataclasses
+import shutil
 import threading
 import time
 
@@ -11,7 +13,10 @@ from waiting import wait
 
 from raybust import checkpoint, data, methods, runs
 from raybust import config as configuration
+from raybust.cli.request import find
 from raybust.cluster import launch
+from raybust.cluster.runlog import end_if_open
+from raybust.cluster.worker import _keep
 from raybust.errors import RequestError, WorkError
 from raybust.train import fit
 
@@ -97,6 +102,40 @@ def test_the_same_command_again_has_nothing_to_do(trained):
     assert any("is trained already" in line for line in said)
     assert {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()} == before
     assert len(kit.runs_of(out)) == 1
+
+
+def test_an_id_of_mlflow_is_that_run_or_refused(trained, monkeypatch):
+    out, folder, _ = trained
+    (run,) = kit.runs_of(out).values()
+    leaves = configuration.leaves_of_arguments([f"out={out}"])
+    assert find(run.info.run_id, leaves) == folder
+    later = dataclasses.replace(runs.read_identity(folder), uid="another")
+    monkeypatch.setattr(runs, "read_identity", lambda _: later)  # as after --no-resume
+    with pytest.raises(RequestError, match=r"holds a later run by now; .*one\.1"):
+        find(run.info.run_id, leaves)
+
+
+def test_a_run_that_was_killed_after_its_last_checkpoint_is_ended(trained, tmp_path):
+    _, folder, _ = trained
+    copy = shutil.copytree(folder, tmp_path / "one")
+    journal = copy / runs.JOURNAL
+    whole = journal.read_bytes()
+    journal.write_bytes(whole[: whole.rstrip(b"\n").rindex(b"\n") + 1])
+    assert kit.lines(journal)[-1]["e"] != "end"
+    end_if_open(copy, "finished", checkpoint.newest(copy))
+    assert kit.lines(journal)[-1]["e"] == "end"
+    ended = journal.read_bytes()
+    end_if_open(copy, "finished", checkpoint.newest(copy))
+    assert journal.read_bytes() == ended
+
+
+def test_a_last_checkpoint_that_is_still_in_the_storage_is_fetched(trained, tmp_path):
+    newest, before = checkpoint.folders(trained[1])[:2]
+    shutil.copytree(before, tmp_path / "run" / before.name)
+    for _ in range(2):
+        _keep(newest, tmp_path / "run", 2)
+    assert checkpoint.newest(tmp_path / "run").name == newest.name
+    assert_same_weights(checkpoint.newest(tmp_path / "run"), newest)
 
 
 def test_another_configuration_of_that_name_is_refused(trained):
