@@ -7,6 +7,7 @@ so that its bytes do not depend on the order of the work.
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -128,6 +129,18 @@ class RowLog(Generic[R, H]):
                 f"{self.path}: is a {self.what} of another protocol ({'; '.join(differ)}); "
                 "--no-resume keeps it aside and begins anew"
             )
+
+
+def put_aside(path: Path) -> None:
+    """Keeps a file, if it is there, beside itself, under the time of its last change."""
+    if path.exists():
+        path.rename(path.with_suffix(f".{int(path.stat().st_mtime)}{path.suffix}"))
+
+
+def kept_aside(path: Path) -> int:
+    """Returns how many earlier versions of a file were put aside: the step of its metrics, so that
+    those of the newest are the last ones."""
+    return len(list(path.parent.glob(f"{glob.escape(path.stem)}.[0-9]*{path.suffix}")))
 
 
 def replace_text(path: Path, text: str) -> None:

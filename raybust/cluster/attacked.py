@@ -45,7 +45,7 @@ from raybust.evaluate import (
 from raybust.evaluate.summary import show_eps
 from raybust.models import Fronted
 from raybust.report.attacks import draw_robust_curve
-from raybust.rowlog import replace_text
+from raybust.rowlog import kept_aside, put_aside, replace_text
 from raybust.runs import Trained
 
 FOLDER = "attacked"
@@ -182,8 +182,8 @@ def _rows(
     """Returns all rows of a protocol; attacks what its table lacks, `room` tasks at a time."""
     split = getattr(trained.dataset, protocol.split)
     path = table_path(trained.folder, protocol)
-    if not resume and path.exists():
-        path.rename(path.with_suffix(f".{int(path.stat().st_mtime)}.tsv"))
+    if not resume:
+        put_aside(path)
     table = AttackTable(path, protocol)
     shards = protocol.shards()
     todo = [at for at in shards if not table.has(split.indices[list(at)].tolist())]
@@ -259,6 +259,7 @@ def _publish(trained: Trained, summaries: Sequence[Summary], uri: str) -> Evalua
             trained.uid,
             trained.config.track.experiment,
             metrics=metrics,
+            step=kept_aside(path),
             artifacts=list(files.values()),
             folder=FOLDER,
             tags={"raybust.distrust": ", ".join(flag.name for flag in headline.flags) or "none"},

@@ -37,7 +37,7 @@ from raybust.corruptions import (
 from raybust.data import Part
 from raybust.errors import RequestError
 from raybust.report.transfer import Training, training_of_metrics
-from raybust.rowlog import read_json, replace_text
+from raybust.rowlog import kept_aside, put_aside, read_json, replace_text
 from raybust.runs import Trained
 
 FOLDER = "corrupted"
@@ -104,8 +104,8 @@ def evaluate(
         device = "cuda" if gpus_per_worker(config, capacity(ray)) else "cpu"
         protocol = protocol_of(trained, device)
         path = counts_path(trained.folder, protocol)
-        if not resume and path.exists():
-            path.rename(path.with_suffix(f".{int(path.stat().st_mtime)}.jsonl"))
+        if not resume:
+            put_aside(path)
         shares = _read(path, protocol, named_sets(section, part))
         todo = [share for share in range(_SHARES) if share not in shares]
         if len(todo) < _SHARES:
@@ -259,6 +259,7 @@ def _publish(trained: Trained, path: Path, found: Corrupted, uri: str) -> Measur
             trained.uid,
             trained.config.track.experiment,
             metrics=measured.metrics,
+            step=kept_aside(path),
             artifacts=list(files.values()),
             folder=FOLDER,
         )

@@ -35,6 +35,7 @@ from raybust.config import Config
 from raybust.errors import RequestError, WorkError
 from raybust.objective import smoothing_sigma
 from raybust.report import certificates
+from raybust.rowlog import kept_aside, put_aside
 from raybust.runs import Trained
 
 FOLDER = "certified"
@@ -111,8 +112,8 @@ def certify(
             say(f"warning: {warning}")
         path = log_path(trained.folder, protocol)
         path.parent.mkdir(parents=True, exist_ok=True)
-        if not resume and path.exists():
-            path.rename(path.with_suffix(f".{int(path.stat().st_mtime)}.tsv"))
+        if not resume:
+            put_aside(path)
         log = CertificateLog(path, protocol)
         split = getattr(trained.dataset, protocol.split)
         chosen = protocol.select(len(split))
@@ -228,6 +229,7 @@ def _publish(
             trained.uid,
             trained.config.track.experiment,
             metrics=metrics,
+            step=kept_aside(path),
             artifacts=[path, curve, table],
             folder=FOLDER,
         )

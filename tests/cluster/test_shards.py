@@ -169,10 +169,12 @@ def test_a_finished_log_is_not_computed_again(run, reference, monkeypatch):
     assert first.log.read_bytes() == before
 
 
-def test_no_resume_moves_the_log_aside(run):
-    first = certify(load(run, "certify.examples=4"))
-    certify(load(run, "certify.examples=4"), resume=False)
-    assert len(list(first.log.parent.glob("*.tsv"))) == 2
+def test_no_resume_moves_the_log_aside_and_mlflow_shows_the_new_one(run):
+    found = [certify(load(run, f"certify.examples={n}"), resume=False) for n in (4, 6)]
+    assert len(list(found[0].log.parent.glob("*.tsv"))) == 2
+    (stored,) = kit.runs_of(run.parent).values()
+    assert found[0].metrics["certified/acr"] != found[1].metrics["certified/acr"]
+    assert stored.data.metrics["certified/acr"] == found[1].metrics["certified/acr"]
 
 
 def test_a_task_that_is_killed_is_run_again(run, reference, monkeypatch):
