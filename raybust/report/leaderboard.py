@@ -181,6 +181,9 @@ class Leaderboard:
     def plain(self) -> dict[str, Any]:
         """Returns the leaderboard as JSON data."""
         listed = {key: [_plain(e) for e in getattr(self, key)] for key in ("entries", "others")}
+        for entry in listed["entries"]:  # below the sweep's folder, which may be moved
+            if entry["log"] and Path(entry["log"]).is_relative_to(self.folder):
+                entry["log"] = str(Path(entry["log"]).relative_to(self.folder))
         return {**_plain(self), **listed}
 
     @classmethod
@@ -204,7 +207,7 @@ class Leaderboard:
     @classmethod
     def _parse(cls, plain: dict[str, Any], folder: Path) -> Leaderboard:
         for key in ("entries", "others"):
-            plain[key] = tuple(_entry(entry) for entry in plain[key])
+            plain[key] = tuple(_entry(entry, folder) for entry in plain[key])
         plain["objectives"] = tuple((metric, mode) for metric, mode in plain["objectives"])
         plain |= {key: tuple(plain[key]) for key in ("constraints", "pareto")}
         plain["space"] = tuple(tuple(row) for row in plain.get("space", ()))
@@ -245,8 +248,8 @@ def _json(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def _entry(plain: dict[str, Any]) -> Entry:
+def _entry(plain: dict[str, Any], folder: Path) -> Entry:
     history = {int(epoch): v for epoch, v in plain["history"].items() if v is not None}
     metrics = {key: value for key, value in plain["metrics"].items() if value is not None}
-    log = plain["log"] and Path(plain["log"])
+    log = plain["log"] and folder / plain["log"]
     return Entry(**plain | {"history": history, "metrics": metrics, "log": log})

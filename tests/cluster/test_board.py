@@ -14,6 +14,7 @@ from raybust.cluster.board import SEARCH, board_of, importances, write_space
 from raybust.cluster.launch import check_sweep
 from raybust.cluster.space import Space
 from raybust.cluster.study import Study
+from raybust.report.leaderboard import Leaderboard
 
 BLOCK = {"train.lr": {"float": [0.01, 0.2], "log": True, "default": 0.05}}
 FINAL = {"accuracy": 0.875, "certified": {"certified/acr": 0.4321}, "log": None, "attacked": None}
@@ -122,6 +123,20 @@ def test_a_folder_that_was_moved_keeps_its_trials(sweep):
     assert [entry.value for entry in kept.entries] == [0.5, 0.25]
     again, _ = sweep()
     assert again.records() == []
+
+
+def test_a_folder_that_was_moved_keeps_its_finalists_certificates(sweep, cli):
+    study, folder = sweep()
+    tell(study, folder, 0.5)
+    report(cli, folder)
+    path = folder / "leaderboard.json"
+    plain = json.loads(path.read_text())
+    plain["entries"][0] |= FINAL | {"log": "trials/0000/certified/test.tsv"}
+    path.write_text(json.dumps(plain))
+    moved = folder.rename(folder.with_name("moved"))
+    board = Leaderboard.read(moved)
+    assert board.entries[0].log == moved / "trials/0000/certified/test.tsv"
+    assert board.plain()["entries"][0]["log"] == "trials/0000/certified/test.tsv"
 
 
 def test_json(sweep, cli):
