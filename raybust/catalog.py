@@ -31,7 +31,7 @@ def methods(name: str | None) -> Rows:
     hints = get_type_hints(cls)
     fields = dataclasses.fields(cls)
     if not fields:
-        return [{"method": name, "what": "has no fields"}]
+        return [{"method": name, "what": f"{_paragraph(cls)} It has no fields."}]
     return [
         {
             "key": f"method.{field.name}",

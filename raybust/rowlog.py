@@ -7,14 +7,17 @@ so that its bytes do not depend on the order of the work.
 
 from __future__ import annotations
 
-import glob
-import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 from raybust.errors import RequestError
+from raybust.files import replace_text
+
+
+class OtherProtocolError(RequestError):
+    """A log holds rows of another protocol than the one asked for."""
 
 
 class KeyedRow(Protocol):
@@ -125,44 +128,7 @@ class RowLog(Generic[R, H]):
                 f"{self.path}: exists and is no {self.what} of raybust's; move it away"
             ) from None
         if differ:
-            raise RequestError(
+            raise OtherProtocolError(
                 f"{self.path}: is a {self.what} of another protocol ({'; '.join(differ)}); "
                 "--no-resume keeps it aside and begins anew"
             )
-
-
-def put_aside(path: Path) -> None:
-    """Keeps a file, if it is there, beside itself, under the time of its last change."""
-    if path.exists():
-        path.rename(path.with_suffix(f".{int(path.stat().st_mtime)}{path.suffix}"))
-
-
-def kept_aside(path: Path) -> int:
-    """Returns how many earlier versions of a file were put aside: the step of its metrics, so that
-    those of the newest are the last ones."""
-    return len(list(path.parent.glob(f"{glob.escape(path.stem)}.[0-9]*{path.suffix}")))
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Puts a file in its place at once: whole, or as it was."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Returns the object that a result's file holds.
-
-    Raises:
-        RequestError: it holds none.
-    """
-    try:
-        found = json.loads(path.read_text())
-        if isinstance(found, dict):
-            return found
-    except (OSError, ValueError):
-        pass
-    raise RequestError(f"{path}: is no whole result; the command that made it makes it again")

@@ -25,6 +25,7 @@ from raybust import config as configuration
 from raybust.config import Config, Leaf
 from raybust.data import Dataset
 from raybust.errors import RequestError, unknown
+from raybust.files import replace_text
 from raybust.objective import assemble
 
 IDENTITY = "run.json"
@@ -125,9 +126,7 @@ def identify(folder: Path, kind: str, plain: dict[str, Any], resume: bool = True
     found = Identity(uuid.uuid4().hex, kind, plain)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f".{IDENTITY}.tmp"
-        temporary.write_text(json.dumps(vars(found), indent=1, sort_keys=True) + "\n")
-        temporary.rename(path)
+        replace_text(path, json.dumps(vars(found), indent=1, sort_keys=True) + "\n")
     except OSError as error:
         raise RequestError(
             f"out: {folder} cannot be written: {error.strerror}; choose another folder with --out"

@@ -23,7 +23,8 @@ TABLE = {
     "__main__": "cli",
     "errors": "",
     "config": "| omegaconf yaml",
-    "rowlog": "",
+    "files": "",
+    "rowlog": "files",
     "numerics": "| torch numpy scipy ot",
     "vision": "| torch torchvision",
     "data": "config vision | torch numpy PIL (sklearn)",
@@ -39,18 +40,18 @@ TABLE = {
     ),
     "checkpoint": "config | torch safetensors",
     "sources": "config data methods models objective checkpoint runs numerics | torch",
-    "certify": "config data numerics rowlog | torch numpy scipy",
+    "certify": "config data files numerics rowlog | torch numpy scipy",
     "evaluate": (
         "config data models certify numerics rowlog | torch numpy (timm sklearn pyautoattack)"
     ),
     "corruptions": "config data numerics | torch numpy (imagecorruptions)",
     "track": "config | (mlflow)",
-    "report": "certify config numerics rowlog | numpy scipy matplotlib (plotly)",
-    "runs": "config data methods models objective checkpoint | torch",
+    "report": "certify config files numerics | numpy scipy matplotlib (plotly)",
+    "runs": "config data files methods models objective checkpoint | torch",
     "catalog": "config data methods models",
     "cluster": (
         "config data methods models objective train checkpoint certify evaluate corruptions runs"
-        " rowlog sources track report | torch numpy ray optuna sqlalchemy yaml (tqdm aiohttp)"
+        " files rowlog sources track report | torch numpy ray optuna sqlalchemy yaml (tqdm aiohttp)"
     ),
     "cli": (
         "(config methods catalog objective runs checkpoint evaluate cluster track report)"

@@ -43,9 +43,9 @@ from raybust.evaluate import (
     views_of,
 )
 from raybust.evaluate.summary import show_eps
+from raybust.files import kept_aside, put_aside, replace_text
 from raybust.models import Fronted
 from raybust.report.attacks import draw_robust_curve
-from raybust.rowlog import kept_aside, put_aside, replace_text
 from raybust.runs import Trained
 
 FOLDER = "attacked"

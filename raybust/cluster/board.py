@@ -22,9 +22,9 @@ from raybust.cluster.space import Space
 from raybust.cluster.study import Study, TrialRecord
 from raybust.config import Config
 from raybust.errors import RequestError
+from raybust.files import replace_text
 from raybust.report import certificates
 from raybust.report.leaderboard import NAME, Entry, Leaderboard
-from raybust.rowlog import replace_text
 from raybust.track.environment import environment
 
 SEARCH = "search"

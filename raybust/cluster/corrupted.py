@@ -36,8 +36,8 @@ from raybust.corruptions import (
 )
 from raybust.data import Part
 from raybust.errors import RequestError
+from raybust.files import kept_aside, put_aside, read_json, replace_text
 from raybust.report.transfer import Training, training_of_metrics
-from raybust.rowlog import kept_aside, put_aside, read_json, replace_text
 from raybust.runs import Trained
 
 FOLDER = "corrupted"

@@ -17,6 +17,7 @@ from raybust.config import Config
 from raybust.errors import RequestError
 from raybust.evaluate import clean_accuracy
 from raybust.report.leaderboard import Entry, Leaderboard
+from raybust.rowlog import OtherProtocolError
 
 _SECTIONS = ("certify", "evaluate", "cluster", "track", "out")
 
@@ -64,10 +65,10 @@ def measure(config: Config, entry: Entry, folder: Path, say: Say) -> Entry:
         if config.evaluate.attacks:
             say(f"attacking trial {entry.trial} on the {trained.config.evaluate.split} set")
             attacks = attacked.evaluate(trained, say=say).metrics
-    except RequestError as error:
+    except OtherProtocolError as error:
         name = f"{folder.name}/{entry.trial}"
         raise RequestError(
-            f"{error}. Say so to `raybust certify {name}` or `raybust evaluate {name}`: here it"
+            f"{error}: as `raybust certify {name} --no-resume`, or evaluate; in this command it"
             " would begin the search anew"
         ) from None
     return replace(

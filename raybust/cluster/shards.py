@@ -33,9 +33,9 @@ from raybust.cluster.tasks import room_for, run_tasks
 from raybust.cluster.worker import set_threads
 from raybust.config import Config
 from raybust.errors import RequestError, WorkError
+from raybust.files import kept_aside, put_aside
 from raybust.objective import smoothing_sigma
 from raybust.report import certificates
-from raybust.rowlog import kept_aside, put_aside
 from raybust.runs import Trained
 
 FOLDER = "certified"

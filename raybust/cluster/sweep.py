@@ -199,10 +199,13 @@ def _parent(job: Job, config: Config) -> Iterator[track.Journal]:
         job.uid,
         config.track.experiment,
         job.name,
-        tags={"raybust.kind": "sweep", "raybust.dataset": config.data.name,
-              "raybust.folder": job.folder},
+        tags={
+            "raybust.kind": "sweep",
+            "raybust.dataset": config.data.name,
+            "raybust.folder": job.folder,
+        },
         params={f"tune.{key}": value for key, value in tuned.items()} | params_of(job.config),
-    )  # fmt: skip
+    )
     flusher = track.Flusher(journal.path, job.uri)
     try:
         yield journal

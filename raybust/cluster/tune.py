@@ -25,7 +25,7 @@ from raybust.cluster.scheduler import SPARED, make_scheduler
 from raybust.cluster.space import Point, at
 from raybust.cluster.study import FINISHED, UNUSABLE, Study, TrialRecord
 from raybust.cluster.trial import COMPLETE, FAILURE, TrialActor, nested_trial
-from raybust.cluster.worker import MISSING, no_room
+from raybust.cluster.worker import MISSING, cause_of, no_room
 from raybust.config import Config, Leaf
 from raybust.errors import RequestError, WorkError
 
@@ -101,9 +101,8 @@ def run(plan: Sweep, listener: Listener) -> None:
     try:
         tuner.fit()
     except (tune.TuneError, *UNUSABLE) as error:
-        cause = [line for line in str(error).splitlines() if line.strip()][-1].strip()
         raise WorkError(
-            f"{folder.name}: the sweep ended: {cause}; the same command resumes"
+            f"{folder.name}: the sweep ended: {cause_of(error)}; the same command resumes"
         ) from error
     _end_runs(study, folder)
     if not study.finished():

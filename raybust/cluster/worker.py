@@ -274,13 +274,13 @@ def _why_failed(config: Config, error: BaseException) -> str:
             f" {have.get('GPU', 0):g} GPUs; add nodes, and the same command resumes from the last"
             " checkpoint"
         )
-    cause = _cause(error)
+    cause = cause_of(error)
     if no_room(cause):
         cause += "; make room on the disk, and the same command resumes from the last checkpoint"
     return f"training failed: {cause}"
 
 
-def _cause(error: BaseException) -> str:
+def cause_of(error: BaseException) -> str:
     """Returns the innermost message of a chain of Ray's wrapped errors, on one line."""
     failures = getattr(error, "worker_failures", None) or {}
     inner: BaseException = next(iter(failures.values()), error)

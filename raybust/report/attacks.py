@@ -15,7 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from raybust.rowlog import read_json
+from raybust.files import read_json
 
 Curve = Sequence[tuple[float, float, float, float]]
 """(eps, accuracy, lower, upper end of its interval), ascending in eps."""

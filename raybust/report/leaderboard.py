@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from raybust.errors import RequestError
+from raybust.files import replace_text
 from raybust.report.columns import columns_of
 
 NAME = "leaderboard"
@@ -229,9 +229,7 @@ class Leaderboard:
         files."""
         table, plain = self.folder / f"{NAME}.md", self.folder / f"{NAME}.json"
         table.write_text(f"# {self.sweep}\n\n{self.markdown()}\n")
-        draft = plain.with_name(f".{plain.name}.{os.getpid()}")
-        draft.write_text(json.dumps(self.plain(), indent=1) + "\n")
-        draft.replace(plain)  # a reader never finds half of it
+        replace_text(plain, json.dumps(self.plain(), indent=1) + "\n")
         return [table, plain]
 
 
