@@ -438,7 +438,7 @@ def ids(case):
     return f"{number}-{' '.join(arguments)[:40]}-{words[0]}"
 
 
-@pytest.mark.parametrize("case", enumerate(CASES), ids=ids)
+@pytest.mark.parametrize("case", list(enumerate(CASES)), ids=ids)
 def test_bad_input(case, cli, tmp_path, monkeypatch, request):
     arguments, make, words = case[1]
     monkeypatch.chdir(tmp_path)

@@ -1,8 +1,13 @@
 """Which trials are finalists."""
 
+import shutil
+
+import kit
 import pytest
 
+from raybust.cluster import finals
 from raybust.cluster.finals import choose
+from raybust.errors import RequestError
 from raybust.report.leaderboard import Entry, Leaderboard
 
 
@@ -49,3 +54,18 @@ def test_a_small_pareto_set_is_followed_by_the_best_of_each_further_method(
     fit = [None, None, None, None, None, False, None, None]
     found = choose(board(tmp_path, fit, [0], both, methods="ggmpmxsg"), most)
     assert [entry.trial for entry in found] == expected
+
+
+@pytest.mark.cluster
+def test_another_protocol_names_the_command_that_does_not_begin_the_search_anew(
+    cluster, trained, out
+):
+    folder = out / "sweep"
+    shutil.copytree(trained[1], folder / "trials" / "0003")
+    entry = Entry(3, "gaussian", "COMPLETE", {}, 0.5, {}, {})
+    said = []
+    first = kit.config(out, "certify.examples=5")
+    assert finals.measure(first, entry, folder, said.append).certified["certified/acr"] >= 0
+    other = kit.config(out, "certify.examples=5", "certify.seed=1")
+    with pytest.raises(RequestError, match=r"seed: 0 -> 1.*raybust certify sweep/3 --no-resume"):
+        finals.measure(other, entry, folder, said.append)
