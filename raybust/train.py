@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,10 +169,12 @@ class Trainer:
         before, started = self.metrics.get("train/seconds", 0.0), time.perf_counter()
         loss_sum = torch.zeros((), device=self.device)
         sums: dict[str, Tensor] = {}
+        steps: Counter[str] = Counter()  # a method's metrics need not be there in every step
         for number, (images, labels) in enumerate(self.batches.epoch(self.epoch), 1):
             loss_sum += self.step(images, labels, self.share)
             for key, value in self.objective.metrics.items():
                 sums[key] = sums.get(key, torch.zeros((), device=self.device)) + value
+                steps[key] += 1
             self.share = self._spent(number, before + time.perf_counter() - started)
             over = self.done or number == self.batches.steps
             if over or number % _CHECK_EVERY == 0:
@@ -190,7 +193,7 @@ class Trainer:
             "validation/seconds": self.metrics.get("validation/seconds", 0.0),
             "train/images_per_second": number * self.batches.batch_size / seconds,
             **self._passes(),
-            **{key: self.ranks.mean(value / number) for key, value in sums.items()},
+            **{key: self.ranks.mean(value / steps[key]) for key, value in sums.items()},
         }
         return None
 
@@ -215,17 +218,22 @@ class Trainer:
         unit, amount = self.config.train.budget
         if unit == "epoch":
             return (self.epoch * self.batches.steps + steps) / (amount * self.batches.steps)
-        spent = seconds if unit == "train/seconds" else self._passes()[unit]
-        return self.ranks.mean(torch.tensor(spent / amount))
+        if unit == "train/seconds":
+            return self.ranks.mean(torch.tensor(seconds / amount))
+        return self._passes()[unit] / amount
 
     def _passes(self) -> dict[str, float]:
-        """Returns the passes so far, of all ranks where they do the same work."""
-        network, world = self.objective.network, self.ranks.world
-        both = (network.forward_passes + network.backward_passes) * world
+        """Returns the passes so far of all ranks, whose work need not be the same: how many images
+        a method takes through the network may depend on their labels."""
+        network = self.objective.network
+        forward, backward = (
+            self.ranks.sum(torch.tensor(count, dtype=torch.float64))
+            for count in (network.forward_passes, network.backward_passes)
+        )
         return {
-            "passes/forward": float(network.forward_passes * world),
-            "passes/backward": float(network.backward_passes * world),
-            "passes/per_image": both / len(self.dataset.train),
+            "passes/forward": forward,
+            "passes/backward": backward,
+            "passes/per_image": (forward + backward) / len(self.dataset.train),
         }
 
     def save(self, folder: Path) -> None:
@@ -233,10 +241,7 @@ class Trainer:
         state: dict[str, Any] = {
             "epoch": self.epoch,
             "optimizer": self.optimizer.state_dict(),
-            "passes": [
-                self.objective.network.forward_passes,
-                self.objective.network.backward_passes,
-            ],
+            "passes": [int(self.metrics[f"passes/{way}"]) for way in ("forward", "backward")],
         }
         if self.config.train.ema:
             state["network"] = self.network.state_dict()
@@ -260,8 +265,9 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.epoch = state["epoch"]
         self.metrics = checkpoint.read_manifest(folder)["metrics"]
-        counted = self.objective.network
-        counted.forward_passes, counted.backward_passes = state["passes"]
+        if self.ranks.rank == 0:  # those of all ranks, of which only the sum counts
+            counted = self.objective.network
+            counted.forward_passes, counted.backward_passes = state["passes"]
         self.share = self._spent(0, self.metrics["train/seconds"])
 
     def _diverged(self, step: int, loss: float) -> str:

@@ -542,16 +542,24 @@ def test_golden_losses(digits):
 
 # Several processes
 
-_RANKS = """
+_GROUP = """
 import sys, torch, torch.distributed as dist
-from raybust import config as configuration, data, methods
-from raybust.train import Trainer
+from pathlib import Path
+from raybust import checkpoint, config as configuration, data, methods
+from raybust.train import Trainer, fit
 store, rank, world, out, *settings = sys.argv[1:]
 torch.set_num_threads(1)
 rank, world = int(rank), int(world)
 if world > 1:
     dist.init_process_group("gloo", init_method="file://" + store, rank=rank, world_size=world)
 found = {}
+"""
+_END = """
+torch.save(found, out)
+if world > 1:
+    dist.destroy_process_group()
+"""
+_STEPS = """
 for name in ("standard small_cnn", "gaussian small_cnn", "gaussian resnet20"):
     method, model = name.split()
     leaves = configuration.leaves_of_arguments(
@@ -569,18 +577,41 @@ for name in ("standard small_cnn", "gaussian small_cnn", "gaussian resnet20"):
     del metrics["validation/seconds"]
     found[name] = {
         "losses": losses, "weights": trainer.network.state_dict(), "metrics": metrics}
-torch.save(found, out)
-if world > 1:
-    dist.destroy_process_group()
+"""
+# A run whose ranks take differently many images through the network, whole and in two parts.
+_PARTS = """
+config = configuration.compose(configuration.leaves_of_arguments(settings), methods.get)
+dataset, device = data.load(config.data), torch.device("cpu")
+middle = Path(out).parent / "middle"
+found["whole"], found["parts"], found["counts"] = [], [], []
+for progress in fit(config, dataset, device):
+    found["whole"].append(progress.metrics)
+    if progress.epoch == 2:
+        if rank == 0:
+            middle.mkdir()
+            progress.save(middle)
+        dist.barrier()
+whole = progress
+for progress in fit(config, dataset, device, middle):
+    found["parts"].append(progress.metrics)
+if rank == 0:
+    ends = [Path(out).parent / name for name in ("end", "end again")]
+    for end, last in zip(ends, (whole, progress)):
+        end.mkdir()
+        last.save(end)
+    found["weights"] = [checkpoint.read_weights(end) for end in ends]
+trainer = Trainer(config, dataset, device)
+trainer.train_epoch()
+found["counts"] = trainer.objective.network.forward_passes
 """
 
 
-def _ranks(folder, world):
+def _ranks(folder, world, code=_STEPS, settings=()):
     folder.mkdir()
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", _RANKS, folder / "store", str(rank), str(world),
-             folder / f"{rank}.pt", *SMALL, "train.lr=0.05"],
+            [sys.executable, "-c", _GROUP + code + _END, folder / "store", str(rank), str(world),
+             folder / f"{rank}.pt", *SMALL, "train.lr=0.05", *settings],
             env={**os.environ, "GLOO_SOCKET_IFNAME": "lo"},
         )
         for rank in range(world)
@@ -616,6 +647,37 @@ def test_two_workers_do_what_one_does(tmp_path):
     gaussian = "gaussian small_cnn"
     assert two[0][gaussian]["losses"] != one[gaussian]["losses"]  # each rank draws its own noise
     assert two[0][gaussian]["losses"][-1] < two[0][gaussian]["losses"][0]
+
+
+@pytest.mark.slow
+def test_ranks_of_unequal_work_share_one_budget_and_resume_bit_for_bit(tmp_path):
+    settings = (
+        "method.name=geodesic", "method.warmup=0", "data.limit=300", "train.batch_size=64",
+        "train.passes=60",
+    )  # fmt: skip
+    first, second = _ranks(tmp_path / "two", 2, _PARTS, settings)
+    assert first["counts"] != second["counts"]  # else this shows nothing
+    for name in ("whole", "parts"):
+        mine, others = ([timeless(m) for m in rank[name]] for rank in (first, second))
+        assert mine == others
+    assert first["whole"][0]["passes/forward"] == first["counts"] + second["counts"]
+    assert 60 <= first["whole"][-1]["passes/per_image"] < 75
+    assert [timeless(m) for m in first["parts"]] == [timeless(m) for m in first["whole"][2:]]
+    end, again = first["weights"]
+    assert same(end, again)
+
+
+def test_a_metric_is_the_mean_over_the_steps_that_have_it(few):
+    """The geodesic begins within the second epoch."""
+    config = make(
+        "method.name=geodesic", "method.location=fixed", "method.at=0.25", "method.penalty=0",
+        "method.warmup=0.375", "train.batch_size=10", "train.epochs=4",
+    )  # fmt: skip
+    trainer = Trainer(config, few, CPU)
+    trainer.train_epoch()
+    assert "geodesic/location" not in trainer.metrics
+    trainer.train_epoch()
+    assert trainer.metrics["geodesic/location"] == pytest.approx(0.25)
 
 
 def test_the_moment_estimate_is_there_when_asked_for(digits):
