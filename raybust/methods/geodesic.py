@@ -205,8 +205,10 @@ class Geodesic(Method):
         `geodesic/reconstruction_accuracy` (of some decoded codes of x, without noise).
 
         Raises:
-            WorkError: an image is NaN or infinite.
+            WorkError: an image is NaN or infinite, or its features are.
         """
+        if not images.isfinite().all():
+            raise WorkError("geodesic: got pixels that are NaN or infinite")
         inner = dataclasses.replace(context, prepared=context.prepared.base)
         penalty = self._penalty(context.progress)
         if context.progress < self.warmup or not (self.weight or penalty):
@@ -215,8 +217,11 @@ class Geodesic(Method):
         if targets.ndim == 1:
             probabilities = F.one_hot(targets, context.prepared.classes).to(images.dtype)
         space = self.spaced(network, images, context)
-        if not all(points.isfinite().all() for points in {images, space.cost}):
-            raise WorkError("geodesic: got pixels or features that are NaN or infinite")
+        if not space.cost.isfinite().all():
+            raise WorkError(
+                "geodesic: got features or codes that are NaN or infinite; where they are of the"
+                " network under training, lower train.lr or set train.clip_norm"
+            )
         paths = self.paths(space.cost, probabilities.argmax(1), context)
         if not paths.pairs:
             return self.base.loss(network, images, targets, inner)

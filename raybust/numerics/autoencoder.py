@@ -80,7 +80,7 @@ def train_autoencoder(images: Tensor, *, size: int, epochs: int, seed: int) -> A
     if not len(images) or not images.isfinite().all():
         raise ValueError(f"images: got {len(images)}, or NaN among them, expected one or more")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # the CPU's; torch.manual_seed is all devices'
         coder = Autoencoder((images.shape[1], images.shape[2], images.shape[3]), size)
     coder.to(images)
     draw = torch.Generator().manual_seed(seed)

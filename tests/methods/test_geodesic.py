@@ -2,11 +2,13 @@
 control arms, and what a step is made of.
 """
 
+import dataclasses
 import datetime
 import math
 import os
 
 import checks
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -32,10 +34,12 @@ from raybust.numerics.transport import (
     Curves,
     assignment,
     climb,
+    grid_of,
     interpolate,
     jittered,
     losses_at,
     match,
+    penultimate,
     slope,
     squared_distances,
     variation,
@@ -252,8 +256,19 @@ def test_t21_one_image_is_the_base_s_and_nan_is_named():
     images, labels = batch(8, 8)
     images[3, 0, 1, 2] = math.nan
     for pairing in ("ot", "random", "kmixup"):
-        with pytest.raises(WorkError, match="NaN"):
+        with pytest.raises(WorkError, match="pixels that are NaN"):
             Geodesic(pairing=pairing).loss(Small(), images, labels, context())
+    early = dataclasses.replace(context(), progress=0.0)
+    with pytest.raises(WorkError, match="pixels that are NaN"):
+        Geodesic(warmup=0.5).loss(Small(), images, labels, early)
+
+
+def test_t21_features_of_a_network_that_diverged_are_named():
+    images, labels = batch(8, 8)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(16, 4), nn.Linear(4, 2)).double()
+    nn.init.constant_(network[1].weight, math.nan)
+    with pytest.raises(WorkError, match=r"features .* NaN .* lower train\.lr"):
+        Geodesic(space="feature_cost").loss(network, images, labels, context())
 
 
 # Labels and locations
@@ -274,6 +289,20 @@ def test_t4_ends_and_labels():
     mixed = curves.labels(at, "nearest")
     assert torch.equal(mixed[::2], curves.source[::2])
     assert torch.equal(mixed[1::2], curves.target[1::2])
+
+
+@pytest.mark.parametrize(
+    ("rule", "cap", "expected"),
+    [
+        ("soft", 0.2, [0.1, 0.3, 0.5, 0.7, 0.9]),
+        ("source", 0.2, [0.04, 0.08, 0.12, 0.16, 0.2]),
+        ("nearest", 0.2, [0.2 / 3, 0.4 / 3, 0.2, 0.8, 0.9]),
+        ("nearest", 0.5, [1 / 6, 1 / 3, 1 / 2, 2 / 3, 5 / 6]),
+    ],
+)
+def test_the_grid_of_a_fixed_label_has_the_cap_from_every_end(rule, cap, expected):
+    like = torch.zeros((), dtype=torch.float64)
+    assert grid_of(5, rule, cap, like).tolist() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("location", ["grid", "ascent", "random"])
@@ -434,12 +463,15 @@ def test_t13_the_slope_against_differences_and_its_integral():
     for t in (0.1, 0.5, 0.77):
         found = slope(network, curves, torch.tensor(t, dtype=torch.float64))
         torch.testing.assert_close(
-            found.detach(), (mean_loss(t + 1e-5) - mean_loss(t - 1e-5)) / 2e-5, rtol=0, atol=1e-8
+            found.detach(), (mean_loss(t + 1e-5) - mean_loss(t - 1e-5)) / 2e-5, rtol=0, atol=1e-9
         )
+    whole = mean_loss(1.0) - mean_loss(0.0)
+    at, weights = np.polynomial.legendre.leggauss(40)
+    slopes = [slope(network, curves, torch.tensor((t + 1) / 2)).detach() for t in at]
+    quadrature = sum(w / 2 * s for w, s in zip(weights.tolist(), slopes, strict=True))
+    torch.testing.assert_close(quadrature, whole, rtol=0, atol=1e-7)
     nodes = torch.linspace(0, 1, 401, dtype=torch.float64)
     slopes = torch.stack([slope(network, curves, t).detach() for t in nodes])
-    whole = mean_loss(1.0) - mean_loss(0.0)
-    torch.testing.assert_close(torch.trapezoid(slopes, nodes, dim=0), whole, rtol=0, atol=1e-4)
     integral = torch.trapezoid(slopes.abs(), nodes, dim=0)
     assert (integral >= whole.abs() - 1e-4).all()
     fine = variation(torch.stack([mean_loss(t) for t in nodes]), nodes)
@@ -466,6 +498,33 @@ def test_t13_the_slope_s_gradient_reaches_the_weights():
 
     expected = (moved(1e-5) - moved(-1e-5)) / 2e-5
     assert float((network.first.grad * direction).sum()) == pytest.approx(expected, rel=1e-5)
+
+
+class Attention(nn.Module):
+    """Rows of an image that attend to each other."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = nn.Linear(4, 4, dtype=torch.float64)
+        self.head = nn.Linear(16, 3, dtype=torch.float64)
+
+    def forward(self, images):
+        rows = self.embed(images[:, :1])
+        return self.head(F.scaled_dot_product_attention(rows, rows, rows).flatten(1))
+
+
+def test_the_slope_s_gradient_of_attention_and_of_a_compiled_network():
+    images, labels = batch(4, 4, 4)
+    curves = curves_of(Geodesic(), images, labels)
+    at = torch.tensor(0.3, dtype=torch.float64)
+    network, compiled = Attention(), Attention()
+    compiled.compile(backend="aot_eager")
+    for module in (network, compiled):
+        slope(module, curves, at).square().sum().backward()
+    assert network.embed.weight.grad.abs().sum() > 0
+    torch.testing.assert_close(compiled.embed.weight.grad, network.embed.weight.grad)
+    assert torch.equal(penultimate(compiled, images), penultimate(network, images))
 
 
 def test_the_mean_is_inside_the_absolute_value():
@@ -821,7 +880,7 @@ def test_a_frozen_embedding_gives_the_cost_and_is_counted():
     assert network.forward_passes == 2 * 24
     assert given.metrics["geodesic/other_passes"] == 24
     given.embed = lambda x: x.flatten(1) * math.nan
-    with pytest.raises(WorkError, match="features that are NaN"):
+    with pytest.raises(WorkError, match=r"features .* NaN"):
         method.loss(network, images, labels, given)
 
 

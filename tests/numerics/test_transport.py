@@ -1,6 +1,7 @@
 """Couplings and geodesics against closed forms and oracles: T1 to T11, T16, T17 and the numerics'
 part of T13 and T21 of the specification, section 5."""
 
+import functools
 import itertools
 import math
 
@@ -20,6 +21,7 @@ from raybust.numerics.transport import (
     full_plan,
     gaussian_distance,
     interpolate,
+    mean_classifier_accuracy,
     project,
     sinkhorn,
     sinkhorn_barycenter,
@@ -248,8 +250,10 @@ def test_t9_bures_wasserstein(t):
     torch.testing.assert_close(linear, linear.T)
     at = bures_geodesic(s0, s1, t)
     whole = float(gaussian_distance(zero, s0, zero, s1))
-    assert float(gaussian_distance(zero, s0, zero, at)) == pytest.approx(t * whole, abs=1e-7)
-    assert float(gaussian_distance(zero, at, zero, s1)) == pytest.approx((1 - t) * whole, abs=1e-7)
+    # Squared, because the root makes 1e-7 of rounding where the distance is 0.
+    for one, other, share in ((s0, at, t), (at, s1, 1 - t)):
+        squared = float(gaussian_distance(zero, one, zero, other)) ** 2
+        assert squared == pytest.approx((share * whole) ** 2, abs=1e-12)
     x = cloud(40, 6, seed=4) @ torch.linalg.cholesky(s0).T
     permutation = order(40)
     y = torch.empty_like(x)
@@ -379,7 +383,12 @@ ONES = torch.ones(2, 2)
         (lambda: full_plan(ONES, target=torch.tensor([0.5, 0.4])), "target: .* expected 1"),
         (lambda: full_plan(ONES, torch.tensor([1.5, -0.5])), "source: .* weights >= 0"),
         (lambda: full_plan(ONES, torch.tensor([1.0])), "source: .* expected 2 weights"),
-        (lambda: displacement(ONES, ONES, 0 * ONES, 0.5), "all zeros"),
+        (lambda: displacement(ONES, ONES, 0 * ONES, 0.5), "total 0, .* gave up"),
+        (lambda: displacement(ONES, ONES, NAN, 0.5), "total nan"),
+        (lambda: displacement(ONES, ONES, 0.1 * ONES, 0.5), "total 0.4"),
+        (lambda: displacement(ONES, ONES, ONES - 2 * torch.eye(2), 0.5), "least entry -1"),
+        (lambda: project(0 * ONES, ONES), "row with sum 0"),
+        (lambda: mean_classifier_accuracy(1.0, 2, 4, 0, 0.9), r"location: got 0.9"),
         (lambda: interpolate(ONES, ONES, 1.25), "location: got .*1.25"),
         (lambda: interpolate(ONES, ONES, torch.tensor([0.5, math.nan])), "location: got .*nan"),
         (lambda: barycenter(ONES, ONES, -0.1), "location"),
@@ -398,9 +407,19 @@ def test_t21_a_solver_that_gives_up_silently_is_noticed(monkeypatch):
     """POT answers infeasible problems with a plan of zeros and a warning."""
     import ot  # a second
 
-    monkeypatch.setattr(ot, "emd", lambda a, b, cost: np.zeros_like(cost))
+    whole = ot.emd
+    empty = {"warning": "Problem infeasible"}
+    monkeypatch.setattr(ot, "emd", lambda a, b, cost, log: (np.zeros_like(cost), empty))
     with pytest.raises(ValueError, match=r"total 0.* gave up"):
         full_plan(ONES)
+    # Stopped early it answers with a coupling that is none of the best.
+    monkeypatch.setattr(ot, "emd", functools.partial(whole, numItermax=500))
+    cost = torch.rand(150, 150, generator=torch.Generator().manual_seed(0))
+    with (
+        pytest.warns(UserWarning, match="numItermax"),
+        pytest.raises(ValueError, match="need not be optimal"),
+    ):
+        full_plan(cost)
     half = torch.tensor([0.5, 0.5])
     with pytest.raises(ValueError, match="gave up"):
         check_plan(torch.tensor([[0.6, -0.1], [-0.1, 0.6]]), half, half)

@@ -156,8 +156,8 @@ def full_plan(cost: Tensor, source: Tensor | None = None, target: Tensor | None 
         target: weights (m,), as `source`.
 
     Raises:
-        ValueError: a bad cost or bad weights, or the solver gave up, for which POT returns zeros
-            and a warning.
+        ValueError: a bad cost or bad weights, or the solver gave up, for which POT returns zeros,
+            or a plan that is not optimal, and a warning.
     """
     if cost.ndim != 2 or not cost.isfinite().all():
         raise ValueError(f"cost: got shape {tuple(cost.shape)} or NaN, expected (n, m), numbers")
@@ -167,9 +167,11 @@ def full_plan(cost: Tensor, source: Tensor | None = None, target: Tensor | None 
     a = _weights(source, cost.shape[0], double, "source")
     b = _weights(target, cost.shape[1], double, "target")
     # NumPy arrays: POT's torch backend would open a CUDA context on the first device.
-    solved = ot.emd(a.cpu().numpy(), b.cpu().numpy(), double.cpu().numpy())
+    solved, log = ot.emd(a.cpu().numpy(), b.cpu().numpy(), double.cpu().numpy(), log=True)
     plan = torch.from_numpy(np.asarray(solved)).to(cost.device)
     check_plan(plan, a, b)
+    if log["warning"]:  # out of iterations it is a coupling all the same, but not the best one
+        raise ValueError(f"plan: got one that need not be optimal: {log['warning']}")
     return plan.to(cost.dtype)
 
 

@@ -13,8 +13,9 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from raybust.numerics.transport.geodesic import interpolate
+from raybust.numerics.transport.geodesic import check_location, interpolate
 from raybust.numerics.transport.pairs import Paths
 from raybust.numerics.transport.spaces import Space
 
@@ -60,12 +61,16 @@ class Curves(NamedTuple):
             t: location in [0, 1].
             rule: `soft`, (1 - t) source + t target; `nearest`, the source's where t <= 1/2, else
                 the target's; `source`.
+
+        Raises:
+            ValueError: a location is outside [0, 1], unless the rule is `source`, which has none.
         """
         if rule == "soft":
             return interpolate(self.source, self.target, t)
         if rule == "source":
             return self.source
-        at = torch.as_tensor(t, device=self.source.device).expand(len(self.source))
+        at = check_location(torch.as_tensor(t, device=self.source.device))
+        at = at.expand(len(self.source))
         return torch.where(at[:, None] <= 0.5, self.source, self.target)
 
     def losses(self, logits: Tensor, t: float | Tensor, rule: str = "soft") -> Tensor:
@@ -114,13 +119,19 @@ def slope(network: Callable[[Tensor], Tensor], curves: Curves, at: Tensor) -> Te
     """Returns d/dt of the mean cross entropy to the mixed label on each geodesic, (pairs,), with a
     graph for its gradient: the image's motion and the label's.
 
+    Through batch norms in training mode, by which all images of a batch meet, it is the geodesic's
+    share of the slope of the batch's loss: what its own motion does to all, not what all do to it.
+
     Args:
         network: images to logits.
         curves: of this batch.
         at: location in [0, 1], a scalar.
     """
     t = at.detach().expand(len(curves.start)).clone().requires_grad_()
-    loss = F.cross_entropy(network(curves.noisy(t)), curves.labels(t), reduction="sum")
+    # Neither what torch.compile makes nor fused attention has a second derivative.
+    with torch.compiler.set_stance("force_eager"), sdpa_kernel(SDPBackend.MATH):
+        logits = network(curves.noisy(t))
+    loss = F.cross_entropy(logits, curves.labels(t), reduction="sum")
     (found,) = torch.autograd.grad(loss, t, create_graph=True)
     return curves.means(found[:, None])[:, 0]
 

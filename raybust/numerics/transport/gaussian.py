@@ -78,7 +78,12 @@ def mean_classifier_accuracy(
         synthetic: as `real`, >= 0.
         t: location in [0, 1/2].
         eps: >= 0.
+
+    Raises:
+        ValueError: the location is outside [0, 1/2].
     """
+    if not 0 <= t <= 0.5:
+        raise ValueError(f"location: got {t}, expected in [0, 1/2]")
     from scipy.stats import chi2, norm  # half a second, which no other rule needs
 
     total = real + synthetic

@@ -13,6 +13,9 @@ from torch import Tensor
 
 from raybust.numerics.transport.coupling import full_plan, sinkhorn, squared_distances
 
+_SLACK = 1e-4
+"""Largest error of a plan's total that `displacement` accepts, for plans in float32."""
+
 
 def interpolate(x: Tensor, y: Tensor, t: float | Tensor) -> Tensor:
     """Returns (1 - t) x + t y; exactly x at t = 0 and y at t = 1.
@@ -25,8 +28,7 @@ def interpolate(x: Tensor, y: Tensor, t: float | Tensor) -> Tensor:
     Raises:
         ValueError: a location is outside [0, 1] or NaN.
     """
-    at = torch.as_tensor(t, dtype=x.dtype, device=x.device)
-    _check(at)
+    at = check_location(torch.as_tensor(t, dtype=x.dtype, device=x.device))
     if at.ndim:
         at = at.view(-1, *[1] * (x.ndim - 1))
     return (1 - at) * x + at * y
@@ -45,11 +47,16 @@ def displacement(x: Tensor, y: Tensor, plan: Tensor, t: float) -> tuple[Tensor, 
         t: location in [0, 1].
 
     Raises:
-        ValueError: the location is outside [0, 1], or the plan is all zero.
+        ValueError: the location is outside [0, 1], or the plan is none: all zero, NaN, negative, or
+            of another total than 1.
     """
+    least, total = float(plan.min()), float(plan.sum())
+    if not (least >= 0 and abs(total - 1) <= _SLACK):
+        raise ValueError(
+            f"plan: got total {total:g}, least entry {least:g}, expected a coupling, of total 1 and"
+            " without negative entries: the solver gave up"
+        )
     row, column = plan.nonzero(as_tuple=True)
-    if not len(row):
-        raise ValueError("plan: got all zeros, expected a coupling: the solver gave up")
     return interpolate(x[row], y[column], t), plan[row, column]
 
 
@@ -91,7 +98,8 @@ def sinkhorn_barycenter(
         means = []
         for cloud in (x, y):
             cost = squared_distances(points, cloud)
-            plan = sinkhorn(cost, eps * float(cost.median()), steps=steps)
+            scale = float(cost.quantile(0.5)) or 1.0  # 0: one point, which any plan keeps
+            plan = sinkhorn(cost, eps * scale, steps=steps)
             means.append(project(plan, cloud.double()))
         points = interpolate(means[0], means[1], t)
     return points.to(x.dtype)
@@ -99,8 +107,15 @@ def sinkhorn_barycenter(
 
 def project(plan: Tensor, y: Tensor) -> Tensor:
     """Returns the barycentric projection (n, ...) of a plan (n, m): the mean of the y_j that each
-    row meets. Shrinks the cloud unless the plan is a permutation."""
-    shares = plan / plan.sum(1, keepdim=True)
+    row meets. Shrinks the cloud unless the plan is a permutation.
+
+    Raises:
+        ValueError: a row of the plan meets nothing, or NaN.
+    """
+    rows = plan.sum(1, keepdim=True)
+    if not (rows > 0).all():
+        raise ValueError(f"plan: got a row with sum {float(rows.min()):g}, expected > 0")
+    shares = plan / rows
     return (shares @ y.flatten(1)).view(len(plan), *y.shape[1:])
 
 
@@ -117,6 +132,12 @@ def variation(values: Tensor, locations: Tensor, power: int = 1) -> Tensor:
     return (values.diff(dim=0).abs() ** power / steps ** (power - 1)).sum(0)
 
 
-def _check(t: Tensor) -> None:
+def check_location(t: Tensor) -> Tensor:
+    """Returns locations as they are.
+
+    Raises:
+        ValueError: one is outside [0, 1] or NaN.
+    """
     if not ((t >= 0) & (t <= 1)).all():
         raise ValueError(f"location: got {t.detach().flatten().tolist()}, expected in [0, 1]")
+    return t

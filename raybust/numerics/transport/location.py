@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from raybust.numerics.attacks import attacked
 from raybust.numerics.transport.curves import Curves, climb
 
+_MIDDLE = 0.5
+
 
 def reach(u: Tensor, rule: str, cap: float) -> Tensor:
     """Returns the location of u in [0, 1] among those that a label rule allows: all of [0, 1] for
@@ -25,11 +27,17 @@ def reach(u: Tensor, rule: str, cap: float) -> Tensor:
 
 
 def grid_of(points: int, rule: str, cap: float, like: Tensor) -> Tensor:
-    """Returns a grid (points,) of the allowed locations: the middles of its cells, or for `source`
-    their ends, since a fixed label's loss is the largest at the cap."""
-    shift = 1.0 if rule == "source" else 0.5
-    cells = torch.arange(points, dtype=like.dtype, device=like.device) + shift
-    return reach(cells / points, rule, cap)
+    """Returns a grid (points,) of the allowed locations: the middles of its cells, or with the
+    label of one end the far ends of its cells, since a fixed label's loss is the largest at the
+    cap. `nearest` has the odd point at the start, and where the sides meet, at 1/2, that once."""
+    steps = torch.arange(1, points + 1, dtype=like.dtype, device=like.device)
+    if rule == "soft":
+        return (steps - 0.5) / points
+    if rule == "source":
+        return cap * steps / points
+    near, far = steps[: (points + 1) // 2], steps[: points // 2]
+    cells = points // 2 + (cap == _MIDDLE)
+    return torch.cat([cap * near / len(near), 1 - cap * far.flip(0) / cells])
 
 
 def losses_at(network: nn.Module, curves: Curves, t: Tensor, rule: str) -> Tensor:

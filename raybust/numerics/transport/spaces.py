@@ -84,7 +84,8 @@ def penultimate(network: nn.Module, images: Tensor) -> Tensor:
     seen: list[Tensor] = []
     handle = layers[-1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     try:
-        with torch.no_grad():
+        # A compiled network calls no hooks of its layers.
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             network(images)
     finally:
         handle.remove()
