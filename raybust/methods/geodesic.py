@@ -218,10 +218,7 @@ class Geodesic(Method):
             probabilities = F.one_hot(targets, context.prepared.classes).to(images.dtype)
         space = self.spaced(network, images, context)
         if not space.cost.isfinite().all():
-            raise WorkError(
-                "geodesic: got features or codes that are NaN or infinite; where they are of the"
-                " network under training, lower train.lr or set train.clip_norm"
-            )
+            raise WorkError("geodesic: got features that are NaN or infinite; lower train.lr")
         paths = self.paths(space.cost, probabilities.argmax(1), context)
         if not paths.pairs:
             return self.base.loss(network, images, targets, inner)
