@@ -27,7 +27,7 @@ TABLE = {
     "rowlog": "files",
     "numerics": "| torch numpy scipy ot",
     "vision": "| torch torchvision",
-    "data": "config vision | torch numpy PIL (sklearn)",
+    "data": "config vision | torch numpy PIL",
     "models": "config vision | torch safetensors (timm)",
     # The image augmentations of lp_noise are torchvision's, drawn late.
     "methods": "config numerics (vision) | torch",
