@@ -96,6 +96,12 @@ def make_scheduler(config: Config, study: Study) -> TrialScheduler:
         study: what an earlier start left.
     """
     part = config.tune
+    def on_trial_complete(self, controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        """Notes the last epoch; a trial that failed in its first one has none, and Ray would look
+        in vain for what it spent."""
+        if self._time_attr in result and self._metric in result:
+            super().on_trial_complete(controller, trial, result)
+
     unit, budget = config.train.budget
     if unit == "epoch":
         budget = _most_epochs(budget, study)

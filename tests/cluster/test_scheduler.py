@@ -1,5 +1,6 @@
 """Early stopping in the unit of the budget, and what a resumed sweep remembers. No cluster."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -113,6 +114,17 @@ def test_a_resumed_sweep_stops_as_hard_as_one_that_was_never_killed(tmp_path, na
     weak = [[(epoch, 0.4) for epoch in range(1, 11)]]
     assert race(scheduler_of(tmp_path / "sweep", **options), "epoch", weak) == [3]
     assert race(scheduler_of(tmp_path / "other", **options), "epoch", weak) == [None]
+@pytest.mark.parametrize("name", ["asha", "median"])
+def test_a_trial_that_fails_in_its_first_epoch_disturbs_no_other(tmp_path, name):
+    """Its one result has neither passes nor a number for the metric."""
+    scheduler = scheduler_of(tmp_path / "sweep", [("train.passes", 60.0)], scheduler=name)
+    failed = Trial("failed")
+    scheduler.on_trial_add(None, failed)
+    scheduler.on_trial_complete(None, failed, {"epoch": 0, METRIC: math.nan})
+    curves = [[(2 * epoch, level) for epoch in range(1, 31)] for level in (0.5, 0.6, 0.7, 0.1)]
+    assert race(scheduler, "passes/per_image", curves) == [None, None, None, 6]
+
+
 
 
 @pytest.mark.parametrize("name", ["asha", "median"])
