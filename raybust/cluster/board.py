@@ -103,7 +103,7 @@ def make_board(
         constraints=part.constraints,
         pareto=tuple(study.pareto()) if several else (),
         importances=importances(study),
-        budget=_budget(config),
+        budget=_budget(config, study.space),
         search=_search(config),
         protocol=_protocol(config) if any(entry.final for entry in entries) else "",
         curve=_curve(entries, folder),
@@ -168,14 +168,20 @@ def _curve(entries: tuple[Entry, ...], folder: Path) -> Path | None:
     return certificates.draw_curve(logs, folder / f"{NAME}.png", labels)
 
 
-def _budget(config: Config) -> str:
+def _budget(config: Config, space: Space) -> str:
     unit, amount = config.train.budget
+    varies = unit == "epoch" and any(domain.key == "train.epochs" for domain in space.domains)
+    if varies:
+        amount = space.largest("train.epochs", amount)
     words = {
         "epoch": "epochs",
         "passes/per_image": "forward and backward passes a training image",
         "train/seconds": "seconds of training",
     }
-    return f"{amount:g} {words[unit]} a trial, with early stopping by {config.tune.scheduler}"
+    return (
+        f"{'up to ' * varies}{amount:g} {words[unit]} a trial, with early stopping by"
+        f" {config.tune.scheduler}"
+    )
 
 
 def _search(config: Config) -> str:

@@ -22,9 +22,6 @@ from optuna.distributions import (
 
 from raybust.errors import RequestError, unknown
 
-OF_THE_SWEEP = ("name", "out", "tune", "track", "cluster")
-"""Sections that all trials of a sweep share."""
-
 _KINDS = ("float", "int", "choice")
 _EXTRAS = {"float": ("log", "step"), "int": ("log", "step"), "choice": ()}
 
@@ -143,11 +140,6 @@ def parse_domain(name: str, entry: Any, above: Sequence[Domain]) -> Domain:
         RequestError: what is wrong with it.
     """
     key = name
-    if key.partition(".")[0] in OF_THE_SWEEP:
-        raise RequestError(
-            f"search: {key}: is the same for all trials of a sweep; expected a key of another"
-            f" section than {', '.join(OF_THE_SWEEP)}"
-        )
     kinds = [kind for kind in _KINDS if isinstance(entry, Mapping) and kind in entry]
     if len(kinds) != 1:
         raise RequestError(

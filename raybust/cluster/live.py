@@ -16,11 +16,6 @@ from raybust.config import Config
 from raybust.report.columns import ACCURACY, number, settings
 
 _STATES = {"COMPLETE": "finished", "PRUNED": "stopped early", "FAIL": "failed"}
-_BUDGETS = {
-    "epoch": "train.epochs",
-    "passes/per_image": "train.passes",
-    "train/seconds": "train.seconds",
-}
 _HEADS = ("trial", "state", "method", "budget", "{metric}", "best", "val. accuracy", "settings")
 _RIGHT = {0, 3, 4, 5, 6}
 
@@ -98,9 +93,8 @@ class Table:
     def _spent(self, record: TrialRecord) -> str:
         """Returns how much of its budget a trial had: epochs, or a share of passes or seconds."""
         unit, amount = self._config.train.budget
-        amount = float(record.point.get(_BUDGETS[unit], amount))
         if unit == "epoch":
-            return f"{record.epoch}/{amount:g}"
+            return f"{record.epoch}/{record.point.get('train.epochs', amount):g}"
         return f"{record.spent.get(record.epoch, 0.0) / amount:.0%}"
 
     def _consider(self, record: TrialRecord) -> None:

@@ -104,7 +104,7 @@ def make_scheduler(config: Config, study: Study) -> TrialScheduler:
 
     unit, budget = config.train.budget
     if unit == "epoch":
-        budget = _most_epochs(budget, study)
+        budget = study.space.largest("train.epochs", budget)
     grace = max(1.0, part.grace * budget) if unit == "epoch" else part.grace * budget
     earlier = [record for record in study.records() if record.state != "RUNNING"]
     if part.scheduler == "none":
@@ -128,9 +128,3 @@ def make_scheduler(config: Config, study: Study) -> TrialScheduler:
         reduction_factor=part.reduction,
         brackets=_BRACKETS if part.scheduler == "hyperband" else 1,
     )
-
-
-def _most_epochs(epochs: float, study: Study) -> float:
-    """Returns the epochs of the longest trial that the sweep may have."""
-    searched = [d.values for d in study.space.domains if d.key == "train.epochs"]
-    return max([epochs, *(float(value) for values in searched for value in values)])

@@ -21,6 +21,14 @@ Point = dict[str, Any]
 """Searched keys to values; inactive keys are absent."""
 
 _METHOD = "method.name"
+_OF_THE_SWEEP = (
+    "name", "out", "tune", "track", "cluster",
+    "certified_fast", "attacked_fast", "certify", "evaluate", "corruptions",
+    "data.name", "data.path", "data.validation", "data.split_seed", "data.limit", "data.image_size",
+    "train.passes", "train.seconds",
+)  # fmt: skip
+"""Sections and keys that all trials of a sweep share: where they run, what measures them and on
+which images, and what each may spend."""
 
 
 @dataclass(frozen=True)
@@ -63,13 +71,16 @@ class Space:
     def check(self, leaves: Sequence[Leaf], methods: MethodTypes) -> None:
         """Holds every end of every domain against the schema.
 
+        What a sweep's trials share is refused here and not by `parse`, so that sweeps of earlier
+        versions can be reported on.
+
         Args:
             leaves: the sweep's fixed configuration.
             methods: name of a method to its dataclass.
 
         Raises:
-            RequestError: a key that no schema has, a value that it refuses, or a key that has a
-                fixed value as well.
+            RequestError: a key that no schema has, a value that it refuses, a key that has a fixed
+                value as well, or that all trials share.
         """
         found: dict[str, None] = {}
         searched = {domain.key for domain in self.domains}
@@ -78,6 +89,10 @@ class Space:
                 text = f"search: {leaf.key}: is also set to {leaf.value!r} ({leaf.source})"
                 found[f"{text}; remove it from one of the two"] = None
         for domain in self.domains:
+            if any(f"{domain.key}.".startswith(f"{name}.") for name in _OF_THE_SWEEP):
+                text = f"search: {domain.key}: is the same for all trials of a sweep"
+                found[f"{text}; set it outside of `search`"] = None
+                continue
             for value in domain.values:
                 point = self._reach(domain) | {domain.key: value}
                 try:
@@ -149,6 +164,18 @@ class Space:
             if domain.contains(value):
                 point[domain.key] = value
         return point
+
+    def largest(self, key: str, fixed: float) -> float:
+        """Returns the largest value of a key of numbers over the space.
+
+        Args:
+            key: searched or not.
+            fixed: its value where it is not searched, or not under the conditions of its domains.
+        """
+        domains = [domain for domain in self.domains if domain.key == key]
+        searched = [float(value) for domain in domains for value in domain.values]
+        always = any(not domain.when for domain in domains)
+        return max(searched if always else [fixed, *searched])
 
     def rows(self) -> Iterator[tuple[str, str, str, str]]:
         """Yields key, domain, default and condition of each domain, as texts."""

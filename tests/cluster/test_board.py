@@ -14,6 +14,8 @@ from raybust.cluster.board import SEARCH, board_of, importances, write_space
 from raybust.cluster.launch import check_sweep
 from raybust.cluster.space import Space
 from raybust.cluster.study import Study
+from raybust.cluster.sweep import _leaderboard
+from raybust.errors import WorkError
 from raybust.report.leaderboard import Leaderboard
 
 BLOCK = {"train.lr": {"float": [0.01, 0.2], "log": True, "default": 0.05}}
@@ -95,6 +97,31 @@ def test_no_finished_trial_is_a_page_and_a_line_that_say_why(sweep, cli, state, 
     result = report(cli, folder)
     assert why in result.out
     assert why in (folder / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("state", "why"),
+    [("PRUNED", "all were stopped early"), ("FAIL", "the loss became nan")],
+)
+def test_a_sweep_without_a_finished_trial_fails_with_the_same_words(sweep, state, why):
+    study, folder = sweep()
+    tell(study, folder, 0.1, state, 1)
+    with pytest.raises(WorkError) as error:
+        _leaderboard(kit.config(folder.parent, "name=search"), study, folder, print)
+    assert str(error.value) == f"search: no trial trained to its end: {why}"
+
+
+@pytest.mark.parametrize(
+    ("settings", "block", "budget"),
+    [
+        ((), BLOCK, "3 epochs a trial"),
+        (("train.passes=60",), BLOCK, "60 forward and backward passes"),
+        ((), {"train.epochs": {"int": [2, 10]}}, "up to 10 epochs a trial"),
+    ],
+)
+def test_the_budget_is_that_of_the_longest_trial(sweep, settings, block, budget):
+    _, folder = sweep(*settings, block=block)
+    assert board_of(folder).budget.startswith(budget)
 
 
 def test_what_finalists_reached_is_kept_and_not_measured_again(sweep, cli):

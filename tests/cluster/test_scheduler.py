@@ -76,11 +76,24 @@ def test_a_trial_that_reports_rarely_meets_the_rungs_that_it_passed(tmp_path):
     assert race(scheduler, "passes/per_image", [good, [(22.0, 0.1), (44.0, 0.2)]]) == [None, 22.0]
 
 
-def test_the_longest_trial_of_the_space_is_the_budget(tmp_path):
-    space = Space.parse({"train.epochs": {"int": [10, 90], "default": 30}})
-    scheduler = scheduler_of(tmp_path / "sweep", [], space=space)
+METHODS = {"method.name": {"choice": ["standard", "gaussian"]}}
+
+
+@pytest.mark.parametrize(
+    ("block", "first"),
+    [
+        ({"train.epochs": {"int": [10, 90], "default": 30}}, 9),
+        ({"train.epochs": {"int": [2, 10]}}, 1),
+        ({"train.epochs": {"choice": [3, 2]}}, 1),
+        # A standard trial has the schema's 30 epochs.
+        (METHODS | {"train.epochs": {"int": [2, 10], "when": {"method.name": "gaussian"}}}, 3),
+    ],
+)
+def test_the_longest_trial_of_the_space_is_the_budget(tmp_path, block, first):
+    scheduler = scheduler_of(tmp_path / "sweep", [], space=Space.parse(block))
     good = [(epoch, 1.0) for epoch in range(1, 91)]
-    assert race(scheduler, "epoch", [good, [(epoch, 0.1) for epoch in range(1, 91)]]) == [None, 9]
+    weak = [(epoch, 0.1) for epoch in range(1, 91)]
+    assert race(scheduler, "epoch", [good, weak]) == [None, first]
 
 
 def test_no_scheduler_stops_nothing(tmp_path):

@@ -195,6 +195,44 @@ def test_check_refuses(text, words):
     assert words in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "key",
+    [
+        "out", "tune.trials", "cluster.workers", "cluster.workers@some",
+        "certify.sigma", "evaluate.examples", "corruptions.seed", "certified_fast.n",
+        "attacked_fast.steps", "data.limit", "data.split_seed", "data.image_size",
+        "train.passes", "train.seconds",
+    ],
+)  # fmt: skip
+def test_check_refuses_what_trials_are_compared_by(key):
+    """Where they run, what measures them, what they are measured on, what each may spend."""
+    space = parse(f"{key}: {{choice: [1, 2]}}\ntrain.lr: {{float: [0.01, 0.1]}}")
+    with pytest.raises(RequestError) as error:
+        space.check([], methods.get)
+    key = key.partition("@")[0]
+    assert error.value.problems == (
+        f"search: {key}: is the same for all trials of a sweep; set it outside of `search`",
+    )
+
+
+def test_check_takes_what_data_has_for_training_alone():
+    parse("data.augment: {choice: [none, flip]}\nseed: {int: [0, 9]}").check([], methods.get)
+
+
+@pytest.mark.parametrize(
+    ("text", "largest"),
+    [
+        ("train.epochs: {int: [2, 10]}", 10),
+        ("train.epochs: {choice: [20, 4]}", 20),
+        ("train.lr: {float: [0.1, 0.2]}", 30),
+        ("method.name: {choice: [pgd, trades]}\n"
+         "train.epochs: {int: [2, 10], when: {method.name: pgd}}", 30),
+    ],
+)  # fmt: skip
+def test_the_largest_value_of_a_key(text, largest):
+    assert parse(text).largest("train.epochs", 30) == largest
+
+
 def test_check_refuses_a_key_that_is_fixed_as_well():
     with pytest.raises(RequestError, match=r"train.lr: is also set to 0.1 \(command line\)"):
         parse(TEXT).check([Leaf("train.lr", 0.1, "command line")], methods.get)
