@@ -18,11 +18,11 @@ from ray.tune.schedulers import (
     TrialScheduler,
 )
 
-from raybust.cluster.study import Study, TrialRecord
+from raybust.cluster.study import FINISHED, Study, TrialRecord
 from raybust.config import Config
 
-SPARED = "spared"
-"""Key of a trial's configuration: whether nothing may stop it early."""
+NUMBER, SPARED = "number", "spared"
+"""Keys of a trial's configuration: its number in the study; whether nothing may stop it early."""
 
 _BRACKETS = 3
 _FEWEST = 3
@@ -36,24 +36,37 @@ class _Earlier:
 
 
 class _Resumed:
-    """Mixin of a scheduler: replays trials of earlier starts before the first new one; what spared
-    trials reach counts for the others."""
+    """Mixin of a scheduler: replays what trials reported in earlier starts, of finished ones before
+    the first new one, of interrupted ones when they are gone on with; what spared trials reach
+    counts for the others."""
 
     def __init__(self, earlier: list[TrialRecord], **options: Any) -> None:
         super().__init__(**options)
-        self._earlier = earlier
+        self._earlier = {record.number: record for record in earlier}
 
     def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
         """Takes metric and mode from Tune, then replays the finished trials."""
         base: Any = super()
         taken: bool = base.set_search_properties(metric, mode, **spec)
-        me: Any = self
-        for record in self._earlier:
-            trial = _Earlier(f"earlier-{record.number}")
-            me.on_trial_add(None, trial)
-            for epoch, value in sorted(record.history.items()):
-                me.replay(trial, {me._time_attr: record.spent[epoch], metric: value})
+        for record in self._earlier.values():
+            if record.state in FINISHED:
+                trial = _Earlier(f"earlier-{record.number}")
+                base.on_trial_add(None, trial)
+                self._replay(trial, record)
         return taken
+
+    def on_trial_add(self, controller: Any, trial: Any) -> None:
+        """Takes a trial up, with what it reported before it was interrupted."""
+        base: Any = super()
+        base.on_trial_add(controller, trial)
+        # Once: Tune adds a trial again whose worker died.
+        if record := self._earlier.pop(trial.config[NUMBER], None):
+            self._replay(trial, record)
+
+    def _replay(self, trial: Any, record: TrialRecord) -> None:
+        me: Any = self
+        for epoch, value in sorted(record.history.items()):
+            me.replay(trial, {me._time_attr: record.spent[epoch], me._metric: value})
 
     def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Returns the verdict on a trial after an epoch."""
@@ -83,6 +96,12 @@ class ResumedMedian(_Resumed, MedianStoppingRule):
         """Notes an epoch of an earlier start, without judging it again."""
         self.on_trial_complete(None, trial, result)
 
+    def on_trial_complete(self, controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        """Notes the last epoch; a trial that failed in its first one has none, and Ray would look
+        in vain for what it spent."""
+        if self._time_attr in result and self._metric in result:
+            super().on_trial_complete(controller, trial, result)
+
     def forgive(self, trial: Any) -> None:
         """Takes the trial off the list of the stopped ones, which may not report again."""
         self._stopped_trials.discard(trial)
@@ -96,22 +115,15 @@ def make_scheduler(config: Config, study: Study) -> TrialScheduler:
         study: what an earlier start left.
     """
     part = config.tune
-    def on_trial_complete(self, controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        """Notes the last epoch; a trial that failed in its first one has none, and Ray would look
-        in vain for what it spent."""
-        if self._time_attr in result and self._metric in result:
-            super().on_trial_complete(controller, trial, result)
-
     unit, budget = config.train.budget
     if unit == "epoch":
         budget = study.space.largest("train.epochs", budget)
     grace = max(1.0, part.grace * budget) if unit == "epoch" else part.grace * budget
-    earlier = [record for record in study.records() if record.state != "RUNNING"]
     if part.scheduler == "none":
         return FIFOScheduler()
     if part.scheduler == "median":
         return ResumedMedian(
-            earlier,
+            study.records(),
             time_attr=unit,
             grace_period=grace,
             min_samples_required=_FEWEST,
@@ -119,7 +131,7 @@ def make_scheduler(config: Config, study: Study) -> TrialScheduler:
             hard_stop=True,
         )
     return ResumedASHA(
-        earlier,
+        study.records(),
         time_attr=unit,
         # The loop ends a trial itself, after its last checkpoint.
         max_t=budget,

@@ -21,7 +21,7 @@ from raybust import checkpoint, methods, runs
 from raybust import config as configuration
 from raybust.cluster import session
 from raybust.cluster.runlog import Job, end_if_open
-from raybust.cluster.scheduler import SPARED, make_scheduler
+from raybust.cluster.scheduler import NUMBER, SPARED, make_scheduler
 from raybust.cluster.space import Point, at
 from raybust.cluster.study import FINISHED, UNUSABLE, Study, TrialRecord
 from raybust.cluster.trial import COMPLETE, FAILURE, TrialActor, nested_trial
@@ -146,7 +146,7 @@ class StudySearch(Searcher):
             job = self._trial_job(number, plain)
             self._numbers[trial_id] = number
             spared = self._plan.config.tune.finish_first and self._study.given(number)
-            return {"job": asdict(job), SPARED: spared}
+            return {"job": asdict(job), NUMBER: number, SPARED: spared}
         raise WorkError(f"the space gives points that the schema refuses: {refused[-1]}")
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:

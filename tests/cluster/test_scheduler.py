@@ -9,7 +9,7 @@ from test_study import SPACE, study_of
 
 from raybust import config as configuration
 from raybust import methods
-from raybust.cluster.scheduler import SPARED, make_scheduler
+from raybust.cluster.scheduler import NUMBER, SPARED, make_scheduler
 from raybust.cluster.space import Space
 from raybust.config.tune import Tune
 
@@ -20,8 +20,8 @@ GO, STOP = TrialScheduler.CONTINUE, TrialScheduler.STOP
 class Trial:
     """What a scheduler sees of a trial."""
 
-    def __init__(self, name, spared=False):
-        self.trial_id, self.config = name, {SPARED: spared}
+    def __init__(self, name, spared=False, number=99):
+        self.trial_id, self.config = name, {SPARED: spared, NUMBER: number}
 
 
 def config_of(train, **tune):
@@ -115,6 +115,17 @@ def test_the_median_rule_stops_what_is_below_the_median(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["asha", "median"])
+def test_a_trial_that_fails_in_its_first_epoch_disturbs_no_other(tmp_path, name):
+    """Its one result has neither passes nor a number for the metric."""
+    scheduler = scheduler_of(tmp_path / "sweep", [("train.passes", 60.0)], scheduler=name)
+    failed = Trial("failed")
+    scheduler.on_trial_add(None, failed)
+    scheduler.on_trial_complete(None, failed, {"epoch": 0, METRIC: math.nan})
+    curves = [[(2 * epoch, level) for epoch in range(1, 31)] for level in (0.5, 0.6, 0.7, 0.1)]
+    assert race(scheduler, "passes/per_image", curves) == [None, None, None, 6]
+
+
+@pytest.mark.parametrize("name", ["asha", "median"])
 def test_a_resumed_sweep_stops_as_hard_as_one_that_was_never_killed(tmp_path, name):
     options = {"train": [("train.epochs", 10)], "scheduler": name, "grace": 0.3}
     levels = (0.5, 0.9, 0.7, 0.6)
@@ -127,17 +138,23 @@ def test_a_resumed_sweep_stops_as_hard_as_one_that_was_never_killed(tmp_path, na
     weak = [[(epoch, 0.4) for epoch in range(1, 11)]]
     assert race(scheduler_of(tmp_path / "sweep", **options), "epoch", weak) == [3]
     assert race(scheduler_of(tmp_path / "other", **options), "epoch", weak) == [None]
-@pytest.mark.parametrize("name", ["asha", "median"])
-def test_a_trial_that_fails_in_its_first_epoch_disturbs_no_other(tmp_path, name):
-    """Its one result has neither passes nor a number for the metric."""
-    scheduler = scheduler_of(tmp_path / "sweep", [("train.passes", 60.0)], scheduler=name)
-    failed = Trial("failed")
-    scheduler.on_trial_add(None, failed)
-    scheduler.on_trial_complete(None, failed, {"epoch": 0, METRIC: math.nan})
-    curves = [[(2 * epoch, level) for epoch in range(1, 31)] for level in (0.5, 0.6, 0.7, 0.1)]
-    assert race(scheduler, "passes/per_image", curves) == [None, None, None, 6]
 
 
+@pytest.mark.parametrize(("name", "level", "end"), [("asha", 0.4, None), ("median", 0.2, 3)])
+def test_an_interrupted_trial_stands_where_it_stood(tmp_path, name, level, end):
+    """Gone on with at epoch 8, where it has 0.9, it still had 0.3 when it passed epoch 3."""
+    options = {"train": [("train.epochs", 10)], "scheduler": name, "grace": 0.3}
+    study = study_of(tmp_path / "sweep")
+    numbers = [study.ask()[0] for _ in range(3)]
+    for number in numbers:
+        for epoch in range(1, 8):
+            study.report(number, epoch, 0.3, {METRIC: 0.3})
+    scheduler = scheduler_of(tmp_path / "sweep", **options)
+    for number in numbers:
+        trial = Trial(f"again{number}", number=number)
+        scheduler.on_trial_add(None, trial)
+        assert scheduler.on_trial_result(None, trial, {"epoch": 8, METRIC: 0.9}) == GO
+    assert race(scheduler, "epoch", [[(epoch, level) for epoch in range(1, 11)]]) == [end]
 
 
 @pytest.mark.parametrize("name", ["asha", "median"])

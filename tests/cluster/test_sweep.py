@@ -14,6 +14,7 @@ from raybust import checkpoint, methods, runs
 from raybust import config as configuration
 from raybust.cluster import sweep
 from raybust.cluster.board import board_of
+from raybust.cluster.scheduler import NUMBER
 from raybust.cluster.space import Space
 from raybust.cluster.study import Study
 from raybust.errors import RequestError, WorkError
@@ -300,6 +301,7 @@ def test_suggestions_end_with_the_budget(searcher):
     search, study, _ = searcher
     jobs = [search.suggest(name) for name in "ab"]
     assert [job["job"]["parent"] for job in jobs] == ["parent", "parent"]
+    assert [job[NUMBER] for job in jobs] == [0, 1]
     assert search.suggest("c") == "FINISHED"
     assert len(study.records()) == 2
     assert asdict(study.records()[0])["point"] == {"train.lr": 0.05, "train.keep": 2}
