@@ -16,8 +16,13 @@ from raybust.errors import RequestError
 
 
 class Grid(optuna.samplers.GridSampler):
-    """The grid, which a sweep asks whether it is exhausted; Optuna's own would stop a loop that
-    does not run here."""
+    """The grid, which a sweep asks whether it is exhausted; Optuna's own hands out points that are
+    running once more, and would stop a loop that does not run here."""
+
+    def is_exhausted(self, study: optuna.Study) -> bool:
+        """Returns whether every point was handed out."""
+        begun = {trial.system_attrs.get("grid_id") for trial in study.get_trials(deepcopy=False)}
+        return begun >= set(range(len(self._all_grids)))
 
     def after_trial(self, *trial: Any) -> None:
         """Does nothing."""

@@ -455,6 +455,20 @@ def test_two_commands_never_share_a_sweep(out, tmp_path):
     assert kit.uri(out)
 
 
+def test_a_grid_hands_out_no_point_that_is_running(open_study):
+    space = Space.parse(
+        {"train.ema": {"choice": [0.0, 0.9]}, "train.optimizer": {"choice": ["sgd", "adamw"]}}
+    )
+    options = {"space": space, "sampler": "grid", "first": []}
+    study = open_study(**options)
+    asked = ask(study, 3)
+    study.fail(0, "no")
+    asked += ask(open_study(**options), 5)
+    points = [tuple(found[1].values()) for found in asked if found is not None]
+    assert len(set(points)) == len(points) == 4
+    assert asked[4:] == [None] * 4
+
+
 def test_the_first_points_are_known_from_the_sampler_s_also_after_a_kill(open_study):
     study = open_study(points=({"train.lr": 0.02},))
     ask(study, 3)
