@@ -304,7 +304,9 @@ def open_study(config: Config, folder: Path) -> optuna.Study:
             directions=[names[mode] for mode in config.tune.directions().values()],
             load_if_exists=True,
         )
-    except RuntimeError:  # a table `alembic_version` that is not Optuna's
+    except RuntimeError as error:  # a table `alembic_version` of another Optuna, or of MLflow
+        if f"set up by optuna {optuna.__version__})" not in str(error):
+            raise RequestError(f"tune.storage: {error}") from None
         raise RequestError(
             "tune.storage: the database holds other tables; Optuna needs a database of its own,"
             " apart from MLflow's"

@@ -264,6 +264,22 @@ def test_a_storage_that_another_holds_is_one_line(open_study, tmp_path, monkeypa
 def test_two_sweeps_never_mix_in_one_storage(open_study, tmp_path):
     shared = f"sqlite:///{tmp_path / 'shared.db'}"
     run(open_study(storage=shared), 1)
+def test_a_database_of_mlflow_is_told_from_one_of_another_optuna(open_study, tmp_path):
+    run(open_study(), 1)
+    with sqlite3.connect(tmp_path / "sweep" / "study.db") as connection:
+        connection.execute("update alembic_version set version_num = 'v3.0.0.d'")
+        connection.execute("update version_info set library_version = '3.6.1'")
+    with pytest.raises(RequestError, match=r"tune.storage: .* 3.6.1.*optuna storage upgrade"):
+        open_study()
+    foreign = tmp_path / "foreign.db"
+    with sqlite3.connect(foreign) as connection:
+        connection.execute("create table alembic_version (version_num varchar(32))")
+        connection.execute("insert into alembic_version values ('e5f6')")
+    for _ in range(2):  # also where Optuna has left its own tables beside the others
+        with pytest.raises(RequestError, match="holds other tables"):
+            open_study(storage=f"sqlite:///{foreign}")
+
+
     with pytest.raises(RequestError, match="has a study 'sweep' of another sweep"):
         open_study(storage=shared, uid="theirs")
     assert open_study(storage=shared).finished() == 1
