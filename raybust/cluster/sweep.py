@@ -155,8 +155,8 @@ def _leaderboard(config: Config, study: Study, folder: Path, say: Say) -> Leader
     board = make_board(config, study, folder, {})
     if not board.entries:
         publish(board)
-        reasons = sorted({entry.reason for entry in board.others if entry.reason})
-        raise WorkError(f"{folder.name}: no trial trained to its end: {'; '.join(reasons)}")
+        why = board.why_empty
+        raise WorkError(f"{folder.name}: {why[0].lower()}{why[1:].rstrip('.')}")
     final = finals.choose(board, config.tune.finalists)
     if not final and config.tune.finalists:
         say(f"warning: no finalist: no trial meets {' and '.join(config.tune.constraints)}")
