@@ -33,6 +33,9 @@ UNUSABLE = (SQLAlchemyError, OSError, optuna.exceptions.StorageInternalError)
 _LOCKED_S = 20
 _NEVER = 1e9
 """Violation of a constraint whose metric is not a number."""
+_PARTS = 20
+"""Steps of a budget in passes or seconds. tpe ranks stopped trials by step, then by value: those
+that one rung stopped, each a little beyond it, are to share a step."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ class Study:
         """
         self.space = space
         self._directions, self._bounds = config.tune.directions(), config.tune.bounds()
-        self._unit = config.train.budget[0]
+        self._unit, self._budget = config.train.budget
         self.study = open_study(config, folder)
         self._claim(uid)
         trials = self.study.get_trials(deepcopy=False)
@@ -114,18 +117,23 @@ class Study:
             return 0
         added = 0
         for trial in trials:
-            point = trial.user_attrs.get(POINT)
-            finished = trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
-            if not finished or point is None or not self.space.contains(point):
+            if trial.state not in (TrialState.COMPLETE, TrialState.PRUNED):
                 continue
-            params, several = self.space.named(point), len(self._directions) > 1
+            if not self.space.contains(point := trial.user_attrs.get(POINT, {})):
+                continue
+            record = self._record(trial)
+            steps: dict[int, float] = {}
+            if record.value is not None and len(self._directions) == 1:
+                # That sweep's budget may be of another unit.
+                steps[self._step(self._spent(record.epoch, record.metrics))] = record.value
             copy = optuna.trial.create_trial(
                 state=trial.state,
                 values=trial.values if trial.state == TrialState.COMPLETE else None,
-                params=params,
+                params=self.space.named(point),
                 distributions=self.space.distributions(point),
                 user_attrs={EARLIER: name},
-                intermediate_values={} if several else trial.intermediate_values,
+                intermediate_values=steps,
+                constraints=self._violations(record.metrics),
             )
             self.study.add_trial(copy)
             added += 1
@@ -168,13 +176,13 @@ class Study:
         trial.set_user_attr(METRICS, trial.user_attrs.get(METRICS, {}) | metrics)
         if math.isnan(value):
             return
-        spent = float(epoch) if self._unit == "epoch" else metrics.get(self._unit, 0.0)
+        spent = self._spent(epoch, metrics)
         history = trial.user_attrs.get(HISTORY, {})
         trial.set_user_attr(HISTORY, history | {str(epoch): [spent, value]})
         if len(self._directions) == 1:  # Optuna has no intermediate values of several objectives
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # an epoch repeated after a resume
-                trial.report(value, epoch)
+                trial.report(value, self._step(spent))
 
     def complete(self, number: int) -> None:
         """Closes a trial that trained to its end; values that are not finite fail it."""
@@ -246,26 +254,33 @@ class Study:
         except UNUSABLE as error:
             raise _unusable(error) from None
 
+    def _spent(self, epoch: int, metrics: dict[str, float]) -> float:
+        """Returns what of the budget is spent after an epoch, in this sweep's unit."""
+        return float(epoch) if self._unit == "epoch" else metrics.get(self._unit, 0.0)
+
+    def _step(self, spent: float) -> int:
+        """Returns Optuna's step: epochs, or parts of the budget."""
+        return int(spent if self._unit == "epoch" else spent * _PARTS / self._budget)
+
     def _constrain(self, trial: optuna.Trial) -> None:
         """Tells the sampler how far the last epoch is beyond each constraint."""
-        metrics = trial.user_attrs.get(METRICS, {})
-        for (key, sign, number), text in zip(self._bounds, self._texts(), strict=True):
+        for text, beyond in self._violations(trial.user_attrs.get(METRICS, {})).items():
+            trial.set_constraint(text, beyond)
+
+    def _violations(self, metrics: dict[str, float]) -> dict[str, float]:
+        """Returns how far metrics are beyond each constraint; at most 0 where they meet it."""
+        found = {}
+        for key, sign, number in self._bounds:
             value = metrics.get(key, math.nan)
             beyond = number - value if sign == ">=" else value - number
-            trial.set_constraint(text, beyond if math.isfinite(beyond) else _NEVER)
-
-    def _texts(self) -> list[str]:
-        return [" ".join(map(str, bound)) for bound in self._bounds]
+            found[f"{key} {sign} {number}"] = beyond if math.isfinite(beyond) else _NEVER
+        return found
 
     def _record(self, trial: FrozenTrial) -> TrialRecord:
         listed = {int(k): v for k, v in trial.user_attrs.get(HISTORY, {}).items()}
         epoch, metrics = max(listed, default=0), trial.user_attrs.get(METRICS, {})
-        feasible = None
-        if self._bounds and metrics:
-            feasible = all(
-                key in metrics and (metrics[key] >= n if sign == ">=" else metrics[key] <= n)
-                for key, sign, n in self._bounds
-            )
+        missed = [beyond > 0 for beyond in self._violations(metrics).values()]
+        feasible = not any(missed) if missed and metrics else None
         return TrialRecord(
             trial.number,
             trial.state.name,

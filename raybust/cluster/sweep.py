@@ -120,10 +120,11 @@ def _lesson(config: Config, space: Space, out: Path) -> list[FrozenTrial]:
         raise RequestError(f"tune.warm_start: {name} is a {identity.kind}, expected a sweep")
     plain = {key: value for key, value in identity.config.items() if key != SEARCH}
     earlier = configuration.from_dict(plain, methods.get)
-    if earlier.tune.directions() != config.tune.directions():
+    theirs, ours = (list(part.tune.directions().items()) for part in (earlier, config))
+    if theirs != ours:  # values are learned by their place
         raise RequestError(
-            f"tune.warm_start: {name} optimizes {earlier.tune.directions()}, expected"
-            f" {config.tune.directions()}"
+            f"tune.warm_start: {name} optimizes {_goals(theirs)}, expected {_goals(ours)}, in that"
+            " order"
         )
     trials = open_study(earlier, folder).get_trials(deepcopy=False)
     known = [trial for trial in trials if space.contains(trial.user_attrs.get(POINT, {}))]
@@ -132,6 +133,10 @@ def _lesson(config: Config, space: Space, out: Path) -> list[FrozenTrial]:
             f"tune.warm_start: none of the {len(trials)} trials of {name} lies in this space"
         )
     return known
+
+
+def _goals(directions: Sequence[tuple[str, str]]) -> str:
+    return ", ".join(f"{mode} {metric}" for metric, mode in directions)
 
 
 def _search(plan: tune.Sweep, say: Say) -> None:

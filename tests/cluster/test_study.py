@@ -13,7 +13,8 @@ import optuna
 import pytest
 
 from raybust import config as configuration
-from raybust import methods
+from raybust import methods, runs
+from raybust.cluster import sweep
 from raybust.cluster.space import Space
 from raybust.cluster.study import Study
 from raybust.config.tune import Tune
@@ -34,9 +35,11 @@ DEFAULTS = {"method.name": "gaussian", "method.sigma": 0.5, "train.lr": 0.1}
 METRIC = "certified_fast/acr"
 
 
-def study_of(folder, *, space=SPACE, seed=0, uid="mine", points=(), first=None, **changes):
+def study_of(
+    folder, *, space=SPACE, seed=0, uid="mine", points=(), first=None, train=(), **changes
+):
     folder.mkdir(exist_ok=True)
-    config = configuration.compose([], methods.get)
+    config = configuration.compose(configuration.leaves_of_arguments(train), methods.get)
     config = replace(config, tune=replace(Tune(), **changes), seed=seed)
     first = [DEFAULTS if space is SPACE else {}] if first is None else first
     return Study(config, space, folder, uid, [*first, *points])
@@ -261,9 +264,6 @@ def test_a_storage_that_another_holds_is_one_line(open_study, tmp_path, monkeypa
         holder.rollback()
 
 
-def test_two_sweeps_never_mix_in_one_storage(open_study, tmp_path):
-    shared = f"sqlite:///{tmp_path / 'shared.db'}"
-    run(open_study(storage=shared), 1)
 def test_a_database_of_mlflow_is_told_from_one_of_another_optuna(open_study, tmp_path):
     run(open_study(), 1)
     with sqlite3.connect(tmp_path / "sweep" / "study.db") as connection:
@@ -280,6 +280,9 @@ def test_a_database_of_mlflow_is_told_from_one_of_another_optuna(open_study, tmp
             open_study(storage=f"sqlite:///{foreign}")
 
 
+def test_two_sweeps_never_mix_in_one_storage(open_study, tmp_path):
+    shared = f"sqlite:///{tmp_path / 'shared.db'}"
+    run(open_study(storage=shared), 1)
     with pytest.raises(RequestError, match="has a study 'sweep' of another sweep"):
         open_study(storage=shared, uid="theirs")
     assert open_study(storage=shared).finished() == 1
@@ -294,6 +297,41 @@ def test_a_study_of_another_space_is_refused_with_the_difference(open_study):
     with pytest.raises(RequestError) as found:
         open_study(space=Space.parse(other))
     assert "its study has another space, in method.sigma, train.lr" in str(found.value)
+
+
+# What tpe ranks stopped trials by
+
+PASSES = ("train.passes=200",)
+
+
+def spend(study, *curve):
+    """A trial that reports (epoch, passes, value), and is stopped."""
+    number, _ = study.ask()
+    for epoch, passes, value in curve:
+        study.report(number, epoch, value, {METRIC: value, "passes/per_image": passes})
+    study.prune(number)
+    return number
+
+
+def steps(study):
+    return [trial.intermediate_values for trial in study.study.get_trials()]
+
+
+def test_a_stopped_trial_stands_at_the_share_of_its_budget(open_study):
+    """Ten epochs of 2 passes are less than two of 32; 20 and 22 passes ended at the same rung."""
+    study = open_study(train=PASSES)
+    spend(study, *((epoch, 2.0 * epoch, 0.1) for epoch in range(1, 11)))
+    spend(study, (1, 32.0, 0.4), (2, 64.0, 0.5))
+    spend(study, (1, 11.0, 0.2), (2, 22.0, 0.3))
+    assert [max(of_trial.items()) for of_trial in steps(study)] == [(2, 0.1), (6, 0.5), (2, 0.3)]
+
+
+def test_epochs_are_steps_themselves_and_one_may_be_repeated(open_study):
+    for train, expected in (((), {1: 0.1, 2: 0.2}), (PASSES, {5: 0.1, 10: 0.2})):
+        study = open_study(train=train, seed=len(train))
+        number = spend(study, (1, 50.0, 0.1), (1, 50.0, 0.1), (2, 100.0, 0.2))
+        assert steps(study)[number] == expected
+        assert study.records()[number].spent == {1: 50.0 if train else 1, 2: 100.0 if train else 2}
 
 
 # Several objectives, constraints
@@ -417,6 +455,20 @@ def test_a_grid_is_walked_once_and_then_exhausted(open_study):
     assert study.ask() is None
 
 
+def test_a_grid_hands_out_no_point_that_is_running(open_study):
+    space = Space.parse(
+        {"train.ema": {"choice": [0.0, 0.9]}, "train.optimizer": {"choice": ["sgd", "adamw"]}}
+    )
+    options = {"space": space, "sampler": "grid", "first": []}
+    study = open_study(**options)
+    asked = ask(study, 3)
+    study.fail(0, "no")
+    asked += ask(open_study(**options), 5)
+    points = [tuple(found[1].values()) for found in asked if found is not None]
+    assert len(set(points)) == len(points) == 4
+    assert asked[4:] == [None] * 4
+
+
 # Warm start
 
 
@@ -455,6 +507,41 @@ def test_only_trials_that_lie_in_the_space_are_learned_from(tmp_path):
     assert 0 < study.learn(earlier.study.get_trials(), "earlier") == len(fitting) < 12
 
 
+def test_what_was_learned_is_held_against_the_constraints_of_this_sweep(tmp_path):
+    """The metric rises with the rate, and only the later sweep forbids the upper half of it."""
+    space = Space.parse({"train.lr": {"float": [0.0, 1.0]}})
+    others = {"validation/accuracy": lambda point: 1 - point["train.lr"]}
+    earlier = study_of(tmp_path / "earlier", space=space, first=[], startup=5)
+    run(earlier, 20, **others)
+    bound = "validation/accuracy >= 0.5"
+    study = study_of(tmp_path / "sweep", space=space, first=[], startup=5, constraints=(bound,))
+    study.learn(earlier.study.get_trials(), "earlier")
+    for trial in study.study.get_trials():
+        assert trial.constraints == {bound: pytest.approx(trial.params["train.lr"] - 0.5)}
+    late = [record.point["train.lr"] for record in run(study, 15, **others)]
+    assert sum(rate <= 0.5 for rate in late) >= 8
+
+
+def test_stopped_trials_of_another_budget_are_learned_from_at_this_one_s_steps(tmp_path):
+    earlier = study_of(tmp_path / "earlier")
+    spend(earlier, *((epoch, 4.0 * epoch, epoch / 10) for epoch in range(1, 6)))
+    number, _ = earlier.ask()
+    earlier.prune(number)
+    study = study_of(tmp_path / "sweep", train=PASSES)
+    assert study.learn(earlier.study.get_trials(), "earlier") == 2
+    assert steps(study)[-2:] == [{2: 0.5}, {}]
+
+
+def test_a_sweep_of_the_same_objectives_in_another_order_is_no_lesson(tmp_path):
+    accuracy = "validation/accuracy"
+    both = f"tune.objectives=[max {METRIC},max {accuracy}]"
+    earlier = kit.config(tmp_path, both, "name=earlier")
+    runs.identify(tmp_path / "earlier", "sweep", configuration.to_dict(earlier))
+    turned = kit.config(tmp_path, both, f"tune.metric={accuracy}", "tune.warm_start=earlier")
+    with pytest.raises(RequestError, match=r"tune.warm_start: earlier optimizes .*in that order"):
+        sweep._lesson(turned, SPACE, tmp_path)
+
+
 def test_two_commands_never_share_a_sweep(out, tmp_path):
     """The second one is told so, with exit code 2, before it touches anything."""
     (out / ".taken.lock").touch()
@@ -469,20 +556,6 @@ def test_two_commands_never_share_a_sweep(out, tmp_path):
     assert len(found.stderr.splitlines()) == 1
     assert not (out / "taken").exists()
     assert kit.uri(out)
-
-
-def test_a_grid_hands_out_no_point_that_is_running(open_study):
-    space = Space.parse(
-        {"train.ema": {"choice": [0.0, 0.9]}, "train.optimizer": {"choice": ["sgd", "adamw"]}}
-    )
-    options = {"space": space, "sampler": "grid", "first": []}
-    study = open_study(**options)
-    asked = ask(study, 3)
-    study.fail(0, "no")
-    asked += ask(open_study(**options), 5)
-    points = [tuple(found[1].values()) for found in asked if found is not None]
-    assert len(set(points)) == len(points) == 4
-    assert asked[4:] == [None] * 4
 
 
 def test_the_first_points_are_known_from_the_sampler_s_also_after_a_kill(open_study):
