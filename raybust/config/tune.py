@@ -72,8 +72,8 @@ class Tune(Section):
     )
     finish_first: bool = option(
         False,
-        "Whether the defaults, of each method and base, and `points` are trained to the end, "
-        "whatever the scheduler says, so that all of them are compared at the full budget.",
+        "Whether the defaults, of each method that is searched, and `points` are trained to the "
+        "end, whatever the scheduler says, so that all of them are compared at the full budget.",
     )
     warm_start: str | None = option(
         None, "Earlier sweep whose trials the sampler learns from; of the same metric."
