@@ -54,6 +54,8 @@ _RESUMABLE = (
     "tune.finalists",
     "tune.concurrent",
 )
+_SCORING = ("certify.sigma", "certify.seed")
+"""What `certified_fast` takes of `certify`: epochs and trials that it compares must share it."""
 
 
 @dataclass(frozen=True)
@@ -150,16 +152,22 @@ def check_same(folder: Path, kind: str, plain: dict[str, Any]) -> None:
     found = read_identity(folder)
     if found.kind != kind:
         raise RequestError(f"{folder.name}: is a {found.kind}, not a {kind}; choose another --name")
-    changed = [
-        text
-        for text in configuration.difference(found.config, plain)
-        if not _belongs(text.partition(":")[0], _RESUMABLE)
-    ]
-    if changed:
-        raise RequestError(
-            f"{folder.name}: exists with another configuration ({'; '.join(changed)});"
-            " choose another --name, or --no-resume to begin anew (the old one is kept aside)"
+    differing = {
+        text.partition(":")[0]: text for text in configuration.difference(found.config, plain)
+    }
+    changed = [key for key in differing if key in _SCORING or not _belongs(key, _RESUMABLE)]
+    if not changed:
+        return
+    advice = "choose another --name, or --no-resume to begin anew (the old one is kept aside)"
+    if set(changed) <= set(_SCORING):
+        run = f"{folder.name}/NUMBER" if kind == "sweep" else folder.name
+        given = " ".join(f"{key}=..." for key in changed)
+        advice = (
+            "each epoch's certified_fast goes by it: leave it as it was, and when all is trained,"
+            f" `raybust certify {run} {given}`; or {advice}"
         )
+    texts = "; ".join(differing[key] for key in changed)
+    raise RequestError(f"{folder.name}: exists with another configuration ({texts}); {advice}")
 
 
 def check_writable(folder: Path, key: str = "out") -> None:

@@ -26,6 +26,8 @@ NPZ = ["train", "data.name=npz", "data.path=set.npz"]
 FOLDER = ["train", "data.name=image_folder", "data.path=pictures", "data.image_size=16"]
 TUNE = ["tune", "space.yaml"]
 LR = "train.lr: {float: [0.1, 0.2]}"
+SMALL = ["data.limit=40", "train.epochs=1", "train.batch_size=20", "model.width=4"]
+SMALL += ["certified_fast.every=0", "certified_fast.examples=2", "certified_fast.n=100"]
 
 
 def arrays(**changes):
@@ -390,6 +392,15 @@ def rows():
         "trained",
         ["digits-run", "train.epochs: 1 -> 2", "--no-resume"],
     )
+    yield (
+        ["train", "--name", "digits-run", *SMALL, "certify.sigma=1"],
+        "trained",
+        [
+            "digits-run",
+            "certify.sigma: None -> 1.0",
+            "raybust certify digits-run certify.sigma=...",
+        ],
+    )
     yield ["train", "--name", "a-sweep"], "trained", ["a-sweep", "is a sweep, not a train"]
     # The barycenter, and the weights that it starts from.
     beckman = ["train", "method.name=beckman"]
@@ -492,10 +503,6 @@ def test_no_rule_is_held_against_a_default_in_place_of_a_wrong_value(cli, tmp_pa
     result = cli("train", "train.lr=-1", "train.batch_size=96", "cluster.workers=3")
     assert "train.lr" in result.err
     assert "batch_size" not in result.err
-
-
-SMALL = ["data.limit=40", "train.epochs=1", "train.batch_size=20", "model.width=4"]
-SMALL += ["certified_fast.every=0", "certified_fast.examples=2", "certified_fast.n=100"]
 
 
 def command(folder, *arguments, timeout=120):

@@ -93,6 +93,20 @@ def test_what_may_change_between_starts(tmp_path, values):
     assert runs.identify(tmp_path / "a", "train", changed(**values)).uid == uid
 
 
+@pytest.mark.parametrize("kind", ["train", "sweep"])
+@pytest.mark.parametrize(("key", "value"), [("sigma", 1.0), ("seed", 7)])
+def test_what_every_epoch_is_scored_with_may_not_change(tmp_path, kind, key, value):
+    """Epochs of one run, and trials of one sweep, are compared by `certified_fast`."""
+    runs.identify(tmp_path / "a", kind, PLAIN)
+    other = changed(certify=replace(CONFIG.certify, **{key: value}))
+    with pytest.raises(RequestError) as error:
+        runs.identify(tmp_path / "a", kind, other)
+    assert f"certify.{key}: {getattr(CONFIG.certify, key)} -> {value}" in str(error.value)
+    name = "a/NUMBER" if kind == "sweep" else "a"
+    assert f"`raybust certify {name} certify.{key}=...`" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
 def test_another_kind_is_refused(tmp_path):
     runs.identify(tmp_path / "a", "sweep", PLAIN)
     with pytest.raises(RequestError, match="is a sweep, not a train"):
