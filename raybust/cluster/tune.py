@@ -173,7 +173,7 @@ class StudySearch(Searcher):
             raise WorkError(f"trial {number}: {last[FAILURE]}")
         elif last.get(FAILURE):
             self._study.fail(number, last[FAILURE])
-            lacking = [(r.reason or "").startswith(MISSING) for r in self._study.records()]
+            lacking = [MISSING in (r.reason or "") for r in self._study.records()]
             if sum(lacking) >= _FEW and all(lacking[:_FEW]):  # all others would lack it too
                 self._left = 0
         elif last.get(COMPLETE):

@@ -41,7 +41,7 @@ COMPLETE = "complete"
 """Metric that tells a run's last epoch from one at which it was stopped."""
 
 MISSING = "tune.metric"
-"""Begin of the reason of a trial that lacks what the sweep optimizes."""
+"""In the reason of a trial that lacks what the sweep optimizes."""
 _MOVED = "a node is about to be taken away"
 """What workers return that left at a notice of preemption. Ray Train would count an error as a
 failure, and wait for the node to go; so they return, and are started elsewhere."""

@@ -297,6 +297,18 @@ def test_a_trial_that_met_a_full_disk_ends_the_sweep_and_stays_open(searcher):
     assert told == []
 
 
+@pytest.mark.parametrize("begin", ["", "s/0: "], ids=["one worker", "several"])
+def test_three_trials_that_lack_the_metric_end_the_sweep(searcher, begin):
+    search, study, _ = searcher
+    search._left = 9
+    for name in "abc":
+        search.suggest(name)
+        lacking = f"{begin}tune.metric: no epoch reports gaussian/any"
+        search.on_trial_complete(name, result(1, float("nan"), failure=lacking, done=True))
+    assert search.suggest("d") == "FINISHED"
+    assert [record.state for record in study.records()] == ["FAIL"] * 3
+
+
 def test_suggestions_end_with_the_budget(searcher):
     search, study, _ = searcher
     jobs = [search.suggest(name) for name in "ab"]
@@ -345,7 +357,7 @@ def test_objectives_constraints_and_a_budget_in_passes(cluster, new_out):
 def test_a_constraint_that_nothing_meets_is_told_early(cluster, new_out):
     said = []
     settings = ("name=never", "tune.trials=6", "train.epochs=1", "tune.finalists=1")
-    impossible = "tune.constraints=[validation/accuracy >= 1.5]"
+    impossible = "tune.constraints=[validation/accuracy >= 1]"
     block = {"seed": {"int": [0, 99]}}
     board = run(
         new_out("never"), *settings, impossible, "tune.scheduler=none", block=block, said=said
