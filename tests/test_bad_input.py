@@ -288,6 +288,61 @@ def rows():
         space(LR),
         ["certified_fast.every: got 0", "never measures certified_fast/acr"],
     )
+    for bound in ("1.2.3", "1e999", "nan", "-inf", "e", "."):
+        yield (
+            [*TUNE, f"tune.constraints=[validation/accuracy >= {bound}]"],
+            space(LR),
+            ["tune.constraints", f">= {bound}'", "METRIC >= NUMBER", "finite"],
+        )
+    for bound in ("validation/accuracy >= 1.5", "attacked_fast/robust_accuracy >= 80",
+                  "certified_fast/acr <= -0.1", "certified_fast/accuracy_at/0.5 >= 2"):  # fmt: skip
+        yield (
+            [*TUNE, f"tune.constraints=[{bound}]", "attacked_fast.every=0.05"],
+            space(LR),
+            ["tune.constraints", f"'{bound}'", "which no value meets", "in [0, "],
+        )
+    yield (
+        [*TUNE, "tune.constraints=[train/loss >= 0.9,train/seconds <= 9,train/loss <= 0.5]"],
+        space(LR),
+        ["tune.constraints", "'train/loss >= 0.9' and 'train/loss <= 0.5'", "no value meets"],
+    )
+    yield (
+        [*TUNE, "tune.constraints=[validation/accuracy <= 0.5,validation/accuracy >= 0.9]"],
+        space(LR),
+        ["tune.constraints", "<= 0.5' and 'validation/accuracy >= 0.9'", "in [0, 1]"],
+    )
+    for mode in ("max", "min"):
+        both = f"max certified_fast/acr,max validation/accuracy,{mode} validation/accuracy"
+        yield (
+            [*TUNE, f"tune.objectives=[{both}]"],
+            space(LR),
+            ["tune.objectives", "validation/accuracy 2 times", "once"],
+        )
+    yield (
+        [*TUNE, "tune.metric=certified/acr"],
+        space(LR),
+        ["tune.metric", "'certified/acr'", "Did you mean 'certified_fast/acr'"],
+    )
+    yield (
+        [*TUNE, "tune.constraints=[accurcy/validation >= 0.5]"],
+        space(LR),
+        ["tune.constraints", "'accurcy/validation'", "validation/accuracy"],
+    )
+    yield (
+        [*TUNE, "method.name=geodesic", "tune.metric=geodsic/distance"],
+        space(LR),
+        ["tune.metric", "'geodsic/distance'", "geodesic/*"],
+    )
+    yield (
+        [*TUNE, "certified_fast.every=30"],
+        space(LR),
+        ["certified_fast.every: got 30", "100 % of the budget", "tune.scheduler=none"],
+    )
+    yield (
+        [*TUNE, "certify.split=validation"],
+        space(LR),
+        ["certify.split", "'validation'", "test set", "tune.finalists=0"],
+    )
     yield [*TUNE, "tune.sampler=tpee"], space(LR), ["tune.sampler", "'tpee'", "cmaes"]
     yield [*TUNE, "tune.sampler=grid"], space(LR), ["grid", "train.lr", "choose another sampler"]
     yield (

@@ -17,6 +17,7 @@ from typing import Any
 
 from raybust import checkpoint, data, methods, runs, sources, track
 from raybust import config as configuration
+from raybust.cluster.goals import check_goals
 from raybust.cluster.runlog import Job, end_if_open
 from raybust.cluster.sampler import check_sampler
 from raybust.cluster.session import capacity, must_grow, session, slots
@@ -106,14 +107,7 @@ def check_sweep(leaves: Sequence[Leaf], block: Any) -> tuple[Config, Space]:
     for point in config.tune.points:
         space.check_point(point)
     check_sampler(config, space)
-    wanted = [*config.tune.directions(), *(key for key, _, _ in config.tune.bounds())]
-    for metric in wanted:
-        section = metric.partition("/")[0]
-        if section in ("certified_fast", "attacked_fast") and not getattr(config, section).every:
-            raise RequestError(
-                f"{section}.every: got 0, which never measures {metric}, that the sweep needs;"
-                f" set {section}.every=0.05, a twentieth of the budget"
-            )
+    check_goals(config, space)
     return config, space
 
 

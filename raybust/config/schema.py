@@ -12,12 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from raybust.config.assess import Certify, Corruptions, Evaluate, FastAttack, FastCertify
+from raybust.config.metrics import SECTIONS, measured
 from raybust.config.options import Section, option
 from raybust.config.tune import Tune
 from raybust.errors import unknown
-
-_SECTIONS = ("train", "validation", "passes")
-"""First parts of the names of the loop's own metrics."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,21 +209,13 @@ class Config(Section):
         return found
 
     def _metric_problems(self) -> list[str]:
-        """A sweep optimizes what every epoch reports; a method's own metrics have other names."""
-        fast = self.certified_fast
-        known = ["validation/accuracy", "train/loss", "train/seconds", "passes/per_image"]
-        known += ["certified_fast/acr", "certified_fast/abstention"]
-        known += [f"certified_fast/accuracy_at/{radius:g}" for radius in fast.radii]
-        known += ["certified_fast/moment_acr"] if fast.moment else []
-        if self.attacked_fast.every:
-            known.append("attacked_fast/robust_accuracy")
-        asked = [("metric", self.tune.metric)]
-        asked += [("objectives", key) for key in self.tune.directions() if key != self.tune.metric]
-        asked += [("constraints", key) for key, _, _ in self.tune.bounds()]
+        """A sweep optimizes what every epoch reports; who knows the methods that are searched holds
+        metrics of other sections against them."""
+        known = measured(self.certified_fast, self.attacked_fast)
         found = []
-        for field_name, metric in asked:
+        for field_name, metric in self.tune.asked():
             section, slash, _ = metric.partition("/")
-            theirs = slash and section not in (*_SECTIONS, "certified_fast", "attacked_fast")
+            theirs = slash and section not in SECTIONS
             if not theirs and metric not in known:
                 problems = unknown("metric", metric, known).problems
                 found += [f"tune.{field_name}: {text}" for text in problems]

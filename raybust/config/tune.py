@@ -6,10 +6,12 @@ Objectives and constraints are texts, so that one line of YAML or of the command
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from raybust.config.metrics import limits
 from raybust.config.options import Section, option
 
 
@@ -86,8 +88,13 @@ class Tune(Section):
 
     def bounds(self) -> list[tuple[str, str, float]]:
         """Returns (metric, ">=" or "<=", number) of each constraint."""
-        parts = (text.split() for text in self.constraints)
-        return [(metric, sign, float(number)) for metric, sign, number in parts]
+        return [bound for text in self.constraints if (bound := _bound(text)) is not None]
+
+    def asked(self) -> list[tuple[str, str]]:
+        """Returns (field, metric) of all that the sweep goes by, `metric` first."""
+        found = [("metric", self.metric)]
+        found += [("objectives", key) for key in self.directions() if key != self.metric]
+        return found + [("constraints", key) for key, _, _ in self.bounds()]
 
     def problems(self) -> list[str]:
         """Rules across fields, beside the fields' own."""
@@ -96,22 +103,61 @@ class Tune(Section):
             if not re.fullmatch(r"\s*(max|min)\s+\S+\s*", text):
                 found.append(f"objectives: got {text!r}, expected `max METRIC` or `min METRIC`")
         for text in self.constraints:
-            if not re.fullmatch(r"\s*\S+\s+(>=|<=)\s+[-+.\deE]+\s*", text):
+            if _bound(text) is None:
                 found.append(
-                    f"constraints: got {text!r}, expected `METRIC >= NUMBER` or `METRIC <= NUMBER`"
+                    f"constraints: got {text!r}, expected `METRIC >= NUMBER` or `METRIC <= NUMBER`,"
+                    " the number finite"
                 )
         if found:
             return found
-        if self.objectives and f"{self.mode} {self.metric}" not in map(
-            " ".join, map(str.split, self.objectives)
-        ):
-            found.append(
-                f"objectives: got {list(self.objectives)}, expected '{self.mode} {self.metric}'"
-                " (tune.mode and tune.metric) among them, because early stopping needs it"
-            )
+        found += self._objective_problems() + self._empty()
         several = len(self.directions()) > 1
         if several and self.sampler == "cmaes":
             found.append("sampler: cmaes takes one objective; choose tpe, gp or nsga2")
         if self.constraints and self.sampler == "cmaes":
             found.append("sampler: cmaes knows no constraints; choose tpe, gp or nsga2")
         return found
+
+    def _objective_problems(self) -> list[str]:
+        pairs = [text.split() for text in self.objectives]
+        metrics = [metric for _, metric in pairs]
+        found = [
+            f"objectives: got {metric} {count} times, expected each metric once"
+            for metric in dict.fromkeys(metrics)
+            if (count := metrics.count(metric)) > 1
+        ]
+        if pairs and [self.mode, self.metric] not in pairs:
+            found.append(
+                f"objectives: got {list(self.objectives)}, expected '{self.mode} {self.metric}'"
+                " (tune.mode and tune.metric) among them, because early stopping needs it"
+            )
+        return found
+
+    def _empty(self) -> list[str]:
+        """Returns what is wrong with bounds that leave a metric no value."""
+        bounds, found = self.bounds(), []
+        for metric in dict.fromkeys(metric for metric, _, _ in bounds):
+            least, most = limits(metric)
+            low = max([least, *(n for key, sign, n in bounds if (key, sign) == (metric, ">="))])
+            high = min([most, *(n for key, sign, n in bounds if (key, sign) == (metric, "<="))])
+            if low > high:
+                texts = zip(self.constraints, bounds, strict=True)
+                given = " and ".join(repr(text) for text, (key, _, _) in texts if key == metric)
+                within = f", for {metric} in [{least:g}, {most:g}]" * math.isfinite(least)
+                found.append(
+                    f"constraints: got {given}, which no value meets; expected bounds with room"
+                    f" between them{within}"
+                )
+        return found
+
+
+def _bound(text: str) -> tuple[str, str, float] | None:
+    """Returns metric, sign and number of a constraint, None where it is not one."""
+    match = re.fullmatch(r"\s*(\S+)\s+(>=|<=)\s+(\S+)\s*", text)
+    if match is None:
+        return None
+    try:
+        number = float(match[3])
+    except ValueError:
+        return None
+    return (match[1], match[2], number) if math.isfinite(number) else None

@@ -33,7 +33,8 @@ class StepContext:
         progress: share of the training run that is done, in [0, 1).
         prepared: what the method's `setup` returned.
         metrics: scalars that the method wants logged; the loop averages them over the epoch.
-            Tensors stay on the device and must not require a gradient.
+            Tensors stay on the device and must not require a gradient. A sweep goes by those whose
+            names begin with the method's key, `geodesic/distance`.
         embed: images (B, C, H, W) to features (B, D) of the frozen network that `embedded_by`
             names, None where it names none. Not a pass of the network under training.
     """
