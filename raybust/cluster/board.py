@@ -105,7 +105,7 @@ def make_board(
         importances=importances(study),
         budget=_budget(config, study.space),
         search=_search(config),
-        protocol=_protocol(config) if any(entry.final for entry in entries) else "",
+        protocol=_protocol(config, [entry for entry in entries if entry.final]),
         curve=_curve(entries, folder),
         space=tuple(study.space.rows()),
         running=len(records) - len(entries) - len(others),
@@ -152,6 +152,7 @@ def _entry(record: TrialRecord, folder: Path, measured: Entry | None) -> Entry:
     return replace(
         entry,
         accuracy=measured.accuracy,
+        examples=measured.examples,
         certified=measured.certified,
         attacked=measured.attacked,
         log=measured.log,
@@ -200,22 +201,23 @@ def _search(config: Config) -> str:
     return "; ".join(parts) + "; values of the last epoch."
 
 
-def _protocol(config: Config) -> str:
-    """Returns in one line how the finalists were measured."""
-    part, attack = config.certify, config.evaluate
-    examples = "all" if part.examples is None else f"at most {part.examples}"
+def _protocol(config: Config, finalists: Sequence[Entry]) -> str:
+    """Returns in one line how the finalists were measured, each figure with its examples; "" for
+    none."""
+    if not finalists:
+        return ""
+    part, attack, one = config.certify, config.evaluate, finalists[0]
+    first = "all" if attack.examples is None else "the first"
+    clean = f"{first} {one.examples} {attack.split} examples"
+    rows = "" if one.log is None else f"{len(certificates.read_logs([one.log])[0])} "
     text = (
-        f"{examples} {part.split} examples, skip {part.skip}; randomized smoothing with n0 ="
-        f" {part.n0}, n = {part.n}, alpha = {part.alpha:g}; intervals stand in each trial's table."
+        f"clean accuracy of {clean}; certificates of {rows}{part.split} examples, skip {part.skip},"
+        f" by randomized smoothing with n0 = {part.n0}, n = {part.n}, alpha = {part.alpha:g};"
     )
     if attack.attacks:
-        attacked = "all" if attack.examples is None else f"at most {attack.examples}"
         radii = ", ".join(f"{eps:.3g}" for eps in attack.eps)
-        text += (
-            f" Attacks on {attacked} {attack.split} examples: {', '.join(attack.attacks)},"
-            f" {attack.norm} <= {radii}."
-        )
-    return text
+        text += f" attacks on {clean}: {', '.join(attack.attacks)}, {attack.norm} <= {radii};"
+    return f"{text} intervals stand in each trial's tables."
 
 
 def write_space(folder: Path, plain: Mapping[str, Any]) -> None:

@@ -74,6 +74,7 @@ def measure(config: Config, entry: Entry, folder: Path, say: Say) -> Entry:
     return replace(
         entry,
         accuracy=accuracy.accuracy,
+        examples=accuracy.examples,
         certified=certified.metrics,
         attacked=attacks,
         log=certified.log,

@@ -39,6 +39,7 @@ def register_best(board: Leaderboard) -> Entry | None:
         "raybust.method": best.method,
         "raybust.dataset": identity.config["data"]["name"],
         "raybust.clean_accuracy": best.accuracy,
+        "raybust.clean_examples": best.examples,
         **certificate(best),
         **{f"raybust.{key}": value for key, value in (best.attacked or {}).items()
            if key.endswith("/robust_accuracy")},
@@ -94,6 +95,9 @@ def describe(board: Leaderboard, entry: Entry, digest: str) -> str:
         how = f" ({made.noise} noise, sigma = {made.sigma:g}; {made.split} set)" if made else ""
         lines.append(f"Certificate{how}: ACR {acr(log)}.")
     if entry.accuracy is not None:
-        lines.append(f"Clean accuracy of the network on the test set: {entry.accuracy:.4f}.")
+        lines.append(
+            f"Clean accuracy of the network on {entry.examples} test examples:"
+            f" {entry.accuracy:.4f}."
+        )
     lines.append(f"SHA-256 of {checkpoint.WEIGHTS}: {digest}.")
     return "\n\n".join(lines)

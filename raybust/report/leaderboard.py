@@ -35,6 +35,7 @@ class Entry:
         feasible: whether it meets the sweep's constraints; None where there are none.
         reason: why it failed.
         accuracy: clean accuracy on the test set, finalists only.
+        examples: of how many of its examples that is, the first ones.
         certified: `certified/*` on the test set, finalists only.
         attacked: `attacked/*` on the test set, finalists only.
         log: the finalist's certificates.
@@ -50,6 +51,7 @@ class Entry:
     feasible: bool | None = None
     reason: str | None = None
     accuracy: float | None = None
+    examples: int | None = None
     certified: dict[str, float] | None = None
     attacked: dict[str, float] | None = None
     log: Path | None = None
@@ -175,7 +177,8 @@ class Leaderboard:
         if self.why_empty:
             notes.append(self.why_empty)
         if self.protocol:
-            notes.append(f"Columns from `test accuracy` on: {self.protocol}")
+            first = next(column.head for column in columns if column.group == "test")
+            notes.append(f"Columns from `{first}` on: {self.protocol}")
         return "\n".join([*lines, "", *notes])
 
     def plain(self) -> dict[str, Any]:

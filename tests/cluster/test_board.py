@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import kit
@@ -10,13 +11,13 @@ import pytest
 
 from raybust import config as configuration
 from raybust import methods, runs
-from raybust.cluster.board import SEARCH, board_of, importances, write_space
+from raybust.cluster.board import SEARCH, board_of, importances, make_board, write_space
 from raybust.cluster.launch import check_sweep
 from raybust.cluster.space import Space
 from raybust.cluster.study import Study
 from raybust.cluster.sweep import _leaderboard
 from raybust.errors import WorkError
-from raybust.report.leaderboard import Leaderboard
+from raybust.report.leaderboard import Entry, Leaderboard
 
 BLOCK = {"train.lr": {"float": [0.01, 0.2], "log": True, "default": 0.05}}
 FINAL = {"accuracy": 0.875, "certified": {"certified/acr": 0.4321}, "log": None, "attacked": None}
@@ -140,6 +141,28 @@ def test_what_finalists_reached_is_kept_and_not_measured_again(sweep, cli):
     plain["protocol"] = "as the last start measured them"
     (folder / "leaderboard.json").write_text(json.dumps(plain))
     assert board_of(folder).protocol == "as the last start measured them"
+
+
+def test_how_many_examples_the_finalists_were_measured_on(sweep):
+    """Clean accuracy and attacks are of the first `evaluate.examples`, certificates of others."""
+    study, folder = sweep("evaluate.examples=20", "evaluate.attacks=[pgd]", "certify.examples=9")
+    tell(study, folder, 0.5)
+    log = folder / "log.tsv"
+    rows = [f"{idx}\t1\t1\t0.25\t1\t3\n" for idx in range(7)]
+    log.write_text("idx\tlabel\tpredict\tradius\tcorrect\ttime\n" + "".join(rows))
+    entry = Entry(0, "gaussian", "COMPLETE", {}, 0.5, {}, accuracy=0.9, examples=20, log=log)
+    config = kit.config(
+        folder.parent, "evaluate.examples=20", "evaluate.attacks=[pgd]", "certify.examples=9"
+    )
+    made = make_board(config, study, folder, {0: entry})
+    assert made.entries[0].examples == 20
+    assert "clean accuracy of the first 20 test examples" in made.protocol
+    assert "certificates of 7 test examples" in made.protocol
+    assert "attacks on the first 20 test examples" in made.protocol
+    config = kit.config(folder.parent, "evaluate.attacks=[]")
+    made = make_board(config, study, folder, {0: replace(entry, examples=359)})
+    assert "clean accuracy of all 359 test examples" in made.protocol
+    assert "attacks" not in made.protocol
 
 
 def test_a_folder_that_was_moved_keeps_its_trials(sweep):

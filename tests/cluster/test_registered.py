@@ -42,7 +42,7 @@ def board(folder, *trials, feasible=None):
     entries = tuple(
         Entry(
             number, "gaussian", "COMPLETE", {"train.lr": 0.05}, 0.5 - number / 10, {},
-            feasible=feasible, accuracy=accuracy, certified={"certified/acr": 0.1},
+            feasible=feasible, accuracy=accuracy, examples=150, certified={"certified/acr": 0.1},
             attacked={"attacked/linf_0.03/robust_accuracy": 0.25, "attacked/flags": 0.0},
             log=folder / "log.tsv",
         )
@@ -66,7 +66,8 @@ def test_the_best_finalist_becomes_a_version_once(sweep, out):
     expected = {
         "digest": digest, "acr": str(average.value), "acr_low": str(average.low), "n": "500",
         "alpha": "0.001", "sigma": "0.5", "examples": "9", "weights": "w" * 64, "trial": "0",
-        "method": "gaussian", "clean_accuracy": "0.75", "dataset": "digits", "sweep": "found",
+        "method": "gaussian", "clean_accuracy": "0.75", "clean_examples": "150",
+        "dataset": "digits", "sweep": "found",
         "attacked/linf_0.03/robust_accuracy": "0.25",
     }  # fmt: skip
     assert (
@@ -75,6 +76,7 @@ def test_the_best_finalist_becomes_a_version_once(sweep, out):
     )
     assert str(average) in version.description
     assert digest in version.description
+    assert "Clean accuracy of the network on 150 test examples: 0.7500" in version.description
     run = client.get_run(version.run_id)
     assert run.data.tags["raybust.run_key"] == runs.read_identity(trial).uid
     fetched = client.download_artifacts(run.info.run_id, "checkpoint", str(sweep))

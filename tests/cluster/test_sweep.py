@@ -91,6 +91,7 @@ def test_the_leaderboard_ranks_what_trained_to_its_end(searched):
     assert best.log is not None
     assert best.certified["certified/acr"] > 0
     assert 0.5 < best.accuracy <= 1
+    assert (best.examples, second.examples) == (20, None)
     assert 0 < best.attacked["attacked/robust_accuracy"] <= best.accuracy
     assert (second.log, second.certified, second.accuracy, second.attacked) == (None,) * 4
     assert best.value == best.metrics["validation/accuracy"]
@@ -100,6 +101,8 @@ def test_the_leaderboard_ranks_what_trained_to_its_end(searched):
     assert stored == json.loads(json.dumps(board.plain()))
     table = (out / "search" / "leaderboard.md").read_text()
     assert "6 trials: 3 trained to the end, 2 stopped early, 1 failed" in table
+    assert "test accuracy (20 images)" in table
+    assert "clean accuracy of the first 20 test examples; certificates of 30 test" in table
     assert board.curve.read_bytes().startswith(b"\x89PNG")
     assert len(best.log.read_text().splitlines()) == 2 + 30
 

@@ -14,6 +14,7 @@ from raybust.report.sweep import html, publish
 
 VOID = {"meta", "img", "br", "link"}
 PICTURES = {"pareto", "history", "learning", "importances", "parallel", "compute"}
+TEST_ACCURACY = "test accuracy (250 images)"
 
 
 class Page(HTMLParser):
@@ -122,7 +123,7 @@ def test_search_and_publication_stand_in_groups_of_their_own(whole):
     groups, heads = table[0], [text for text, _ in table[1]]
     for head, kind in (
         ("val. accuracy", "search"), ("certified_fast/acr", "search"), ("feasible", "search"),
-        ("test accuracy", "test"), ("ACR", "test"), ("robust at linf 8/255", "test"),
+        (TEST_ACCURACY, "test"), ("ACR", "test"), ("robust at linf 8/255", "test"),
     ):  # fmt: skip
         at = heads.index(head)
         assert kind in groups[at][1].split(), head
@@ -131,7 +132,7 @@ def test_search_and_publication_stand_in_groups_of_their_own(whole):
     assert groups[heads.index("val. accuracy")][1] != groups[heads.index("ACR")][1]
     ranks = [text for text, _ in column(table, "trial")]
     assert ranks == [str(one.trial) for one in made.entries]
-    reached = [text for text, _ in column(table, "test accuracy")]
+    reached = [text for text, _ in column(table, TEST_ACCURACY)]
     assert reached == ["0.8765"] * 3 + [""] * (len(made.entries) - 3)
     assert [text for text, _ in column(table, "val. accuracy")] == [
         f"{one.metrics['validation/accuracy']:.4f}" for one in made.entries
@@ -140,10 +141,18 @@ def test_search_and_publication_stand_in_groups_of_their_own(whole):
     assert "Search columns: 200 validation examples" in page.text
 
 
+def test_clean_accuracy_bears_its_number_of_images(tmp_path):
+    few = board(tmp_path, [entry(0, final=True, examples=100), entry(1)])
+    assert "| test accuracy (100 images) |" in few.markdown()
+    assert "from `test accuracy (100 images)` on" in few.markdown()
+    unknown = board(tmp_path, [entry(0, final=True, examples=None)])  # of an earlier version
+    assert "| test accuracy |" in unknown.markdown()
+
+
 def test_finalists_with_radii_and_attacks(whole):
     table = whole[1].tables["Finalists on the test set"][0]
     assert [text for text, _ in table[0]][2:] == [
-        "test accuracy", "ACR", "cert. at 0", "cert. at 0.25", "cert. at 0.5", "cert. at 1",
+        TEST_ACCURACY, "ACR", "cert. at 0", "cert. at 0.25", "cert. at 0.5", "cert. at 1",
         "robust at linf 2/255", "robust at linf 8/255",
     ]  # fmt: skip
     assert [text for text, _ in column(table, "cert. at 0.5")] == ["0.6500"] * 3
