@@ -183,7 +183,10 @@ class Leaderboard:
 
     def plain(self) -> dict[str, Any]:
         """Returns the leaderboard as JSON data."""
-        listed = {key: [_plain(e) for e in getattr(self, key)] for key in ("entries", "others")}
+        listed = {
+            key: [_plain(e) | {"point": _point(e.point)} for e in getattr(self, key)]
+            for key in ("entries", "others")
+        }
         for entry in listed["entries"]:  # below the sweep's folder, which may be moved
             if entry["log"] and Path(entry["log"]).is_relative_to(self.folder):
                 entry["log"] = str(Path(entry["log"]).relative_to(self.folder))
@@ -249,8 +252,14 @@ def _json(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
+def _point(point: dict[str, Any]) -> dict[str, Any]:
+    """Returns a point as strict JSON has it: an infinite value, such as a norm's p, as text."""
+    return {key: str(v) if v in (math.inf, -math.inf) else v for key, v in point.items()}
+
+
 def _entry(plain: dict[str, Any], folder: Path) -> Entry:
     history = {int(epoch): v for epoch, v in plain["history"].items() if v is not None}
     metrics = {key: value for key, value in plain["metrics"].items() if value is not None}
+    point = {key: float(v) if v in ("inf", "-inf") else v for key, v in plain["point"].items()}
     log = plain["log"] and folder / plain["log"]
-    return Entry(**plain | {"history": history, "metrics": metrics, "log": log})
+    return Entry(**plain | {"history": history, "metrics": metrics, "point": point, "log": log})

@@ -32,7 +32,7 @@ class Scale:
 
     Attributes:
         key: a searched key, or a metric.
-        categories: the values in order, where they are no numbers.
+        categories: the values in order, where one of them is no number, or infinite.
         low: lowest value.
         high: highest value.
         log: whether it is logarithmic.
@@ -82,13 +82,24 @@ def scales(board: Leaderboard, shown: Sequence[Entry]) -> list[Scale]:
 
 def scale(board: Leaderboard, key: str, values: Sequence[Any]) -> Scale:
     """Returns the axis for some values of a key; there is at least one."""
-    if any(isinstance(value, bool) or not isinstance(value, (int, float)) for value in values):
-        return Scale(key, tuple(sorted({short(value) for value in values})), 0.0, 0.0, False)
+    if not all(_is_number(value) and math.isfinite(value) for value in values):
+        texts = dict.fromkeys(short(value) for value in sorted(values, key=_order))
+        return Scale(key, tuple(texts), 0.0, 0.0, False)
     low, high = float(min(values)), float(max(values))
     domains = {row[0]: row[1] for row in board.space}
     wide = low > 0 and high / low > _DECADE
     log = "log" in domains[key] if key in domains else wide and "/" not in key
     return Scale(key, (), low, high, log and low > 0)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _order(value: Any) -> tuple[bool, float, str]:
+    """Sorts categories: numbers by size, then texts."""
+    number = _is_number(value)
+    return (not number, value if number else 0.0, short(value))
 
 
 def at(board: Leaderboard, entry: Entry, key: str) -> Any:

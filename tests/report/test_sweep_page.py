@@ -10,6 +10,7 @@ import pytest
 from boards import board, entry, large
 
 from raybust.report.leaderboard import Leaderboard
+from raybust.report.parallel import scales
 from raybust.report.sweep import html, publish
 
 VOID = {"meta", "img", "br", "link"}
@@ -250,6 +251,29 @@ AWKWARD = {
 def test_awkward_sweeps_are_drawn(tmp_path, entries, mode):
     _, files = published(board(tmp_path, entries, mode=mode))
     assert "history.png" in [path.name for path in files]
+
+
+NORMS = [2, 0.5, math.inf, 10, 200, 0]
+
+
+def test_infinity_is_a_category_of_its_own_on_an_axis_in_order():
+    entries = [entry(i, "lp_noise", point={"method.p": p}) for i, p in enumerate(NORMS)]
+    (axis,) = (a for a in scales(board("", entries), entries) if a.key == "method.p")
+    assert axis.categories == ("0", "0.5", "2", "10", "200", "inf")
+    assert [round(5 * axis.place(p)) for p in NORMS] == [2, 1, 5, 3, 4, 0]
+    assert axis.ticks()[-1] == (1.0, "inf")
+    finite = entries[:2]
+    (axis,) = (a for a in scales(board("", finite), finite) if a.key == "method.p")
+    assert (axis.categories, axis.low, axis.high) == ((), 0.5, 2.0)
+
+
+def test_infinity_in_a_point_is_text_in_json_and_comes_back(tmp_path):
+    points = [{"method.p": math.inf}, {"method.p": 2}, {"method.p": -math.inf}]
+    made = board(tmp_path, [entry(i, point=point) for i, point in enumerate(points)])
+    publish(made)
+    plain = json.loads((tmp_path / "leaderboard.json").read_text(), parse_constant=pytest.fail)
+    assert [one["point"]["method.p"] for one in plain["entries"]] == ["inf", 2, "-inf"]
+    assert Leaderboard.read(tmp_path) == made
 
 
 def test_two_hundred_trials_of_twelve_methods(tmp_path):
