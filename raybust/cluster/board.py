@@ -24,7 +24,7 @@ from raybust.config import Config
 from raybust.errors import RequestError
 from raybust.files import replace_text
 from raybust.report import certificates
-from raybust.report.leaderboard import NAME, Entry, Leaderboard
+from raybust.report.leaderboard import NAME, UNITS, Entry, Leaderboard
 from raybust.track.environment import environment
 
 SEARCH = "search"
@@ -104,6 +104,7 @@ def make_board(
         pareto=tuple(study.pareto()) if several else (),
         importances=importances(study),
         budget=_budget(config, study.space),
+        unit=config.train.budget[0],
         search=_search(config),
         protocol=_protocol(config, [entry for entry in entries if entry.final]),
         curve=_curve(entries, folder),
@@ -144,6 +145,7 @@ def _entry(record: TrialRecord, folder: Path, measured: Entry | None) -> Entry:
         record.value,
         record.metrics,
         record.history,
+        record.spent,
         record.feasible,
         record.reason,
     )
@@ -170,19 +172,17 @@ def _curve(entries: tuple[Entry, ...], folder: Path) -> Path | None:
 
 
 def _budget(config: Config, space: Space) -> str:
+    """Returns in one line what a trial might spend; of a budget that is searched, its range."""
     unit, amount = config.train.budget
-    varies = unit == "epoch" and any(domain.key == "train.epochs" for domain in space.domains)
-    if varies:
-        amount = space.largest("train.epochs", amount)
-    words = {
-        "epoch": "epochs",
-        "passes/per_image": "forward and backward passes a training image",
-        "train/seconds": "seconds of training",
-    }
-    return (
-        f"{'up to ' * varies}{amount:g} {words[unit]} a trial, with early stopping by"
-        f" {config.tune.scheduler}"
+    text = f"{amount:g} {UNITS[unit]}"
+    searched = [v for d in space.domains if d.key == "train.epochs" for v in d.values]
+    if searched and unit == "epoch":
+        text = f"{min(searched):g} to {max(searched):g} {UNITS[unit]} (searched)"
+    scheduler = config.tune.scheduler
+    stopping = (
+        "without early stopping" if scheduler == "none" else f"with early stopping by {scheduler}"
     )
+    return f"{text}, {stopping}"
 
 
 def _search(config: Config) -> str:

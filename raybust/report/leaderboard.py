@@ -18,6 +18,12 @@ from raybust.report.columns import columns_of
 
 NAME = "leaderboard"
 PAGE = "report.html"
+UNITS = {
+    "epoch": "epochs",
+    "passes/per_image": "forward and backward passes a training image",
+    "train/seconds": "seconds of training",
+}
+"""Metric in which the budget of a trial counts, to its name."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,7 @@ class Entry:
         value: the optimized metric after the last epoch.
         metrics: all metrics of that epoch, on the validation part.
         history: epoch to value of the optimized metric.
+        spent: each of these epochs to what of the budget was spent, in the board's unit.
         feasible: whether it meets the sweep's constraints; None where there are none.
         reason: why it failed.
         accuracy: clean accuracy on the test set, finalists only.
@@ -48,6 +55,7 @@ class Entry:
     value: float | None
     metrics: dict[str, float]
     history: dict[int, float] = field(default_factory=dict)
+    spent: dict[int, float] = field(default_factory=dict)
     feasible: bool | None = None
     reason: str | None = None
     accuracy: float | None = None
@@ -90,6 +98,7 @@ class Leaderboard:
         pareto: numbers of the trials that no other one dominates; empty for one objective.
         importances: searched key to its share of the metric's variance, as far as known.
         budget: what each trial might spend, in words.
+        unit: in which that counts, a key of `UNITS`.
         search: how trials were scored, in one line.
         protocol: how the finalists were measured, in one line; "" where there were none.
         curve: picture of the finalists' certified accuracy, or None.
@@ -110,6 +119,7 @@ class Leaderboard:
     pareto: tuple[int, ...] = ()
     importances: dict[str, float] = field(default_factory=dict)
     budget: str = ""
+    unit: str = "epoch"
     search: str = ""
     protocol: str = ""
     curve: Path | None = None
@@ -259,7 +269,11 @@ def _point(point: dict[str, Any]) -> dict[str, Any]:
 
 def _entry(plain: dict[str, Any], folder: Path) -> Entry:
     history = {int(epoch): v for epoch, v in plain["history"].items() if v is not None}
+    spent = {int(epoch): amount for epoch, amount in plain.get("spent", {}).items()}
     metrics = {key: value for key, value in plain["metrics"].items() if value is not None}
     point = {key: float(v) if v in ("inf", "-inf") else v for key, v in plain["point"].items()}
     log = plain["log"] and folder / plain["log"]
-    return Entry(**plain | {"history": history, "metrics": metrics, "point": point, "log": log})
+    return Entry(
+        **plain
+        | {"history": history, "spent": spent, "metrics": metrics, "point": point, "log": log}
+    )

@@ -18,7 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
 from raybust.report.columns import ACCURACY
-from raybust.report.leaderboard import Entry, Leaderboard
+from raybust.report.leaderboard import UNITS, Entry, Leaderboard
 from raybust.report.marks import (
     RING,
     STATES,
@@ -75,7 +75,7 @@ def draw(board: Leaderboard, folder: Path) -> list[Picture]:
         path = folder / f"{name}.png"
         path.unlink(missing_ok=True)  # of an earlier state of the sweep
         if plot(board, path) is not None:
-            words = caption.format(metric=board.metric)
+            words = caption.format(metric=board.metric, unit=UNITS[board.unit])
             found.append(Picture(title, words, path, whole=name in ("parallel", "compute")))
     return found
 
@@ -91,7 +91,8 @@ _HISTORY_TEXT = (
     " their end and meet the constraints. Crosses at the foot are failed trials."
 )
 _LEARNING_TEXT = (
-    "{metric} by epoch; the best trial is thick, a bar ends a trial that was stopped early."
+    "{metric} over {unit}, the unit of the budget; the best trial is thick, a bar ends a trial that"
+    " was stopped early."
 )
 _IMPORTANCE_TEXT = (
     "Share of the variance of {metric} that each searched key explains, as the study estimates it:"
@@ -170,9 +171,11 @@ def plot_history(board: Leaderboard, path: Path) -> Path | None:
 
 
 def plot_learning(board: Leaderboard, path: Path) -> Path | None:
-    """Draws the metric by epoch; returns the path, None where no trial has two epochs."""
+    """Draws the metric over what of the budget was spent, epoch by epoch; returns the path, None
+    where no trial has two epochs."""
     curves = {
-        e.trial: sorted((k, v) for k, v in e.history.items() if finite(v)) for e in every(board)
+        e.trial: [(e.spent[k], v) for k, v in sorted(e.history.items()) if finite(v)]
+        for e in every(board)
     }
     if all(len(curve) < 2 for curve in curves.values()):
         return None
@@ -192,8 +195,9 @@ def plot_learning(board: Leaderboard, path: Path) -> Path | None:
         )  # fmt: skip
         if entry.state == "PRUNED":
             axes.plot(*curves[entry.trial][-1], "|", color=color, markersize=8, alpha=0.7)
-    axes.set(xlabel="epoch", ylabel=cut(_label(board, board.metric)))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set(xlabel=UNITS[board.unit], ylabel=cut(_label(board, board.metric)))
+    if board.unit == "epoch":
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     stopped = [sign("stopped early", "|")] * bool(board.count("PRUNED"))
     legend(figure, known, stopped, lines=True)
     return save(figure, path)

@@ -143,6 +143,40 @@ def test_what_finalists_reached_is_kept_and_not_measured_again(sweep, cli):
     assert board_of(folder).protocol == "as the last start measured them"
 
 
+@pytest.mark.parametrize(
+    ("settings", "block", "words"),
+    [
+        ((), BLOCK, "3 epochs, with early stopping by asha"),
+        (("tune.scheduler=none",), BLOCK, "3 epochs, without early stopping"),
+        (
+            ("train.passes=40", "tune.scheduler=median"),
+            BLOCK,
+            "40 forward and backward passes a training image, with early stopping by median",
+        ),
+        (
+            (),
+            {"train.epochs": {"int": [2, 10]}},
+            "2 to 10 epochs (searched), with early stopping by asha",
+        ),
+    ],
+)
+def test_the_budget_in_words(sweep, settings, block, words):
+    _, folder = sweep(*settings, block=block)
+    assert board_of(folder).budget == words
+
+
+def test_what_a_trial_spent_stands_in_its_entry(sweep):
+    study, folder = sweep("train.passes=40")
+    number, _ = study.ask()
+    metrics = {"certified_fast/acr": 0.5, "passes/per_image": 8.0}
+    study.report(number, 1, 0.5, metrics)
+    study.complete(number)
+    board = board_of(folder)
+    assert (board.unit, board.entries[0].spent) == ("passes/per_image", {1: 8.0})
+    board.write()
+    assert Leaderboard.read(folder).entries[0].spent == {1: 8.0}
+
+
 def test_how_many_examples_the_finalists_were_measured_on(sweep):
     """Clean accuracy and attacks are of the first `evaluate.examples`, certificates of others."""
     study, folder = sweep("evaluate.examples=20", "evaluate.attacks=[pgd]", "certify.examples=9")

@@ -31,6 +31,7 @@ def entry(number, method="gaussian", state="COMPLETE", value=0.3, final=False, *
     plain = {
         "trial": number, "method": method, "state": state, "value": value, "metrics": metrics,
         "point": {"method.name": method, "train.lr": 0.05}, "history": history,
+        "spent": {epoch: float(epoch) for epoch in history},
     }  # fmt: skip
     if final:
         plain |= {"accuracy": 0.8765, "examples": 250}

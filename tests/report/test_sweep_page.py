@@ -12,6 +12,7 @@ from boards import board, entry, large
 from raybust.report.leaderboard import Leaderboard
 from raybust.report.parallel import scales
 from raybust.report.sweep import html, publish
+from raybust.report.sweep_plots import plot_learning
 
 VOID = {"meta", "img", "br", "link"}
 PICTURES = {"pareto", "history", "learning", "importances", "parallel", "compute"}
@@ -251,6 +252,28 @@ AWKWARD = {
 def test_awkward_sweeps_are_drawn(tmp_path, entries, mode):
     _, files = published(board(tmp_path, entries, mode=mode))
     assert "history.png" in [path.name for path in files]
+
+
+def test_learning_curves_are_over_the_budget_and_not_over_epochs(tmp_path, monkeypatch):
+    """Two methods of the same epochs, one of which takes eight times the passes."""
+    spent = [{k: cost * k for k in range(1, 11)} for cost in (2.0, 16.0)]
+    entries = [entry(i, value=0.3 + i / 10, spent=one) for i, one in enumerate(spent)]
+    made = board(tmp_path, entries, unit="passes/per_image")
+    drawn = []
+    monkeypatch.setattr(
+        "raybust.report.sweep_plots.save", lambda figure, path: drawn.append(figure)
+    )
+    plot_learning(made, tmp_path / "learning.png")
+    (axes,) = drawn[0].axes
+    assert axes.get_xlabel() == "forward and backward passes a training image"
+    assert [line.get_xdata().tolist() for line in axes.get_lines()] == [
+        list(one.values()) for one in spent
+    ]
+    monkeypatch.undo()
+    page, _ = published(made)
+    assert "over forward and backward passes a training image" in page.text
+    plain, _ = published(board(tmp_path, entries))
+    assert "over epochs" in plain.text
 
 
 NORMS = [2, 0.5, math.inf, 10, 200, 0]
