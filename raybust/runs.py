@@ -276,13 +276,23 @@ def _load_weights_file(path: Path, overrides: list[Leaf]) -> Trained:
     dataset = data.load(config.data)
     network = assemble(config, dataset)
     models.load_weights(network, path)
-    folder = Path(config.out) / path.stem
+    folder = out_folder(config) / path.stem
     return Trained(folder, config, dataset, network.eval(), None, None)
 
 
 def out_folder(config: Config) -> Path:
-    """Returns the absolute folder under which everything of a configuration lands."""
-    return Path(os.path.abspath(Path(config.out).expanduser()))
+    """Returns the absolute folder under which everything of a configuration lands.
+
+    Raises:
+        RequestError: it is in the home of a user that there is not.
+    """
+    try:
+        return Path(os.path.abspath(Path(config.out).expanduser()))
+    except RuntimeError:
+        raise RequestError(
+            f"out: got {config.out!r}, but there is no user {config.out[1:].partition('/')[0]!r};"
+            " choose another folder with --out"
+        ) from None
 
 
 def _belongs(key: str, sections: tuple[str, ...]) -> bool:

@@ -68,6 +68,16 @@ def folders(*names, images=True):
     return make
 
 
+def log(rows):
+    """Returns a maker of a certification log, and of a file where a folder belongs."""
+
+    def make():
+        Path("log.tsv").write_text(f"idx\tlabel\tpredict\tradius\tcorrect\ttime\n{rows}\n")
+        Path("t.txt").write_text("")
+
+    return make
+
+
 def broken_sweep():
     """Makes a sweep whose leaderboard is cut off."""
     plain = to_dict(compose([], methods.get)) | {"search": {"train.lr": {"float": [0.1, 0.2]}}}
@@ -96,6 +106,7 @@ def trained(tmp_path_factory):
 
 def rows():
     """Yields (arguments, maker of files or None, words that the line must have)."""
+    long = "x" * 300
     # Names.
     yield ["trian"], None, ["trian", "Did you mean 'train'"]
     yield ["train", "method.name=gausian"], None, ["method 'gausian'", "mean 'gaussian'"]
@@ -143,6 +154,10 @@ def rows():
     yield ["train", "certify.alpha=0.7"], None, ["certify.alpha", "0.7", "< 0.5"]
     yield ["train", "data.validation=1"], None, ["data.validation", "got 1", "< 1"]
     yield ["train", "seed=-1"], None, ["seed", "-1", ">= 0"]
+    yield ["train", f"train.epochs={10**23}"], None, ["train.epochs", str(10**23), "below 2^63"]
+    yield ["train", f"certify.batch=-{10**22}"], None, ["certify.batch", str(10**22), ">= 1"]
+    yield ["train", f"train.lr={10**400}"], None, ["train.lr", "float"]
+    yield ["train", "model.width=1000000"], None, ["model.width", "1000000", "<= 1024"]
     yield ["train", f"seed={2**64}"], None, ["seed", str(2**64), "<"]
     yield (
         ["train", "method.name=gaussian", "method.sigma=-1"],
@@ -154,6 +169,8 @@ def rows():
     # Rules across fields.
     yield ["train", "name=a/b"], None, ["name", "'a/b'", "letters"]
     yield ["train", "--name", "../up"], None, ["name", "../up", "--name"]
+    yield ["train", "--name", long], None, ["name", long, "at most 200", "--name"]
+    yield ["train", "--out", "~nobodyatall/x"], None, ["out", "'~nobodyatall/x'", "no user"]
     yield ["train", "--out", "s3://bucket/runs"], None, ["out", "s3://", "cluster.storage"]
     yield (
         ["train", "train.batch_size=100", "cluster.workers=3"],
@@ -210,6 +227,22 @@ def rows():
     yield ["train", "a.yaml"], text("a.yaml", "seed: 1\nseed: 2\n"), ["a.yaml", "duplicate", "seed"]
     yield ["train", "a.yaml"], text("a.yaml", "- 1\n- 2\n"), ["a.yaml", "mapping", "list"]
     yield ["train", "a.yaml"], text("a.yaml", "!!python/object/apply:os.getcwd []"), ["a.yaml"]
+    for value, word in (
+        ("!!int foo", "'foo'"),
+        ("!!bool zzz", "'zzz'"),
+        ("!!float x", "'x'"),
+        ("!!timestamp foo", "not of its tag"),
+        ("!!timestamp 2020-13-45", "month"),
+        ("1" * 5000, "5000 digits"),
+    ):
+        yield ["train", f"seed={value}"], None, ["not valid YAML", f"seed={value[:40]}"]
+        words = ["a.yaml: not valid YAML", word]
+        yield ["train", "a.yaml"], text("a.yaml", f"seed: {value}"), words
+    yield ["train", "a.yaml"], text("a.yaml", "[" * 2000 + "]" * 2000), ["a.yaml", "nested"]
+    yield ["train", f"seed={'[' * 2000}{']' * 2000}"], None, ["seed=", "nested"]
+    yield ["train", f"a{'.a' * 2000}=1"], None, ["a.a.a", "nested"]
+    yield ["train", "a.yaml"], text("a.yaml", "a: &a [*a]"), ["a.yaml", "recursive"]
+    yield ["train", f"{long}.yaml"], None, [f"{long}.yaml", "too long"]
     yield ["train", "a.bin"], lambda: Path("a.bin").write_bytes(b"\xff\xfe\xff"), ["a.bin"]
     yield ["train", "space.yaml"], space(LR), ["space.yaml", "raybust tune"]
     # Search spaces.
@@ -252,6 +285,14 @@ def rows():
         ["train.lr", "when", "'adam'", "sgd"],
     )
     yield TUNE, space("train.lr: {float: [0.1, 0.2], when: sgd}"), ["train.lr", "when", "sgd"]
+    yield (
+        TUNE,
+        space(
+            "method.name: {choice: [standard, gaussian]}\n"
+            "  method.sigma: {float: [0.1, 0.2], when: {method.name: []}}"
+        ),
+        ["method.sigma", "when: method.name", "got []"],
+    )
     yield TUNE, space("cluster.workers: {int: [1, 2]}"), ["cluster.workers", "all trials"]
     yield [*TUNE, "train.lr=0.1"], space(LR), ["train.lr", "also set to 0.1", "command line"]
     yield [*TUNE, "tune.points=[{train.lr: 3}]"], space(LR), ["tune.points", "train.lr", "got 3"]
@@ -354,6 +395,10 @@ def rows():
     yield [*TUNE, "train.passes=9", "train.seconds=9"], space(LR), ["train.passes", "`seconds`"]
     yield TUNE, space("include: [none]"), ["none.yaml beside it", "space"]
     yield TUNE, space("include: none"), ["include", "list of files"]
+    yield TUNE, space("include: [../x]"), ["include", "'../x'", "beside it"]
+    yield TUNE, space("include: [/etc/x]"), ["include", "'/etc/x'", "beside it"]
+    yield TUNE, space("include: [space]"), ["space.yaml", "include each other", "space, space"]
+    yield TUNE, space("method.name: {each: [space]}"), ["include each other", "space, space"]
     yield TUNE, space("method.name: {each: [gaussian]}"), ["gaussian.yaml beside it"]
     yield (
         TUNE,
@@ -417,9 +462,15 @@ def rows():
         text("file", ""),
         ["track.uri", "cannot be written"],
     )
+    yield ["ui", "--port", "-1", "--dry-run"], None, ["--port", "-1", "65535"]
+    yield ["ui", "--port", "99999999", "--dry-run"], None, ["--port", "99999999", "65535"]
     yield ["ui"], None, ["nothing to show", "train or tune first"]
     # Runs.
     yield ["certify", "digits-rum"], None, ["digits-rum", "none yet"]
+    for name in ("certify", "evaluate", "report"):
+        yield [name, long], None, [long, "too long"]
+    asked = ["evaluate", "digits-run", "corruptions.names=[fog]"]
+    yield asked, "trained", ["corruptions.names", "fog", "corruptions.folder", ".generated"]
     yield ["evaluate", "digits-rum"], "trained", ["'digits-rum'", "Did you mean 'digits-run'"]
     yield ["certify", "a-sweep"], "trained", ["a-sweep", "is a sweep", "a-sweep/0"]
     yield ["certify", "a-sweep/7"], "trained", ["a-sweep/7"]
@@ -441,6 +492,8 @@ def rows():
     yield ["report", "fresh"], "trained", ["fresh", "no certificates", "raybust certify fresh"]
     yield ["report", "a-sweep"], "trained", ["a-sweep", "run.json", "no block `search`"]
     yield ["report", "runs/no-run"], "trained", ["no-run", "run.json"]
+    yield ["report", "certify.radii=[0]"], None, ["certify.radii=[0]", "a log, a run or a sweep"]
+    yield ["report", "log.tsv", "--out", "t.txt"], log("0\t1\t1\t0.5\t1\t3"), ["t.txt", "out"]
     yield ["report", "broken"], broken_sweep, ["broken", "leaderboard.json", "cannot be read"]
     yield (
         ["train", "--name", "digits-run", "train.epochs=2"],
@@ -501,7 +554,7 @@ def tree(folder):
 
 def ids(case):
     number, (arguments, _, words) = case
-    return f"{number}-{' '.join(arguments)[:40]}-{words[0]}"
+    return f"{number}-{' '.join(arguments)[:40]}-{words[0][:40]}"
 
 
 @pytest.mark.parametrize("case", list(enumerate(CASES)), ids=ids)

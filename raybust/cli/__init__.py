@@ -8,6 +8,7 @@ command resumes).
 from __future__ import annotations
 
 import atexit
+import errno
 import gc
 import sys
 from collections.abc import Sequence
@@ -35,8 +36,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = _complain(error, 2)
     except click.ClickException as error:
         code = _complain(error.format_message(), 2)
-    except (WorkError, OSError) as error:
+    except WorkError as error:
         code = _complain(error, 1)
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:  # whoever met it: it is what was typed
+            code = _complain(f"{error.filename}: is too long for the name of a file", 2)
+        else:
+            code = _complain(error, 1)
     except (KeyboardInterrupt, click.Abort):
         code = _complain("interrupted; the same command resumes", 130)
     sys.exit(code)

@@ -237,7 +237,10 @@ def report(logs: tuple[str, ...], as_json: bool, **given: Any) -> None:
     from raybust.cli.reports import collect
 
     leaves, _ = read_leaves(tuple(text for text in logs if "=" in text), given)
-    found = collect([text for text in logs if "=" not in text], leaves)
+    named = [text for text in logs if "=" not in text]
+    if not named:
+        raise RequestError(f"report: got {' '.join(logs)} alone, expected a log, a run or a sweep")
+    found = collect(named, leaves)
     if as_json:
         whole = [one.plain() for one in found]
         merged = {key: value for plain in whole for key, value in plain.items()}
@@ -249,7 +252,9 @@ def report(logs: tuple[str, ...], as_json: bool, **given: Any) -> None:
 
 @cli.command()
 @_options("out", "dry_run")
-@click.option("--port", default=5000, show_default=True, help="Port on 127.0.0.1.")
+@click.option(
+    "--port", type=click.IntRange(1, 65535), default=5000, show_default=True, help="On 127.0.0.1."
+)
 def ui(out: str | None, dry_run: bool, port: int) -> None:
     """Open the MLflow UI on this store."""
     import os

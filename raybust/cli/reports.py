@@ -39,6 +39,8 @@ def collect(texts: Sequence[str], leaves: Sequence[Leaf]) -> list[Any]:
     places = {text: find(text, leaves) for text in texts if not Path(text).is_file()}
     boards, measured = sweeps_of(list(places.values())), measured_runs(list(places.values()))
     found: list[Any] = [report_on(boards)] if boards else []
+    if len(boards) < len(texts):  # a sweep's page goes into its own folder
+        runs.check_writable(folder)
     if measured:
         found.append(compare_transfer(*trainings_of(measured), folder))
     told = {board.folder for board in boards}

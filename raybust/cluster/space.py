@@ -54,6 +54,9 @@ class Space:
         for key, entry in block.items():
             try:
                 domains.append(parse_domain(str(key), entry, domains))
+                for other, values in domains[-1].when:
+                    if not values:
+                        found.append(f"search: {key}: when: {other}: got [], expected its values")
             except RequestError as error:
                 found.extend(error.problems)
         if found:

@@ -225,6 +225,11 @@ class Corruptions(Section):
         found = super().problems()
         if not set(self.sets) <= set(SETS):
             found.append(f"sets: got {list(self.sets)}, expected some of {', '.join(SETS)}")
+        if self.names and not (self.folder or self.generated):
+            found.append(
+                f"names: got {list(self.names)}, which are corruptions of corruptions.folder or"
+                " corruptions.generated; give one of these too"
+            )
         for p, eps in self.rows:
             if not (p >= 0 and 0 <= eps < float("inf") and (p > 0 or eps <= 1)):
                 found.append(

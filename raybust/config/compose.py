@@ -28,6 +28,18 @@ MethodTypes = Callable[[str], type]
 """Name of a method to its dataclass: `raybust.methods.get`."""
 
 
+_UNREADABLE = (
+    yaml.YAMLError,
+    OmegaConfBaseException,
+    # What PyYAML's constructors raise for `!!int x`, `!!bool x`, 5,000 digits, 1,000 brackets.
+    ValueError,
+    LookupError,
+    AttributeError,
+    RecursionError,
+)
+_SHOWN = 80
+
+
 class Leaf(NamedTuple):
     """One value that the user gave: its full key, the value, and where it stands."""
 
@@ -46,8 +58,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         node = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     except OSError as error:
         raise RequestError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
-        raise RequestError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    except _UNREADABLE as error:
+        raise _not_yaml(str(path), error) from None
     if not isinstance(node, dict):
         raise RequestError(
             f"{path}: expected a mapping of keys to values, got a {type(node).__name__}"
@@ -81,10 +93,20 @@ def leaves_of_arguments(arguments: Sequence[str]) -> list[Leaf]:
             raise RequestError(f"'{argument}': expected key=value, for instance train.epochs=10")
         try:
             node = OmegaConf.to_container(OmegaConf.from_dotlist([argument]), resolve=False)
-        except (yaml.YAMLError, OmegaConfBaseException) as error:
-            raise RequestError(f"'{argument}': {' '.join(str(error).split())}") from None
+        except _UNREADABLE as error:
+            shown = argument if len(argument) <= _SHOWN else f"{argument[:_SHOWN]}..."
+            raise _not_yaml(f"'{shown}'", error) from None
         found += leaves_of(node, "command line")  # type: ignore[arg-type]
     return found
+
+
+def _not_yaml(what: str, error: Exception) -> RequestError:
+    if isinstance(error, RecursionError):
+        return RequestError(f"{what}: is nested too deeply, expected keys and values or lists")
+    text = " ".join(str(error).split())
+    if not isinstance(error, (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError)):
+        text = f"a value is not of its tag, as in `!!int x`, or has too many digits ({text})"
+    return RequestError(f"{what}: not valid YAML: {text}")
 
 
 def compose(leaves: Sequence[Leaf], methods: MethodTypes) -> Config:
@@ -277,7 +299,7 @@ def _assign(tree: Any, leaf: Leaf, keys: set[str]) -> str | None:
         return _unknown_key(leaf.key, keys)
     try:
         OmegaConf.update(tree, leaf.key, leaf.value, force_add=False)
-    except OmegaConfBaseException:
+    except (OmegaConfBaseException, OverflowError):  # the second: 1 and 400 zeros as a float
         return f"{leaf.key}: got {leaf.value!r}, expected {_expected(tree, leaf.key)}"
     return None
 

@@ -39,7 +39,7 @@ def option(
         default: the default value; a tuple for a list of values.
         doc: one sentence for the user; `raybust methods NAME` prints it.
         gt: exclusive lower bound of the value, or of each value of a tuple. NaN is always refused,
-            infinity too unless it is the bound `le`.
+            infinity too unless it is the bound `le`, and what 64 bits cannot hold.
         ge: inclusive lower bound.
         lt: exclusive upper bound.
         le: inclusive upper bound.
@@ -69,6 +69,8 @@ def out_of_domain(value: Any, metadata: Mapping[str, Any]) -> str | None:
             continue
         if any(not _BOUNDS[key][0](item, metadata[key]) for key in _BOUNDS if key in metadata):
             return f"got {item}, expected {domain(metadata)}"
+        if isinstance(item, int) and abs(item) >= 2**63:
+            return f"got {item}, expected a number below 2^63"
     return None
 
 

@@ -17,6 +17,9 @@ from raybust.config.options import Section, option
 from raybust.config.tune import Tune
 from raybust.errors import unknown
 
+_LONGEST_NAME = 200
+"""Bytes; a folder's name may have 255, of which a lock file and what is kept aside take some."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Data(Section):
@@ -54,7 +57,7 @@ class Model(Section):
         "small_cnn",
         "Network, see `raybust models`; `torchvision:NAME`, `timm:NAME`, `module:callable`.",
     )
-    width: int = option(32, "Channels of the first block of `small_cnn`.", ge=1)
+    width: int = option(32, "Channels of the first block of `small_cnn`.", ge=1, le=1024)
     mean: tuple[float, ...] | None = option(
         None, "Mean of the normalizing first layer, a channel; the dataset's own where not given."
     )
@@ -184,6 +187,8 @@ class Config(Section):
         found = super().problems()
         if self.name is not None and not re.fullmatch(r"[A-Za-z0-9][\w.-]*", self.name):
             found.append(f"name: got {self.name!r}, expected letters, digits, '.', '_' and '-'")
+        elif self.name is not None and len(self.name.encode()) > _LONGEST_NAME:
+            found.append(f"name: got {self.name!r}, expected at most {_LONGEST_NAME} letters")
         if "://" in self.out:
             found.append(
                 f"out: got {self.out!r}, expected a folder; a URI belongs in cluster.storage"
