@@ -494,6 +494,18 @@ def rows():
     yield ["report", "runs/no-run"], "trained", ["no-run", "run.json"]
     yield ["report", "certify.radii=[0]"], None, ["certify.radii=[0]", "a log, a run or a sweep"]
     yield ["report", "log.tsv", "--out", "t.txt"], log("0\t1\t1\t0.5\t1\t3"), ["t.txt", "out"]
+    for idx in ("0.0", "nan"):
+        cell = log(f"{idx}\t1\t1\t0.5\t1\t3")
+        yield ["report", "log.tsv"], cell, ["log.tsv", f"idx: got {idx}", "whole number"]
+    for radius in ("-5", "inf", "nan"):
+        cell = log(f"0\t1\t1\t{radius}\t1\t3")
+        yield ["report", "log.tsv"], cell, ["log.tsv", f"radius: got {radius}", ">= 0"]
+    for number, column in enumerate(("label", "predict", "correct")):
+        cells = ["0", "1", "1", "0.5", "1", "3"]
+        cells[(1, 2, 4)[number]] = "1.5"
+        yield ["report", "log.tsv"], log("\t".join(cells)), [f"{column}: got 1.5", "whole"]
+    again = log("7\t1\t1\t0.5\t1\t3\n7\t1\t1\t0.5\t1\t3")
+    yield ["report", "log.tsv"], again, ["log.tsv", "idx: got 7", "twice"]
     yield ["report", "broken"], broken_sweep, ["broken", "leaderboard.json", "cannot be read"]
     yield (
         ["train", "--name", "digits-run", "train.epochs=2"],

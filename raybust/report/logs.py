@@ -7,6 +7,7 @@ total (Carlini et al., 2023). Stage `report` of the arrow.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -114,7 +115,7 @@ def _log(
     protocol: Protocol | None,
 ) -> Log:
     label, predict, said = (
-        np.array([float(row[key]) for row in rows]).astype(int)
+        np.array([int(row[key]) for row in rows], dtype=int)
         for key in ("label", "predict", "correct")
     )
     correct = (label == predict) & (predict >= 0)
@@ -145,7 +146,12 @@ def _log(
 def _rows(
     path: Path, columns: list[str], lines: list[str], warnings: list[str]
 ) -> Iterator[dict[str, str]]:
-    """Yields the whole rows; a torn last line is left out with a warning."""
+    """Yields the whole rows; a torn last line is left out with a warning.
+
+    Raises:
+        RequestError: a row that no certification writes, or an example that has two.
+    """
+    seen: set[int] = set()
     for number, line in enumerate(lines):
         row = dict(zip(columns, line.rstrip("\n").split("\t"), strict=False))
         try:
@@ -157,7 +163,23 @@ def _rows(
                 raise RequestError(f"{path}: no row of a log: {line.strip()!r}") from None
             warnings.append("its last line is torn and was left out")
             return
+        wrong = _impossible(row)
+        if wrong is None and int(row["idx"]) in seen:
+            wrong = f"idx: got {row['idx']} twice, expected each example once"
+        if wrong is not None:
+            raise RequestError(f"{path}: {wrong}, in the row {line.strip()!r}")
+        seen.add(int(row["idx"]))
         yield row
+
+
+def _impossible(row: dict[str, str]) -> str | None:
+    """Returns what is wrong with a row of numbers, or None."""
+    for column in ("idx", "label", "predict", "correct"):
+        if not re.fullmatch(r"\s*[-+]?\d{1,18}\s*", row[column]):
+            return f"{column}: got {row[column]}, expected a whole number"
+    if not 0 <= float(row["radius"]) < math.inf:
+        return f"radius: got {row['radius']}, expected a finite number >= 0"
+    return None
 
 
 def _protocol(path: Path, comments: list[str]) -> Protocol | None:
