@@ -24,6 +24,21 @@ Embedding = Callable[[Tensor], Tensor]
 """Images (B, C, H, W) to features (B, D), without a gradient."""
 
 
+def check(config: Config) -> None:
+    """Checks that there is what the method's fields name; reads no weights.
+
+    Raises:
+        RequestError: nothing is there, or a run without a checkpoint.
+    """
+    named = {
+        "method.init": config.method.initial(),
+        "method.embedding": config.method.embedded_by(),
+    }
+    for key, source in named.items():
+        if source is not None:
+            _find(source, key, config)
+
+
 def initialize(network: nn.Module, config: Config, dataset: Dataset) -> None:
     """Reads the weights that the method starts from, where it names any, into its fresh network.
 

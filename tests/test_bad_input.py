@@ -3,6 +3,7 @@
 Every row stops before a cluster starts, and leaves nothing behind. The rows at the end need Ray.
 """
 
+import importlib.util
 import os
 import re
 import shutil
@@ -19,6 +20,7 @@ import torch
 from PIL import Image
 
 from raybust import checkpoint, data, methods, runs
+from raybust.cluster import jobs
 from raybust.config import Leaf, compose, to_dict
 from raybust.train import fit
 
@@ -28,6 +30,9 @@ TUNE = ["tune", "space.yaml"]
 LR = "train.lr: {float: [0.1, 0.2]}"
 SMALL = ["data.limit=40", "train.epochs=1", "train.batch_size=20", "model.width=4"]
 SMALL += ["certified_fast.every=0", "certified_fast.examples=2", "certified_fast.n=100"]
+NO_AUTOATTACK = [(["evaluate.attacks=[autoattack]"], ["autoattack", "raybust[attacks]"])]
+if importlib.util.find_spec("pyautoattack"):
+    NO_AUTOATTACK = []
 
 
 def arrays(**changes):
@@ -416,6 +421,11 @@ def rows():
         ["certified_fast.every", "2.5", "whole epochs"],
     )
     yield [*TUNE, "data.name=npz"], space(LR), ["data.path", "npz"]
+    yield (
+        [*TUNE, "data.name=npz", "data.path=set.npz"],
+        lambda: (space(LR)(), arrays(y_train=np.arange(40) % 2, y_test=np.arange(8) % 2)()),
+        ["evaluate.attacks", "apgd-t needs at least 4 classes", "2"],
+    )
     # Data.
     yield ["train", "data.name=npz"], None, ["data.path", "null", "data.path=FILE.npz"]
     yield NPZ, None, ["no file 'set.npz'"]
@@ -553,7 +563,55 @@ def rows():
     )
 
 
-CASES = list(rows())
+def early():
+    """Yields what is seen before a plan is printed or sent to a cluster."""
+    # What the finalists are measured by, and `certify` and `evaluate` measure.
+    uniform = ["certify.noise=uniform", "certify.norm=l2"]
+    for settings, words in (
+        (uniform, ["certify.norm", "uniform noise certifies l1, not l2"]),
+        (["certify.norm=l0"], ["certify.norm", "gaussian noise certifies l2 and linf"]),
+        (
+            ["certify.noise=ablation", "certify.keep=9999"],
+            ["certify.keep", "got 9999", "1 to 63"],
+        ),
+        (
+            ["certify.precision=tf32", "cluster.gpus_per_worker=0"],
+            ["certify.precision", "tf32", "GPU", "float32"],
+        ),
+        *NO_AUTOATTACK,
+        (["evaluate.norm=l2", "evaluate.eps=[9]"], ["evaluate.eps", "got 9", "<= 8"]),
+    ):
+        yield [*TUNE, *settings], space(LR), words
+        stage = settings[0].partition(".")[0]
+        yield [stage, "digits-run", *settings], "trained", words
+    choice = "data.name: {choice: [digits, digts]}"
+    yield TUNE, space(choice), ["dataset 'digts'", "Did you mean 'digits'"]
+    choice = "model.name: {choice: [resnet20, resnt20]}"
+    yield TUNE, space(choice), ["model 'resnt20'", "Did you mean 'resnet20'"]
+    yield [*TUNE, "tune.storage=foo"], space(LR), ["tune.storage", "got 'foo'", "journal:FILE"]
+    yield [*TUNE, "tune.storage='journal:'"], space(LR), ["tune.storage", "'journal:'", "database"]
+    yield [*TUNE, "tune.storage=sqlit:///x"], space(LR), ["tune.storage", "'sqlit:///x'"]
+    yield [*TUNE, "tune.warm_start=nope"], space(LR), ["tune.warm_start", "'nope'"]
+    yield [*TUNE, "--out", "space.yaml"], space(LR), ["out", "space.yaml", "cannot be written"]
+    yield ["train", "data.name=digitss"], None, ["'digitss'", "Did you mean 'digits'"]
+    yield ["train", "model.name=resnt20"], None, ["'resnt20'", "Did you mean 'resnet20'"]
+    yield ["train", "model.name=absent.part:make"], None, ["module 'absent'", "timm:NAME"]
+    yield ["train", "model.name=:make"], None, ["':make'", "module:callable"]
+    yield ["train", "data.name=npz", "data.path=none.npz"], None, ["data.path", "none.npz"]
+    yield ["train", "data.name=image_folder"], None, ["data.path", "null", "data.path=FOLDER"]
+    yield ["train", "--out", "/dev/null"], None, ["out", "/dev/null", "cannot be written"]
+    yield ["train", "track.uri=ftp://x"], None, ["track.uri", "ftp://x", "sqlite:///"]
+    yield (
+        ["train", "method.name=beckman", "method.init=nobody"],
+        None,
+        ["method.init", "'nobody'"],
+    )
+    asked = ["evaluate", "digits-run", "corruptions.folder=none"]
+    yield asked, "trained", ["none", "corruptions"]
+
+
+EARLY = list(early())
+CASES = [*rows(), *EARLY]
 
 
 def no_cluster(**options):
@@ -569,7 +627,10 @@ def ids(case):
     return f"{number}-{' '.join(arguments)[:40]}-{words[0][:40]}"
 
 
-@pytest.mark.parametrize("case", list(enumerate(CASES)), ids=ids)
+DRY = [([*arguments, "--dry-run"], make, words) for arguments, make, words in EARLY]
+
+
+@pytest.mark.parametrize("case", list(enumerate([*CASES, *DRY])), ids=ids)
 def test_bad_input(case, cli, tmp_path, monkeypatch, request):
     arguments, make, words = case[1]
     monkeypatch.chdir(tmp_path)
@@ -595,6 +656,52 @@ def test_bad_input(case, cli, tmp_path, monkeypatch, request):
     passing = re.compile(r"__pycache__|\.lock$")  # a lock is empty, and its file stays
     left = [entry for entry in tree(tmp_path) if not passing.search(entry[0])]
     assert left == before, "something was written"
+
+
+THERE = [
+    ["train", "data.name=npz", "data.path=/there/set.npz"],
+    ["train", "model.name=there.nets:make"],
+    ["train", "method.name=beckman", "method.init=there"],
+    ["train", "--out", "/dev/null/there"],
+    ["train", "track.uri=sqlite:////dev/null/x.db"],
+    [*TUNE, "tune.warm_start=there"],
+    [*TUNE, "evaluate.attacks=[autoattack]", "certify.precision=tf32"],
+    ["certify", "there", "certify.norm=l0"],
+]
+
+
+@pytest.mark.parametrize("arguments", THERE, ids=" ".join)
+def test_what_only_the_cluster_knows_is_left_to_it(arguments, cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    space(LR)()
+    sent = []
+    monkeypatch.setattr(jobs, "submit", lambda address, typed, say, detach: sent.append(typed))
+    result = cli(*arguments, "--address", "http://127.0.0.1:9")
+    assert (result.code, result.err) == (0, "")
+    assert sent == [[*arguments, "--address", "http://127.0.0.1:9"]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "data.name=digitss"], "Did you mean 'digits'"),
+        (["train", "model.name=resnt20"], "Did you mean 'resnet20'"),
+        (["train", "data.name=npz"], "data.path: got null"),
+        (["train", "track.uri=ftp://x"], "track.uri"),
+        ([*TUNE, "tune.storage=foo"], "tune.storage"),
+        ([*TUNE, "certify.norm=l0"], "certify.norm"),
+        ([*TUNE, "evaluate.norm=l2", "evaluate.eps=[9]"], "evaluate.eps"),
+    ],
+    ids=str,
+)
+def test_what_is_wrong_anywhere_is_not_submitted(arguments, words, cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    space(LR)()
+    monkeypatch.setattr(jobs, "submit", no_cluster)
+    result = cli(*arguments, "--address", "http://127.0.0.1:9")
+    assert result.code == 2
+    assert words in result.err
+    assert "--address" not in result.err
 
 
 def test_there_are_enough_cases():

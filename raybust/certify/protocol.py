@@ -166,8 +166,13 @@ def make_protocol(
         weights: `weights_digest` of the network.
 
     Raises:
-        RequestError: a norm that the noise cannot certify, an n that certifies nothing.
+        RequestError: a norm that the noise cannot certify, an n that certifies nothing, a
+            precision that the device has not.
     """
+    if config.precision == "tf32" and device == "cpu":
+        raise RequestError(
+            "certify.precision: got tf32, which a GPU has; expected float32 or bf16 on a CPU"
+        )
     targets = config.targets()
     schedule = config.schedule
     return Protocol(

@@ -22,7 +22,7 @@ from raybust.cli.output import (
     print_trained,
     say,
 )
-from raybust.cli.request import compose, open_trained, read_leaves, submitted
+from raybust.cli.request import compose, local, open_trained, read_leaves, submitted
 from raybust.errors import RequestError, WorkError
 
 _OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
@@ -82,6 +82,9 @@ def train(
     if block is not None:
         raise RequestError(f"{settings[0]}: is a search space; use `raybust tune {settings[0]}`")
     config = compose(leaves)
+    from raybust.cluster import checks
+
+    checks.check_training(config, here=local(address))
     if dry_run:
         print_config(config, as_json)
         return
@@ -117,7 +120,8 @@ def tune(
         )
     from raybust.cluster import launch
 
-    config, domains = launch.check_sweep(leaves, block)
+    here = local(address)
+    config, domains = launch.check_sweep(leaves, block, address=address, here=here)
     if dry_run:
         print_config(config, as_json)
         if not as_json:
@@ -161,9 +165,11 @@ def certify(
     """Certify a run, a checkpoint or a weights file by randomized smoothing."""
     if not dry_run and submitted(address, detach):  # RUN is looked up where the job runs
         return
-    from raybust.cluster import shards
+    from raybust.cluster import checks, shards
 
     trained = open_trained(run, settings, given)
+    device = checks.device_before(trained.config, address)
+    checks.check_certify(trained.config, trained.dataset.shape, device)
     if dry_run:
         print_config(trained.config, as_json)
         return
@@ -206,12 +212,14 @@ def evaluate(
     """
     if not dry_run and submitted(address, detach):
         return
+    from raybust.cluster import attacked, checks, corrupted
+
     trained = open_trained(run, settings, given)
+    device = checks.device_before(trained.config, address)
+    checks.check_evaluate(trained.config, trained.dataset, device)
     if dry_run:
         print_config(trained.config, as_json)
         return
-    from raybust.cluster import attacked, corrupted
-
     stage = corrupted if trained.config.corruptions.asked else attacked
     result = stage.evaluate(
         trained,

@@ -130,9 +130,14 @@ def _trial(log: Path) -> str:
     return f"trial {int(home.name)} " if home.parent.name == runs.TRIALS else ""
 
 
+def local(address: str | None) -> bool:
+    """Returns whether the command runs from this machine: at no address, or at one of Ray's."""
+    return address is None or not address.startswith(("http://", "https://"))
+
+
 def submitted(address: str | None, detach: bool = False) -> bool:
     """Runs this same command on the cluster of a jobs URL; returns whether there was one."""
-    if address is None or not address.startswith(("http://", "https://")):
+    if address is None or local(address):
         if detach:
             raise RequestError("--detach: is for an --address that is a jobs URL (http://...)")
         return False

@@ -17,6 +17,7 @@ from typing import Any
 
 from raybust import checkpoint, data, methods, runs, sources, track
 from raybust import config as configuration
+from raybust.cluster.checks import check_places, check_search
 from raybust.cluster.goals import check_goals
 from raybust.cluster.runlog import Job, end_if_open
 from raybust.cluster.sampler import check_sampler
@@ -25,7 +26,6 @@ from raybust.cluster.space import Space
 from raybust.config import Config, Leaf
 from raybust.errors import RequestError, WorkError
 from raybust.objective import assemble
-from raybust.track.uri import sqlite_file
 
 Say = Callable[[str], None]
 """Prints one line for the user."""
@@ -69,7 +69,7 @@ def train(config: Config, *, address: str | None, resume: bool, verbose: bool, s
         world=config.cluster.workers,
         classes=config.train.batch_classes or config.method.balanced_classes,
     )
-    check_places(config, out)
+    check_places(config)
     if resume:
         runs.check_same(folder, "train", plain)
     if newest is not None and checkpoint.read_manifest(newest)["done"]:
@@ -94,12 +94,16 @@ def train(config: Config, *, address: str | None, resume: bool, verbose: bool, s
     return folder
 
 
-def check_sweep(leaves: Sequence[Leaf], block: Any) -> tuple[Config, Space]:
-    """Returns configuration and space of a sweep, all of it checked.
+def check_sweep(
+    leaves: Sequence[Leaf], block: Any, *, address: str | None = None, here: bool = True
+) -> tuple[Config, Space]:
+    """Returns configuration and space of a sweep, all of it checked that needs no data.
 
     Args:
         leaves: the fixed configuration.
         block: the block `search` of the file.
+        address: of a Ray cluster; None for the embedded one.
+        here: False where the sweep is to run on the machine of a jobs URL.
     """
     config = configuration.compose(leaves, methods.get)
     space = Space.parse(block)
@@ -108,25 +112,8 @@ def check_sweep(leaves: Sequence[Leaf], block: Any) -> tuple[Config, Space]:
         space.check_point(point)
     check_sampler(config, space)
     check_goals(config, space)
+    check_search(config, space, address=address, here=here)
     return config, space
-
-
-def check_places(config: Config, out: Path) -> None:
-    """Checks that results and runs can be stored, as far as that is seen without writing; refuses a
-    password that would be stored with them."""
-    for key, uri, instead in (
-        ("track.uri", config.track.uri, "the URI into $MLFLOW_TRACKING_URI"),
-        ("tune.storage", config.tune.storage, "the password into ~/.pgpass or $PGPASSWORD"),
-    ):
-        if uri and track.safe_uri(uri) != uri:
-            raise RequestError(
-                f"{key}: got {track.safe_uri(uri)} with a password, which run.json and MLflow would"
-                f" keep; put {instead}"
-            )
-    runs.check_writable(out)
-    file = sqlite_file(track.resolve_uri(config.track, out))
-    if file is not None:
-        runs.check_writable(file.parent, "track.uri")
 
 
 def open_store(config: Config, out: Path, say: Say) -> str:

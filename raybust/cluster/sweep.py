@@ -17,9 +17,9 @@ from raybust import config as configuration
 from raybust import data, methods, runs, sources, track
 from raybust.cluster import finals, tune
 from raybust.cluster.board import SEARCH, make_board, write_space
+from raybust.cluster.checks import check_finalists, device_before
 from raybust.cluster.launch import (
     Say,
-    check_places,
     check_sweep,
     locked,
     open_store,
@@ -29,7 +29,7 @@ from raybust.cluster.launch import (
 from raybust.cluster.live import Table
 from raybust.cluster.registered import register_best
 from raybust.cluster.runlog import Job, params_of
-from raybust.cluster.session import capacity, session, slots
+from raybust.cluster.session import capacity, gpus_per_worker, session, slots
 from raybust.cluster.space import Point, Space
 from raybust.cluster.study import FINISHED, POINT, Study, TrialRecord, open_study
 from raybust.config import Config, Leaf
@@ -67,19 +67,23 @@ def run(
         RequestError: something of the request is wrong; nothing was begun.
         WorkError: no trial finished.
     """
-    _, space = check_sweep(leaves, block)
+    _, space = check_sweep(leaves, block, address=address)
     dataset = data.load(config.data)
+    images = dataset.shape, len(dataset.classes)
+    check_finalists(config, *images, device=device_before(config, address))
     sources.initialize(assemble(config, dataset), config, dataset)
     out = runs.out_folder(config)
     folder = out / (config.name or f"sweep-{configuration.fingerprint(config)}")
     plain = configuration.to_dict(config) | {SEARCH: block}
-    check_places(config, out)
     if resume:
         runs.check_same(folder, "sweep", plain)
     lesson = _lesson(config, space, out)
     with session(address, verbose=verbose, dashboard=config.cluster.workers > 1) as ray:
         driver = tune.DRIVER_CPUS if config.cluster.workers > 1 else 0.0
-        room = slots(config, capacity(ray), driver)
+        have = capacity(ray)
+        room = slots(config, have, driver)
+        device = "cuda" if gpus_per_worker(config, have) else "cpu"  # what it was not before
+        check_finalists(config, *images, device=device)
         uri = open_store(config, out, say)
         with locked(folder), sending_rest(folder, uri, out, say):
             identity = runs.identify(folder, "sweep", plain, resume)

@@ -5,7 +5,7 @@ nor MLflow is known here.
 """
 
 from raybust.data.batches import Batches, fitting_batch
-from raybust.data.catalog import describe, load, names
+from raybust.data.catalog import check, describe, load, names
 from raybust.data.folder import StreamedSplit
 from raybust.data.seeds import mix
 from raybust.data.splits import Dataset, Part, Split
@@ -16,6 +16,7 @@ __all__ = [
     "Part",
     "Split",
     "StreamedSplit",
+    "check",
     "describe",
     "fitting_batch",
     "load",

@@ -69,11 +69,9 @@ def npz(config: Data) -> Parts:
     `data.path`.
 
     Raises:
-        RequestError: no path, no such file, not an npz, or arrays that are not images and labels.
+        RequestError: not an npz, or arrays that are not images and labels.
     """
-    if config.path is None:
-        raise RequestError("data.path: got null, expected the npz file; pass data.path=FILE.npz")
-    arrays = _read_npz(Path(config.path))
+    arrays = _read_npz(Path(str(config.path)))
     names = arrays.get("class_names")
     classes = None if names is None else _class_names(names, f"{config.path}: class_names")
     return parts_of_arrays(
@@ -175,8 +173,6 @@ def check_labels(array: np.ndarray, images: int, classes: int | None, where: str
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    if not path.is_file():
-        raise RequestError(f"data.path: there is no file '{path}'")
     broken = (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)
     try:
         archive = np.load(path, allow_pickle=False)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -27,6 +27,7 @@ class Source:
         read: returns its official parts.
         about: what it is, and its citation.
         needs: what the user has to give, "" where nothing.
+        path: whether `data.path` is a file or a folder, "" where it is not asked for.
         augment: augmentation of training batches where `data.augment` is "default".
         shape: (C, H, W), None where the files tell.
         classes: K, None where the files tell.
@@ -38,6 +39,7 @@ class Source:
     read: Callable[[Data], arrays.Parts]
     about: str
     needs: str = ""
+    path: Literal["", "file", "folder"] = ""
     augment: str = "none"
     shape: tuple[int, int, int] | None = None
     classes: int | None = None
@@ -62,6 +64,26 @@ def describe(name: str) -> dict[str, Any]:
     return {"name": name, **{field: getattr(source, field) for field in fields}}
 
 
+def check(config: Data, *, here: bool = True) -> None:
+    """Checks name and path of the section `data`, and reads nothing.
+
+    Args:
+        config: the section.
+        here: whether the data are read on this machine, so that the path has to be here.
+
+    Raises:
+        RequestError: no such dataset, or none at its path.
+    """
+    source = _source(config.name)
+    if not source.path:
+        return
+    if config.path is None:
+        raise RequestError(f"data.path: got null, expected a {source.path}; pass {source.needs}")
+    path = Path(config.path)
+    if here and not (path.is_dir() if source.path == "folder" else path.is_file()):
+        raise RequestError(f"data.path: there is no {source.path} '{path}'")
+
+
 def load(config: Data) -> Dataset:
     """Returns the dataset that the section `data` asks for.
 
@@ -69,6 +91,7 @@ def load(config: Data) -> Dataset:
         RequestError: no such dataset, not there, not what it should be, or a cut that leaves
             nothing.
     """
+    check(config)
     source = _source(config.name)
     parts = source.read(config)
     if parts.train.labels.bincount().count_nonzero() < 2:
@@ -114,9 +137,7 @@ def _source(name: str) -> Source:
 
 
 def _image_folder(config: Data) -> arrays.Parts:
-    if config.path is None:
-        raise RequestError("data.path: got null, expected the folder; pass data.path=FOLDER")
-    root = Path(config.path)
+    root = Path(str(config.path))
     found = folder.scan(root)
 
     def part(listing: folder.Listing) -> folder.StreamedSplit:
@@ -144,12 +165,14 @@ _SOURCES = {
         read=arrays.npz,
         about="Your own arrays: x_train, y_train, x_test, y_test and, if you like, class_names.",
         needs="data.path=FILE.npz",
+        path="file",
     ),
     "image_folder": Source(
         read=_image_folder,
         about="Image files, decoded on demand: class folders like ImageNet, Tiny ImageNet, "
         "Places365.",
         needs="data.path=FOLDER",
+        path="folder",
         augment="crop_flip",
         moments=((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     ),

@@ -135,8 +135,6 @@ def scan(root: Path) -> Folder:
     Raises:
         RequestError: no known layout, a part without images, a class that the training part lacks.
     """
-    if not root.is_dir():
-        raise RequestError(f"data.path: there is no folder '{root}'")
     if (root / _PLACES).is_file():
         return _scan_places(root)
     if not (root / "train").is_dir():

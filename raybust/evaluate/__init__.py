@@ -14,7 +14,7 @@ from raybust.evaluate.protocol import (
     seen_by,
     views_of,
 )
-from raybust.evaluate.suite import attack_examples, check_request
+from raybust.evaluate.suite import attack_examples, check_classes, check_request
 from raybust.evaluate.summary import (
     Summary,
     curve_points,
@@ -34,6 +34,7 @@ __all__ = [
     "Summary",
     "View",
     "attack_examples",
+    "check_classes",
     "check_request",
     "clean_accuracy",
     "correct",

@@ -71,11 +71,20 @@ def check_request(network: nn.Module, images: Tensor, protocol: AttackProtocol) 
         )
     if logits.isnan().any():
         raise RequestError("network: its outputs are NaN; evaluate a checkpoint that trained well")
-    for name in protocol.attacks:
-        if logits.shape[1] < _CLASSES.get(name, 2):
+    check_classes(protocol.attacks, logits.shape[1])
+
+
+def check_classes(attacks: Sequence[str], classes: int) -> None:
+    """Refuses attacks that need more classes than a network tells apart.
+
+    Raises:
+        RequestError: naming the first of them.
+    """
+    for name in attacks:
+        if classes < _CLASSES.get(name, 2):
             raise RequestError(
                 f"evaluate.attacks: {name} needs at least {_CLASSES.get(name, 2)} classes, the "
-                f"network has {logits.shape[1]}; take [fgsm, pgd, apgd-ce, square]"
+                f"network has {classes}; take [fgsm, pgd, apgd-ce, square]"
             )
 
 

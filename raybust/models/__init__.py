@@ -25,6 +25,7 @@ __all__ = [
     "Normalize",
     "Normalized",
     "build",
+    "check",
     "describe",
     "load_weights",
     "names",
@@ -66,10 +67,32 @@ _BUILT_IN = {
     "wrn28_10": _Entry(_wrn28_10, "Zagoruyko and Komodakis, 2016, arXiv:1605.07146"),
 }
 
+_OTHERS = ("torchvision:NAME", "timm:NAME", "module:callable")
+
 
 def names() -> list[str]:
     """Returns the names of the built-in networks, from small to large."""
     return list(_BUILT_IN)
+
+
+def check(name: str, *, here: bool = True) -> None:
+    """Refuses a name of no network; makes none and runs nobody's code.
+
+    Args:
+        name: `model.name`. Of module:callable, only whether there is such a module is seen.
+        here: whether the network is made on this machine, so that its module has to be here.
+
+    Raises:
+        RequestError: there is no such network.
+    """
+    kind, colon, rest = name.partition(":")
+    if not colon:
+        if name not in _BUILT_IN:
+            raise unknown("model", name, (*_BUILT_IN, *_OTHERS))
+    elif kind in external.LIBRARIES:
+        external.check_name(kind, rest)
+    elif here:
+        external.check_module(name)
 
 
 def build(
@@ -126,11 +149,9 @@ def describe(name: str) -> dict[str, Any]:
 
 
 def _network(config: Model, shape: Shape, num_classes: int) -> nn.Module:
+    check(config.name)
     kind, colon, name = config.name.partition(":")
     if not colon:
-        if config.name not in _BUILT_IN:
-            others = ("torchvision:NAME", "timm:NAME", "module:callable")
-            raise unknown("model", config.name, (*_BUILT_IN, *others))
         return _BUILT_IN[config.name].make(shape, num_classes, config)
     if kind == "torchvision":
         return external.from_torchvision(name, shape, num_classes)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.util
 import inspect
 import os
 import sys
@@ -22,22 +23,59 @@ from torch import nn
 from raybust import vision
 from raybust.errors import RequestError, unknown
 
+LIBRARIES = ("torchvision", "timm")
+"""What may stand before the colon of a name, beside a module of the user's."""
+
+_FORMS = "(a model is a built-in name, torchvision:NAME, timm:NAME or module:callable)"
+
+
+def names(library: str) -> list[str]:
+    """Returns the names of a library's classifiers."""
+    models = vision.torchvision().models
+    if library == "torchvision":
+        return list(models.list_models(module=models))
+    import timm
+
+    return list(timm.list_models())
+
+
+def check_name(library: str, name: str) -> None:
+    """Refuses a name that a library does not have.
+
+    Raises:
+        RequestError: with the closest names.
+    """
+    known = names(library)
+    bare = name.partition(".")[0] if library == "timm" else name  # without pretrained weights' tag
+    if bare not in known:
+        raise unknown_among(f"{library} model", name, known)
+
+
+def check_module(name: str) -> None:
+    """Refuses "package.module:function" where there is no such package; imports nothing.
+
+    Raises:
+        RequestError: it is neither in the working directory nor installed.
+    """
+    package = name.partition(":")[0].partition(".")[0]
+    with _working_directory_importable():
+        known = package in sys.modules or (package and importlib.util.find_spec(package))
+        if not known:
+            raise RequestError(f"'{name}': module '{package}' cannot be imported {_FORMS}")
+
 
 def from_torchvision(name: str, shape: tuple[int, int, int], num_classes: int) -> nn.Module:
     """Returns a classifier of torchvision, untrained.
 
     Args:
-        name: a name of `torchvision.models.list_models`, classification only.
+        name: a name that `check_name` knows.
         shape: (C, H, W) of an image; where C is not 3 the first convolution is replaced.
         num_classes: number K of logits.
 
     Raises:
-        RequestError: there is no such name, or it cannot be made for that shape.
+        RequestError: it cannot be made for that shape.
     """
     models = vision.torchvision().models
-    allowed = models.list_models(module=models)
-    if name not in allowed:
-        raise unknown_among("torchvision model", name, allowed)
     keywords: dict[str, Any] = {}
     if name in ("googlenet", "inception_v3"):  # their auxiliary heads make training return a tuple
         keywords = {"aux_logits": False, "init_weights": True}
@@ -56,18 +94,16 @@ def from_timm(name: str, shape: tuple[int, int, int], num_classes: int) -> nn.Mo
     """Returns a classifier of timm, untrained.
 
     Args:
-        name: a name of `timm.list_models`, with or without the tag of pretrained weights.
+        name: a name that `check_name` knows.
         shape: (C, H, W) of an image; models that want to know H and W are told.
         num_classes: number K of logits.
 
     Raises:
-        RequestError: there is no such name, or it cannot be made for that shape.
+        RequestError: it cannot be made for that shape.
     """
     vision.torchvision()
     import timm
 
-    if not timm.is_model(name):
-        raise unknown_among("timm model", name, timm.list_models())
     keywords: dict[str, Any] = {
         "pretrained": False,
         "num_classes": num_classes,
@@ -100,10 +136,7 @@ def from_callable(name: str, shape: tuple[int, int, int], num_classes: int) -> n
     """
     module_name, _, attribute = name.partition(":")
     with _working_directory_importable():
-        with one_line(
-            f"'{name}': module '{module_name}' cannot be imported "
-            "(a model is a built-in name, torchvision:NAME, timm:NAME or module:callable)"
-        ):
+        with one_line(f"'{name}': module '{module_name}' cannot be imported {_FORMS}"):
             module = importlib.import_module(module_name)
         make = getattr(module, attribute, None)
         if not callable(make):
