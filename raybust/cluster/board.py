@@ -182,7 +182,7 @@ def _budget(config: Config, space: Space) -> str:
     stopping = (
         "without early stopping" if scheduler == "none" else f"with early stopping by {scheduler}"
     )
-    return f"{text}, {stopping}"
+    return f"{text} a trial, {stopping}"
 
 
 def _search(config: Config) -> str:

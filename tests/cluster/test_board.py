@@ -112,19 +112,6 @@ def test_a_sweep_without_a_finished_trial_fails_with_the_same_words(sweep, state
     assert str(error.value) == f"search: no trial trained to its end: {why}"
 
 
-@pytest.mark.parametrize(
-    ("settings", "block", "budget"),
-    [
-        ((), BLOCK, "3 epochs a trial"),
-        (("train.passes=60",), BLOCK, "60 forward and backward passes"),
-        ((), {"train.epochs": {"int": [2, 10]}}, "up to 10 epochs a trial"),
-    ],
-)
-def test_the_budget_is_that_of_the_longest_trial(sweep, settings, block, budget):
-    _, folder = sweep(*settings, block=block)
-    assert board_of(folder).budget.startswith(budget)
-
-
 def test_what_finalists_reached_is_kept_and_not_measured_again(sweep, cli):
     study, folder = sweep()
     tell(study, folder, 0.5)
@@ -146,17 +133,17 @@ def test_what_finalists_reached_is_kept_and_not_measured_again(sweep, cli):
 @pytest.mark.parametrize(
     ("settings", "block", "words"),
     [
-        ((), BLOCK, "3 epochs, with early stopping by asha"),
-        (("tune.scheduler=none",), BLOCK, "3 epochs, without early stopping"),
+        ((), BLOCK, "3 epochs a trial, with early stopping by asha"),
+        (("tune.scheduler=none",), BLOCK, "3 epochs a trial, without early stopping"),
         (
-            ("train.passes=40", "tune.scheduler=median"),
+            ("train.seconds=40", "tune.scheduler=median"),
             BLOCK,
-            "40 forward and backward passes a training image, with early stopping by median",
+            "40 seconds of training a trial, with early stopping by median",
         ),
         (
             (),
             {"train.epochs": {"int": [2, 10]}},
-            "2 to 10 epochs (searched), with early stopping by asha",
+            "2 to 10 epochs (searched) a trial, with early stopping by asha",
         ),
     ],
 )
