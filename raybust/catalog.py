@@ -64,10 +64,18 @@ def datasets(name: str | None) -> Rows:
 
 
 def models(name: str | None) -> Rows:
-    """Returns a row for each network, or the facts about one."""
-    if name is not None and name not in models_.names():
-        raise unknown("network", name, models_.names())
-    return _facts("network", name, models_.names(), models_.describe)
+    """Returns a row for each built-in network and each form of others' names, the facts about one
+    network, or the names of a form."""
+    if name in models_.FORMS:
+        library = name.partition(":")[0]
+        if library in models_.LIBRARIES:
+            return [{"network": f"{library}:{one}"} for one in models_.names_of(library)]
+        return [{"fact": "source", "value": models_.FORMS[name]}]
+    rows = _facts("network", name, models_.names(), models_.describe)
+    if name is None:
+        nothing = dict.fromkeys(rows[0])
+        rows += [{**nothing, "network": k, "source": text} for k, text in models_.FORMS.items()]
+    return rows
 
 
 def _facts(kind: str, name: str | None, names: list[str], describe: Any) -> Rows:

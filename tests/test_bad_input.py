@@ -125,6 +125,9 @@ def rows():
     yield ["train", "model.name=mine:make"], text("mine.py", "make = dict"), ["mine:make", "dict"]
     yield ["methods", "gausian"], None, ["gausian", "Did you mean 'gaussian'"]
     yield ["datasets", "cifar11"], None, ["cifar11", "Did you mean 'cifar1"]
+    yield ["models", "timm:convnext_tny"], None, ["timm model", "mean 'convnext_tiny'"]
+    yield ["models", "torchvision:resnet51"], None, ["torchvision model", "mean 'resnet50'"]
+    yield ["models", "nowhere:make"], None, ["module 'nowhere'", "module:callable"]
     yield ["models", "resnet21"], None, ["resnet21", "Did you mean 'resnet20'"]
     # Keys.
     yield ["train", "train.epoch=3"], None, ["'train.epoch'", "'train.epochs'", "command line"]

@@ -16,7 +16,7 @@ from raybust.methods.gaussian import Gaussian
 def test_every_name_is_a_row():
     assert [row["method"] for row in catalog.methods(None)] == methods.names()
     assert [row["dataset"] for row in catalog.datasets(None)] == data.names()
-    assert [row["network"] for row in catalog.models(None)] == models.names()
+    assert [row["network"] for row in catalog.models(None)] == [*models.names(), *models.FORMS]
     for rows in (catalog.methods(None), catalog.datasets(None), catalog.models(None)):
         assert len({tuple(row) for row in rows}) == 1, "rows of one table have the same columns"
 
@@ -28,6 +28,35 @@ def test_facts():
     facts = {row["fact"]: row["value"] for row in catalog.models("resnet110")}
     parameters = int(re.sub(r"\D", "", str(facts["parameters"])))
     assert parameters == pytest.approx(1.73e6, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [("timm:convnext_tiny", 28_589_128), ("torchvision:resnet50", 25_557_032)],
+)
+def test_facts_of_networks_of_others(name, parameters):
+    """As published: of 1,000 classes."""
+    facts = {row["fact"]: row["value"] for row in catalog.models(name)}
+    assert facts["parameters"] == parameters
+    assert (facts["images"], facts["classes"]) == ("3x224x224", 1000)
+
+
+def test_facts_of_a_callable(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "its_nets.py").write_text(
+        "from torch import nn\n"
+        "def make(num_classes):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(3072, num_classes))\n"
+    )
+    facts = {row["fact"]: row["value"] for row in catalog.models("its_nets:make")}
+    assert facts["parameters"] == 30_730
+    assert (facts["images"], facts["classes"]) == ("3x32x32", 10)
+
+
+@pytest.mark.parametrize(("form", "one"), [("timm", "convnext_tiny"), ("torchvision", "resnet50")])
+def test_networks_of_others_are_listed(form, one):
+    rows = catalog.models(f"{form}:NAME")
+    assert {"network": f"{form}:{one}"} in rows
 
 
 def test_fields_of_a_wrapper(monkeypatch):

@@ -16,11 +16,14 @@ from torch import Tensor, nn
 from raybust.config.schema import Model
 from raybust.errors import RequestError, unknown
 from raybust.models import cifar, external
+from raybust.models.external import LIBRARIES, names_of
 from raybust.models.fronted import Fronted
 from raybust.models.normalize import Normalize, Normalized
 from raybust.models.weights import load_weights
 
 __all__ = [
+    "FORMS",
+    "LIBRARIES",
     "Fronted",
     "Normalize",
     "Normalized",
@@ -29,6 +32,7 @@ __all__ = [
     "describe",
     "load_weights",
     "names",
+    "names_of",
 ]
 
 Shape = tuple[int, int, int]
@@ -67,7 +71,12 @@ _BUILT_IN = {
     "wrn28_10": _Entry(_wrn28_10, "Zagoruyko and Komodakis, 2016, arXiv:1605.07146"),
 }
 
-_OTHERS = ("torchvision:NAME", "timm:NAME", "module:callable")
+FORMS = {
+    "torchvision:NAME": "torchvision's; `raybust models torchvision:NAME` lists them",
+    "timm:NAME": "timm's; `raybust models timm:NAME` lists them",
+    "module:callable": "yours, given num_classes, in_channels, image_size where it takes them",
+}
+"""What `model.name` may be beside a built-in name."""
 
 
 def names() -> list[str]:
@@ -88,8 +97,8 @@ def check(name: str, *, here: bool = True) -> None:
     kind, colon, rest = name.partition(":")
     if not colon:
         if name not in _BUILT_IN:
-            raise unknown("model", name, (*_BUILT_IN, *_OTHERS))
-    elif kind in external.LIBRARIES:
+            raise unknown("model", name, (*_BUILT_IN, *FORMS))
+    elif kind in LIBRARIES:
         external.check_name(kind, rest)
     elif here:
         external.check_module(name)
@@ -128,23 +137,29 @@ def build(
 
 
 def describe(name: str) -> dict[str, Any]:
-    """Returns what one should know of a built-in network: `name`, `source`, and for images of
-    3x32x32 and 10 classes `parameters` and `multiply_adds` (of convolutions and linear layers, per
-    image).
+    """Returns what one should know of a network: `name`, `source`, `parameters` and `multiply_adds`
+    (of convolutions and linear layers, per image), both for `images` and `classes`: ImageNet's for
+    torchvision and timm, CIFAR-10's for the others.
 
     Raises:
-        RequestError: no such built-in network.
+        RequestError: no such network, or it cannot be made.
     """
-    if name not in _BUILT_IN:
-        raise unknown("model", name, _BUILT_IN)
-    with torch.device("meta"):
-        network = _BUILT_IN[name].make((3, 32, 32), 10, Model(name=name)).eval()
-        total = _multiply_adds(network, torch.zeros(1, 3, 32, 32))
+    kind, colon, _ = name.partition(":")
+    theirs, yours = kind in LIBRARIES, bool(colon) and kind not in LIBRARIES
+    shape, classes = ((3, 224, 224), 1000) if theirs else ((3, 32, 32), 10)
+    # Without memory for weights, but for a callable of the user's, which may look at its own.
+    device = torch.device("cpu" if yours else "meta")
+    with torch.random.fork_rng(devices=[]), device:
+        network = _network(Model(name=name), shape, classes).eval()
+        with external.one_line(f"model '{name}' on images of {external.size(shape)}"):
+            total = _multiply_adds(network, torch.zeros(1, *shape))
     return {
         "name": name,
-        "source": _BUILT_IN[name].source,
+        "source": _BUILT_IN[name].source if name in _BUILT_IN else kind,
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "multiply_adds": total,
+        "images": external.size(shape),
+        "classes": classes,
     }
 
 

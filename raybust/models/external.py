@@ -29,8 +29,8 @@ LIBRARIES = ("torchvision", "timm")
 _FORMS = "(a model is a built-in name, torchvision:NAME, timm:NAME or module:callable)"
 
 
-def names(library: str) -> list[str]:
-    """Returns the names of a library's classifiers."""
+def names_of(library: str) -> list[str]:
+    """Returns the names of the classifiers of torchvision or timm."""
     models = vision.torchvision().models
     if library == "torchvision":
         return list(models.list_models(module=models))
@@ -45,7 +45,7 @@ def check_name(library: str, name: str) -> None:
     Raises:
         RequestError: with the closest names.
     """
-    known = names(library)
+    known = names_of(library)
     bare = name.partition(".")[0] if library == "timm" else name  # without pretrained weights' tag
     if bare not in known:
         raise unknown_among(f"{library} model", name, known)
