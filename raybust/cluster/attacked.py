@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from raybust import runs, track
 from raybust.certify import weights_digest
-from raybust.cluster.launch import Say, open_store, progress_bar
+from raybust.cluster.launch import Say, open_store, progress_bar, say_if_growing
 from raybust.cluster.session import capacity, gpus_per_worker, session
-from raybust.cluster.tasks import room_for, run_tasks
+from raybust.cluster.tasks import of_one_task, room_for, run_tasks
 from raybust.config import Config
 from raybust.evaluate import (
     HEADLINE,
@@ -192,6 +192,7 @@ def _rows(
     if not todo:
         return table.finish()
     config, network = trained.config, ray.put(trained.network)
+    say_if_growing(of_one_task(config), ray, say)
     calls = (
         (network, (*split.fetch(list(at)), split.indices[list(at)].tolist()), protocol, config)
         for at in todo

@@ -22,9 +22,9 @@ from torch import nn
 
 from raybust import data, methods, runs, track
 from raybust.certify import weights_digest
-from raybust.cluster.launch import Say, open_store, progress_bar
+from raybust.cluster.launch import Say, open_store, progress_bar, say_if_growing
 from raybust.cluster.session import capacity, gpus_per_worker, session
-from raybust.cluster.tasks import room_for, run_tasks
+from raybust.cluster.tasks import of_one_task, room_for, run_tasks
 from raybust.config import Config, from_dict
 from raybust.corruptions import (
     Cell,
@@ -110,6 +110,8 @@ def evaluate(
         todo = [share for share in range(_SHARES) if share not in shares]
         if len(todo) < _SHARES:
             say(f"resuming {path.name}: {len(shares)} of {_SHARES} shares are done")
+        if todo:
+            say_if_growing(of_one_task(config), ray, say)
         images, network = ray.put((part, trained.dataset.classes)), ray.put(trained.network)
         calls = ((network, images, share, device, config) for share in todo)
         with progress_bar(_SHARES * cells, "cells", len(shares) * cells) as bar:

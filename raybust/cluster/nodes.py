@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from raybust.cluster.growth import HEAD
+
 _ANSWER_S, _TASK_S = 5.0, 120.0
 _GIB = 2.0**30
 
@@ -67,7 +69,7 @@ def look(ray: Any, out: Path, uri: str) -> list[Node]:
         marker.unlink(missing_ok=True)
     return [
         Node(
-            head="node:__internal_head__" in node["Resources"],
+            head=HEAD in node["Resources"],
             ray_gpus=node["Resources"].get("GPU", 0.0),
             **answer,
         )

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from raybust.cluster.growth import HEAD, may_come
 from raybust.config import Config
 from raybust.errors import RequestError
 
@@ -76,9 +77,13 @@ def capacity(ray: Any) -> dict[str, float]:
     Args:
         ray: the module, connected.
     """
-    have = ray.cluster_resources()
-    most = ray._private.state.state.get_max_resources_from_cluster_config() or {}
-    return {key: max(have.get(key, 0.0), float(most.get(key, 0))) for key in {*have, *most}}
+    have, coming = ray.cluster_resources(), may_come(ray)
+    if not coming:
+        return dict(have)
+    heads = [n["Resources"] for n in ray.nodes() if n["Alive"] and HEAD in n["Resources"]]
+    keys = {key for node in coming for key in node}
+    most = {key: sum(float(node.get(key, 0)) for node in (*heads, *coming)) for key in keys}
+    return {key: max(have.get(key, 0.0), most.get(key, 0.0)) for key in {*have, *most}}
 
 
 def must_grow(config: Config, ray: Any) -> bool:

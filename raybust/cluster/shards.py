@@ -27,9 +27,9 @@ from raybust.certify import (
     weights_digest,
     write_cohen,
 )
-from raybust.cluster.launch import Say, open_store, progress_bar
+from raybust.cluster.launch import Say, open_store, progress_bar, say_if_growing
 from raybust.cluster.session import capacity, gpus_per_worker, session
-from raybust.cluster.tasks import room_for, run_tasks
+from raybust.cluster.tasks import of_one_task, room_for, run_tasks
 from raybust.cluster.worker import set_threads
 from raybust.config import Config
 from raybust.errors import RequestError, WorkError
@@ -120,6 +120,8 @@ def certify(
         todo = [at for at in chosen if int(split.indices[at]) not in log.places]
         if len(todo) < len(chosen):
             say(f"resuming {path.name}: {len(chosen) - len(todo)} of {len(chosen)} rows are there")
+        if todo:
+            say_if_growing(of_one_task(config), ray, say)
         _run(ray, trained, log, todo=todo, room=room_for(ray, config, workers))
     rows = log.finish()
     return _publish(trained, protocol, path, rows, uri)

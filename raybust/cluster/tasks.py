@@ -17,10 +17,14 @@ from raybust.errors import RequestError, WorkError
 _RETRIES = 3
 
 
+def of_one_task(config: Config) -> Config:
+    """Returns a configuration whose section `cluster` is for one task, not for a run's workers."""
+    return replace(config, cluster=replace(config.cluster, workers=1))
+
+
 def room_for(ray: Any, config: Config, workers: int | None) -> int:
     """Returns how many tasks run at a time: `workers`, but no more than the cluster holds."""
-    one = replace(config, cluster=replace(config.cluster, workers=1))
-    return min(workers or 10**6, slots(one, capacity(ray)))
+    return min(workers or 10**6, slots(of_one_task(config), capacity(ray)))
 
 
 def run_tasks(

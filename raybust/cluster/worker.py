@@ -31,6 +31,7 @@ from ray.train import (
 )
 
 from raybust import checkpoint, data
+from raybust.cluster.growth import may_come
 from raybust.cluster.runlog import Job, RunLog
 from raybust.cluster.session import capacity, gpus_per_worker, must_grow
 from raybust.config import Config
@@ -145,13 +146,13 @@ def _must_move(device: torch.device) -> bool:
     return bool(notice.item())
 
 
-def _adapt_to(config: Config) -> None:
+def _adapt_to_cluster() -> None:
     """Makes Ray Train's settings that depend on the cluster; the user's own stay.
 
     A process that waits for notices of preemption, where nodes can be taken away one by one; time
-    for nodes to be started, where some have to be.
+    for nodes to be started, where an autoscaler does: also those in place of one that is lost.
     """
-    grows = must_grow(config, ray)
+    grows = bool(may_come(ray))
     several = grows or sum(node["Alive"] for node in ray.nodes()) > 1
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", str(int(several)))
     if grows:
@@ -169,7 +170,7 @@ def train(config: Config, job: Job, *, callbacks: list[Any] | None = None) -> No
     Raises:
         WorkError: training failed for good, or its loss diverged.
     """
-    _adapt_to(config)
+    _adapt_to_cluster()
     storage, name = _place(config, job)
     if "://" not in storage:
         _forget_torn(Path(storage) / name)
