@@ -26,6 +26,7 @@ _PACKAGES = ("torch", "torchvision", "ray", "optuna", "mlflow", "omegaconf", "ti
 _LEAST_DISK_GIB = 1.0
 _LEAST_HEAD_GIB = 8.0
 _HEAD_NEEDS = "Ray and MLflow take about 2 there, each trial of several workers 0.6 more"
+_ELSEWHERE = "choose another folder with --out"
 _SAME_VERSIONS = "install the same requirements.lock on both sides (`make venv`, `ray up` again)"
 
 
@@ -78,7 +79,7 @@ def _folder(config: Config) -> Iterator[Finding]:
     while not parent.exists():
         parent = parent.parent
     if not os.access(parent, os.W_OK):
-        yield Finding("out", "missing", f"{out} cannot be written", "choose another with --out")
+        yield Finding("out", "missing", f"{out} cannot be written", _ELSEWHERE)
         return
     free = shutil.disk_usage(parent).free / 2**30
     state: Literal["ok", "missing"] = "ok" if free > _LEAST_DISK_GIB else "missing"
@@ -104,17 +105,35 @@ def _cluster(config: Config, address: str | None) -> Iterator[Finding]:
     yield from _versions(os.environ.get(CLIENT, "{}"))
     try:
         with session(address, verbose=False) as ray:
-            resources, most = ray.cluster_resources(), capacity(ray)
-            seen = _look(ray, config) if address is not None else []
+            yield from _connected(ray, config, look_at_nodes=address is not None)
     except RequestError as error:
         mismatch = "Version mismatch" in str(error)
         advice = _SAME_VERSIONS if mismatch else "start it with `ray up`, check --address"
         yield Finding("Ray", "missing", str(error), advice)
-        return
+
+
+def _connected(ray: Any, config: Config, *, look_at_nodes: bool) -> Iterator[Finding]:
+    """Yields what there is of a cluster; what cannot be found out is a row, and hides no other."""
+    resources = most = ray.cluster_resources()
+    try:
+        most = capacity(ray)
+    except RequestError as error:
+        yield Finding("autoscaler", "missing", str(error), "no command runs until it does")
+    seen: list[Node] = []
+    try:
+        seen = _look(ray, config) if look_at_nodes else []
+    except OSError as error:
+        yield Finding(
+            "nodes", "missing", f"not looked at: {error.filename}: {error.strerror}", _ELSEWHERE
+        )
+    except ray.exceptions.RayError as error:
+        text = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        yield Finding("nodes", "missing", text, "`ray status` on the head tells which are there")
     count = f" on {len(seen)} nodes" if seen else ""
     have = f"{resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs{count}"
-    if most.get("GPU", 0) > resources.get("GPU", 0):
-        have += f"; the autoscaler adds up to {most['GPU']:g} GPUs when they are asked for"
+    more = {key: most.get(key, 0) - resources.get(key, 0) for key in ("CPU", "GPU")}
+    if any(more.values()):
+        have += f"; the autoscaler adds up to {more['CPU']:g} CPUs and {more['GPU']:g} GPUs"
     yield Finding("Ray", "ok", have)
     yield from findings(seen, most)
 

@@ -31,7 +31,7 @@ class Node:
         ray_gpus: GPUs that Ray hands out there.
         shared: whether the driver's run folder is the same folder there.
         mlflow: "", or why the MLflow server is out of its reach.
-        memory: main memory, in GiB.
+        memory: what it has of main memory, in GiB.
     """
 
     host: str
@@ -85,8 +85,17 @@ def _seen(marker: str, uri: str) -> dict[str, Any]:
         "driver_gpus": len(list(gpus.iterdir())) if gpus.is_dir() else 0,
         "shared": Path(marker).exists(),
         "mlflow": _unreachable(uri),
-        "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / _GIB,
+        "memory": memory(),
     }
+
+
+def memory(cgroup: Path = Path("/sys/fs/cgroup")) -> float:
+    """Returns the main memory in GiB: the machine's, or a container's limit where that is lower."""
+    found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for limit in (cgroup / "memory.max", cgroup / "memory/memory.limit_in_bytes"):  # v2, v1
+        if limit.exists() and (text := limit.read_text().strip()).isdigit():  # not "max"
+            found = min(found, int(text))
+    return found / _GIB
 
 
 def _unreachable(uri: str) -> str:

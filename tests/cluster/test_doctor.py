@@ -8,6 +8,7 @@ import pytest
 
 from raybust.cluster import doctor, jobs, nodes
 from raybust.cluster.nodes import Node
+from raybust.errors import RequestError
 
 HEAD = Node(host="head", head=True, driver_gpus=0, ray_gpus=0, shared=True, mlflow="", memory=16)
 WORKER = replace(HEAD, host="far", head=False, driver_gpus=2, ray_gpus=2, memory=4)
@@ -53,6 +54,57 @@ def test_no_gpu_anywhere_is_a_note_until_the_autoscaler_may_bring_one():
     assert note.state == "note"
     assert "nvidia-smi" in note.advice
     assert not [row for row in doctor.findings(bare, {"CPU": 4, "GPU": 8}) if row.what == "GPUs"]
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "found"),
+    [
+        ("memory.max", "4294967296\n", 4.0),
+        ("memory.max", "max\n", 16.0),
+        ("memory/memory.limit_in_bytes", "2147483648\n", 2.0),
+        ("memory/memory.limit_in_bytes", "9223372036854771712\n", 16.0),
+        ("other", "1", 16.0),
+    ],
+)
+def test_the_memory_of_a_container_is_its_limit(tmp_path, monkeypatch, file, text, found):
+    pages = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 4 * 2**20}
+    monkeypatch.setattr(nodes.os, "sysconf", pages.get)
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text(text)
+    assert nodes.memory(tmp_path) == found
+
+
+@pytest.mark.cluster
+def test_a_folder_that_cannot_be_made_is_a_row_and_no_row_is_lost(cluster, tmp_path):
+    (tmp_path / "file").touch()
+    found = {row.what: row for row in doctor.examine(kit.config(tmp_path / "file"), "auto")}
+    assert found["nodes"].state == "missing"
+    assert "file: File exists" in found["nodes"].seen
+    assert "--out" in found["nodes"].advice
+    assert found["Ray"].state == "ok"
+
+
+@pytest.mark.cluster
+def test_a_node_that_goes_while_it_is_asked_is_a_row(cluster, tmp_path, monkeypatch):
+    gone = [dict(node, NodeID="0" * 56) for node in cluster.nodes()]
+    monkeypatch.setattr(cluster, "nodes", lambda: gone)
+    monkeypatch.setattr(doctor, "capacity", lambda ray: {"CPU": 2.0})
+    found = {row.what: row for row in doctor.examine(kit.config(tmp_path), "auto")}
+    assert found["nodes"].state == "missing"
+    assert "TaskUnschedulableError" in found["nodes"].seen
+    assert "ray status" in found["nodes"].advice
+    assert found["Ray"].state == "ok"
+
+
+@pytest.mark.cluster
+def test_an_autoscaler_that_cannot_be_asked_is_a_row(cluster, tmp_path, monkeypatch):
+    def fail(ray):
+        raise RequestError("the head does not tell")
+
+    monkeypatch.setattr(doctor, "capacity", fail)
+    found = {row.what: row for row in doctor.examine(kit.config(tmp_path), None)}
+    assert found["autoscaler"].seen == "the head does not tell"
+    assert found["Ray"].state == "ok"
 
 
 @pytest.mark.cluster
