@@ -754,7 +754,7 @@ def test_nobody_at_a_jobs_url(tmp_path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"
-        done, seconds = command(tmp_path, "train", *SMALL, "--address", url)
+        done, seconds = command(tmp_path, "train", *SMALL, "--out", "/runs", "--address", url)
     assert done.returncode == 2, done.stderr
     assert url in done.stderr.splitlines()[-1]
     assert len(done.stderr.splitlines()) == 1

@@ -12,7 +12,8 @@ import yaml
 from raybust import config as configuration
 from raybust import methods
 from raybust.cli import cli as group
-from raybust.cli import main
+from raybust.cli import main, output
+from raybust.cluster import jobs
 from raybust.errors import WorkError
 
 SPACES = sorted((Path(__file__).parents[1] / "search_spaces").glob("*.yaml"))
@@ -144,6 +145,53 @@ def test_dry_run_starts_nothing(cli, tmp_path, monkeypatch):
     assert cli("train", "--dry-run", "--address", "http://127.0.0.1:9").code == 0
     assert cli("train", "--dry-run", "data.name=cifar10").code == 0
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("out", [(), ("--out", "runs"), ("out=../runs",)])
+@pytest.mark.parametrize(
+    "words",
+    [("train",), ("tune", "search_spaces/quickstart.yaml"), ("certify", "two"),
+     ("evaluate", "/mnt/raybust/runs/two"), ("doctor",)],
+    ids=" ".join,
+)  # fmt: skip
+def test_a_job_may_not_write_into_its_own_working_directory(cli, words, out):
+    if words == ("doctor",) and out == ("out=../runs",):
+        pytest.skip("takes no settings")
+    told = cli(*words, *out, "--address", "http://127.0.0.1:9")
+    given = out[-1].removeprefix("out=") if out else "runs"
+    assert (told.code, told.out) == (2, "")
+    assert told.err.startswith(f"raybust: out: got {given}, ")
+    assert "begins with / and that all nodes share" in told.err
+    assert len(told.err.splitlines()) == 1
+
+
+SERVER = "track.uri=http://head:5000"
+
+
+@pytest.mark.parametrize(
+    ("settings", "address", "typed", "certify", "browse"),
+    [
+        ((), None, None, "", "raybust ui"),
+        (("out=/a b",), None, None, " --out '/a b'", "raybust ui --out '/a b'"),
+        ((), "10.0.0.1:6379", None, " --address 10.0.0.1:6379", "raybust ui"),
+        (("track.uri=sqlite:////own.db",), None, None, "",
+         "MLFLOW_TRACKING_URI=sqlite:////own.db raybust ui"),
+        ((SERVER,), None, None, "", "http://head:5000"),
+        (("out=/shared", SERVER), "auto", "http://127.0.0.1:8265",
+         " --out /shared --address http://127.0.0.1:8265", "http://head:5000, on the cluster"),
+        (("out=/shared",), "auto", "http://127.0.0.1:8265",
+         " --out /shared --address http://127.0.0.1:8265", "raybust ui --out /shared, on the head"),
+    ],
+)  # fmt: skip
+def test_the_next_commands_work_as_they_are_printed(
+    monkeypatch, settings, address, typed, certify, browse
+):
+    if typed is not None:
+        monkeypatch.setenv(jobs.ADDRESS, typed)
+    leaves = configuration.leaves_of_arguments(settings)
+    config = configuration.compose(leaves, methods.get)
+    assert output.certify_command("two", config, address) == f"raybust certify two{certify}"
+    assert output.browse_command(config) == browse
 
 
 def test_ui_dry_run(cli, tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from raybust.cli.output import (
+    browse_command,
     print_config,
     print_diagnosis,
     print_rows,
@@ -88,12 +89,12 @@ def train(
     if dry_run:
         print_config(config, as_json)
         return
-    if submitted(address, detach):
+    if submitted(address, leaves, detach):
         return
     from raybust.cluster import launch
 
     folder = launch.train(config, address=address, resume=resume, verbose=verbose, say=say)
-    print_trained(folder, as_json)
+    print_trained(folder, config, address, as_json)
 
 
 @cli.command()
@@ -129,7 +130,7 @@ def tune(
             always = sum(not domain.when for domain in domains.domains)
             click.echo(f"{len(domains.domains)} dimensions, {always} of them in every trial")
         return
-    if submitted(address, detach):
+    if submitted(address, leaves, detach):
         return
     from raybust.cluster import sweep
 
@@ -139,7 +140,7 @@ def tune(
     if as_json:
         click.echo(json.dumps(result.plain(), indent=1))
     else:
-        click.echo(result.text())
+        click.echo(f"{result.text()}\nbrowse it           {browse_command(config)}")
 
 
 @cli.command()
@@ -163,7 +164,8 @@ def certify(
     **given: Any,
 ) -> None:
     """Certify a run, a checkpoint or a weights file by randomized smoothing."""
-    if not dry_run and submitted(address, detach):  # RUN is looked up where the job runs
+    leaves, _ = read_leaves(settings, given)
+    if not dry_run and submitted(address, leaves, detach):  # RUN is looked up where the job runs
         return
     from raybust.cluster import checks, shards
 
@@ -210,7 +212,8 @@ def evaluate(
     Corruption takes the place of the attacks where `corruptions.sets`, `.rows`, `.folder` or
     `.generated` is given.
     """
-    if not dry_run and submitted(address, detach):
+    leaves, _ = read_leaves(settings, given)
+    if not dry_run and submitted(address, leaves, detach):
         return
     from raybust.cluster import attacked, checks, corrupted
 
@@ -330,11 +333,12 @@ def models(name: str | None, as_json: bool) -> None:
 @_options("out", "address", "as_json")
 def doctor(out: str | None, address: str | None, as_json: bool) -> None:
     """Say what is installed, what the cluster has, and what is missing."""
-    if submitted(address):
+    leaves, _ = read_leaves((), {"out": out})
+    if submitted(address, leaves):
         return
     from raybust.cluster import doctor as examination
 
-    config = compose(read_leaves((), {"out": out})[0])
+    config = compose(leaves)
     rows = examination.examine(config, address)
     print_rows([vars(row) for row in rows], as_json)
     if any(row.state == "missing" for row in rows):

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ def say(text: str) -> None:
     click.echo(text, err=True)
 
 
-def print_trained(folder: Any, as_json: bool) -> None:
+def print_trained(folder: Any, config: Any, address: str | None, as_json: bool) -> None:
     """Prints what a training run left, and what to do next."""
     from raybust import checkpoint
 
@@ -35,8 +37,35 @@ def print_trained(folder: Any, as_json: bool) -> None:
         return
     click.echo(f"trained {folder.name}: validation accuracy {metrics['validation/accuracy']:.4f}")
     click.echo(f"checkpoint  {newest}")
-    click.echo(f"certify it  raybust certify {folder.name}")
-    click.echo("browse it   raybust ui")
+    click.echo(f"certify it  {certify_command(folder.name, config, address)}")
+    click.echo(f"browse it   {browse_command(config)}")
+
+
+def certify_command(name: str, config: Any, address: str | None) -> str:
+    """Returns the command that certifies a run, with the place and the address of this one."""
+    from raybust.cluster.jobs import ADDRESS
+
+    words = ["raybust", "certify", name, *_place(config)]
+    if address is not None:  # a job's is that of the machine it runs on
+        words += ["--address", os.environ.get(ADDRESS, address)]
+    return shlex.join(words)
+
+
+def browse_command(config: Any) -> str:
+    """Returns where the runs are to be seen: a server's address, or the command that starts one."""
+    from raybust import runs, track
+    from raybust.cluster.jobs import ADDRESS
+
+    uri, job = track.resolve_uri(config.track, runs.out_folder(config)), ADDRESS in os.environ
+    if not track.is_database(uri):
+        return f"{track.safe_uri(uri)}{', on the cluster' * job}"
+    store = f"MLFLOW_TRACKING_URI={shlex.quote(uri)} " if config.track.uri else ""
+    return f"{store}{shlex.join(['raybust', 'ui', *_place(config)])}{', on the head' * job}"
+
+
+def _place(config: Any) -> list[str]:
+    """Returns the option without which another command would look elsewhere, or nothing."""
+    return [] if config.out == type(config).out else ["--out", config.out]
 
 
 def print_config(config: Any, as_json: bool) -> None:

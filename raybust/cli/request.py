@@ -135,8 +135,12 @@ def local(address: str | None) -> bool:
     return address is None or not address.startswith(("http://", "https://"))
 
 
-def submitted(address: str | None, detach: bool = False) -> bool:
-    """Runs this same command on the cluster of a jobs URL; returns whether there was one."""
+def submitted(address: str | None, leaves: Sequence[Leaf], detach: bool = False) -> bool:
+    """Runs this same command on the cluster of a jobs URL; returns whether there was one.
+
+    Raises:
+        RequestError: the job would write into its working directory, which goes with it.
+    """
     if address is None or local(address):
         if detach:
             raise RequestError("--detach: is for an --address that is a jobs URL (http://...)")
@@ -144,5 +148,11 @@ def submitted(address: str | None, detach: bool = False) -> bool:
     from raybust.cli.output import say
     from raybust.cluster import jobs
 
+    out = compose([leaf for leaf in leaves if leaf.key == "out"]).out
+    if not out.startswith(("/", "~")):
+        raise RequestError(
+            f"out: got {out}, which for a job is a folder that Ray deletes after it; give one that"
+            " begins with / and that all nodes share, such as --out /mnt/raybust/runs"
+        )
     jobs.submit(address, sys.argv[1:], say, detach=detach)
     return True

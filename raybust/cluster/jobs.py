@@ -22,6 +22,9 @@ from raybust.errors import RequestError, WorkError
 CLIENT = "RAYBUST_CLIENT"
 """Environment variable of a job: the versions of the machine that submitted it, as JSON."""
 
+ADDRESS = "RAYBUST_ADDRESS"
+"""Environment variable of a job: the jobs URL at which it was submitted."""
+
 _EXCLUDED = [".git", ".venv", "/runs", "/data", "__pycache__", ".mypy_cache", ".ruff_cache"]
 _PATIENCE_S, _RETRY_S = 600.0, 2.0
 
@@ -57,7 +60,7 @@ def submit(
             runtime_env={
                 "working_dir": ".",
                 "excludes": _EXCLUDED,
-                "env_vars": {CLIENT: json.dumps(versions())},
+                "env_vars": {CLIENT: json.dumps(versions()), ADDRESS: address},
             },
         )
     except (ConnectionError, RuntimeError, ValueError, RayError) as error:

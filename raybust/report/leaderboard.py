@@ -237,7 +237,6 @@ class Leaderboard:
             lines.append(f"certified accuracy  {self.curve}")
         lines.append(f"leaderboard         {self.folder / (NAME + '.md')}")
         lines.append(f"report              {self.folder / PAGE}")
-        lines.append("browse it           raybust ui")
         return "\n".join(lines)
 
     def write(self) -> list[Path]:

@@ -7,7 +7,7 @@ from raybust.track.environment import environment
 from raybust.track.flush import Flusher, SyncResult, log_to_run, sync, unsent
 from raybust.track.journal import Journal, Status
 from raybust.track.store import FoundRun, find_run, prepare, ui_command
-from raybust.track.uri import redact, resolve_uri, safe_uri
+from raybust.track.uri import is_database, redact, resolve_uri, safe_uri
 
 __all__ = [
     "Flusher",
@@ -17,6 +17,7 @@ __all__ = [
     "SyncResult",
     "environment",
     "find_run",
+    "is_database",
     "log_to_run",
     "prepare",
     "redact",
