@@ -75,7 +75,7 @@ def train(config: Config, *, address: str | None, resume: bool, verbose: bool, s
     if newest is not None and checkpoint.read_manifest(newest)["done"]:
         say(f"{folder.name} is trained already; --no-resume trains it anew")
         with locked(folder), sending_rest(folder, open_store(config, out, say), out, say):
-            end_if_open(folder, "finished", newest)
+            end_if_open(folder, "finished")
             return folder
     from raybust.cluster import worker
 

@@ -104,12 +104,13 @@ def note_end(journal: Journal, reason: str, folder: Path | None = None, detail: 
     journal.end("FAILED" if reason == "failed" else "FINISHED", reason)
 
 
-def end_if_open(folder: Path, reason: str, newest: Path | None, detail: str = "") -> None:
+def end_if_open(folder: Path, reason: str, detail: str = "") -> None:
     """Ends the run of a folder whose worker was killed before it could; see `note_end`."""
     path = folder / JOURNAL
     entries = map(decode, path.read_bytes().splitlines()) if path.exists() else ()
     states = [e["e"] for e in entries if e is not None and e["e"] in ("start", "resume", "end")]
     if states and states[-1] != "end":
+        newest = None if reason == "failed" else checkpoint.newest(folder)
         with Journal(path) as journal:
             note_end(journal, reason, newest, detail)
 

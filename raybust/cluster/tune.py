@@ -17,8 +17,8 @@ import ray
 from ray import tune
 from ray.tune.search import Searcher
 
-from raybust import checkpoint, methods, runs
 from raybust import config as configuration
+from raybust import methods, runs
 from raybust.cluster import session
 from raybust.cluster.runlog import Job, end_if_open
 from raybust.cluster.scheduler import NUMBER, SPARED, make_scheduler
@@ -73,6 +73,7 @@ def run(plan: Sweep, listener: Listener) -> None:
     interrupted = study.interrupted()
     left = max(0, config.tune.trials - study.finished() - len(interrupted))
     if not interrupted and not left:
+        _end_runs(study, folder)
         return
     nested = config.cluster.workers > 1
     resources = session.capacity(ray)
@@ -214,8 +215,7 @@ def _end_runs(study: Study, folder: Path) -> None:
     for record in study.records():
         trial = folder / runs.TRIALS / f"{record.number:04d}"
         if record.state in FINISHED:
-            newest = None if record.state == "FAIL" else checkpoint.newest(trial)
-            end_if_open(trial, _REASONS[record.state], newest, record.reason or "")
+            end_if_open(trial, _REASONS[record.state], record.reason or "")
 
 
 def _is_number(value: Any) -> bool:

@@ -2,7 +2,8 @@
 
 import json
 import threading
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import kit
 import optuna
@@ -10,10 +11,11 @@ import pytest
 from test_worker import assert_same_weights, undisturbed
 from waiting import wait
 
-from raybust import checkpoint, methods, runs
+from raybust import checkpoint, methods, runs, track
 from raybust import config as configuration
-from raybust.cluster import sweep
+from raybust.cluster import sweep, tune
 from raybust.cluster.board import board_of
+from raybust.cluster.runlog import Job
 from raybust.cluster.scheduler import NUMBER
 from raybust.cluster.space import Space
 from raybust.cluster.study import Study
@@ -239,16 +241,15 @@ def test_trials_of_two_workers(out, cluster):
 
 @pytest.fixture
 def searcher(tmp_path):
-    from raybust.cluster.runlog import Job
-    from raybust.cluster.tune import StudySearch, Sweep
-
     leaves = [leaf for leaf in kit.leaves(tmp_path) if leaf.key not in SPACE]
     config = configuration.compose(leaves, methods.get)
     study = Study(config, Space.parse(SPACE), tmp_path, "mine", [FIRST])
     job = Job({}, str(tmp_path), "parent", "s", "sqlite:///nowhere.db")
     told = []
-    plan = Sweep(config, leaves, study, tmp_path, job)
-    search = StudySearch(plan, lambda record, running: told.append(record), interrupted=[], left=2)
+    plan = tune.Sweep(config, leaves, study, tmp_path, job)
+    search = tune.StudySearch(
+        plan, lambda record, running: told.append(record), interrupted=[], left=2
+    )
     return search, study, told
 
 
@@ -310,6 +311,20 @@ def test_three_trials_that_lack_the_metric_end_the_sweep(searcher, begin):
         search.on_trial_complete(name, result(1, float("nan"), failure=lacking, done=True))
     assert search.suggest("d") == "FINISHED"
     assert [record.state for record in study.records()] == ["FAIL"] * 3
+
+
+def test_a_run_left_open_is_ended_when_nothing_is_left_to_do(searcher):
+    """As after a kill between a trial's end and the word to MLflow."""
+    search, *_ = searcher
+    job = Job(**search.suggest("a")["job"])
+    search.on_trial_complete("a", result(1, complete=True))
+    with track.Journal(Path(job.folder) / runs.JOURNAL) as journal:
+        journal.start(job.uid, "raybust", job.name)
+    plan = search._plan
+    done = replace(plan.config, tune=replace(plan.config.tune, trials=1))
+    tune.run(replace(plan, config=done), lambda record, running: None)
+    last = kit.lines(journal.path)[-1]
+    assert (last["e"], last["status"], last["reason"]) == ("end", "FINISHED", "finished")
 
 
 def test_suggestions_end_with_the_budget(searcher):
