@@ -11,6 +11,7 @@ Stage between checkpoint and certify / evaluate.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import uuid
@@ -168,6 +169,17 @@ def check_same(folder: Path, kind: str, plain: dict[str, Any]) -> None:
         )
     texts = "; ".join(differing[key] for key in changed)
     raise RequestError(f"{folder.name}: exists with another configuration ({texts}); {advice}")
+
+
+def fixed_digits(plain: dict[str, Any]) -> str:
+    """Returns 8 hexadecimal digits of what may not change when a run is gone on with.
+
+    Args:
+        plain: the configuration, as plain data; of a sweep with its space.
+    """
+    leaves = configuration.leaves_of(plain, "")
+    fixed = {leaf.key: leaf.value for leaf in leaves if not _belongs(leaf.key, _RESUMABLE)}
+    return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def check_writable(folder: Path, key: str = "out") -> None:

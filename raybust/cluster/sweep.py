@@ -73,8 +73,8 @@ def run(
     check_finalists(config, *images, device=device_before(config, address))
     sources.initialize(assemble(config, dataset), config, dataset)
     out = runs.out_folder(config)
-    folder = out / (config.name or f"sweep-{configuration.fingerprint(config)}")
     plain = configuration.to_dict(config) | {SEARCH: block}
+    folder = out / (config.name or f"sweep-{runs.fixed_digits(plain)}")
     if resume:
         runs.check_same(folder, "sweep", plain)
     lesson = _lesson(config, space, out)
@@ -234,7 +234,6 @@ def _note(journal: track.Journal, board: Leaderboard) -> None:
     best = board.finalists[0] if board.finalists else board.entries[0]
     certified, attacked = best.certified or {}, best.attacked or {}
     values = {"best/" + board.metric: best.value, "best/test_accuracy": best.accuracy}
-    journal.metrics(
-        {k: v for k, v in (values | certified | attacked).items() if v is not None}, step=0
-    )
+    found = {k: v for k, v in (values | certified | attacked).items() if v is not None}
+    journal.metrics(found, step=journal.attempt)  # the best of the last start is the newest step
     register_best(board)

@@ -171,6 +171,30 @@ def test_the_same_command_repeats_nothing_and_gives_the_same_leaderboard(searche
     assert [trial.datetime_complete for trial in study_of(out).get_trials()] == ended
 
 
+def test_more_trials_go_on_with_a_sweep_that_has_no_name_and_its_new_best_is_in_mlflow(out):
+    """Neither the number of trials nor what is measured afterwards makes it another sweep."""
+    block = {"train.lr": {"choice": [BAD, 0.05], "default": BAD}}
+    settings = ("tune.metric=validation/accuracy", "tune.scheduler=none", "train.epochs=1")
+    points = [{"train.lr": 0.05}]
+    first = run(
+        out, *settings, "tune.trials=1", "tune.finalists=0", block=block, tune__points=points
+    )
+    again = run(
+        out, *settings, "tune.trials=2", "tune.finalists=1", "certify.n=100", block=block,
+        tune__points=points,
+    )  # fmt: skip
+    assert again.folder == first.folder
+    assert [entry.trial for entry in again.entries] == [1, 0]
+    assert again.best.value > first.best.value
+    stored = kit.runs_of(out)[first.sweep]
+    assert stored.data.metrics["best/validation/accuracy"] == again.best.value
+    other = block | {"train.keep": {"choice": [2, 3], "default": 2}}
+    apart = run(
+        out, *settings, "tune.trials=1", "tune.finalists=0", block=other, tune__points=points
+    )
+    assert apart.folder != first.folder
+
+
 def test_another_space_under_that_name_is_refused(searched):
     block = SPACE | {"method.sigma": {"float": [0.1, 0.5]}}
     with pytest.raises(RequestError, match=r"search exists|search: exists with another"):
