@@ -48,8 +48,7 @@ class TrialActor(tune.Trainable):
         """
         try:
             progress = next(self._epochs, None)
-            if progress is None:  # killed after its last checkpoint, before the study was told
-                self._end("finished")
+            if progress is None:
                 return {**self._last, COMPLETE: True, "done": True}
             failure = progress.failure or missing_metric(self._config, progress)
             if failure is not None:
@@ -68,6 +67,9 @@ class TrialActor(tune.Trainable):
 
     def _begin(self, job: Job) -> Iterator[Progress]:
         """Opens log, data and loop; a generator, so that what fails in it fails in `step`."""
+        if (last := _finished(self._folder)) is not None:
+            self._last = last
+            return
         self._log = RunLog(job, self._config)
         set_threads(self._config)
         resume = checkpoint.newest(self._folder, lambda text: print(text, flush=True))
@@ -107,7 +109,20 @@ def nested_trial(config: dict[str, Any]) -> None:
     """Trains the trial of `config["job"]` under a TorchTrainer of its own."""
     job = Job(**config["job"])
     loaded = job.load()
+    if (last := _finished(Path(job.folder))) is not None:
+        tune.report({**last, COMPLETE: True})
+        return
     try:
         train(loaded, job, callbacks=[TuneReportCallback()])
     except WorkError as error:
         tune.report({"epoch": 0, loaded.tune.metric: float("nan"), FAILURE: str(error)})
+
+
+def _finished(folder: Path) -> dict[str, Any] | None:
+    """Returns the last metrics of a trial that has trained to its end, or None. Such a trial comes
+    again where all was killed before the study was told of it."""
+    newest = checkpoint.newest(folder)
+    if newest is None or not (manifest := checkpoint.read_manifest(newest))["done"]:
+        return None
+    last: dict[str, Any] = manifest["metrics"]
+    return last

@@ -96,6 +96,9 @@ def train_worker(plain: dict[str, Any]) -> str | None:
     first = ray.train.get_context().get_world_rank() == 0
     with tempfile.TemporaryDirectory(prefix="raybust-") as scratch:
         resume = _resume_from(folder, Path(scratch))
+        if resume is not None and (last := checkpoint.read_manifest(resume))["done"]:
+            # All was killed before Tune was told; there is no epoch left that would tell it.
+            ray.train.report({**last["metrics"], COMPLETE: True}, checkpoint=None)
         log = RunLog(job, config) if first else None
         if log is not None and len(hosts) > 1:
             log.group(dist.get_backend(), hosts)

@@ -1,6 +1,8 @@
 """A sweep with early stops and a failing trial: the study, the store, the leaderboard, the CPUs."""
 
 import json
+import shutil
+import sqlite3
 import threading
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,6 +21,7 @@ from raybust.cluster.runlog import Job
 from raybust.cluster.scheduler import NUMBER
 from raybust.cluster.space import Space
 from raybust.cluster.study import Study
+from raybust.cluster.trial import TrialActor
 from raybust.errors import RequestError, WorkError
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("cluster")]
@@ -229,6 +232,19 @@ def test_a_killed_actor_goes_on_from_its_last_checkpoint(out, tmp_path):
     assert_same_weights(path, checkpoint.newest(trial))
 
 
+def test_an_actor_trains_nothing_where_a_trial_had_trained_to_its_end(trained, tmp_path):
+    """Nor is its run taken up again; the sweep's end closes it where that was not done."""
+    folder = shutil.copytree(trained[1], tmp_path / "0000")
+    before = (folder / runs.JOURNAL).read_bytes()
+    identity = runs.read_identity(folder)
+    job = Job(identity.config, str(folder), identity.uid, "s/0", kit.uri(trained[0]))
+    actor = TrialActor({"job": asdict(job)})
+    last = checkpoint.read_manifest(checkpoint.newest(folder))["metrics"]
+    assert actor.step() == {**last, "complete": True, "done": True}
+    actor.cleanup()
+    assert (folder / runs.JOURNAL).read_bytes() == before
+
+
 def test_a_sweep_without_a_finished_trial_says_why(out):
     block = {"train.lr": {"choice": [WILD, 2 * WILD]}}
     with pytest.raises(WorkError, match=r"no trial trained to its end.*nan in epoch 1"):
@@ -238,15 +254,28 @@ def test_a_sweep_without_a_finished_trial_says_why(out):
     assert len(found) == 3
 
 
-@pytest.mark.slow
-def test_trials_of_two_workers(out, cluster):
+NESTED = (
+    "name=nested", "tune.trials=2", "cluster.workers=2", "cluster.cpus_per_worker=0.5",
+    "tune.metric=validation/accuracy", "tune.reduction=2", "train.epochs=25",
+    "tune.finalists=0", "tune.concurrent=1", "certified_fast.every=1",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def nested(cluster, new_out):
+    """(out, leaderboard) of a sweep of two trials of two workers each, the second stopped early."""
+    out = new_out("nested")
+    return out, run_nested(out)
+
+
+def run_nested(out):
     block = {"train.lr": {"choice": [0.05, BAD], "default": 0.05}}
-    settings = (
-        "name=nested", "tune.trials=2", "cluster.workers=2", "cluster.cpus_per_worker=0.5",
-        "tune.metric=validation/accuracy", "tune.reduction=2", "train.epochs=25",
-        "tune.finalists=0", "tune.concurrent=1", "certified_fast.every=1",
-    )  # fmt: skip
-    board = run(out, *settings, block=block, tune__points=[{"train.lr": BAD}])
+    return run(out, *NESTED, block=block, tune__points=[{"train.lr": BAD}])
+
+
+@pytest.mark.slow
+def test_trials_of_two_workers(nested, cluster):
+    out, board = nested
     assert [entry.trial for entry in board.entries] == [0]
     assert [t.state.name for t in study_of(out, "nested").get_trials()] == ["COMPLETE", "PRUNED"]
     manifest = checkpoint.read_manifest(checkpoint.newest(out / "nested" / "trials" / "0000"))
@@ -258,6 +287,26 @@ def test_trials_of_two_workers(out, cluster):
     assert found["nested/1"].info.status == "FINISHED"
     assert found["nested/1"].data.tags["raybust.stop_reason"] == "pruned"
     wait(lambda: cluster.available_resources().get("CPU") == 2, 60, "all CPUs are free")
+
+
+@pytest.mark.slow
+def test_a_trial_that_had_trained_to_its_end_when_the_driver_died_is_complete(nested):
+    """Its last checkpoint is there, and the study was not told of it."""
+    out, board = nested
+    with sqlite3.connect(out / "nested" / "study.db") as study:
+        study.execute(
+            "update trials set state = 'RUNNING', datetime_complete = null where number = 0"
+        )
+        study.execute("delete from trial_values")
+        keys = "key = 'metrics' or key = 'history'"
+        study.execute(f"delete from trial_user_attributes where trial_id = 1 and ({keys})")
+    again = run_nested(out)
+    states = [trial.state.name for trial in study_of(out, "nested").get_trials()]
+    assert states == ["COMPLETE", "PRUNED"]
+    assert again.entries[0].value == board.entries[0].value
+    assert again.entries[0].metrics == board.entries[0].metrics
+    steps = [e["step"] for e in kit.lines(out / "nested/trials/0000/journal.jsonl") if "step" in e]
+    assert steps == list(range(1, 26)), "an epoch was trained again"
 
 
 # Tune's view of the study, without Ray

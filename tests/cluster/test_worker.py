@@ -4,6 +4,7 @@ import dataclasses
 import shutil
 import threading
 import time
+import types
 
 import kit
 import pytest
@@ -14,7 +15,8 @@ from waiting import wait
 from raybust import checkpoint, data, methods, runs
 from raybust import config as configuration
 from raybust.cli.request import find
-from raybust.cluster import launch
+from raybust.cluster import launch, worker
+from raybust.cluster.runlog import Job
 from raybust.cluster.worker import _keep
 from raybust.errors import RequestError, WorkError
 from raybust.train import fit
@@ -140,6 +142,25 @@ def test_a_last_checkpoint_that_is_still_in_the_storage_is_fetched(trained, tmp_
         _keep(newest, tmp_path / "run", 2)
     assert checkpoint.newest(tmp_path / "run").name == newest.name
     assert_same_weights(checkpoint.newest(tmp_path / "run"), newest)
+
+
+def test_a_run_whose_last_checkpoint_is_in_the_storage_alone_reports_its_end(
+    trained, out, monkeypatch
+):
+    """As where all was killed between the last report and the copy in the run's folder."""
+    told = []
+    last = checkpoint.newest(trained[1])
+    storage = types.SimpleNamespace(to_directory=lambda to: shutil.copytree(last, to))
+    rank = types.SimpleNamespace(get_world_rank=lambda: 0)
+    monkeypatch.setattr(worker.ray.train, "get_checkpoint", lambda: storage)
+    monkeypatch.setattr(worker.ray.train, "get_context", lambda: rank)
+    monkeypatch.setattr(worker.ray.train, "report", lambda metrics, **_: told.append(metrics))
+    monkeypatch.setattr(worker.ray.train.torch, "get_device", lambda: torch.device("cpu"))
+    plain = configuration.to_dict(kit.config(trained[0], "name=one"))
+    job = Job(plain, str(out / "one"), "key", "one", kit.uri(out))
+    assert worker.train_worker(dataclasses.asdict(job)) is None
+    assert told == [{**checkpoint.read_manifest(last)["metrics"], "complete": True}]
+    assert_same_weights(checkpoint.newest(out / "one"), last)
 
 
 def test_another_configuration_of_that_name_is_refused(trained):
