@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from raybust import runs, track
 from raybust.certify import weights_digest
 from raybust.cluster.launch import Say, open_store, progress_bar, say_if_growing
-from raybust.cluster.session import capacity, gpus_per_worker, session
+from raybust.cluster.session import nodes_of, session
 from raybust.cluster.tasks import of_one_task, room_for, run_tasks
 from raybust.config import Config
 from raybust.evaluate import (
@@ -110,7 +110,7 @@ def evaluate(
     summaries: list[Summary] = []
     rows: list[list[AttackRow]] = []
     with session(address, verbose=verbose) as ray:
-        gpu = gpus_per_worker(config, capacity(ray))
+        gpu = nodes_of(ray).gpus(config)
         protocol = protocol_of(trained, "cuda" if gpu else "cpu")
         check_request(trained.network, _probe(trained, protocol), protocol)
         room = room_for(ray, config, workers)

@@ -23,7 +23,7 @@ from torch import nn
 from raybust import data, methods, runs, track
 from raybust.certify import weights_digest
 from raybust.cluster.launch import Say, open_store, progress_bar, say_if_growing
-from raybust.cluster.session import capacity, gpus_per_worker, session
+from raybust.cluster.session import nodes_of, session
 from raybust.cluster.tasks import of_one_task, room_for, run_tasks
 from raybust.config import Config, from_dict
 from raybust.corruptions import (
@@ -101,7 +101,7 @@ def evaluate(
     cells = check_corruptions(part, section, trained.dataset.classes)
     uri = open_store(config, runs.out_folder(config), say)
     with session(address, verbose=verbose) as ray:
-        device = "cuda" if gpus_per_worker(config, capacity(ray)) else "cpu"
+        device = "cuda" if nodes_of(ray).gpus(config) else "cpu"
         protocol = protocol_of(trained, device)
         path = counts_path(trained.folder, protocol)
         if not resume:

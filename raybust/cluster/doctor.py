@@ -18,7 +18,7 @@ from typing import Any, Literal
 from raybust import runs, track
 from raybust.cluster.jobs import CLIENT, versions
 from raybust.cluster.nodes import Node, look
-from raybust.cluster.session import capacity, session
+from raybust.cluster.session import nodes_of, session
 from raybust.config import Config
 from raybust.errors import RequestError
 
@@ -114,9 +114,11 @@ def _cluster(config: Config, address: str | None) -> Iterator[Finding]:
 
 def _connected(ray: Any, config: Config, *, look_at_nodes: bool) -> Iterator[Finding]:
     """Yields what there is of a cluster; what cannot be found out is a row, and hides no other."""
-    resources = most = ray.cluster_resources()
+    resources = ray.cluster_resources()
+    most = {key: resources.get(key, 0.0) for key in ("CPU", "GPU")}
     try:
-        most = capacity(ray)
+        nodes = nodes_of(ray)
+        most = {key: nodes.total(key) for key in most}
     except RequestError as error:
         yield Finding("autoscaler", "missing", str(error), "no command runs until it does")
     seen: list[Node] = []
@@ -131,7 +133,7 @@ def _connected(ray: Any, config: Config, *, look_at_nodes: bool) -> Iterator[Fin
         yield Finding("nodes", "missing", text, "`ray status` on the head tells which are there")
     count = f" on {len(seen)} nodes" if seen else ""
     have = f"{resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs{count}"
-    more = {key: most.get(key, 0) - resources.get(key, 0) for key in ("CPU", "GPU")}
+    more = {key: count - resources.get(key, 0) for key, count in most.items()}
     if any(more.values()):
         have += f"; the autoscaler adds up to {more['CPU']:g} CPUs and {more['GPU']:g} GPUs"
     yield Finding("Ray", "ok", have)
@@ -158,7 +160,7 @@ def findings(seen: Sequence[Node], most: Mapping[str, float]) -> Iterator[Findin
 
     Args:
         seen: the nodes.
-        most: what the cluster has or may come to have, see `capacity`.
+        most: CPUs and GPUs that the cluster has or may come to have, see `Nodes.total`.
     """
     if not seen:
         return

@@ -21,7 +21,7 @@ from raybust.cluster.checks import check_places, check_search
 from raybust.cluster.goals import check_goals
 from raybust.cluster.runlog import Job, end_if_open
 from raybust.cluster.sampler import check_sampler
-from raybust.cluster.session import capacity, must_grow, session, slots
+from raybust.cluster.session import must_grow, nodes_of, session, slots
 from raybust.cluster.space import Space
 from raybust.config import Config, Leaf
 from raybust.errors import RequestError, WorkError
@@ -80,7 +80,7 @@ def train(config: Config, *, address: str | None, resume: bool, verbose: bool, s
     from raybust.cluster import worker
 
     with session(address, verbose=verbose, dashboard=True) as ray:
-        slots(config, capacity(ray))
+        slots(config, nodes_of(ray))
         say_if_growing(config, ray, say)
         uri = open_store(config, out, say)
         with locked(folder), sending_rest(folder, uri, out, say):

@@ -7,9 +7,11 @@ is submitted.
 from __future__ import annotations
 
 import logging
+import math
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from raybust.cluster.growth import HEAD, may_come
@@ -17,6 +19,7 @@ from raybust.config import Config
 from raybust.errors import RequestError
 
 _PROBE_S = 10.0
+_ROUNDING = 1e-9
 
 
 @contextmanager
@@ -71,57 +74,99 @@ def _probe(address: str) -> None:
         ) from None
 
 
-def capacity(ray: Any) -> dict[str, float]:
-    """Returns the resources of the cluster, with the nodes that its autoscaler may still add.
+@dataclass(frozen=True)
+class Nodes:
+    """The resources of a cluster's nodes.
+
+    Attributes:
+        living: those that are there.
+        most: the heads, and those that the autoscaler may come to keep beside them, the living ones
+            among them; none where no autoscaler adds any.
+    """
+
+    living: tuple[Mapping[str, float], ...]
+    most: tuple[Mapping[str, float], ...] = ()
+
+    def total(self, key: str) -> float:
+        """Returns the sum of a resource over all nodes, those to come included."""
+        return max(sum(node.get(key, 0.0) for node in nodes) for nodes in (self.living, self.most))
+
+    def hold(self, config: Config) -> int:
+        """Returns how many training workers the living nodes hold, each whole on one of them."""
+        return sum(_workers_on(node, config, self.gpus(config)) for node in self.living)
+
+    def gpus(self, config: Config) -> float:
+        """Returns the GPUs of one training worker: as configured, else 1 where there are any."""
+        if config.cluster.gpus_per_worker is not None:
+            return config.cluster.gpus_per_worker
+        return 1.0 if self.total("GPU") >= 1 else 0.0
+
+
+def nodes_of(ray: Any) -> Nodes:
+    """Returns the nodes of the cluster.
 
     Args:
         ray: the module, connected.
+
+    Raises:
+        RequestError: the head does not tell what its autoscaler may add.
     """
-    have, coming = ray.cluster_resources(), may_come(ray)
-    if not coming:
-        return dict(have)
-    heads = [n["Resources"] for n in ray.nodes() if n["Alive"] and HEAD in n["Resources"]]
-    keys = {key for node in coming for key in node}
-    most = {key: sum(float(node.get(key, 0)) for node in (*heads, *coming)) for key in keys}
-    return {key: max(have.get(key, 0.0), most.get(key, 0.0)) for key in {*have, *most}}
+    living = tuple(node["Resources"] for node in ray.nodes() if node["Alive"])
+    coming = may_come(ray)
+    heads = [node for node in living if HEAD in node]
+    return Nodes(living, (*heads, *coming) if coming else ())
 
 
 def must_grow(config: Config, ray: Any) -> bool:
     """Tells whether one run needs nodes that the autoscaler has yet to add."""
-    have, workers = ray.cluster_resources(), config.cluster.workers
-    cpus, gpus = config.cluster.cpus_per_worker, gpus_per_worker(config, capacity(ray))
-    return bool(have.get("CPU", 0) < workers * cpus or have.get("GPU", 0) < workers * gpus)
+    return nodes_of(ray).hold(config) < config.cluster.workers
 
 
-def gpus_per_worker(config: Config, resources: dict[str, float]) -> float:
-    """Returns the GPUs of one training worker: as configured, else 1 where the cluster has any."""
-    if config.cluster.gpus_per_worker is not None:
-        return config.cluster.gpus_per_worker
-    return 1.0 if resources.get("GPU", 0) >= 1 else 0.0
-
-
-def slots(config: Config, resources: dict[str, float], overhead: float = 0.0) -> int:
+def slots(config: Config, nodes: Nodes, overhead: float = 0.0) -> int:
     """Returns how many runs of `cluster.workers` workers the cluster can hold at a time.
 
     Args:
         config: what one worker takes.
-        resources: what the cluster has, see `capacity`.
+        nodes: what the cluster has, see `nodes_of`.
         overhead: CPUs that each run's driver takes beside its workers.
 
     Raises:
         RequestError: not even one run fits.
     """
-    cluster, workers = config.cluster, config.cluster.workers
-    cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
-    gpu = gpus_per_worker(config, resources)
-    fit = int(cpus / (workers * cluster.cpus_per_worker + overhead) + 1e-9)
-    if gpu:
-        fit = min(fit, int(gpus / (workers * gpu) + 1e-9))
+    cluster, gpu = config.cluster, nodes.gpus(config)
+    fit, held, among = max(
+        (*_runs_on(some, config, gpu, overhead), len(some)) for some in (nodes.living, nodes.most)
+    )
     if fit < 1:
         driver = f", and {overhead:g} CPUs of a trial's driver," if overhead else ""
         raise RequestError(
-            f"cluster.workers: {workers} workers of {cluster.cpus_per_worker:g} CPUs and"
-            f" {gpu:g} GPUs{driver} do not fit into the cluster's {cpus:g} CPUs and {gpus:g} GPUs;"
+            f"cluster.workers: {cluster.workers} workers of {cluster.cpus_per_worker:g} CPUs and"
+            f" {gpu:g} GPUs{driver} do not fit into the cluster's {nodes.total('CPU'):g} CPUs and"
+            f" {nodes.total('GPU'):g} GPUs on {among} nodes, which hold {held} such workers;"
             " take fewer workers, or less for each (cluster.cpus_per_worker, gpus_per_worker)"
         )
     return fit
+
+
+def _runs_on(
+    nodes: Sequence[Mapping[str, float]], config: Config, gpu: float, overhead: float
+) -> tuple[int, int]:
+    """Returns how many runs some nodes hold at a time, and how many workers."""
+    cpus, workers = config.cluster.cpus_per_worker, config.cluster.workers
+    held = sum(_workers_on(node, config, gpu) for node in nodes)
+    left = sum(node.get("CPU", 0.0) for node in nodes) - held * cpus
+    runs = held // workers
+    # Drivers sit in what whole workers leave, and where that is too little in a worker's place.
+    while runs and held - math.ceil((runs * overhead - left) / cpus - _ROUNDING) < runs * workers:
+        runs -= 1
+    return runs, held
+
+
+def _workers_on(node: Mapping[str, float], config: Config, gpu: float) -> int:
+    """Returns how many training workers fit on a node; a part of a GPU is all of one GPU's."""
+    fit = int(node.get("CPU", 0.0) / config.cluster.cpus_per_worker + _ROUNDING)
+    if not gpu:
+        return fit
+    gpus = node.get("GPU", 0.0)
+    on_gpus = int(gpus) * int(1 / gpu + _ROUNDING) if gpu < 1 else int(gpus / gpu + _ROUNDING)
+    return min(fit, on_gpus)

@@ -28,7 +28,7 @@ from raybust.certify import (
     write_cohen,
 )
 from raybust.cluster.launch import Say, open_store, progress_bar, say_if_growing
-from raybust.cluster.session import capacity, gpus_per_worker, session
+from raybust.cluster.session import nodes_of, session
 from raybust.cluster.tasks import of_one_task, room_for, run_tasks
 from raybust.cluster.worker import set_threads
 from raybust.config import Config
@@ -105,7 +105,7 @@ def certify(
     config, out = trained.config, runs.out_folder(trained.config)
     uri = open_store(config, out, say)
     with session(address, verbose=verbose) as ray:
-        gpu = gpus_per_worker(config, capacity(ray))
+        gpu = nodes_of(ray).gpus(config)
         protocol = protocol_of(trained, "cuda" if gpu else "cpu")
         warning = sigma_warning(protocol.sigma, trained.trained_sigma)
         if warning:

@@ -29,7 +29,7 @@ from raybust.cluster.launch import (
 from raybust.cluster.live import Table
 from raybust.cluster.registered import register_best
 from raybust.cluster.runlog import Job, params_of
-from raybust.cluster.session import capacity, gpus_per_worker, session, slots
+from raybust.cluster.session import nodes_of, session, slots
 from raybust.cluster.space import Point, Space
 from raybust.cluster.study import FINISHED, POINT, Study, TrialRecord, open_study
 from raybust.config import Config, Leaf
@@ -80,9 +80,9 @@ def run(
     lesson = _lesson(config, space, out)
     with session(address, verbose=verbose, dashboard=config.cluster.workers > 1) as ray:
         driver = tune.DRIVER_CPUS if config.cluster.workers > 1 else 0.0
-        have = capacity(ray)
-        room = slots(config, have, driver)
-        device = "cuda" if gpus_per_worker(config, have) else "cpu"  # what it was not before
+        nodes = nodes_of(ray)
+        room = slots(config, nodes, driver)
+        device = "cuda" if nodes.gpus(config) else "cpu"  # what it was not before
         check_finalists(config, *images, device=device)
         uri = open_store(config, out, say)
         with locked(folder), sending_rest(folder, uri, out, say):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from raybust.cluster.session import capacity, gpus_per_worker, slots
+from raybust.cluster.session import nodes_of, slots
 from raybust.config import Config
 from raybust.errors import RequestError, WorkError
 
@@ -24,7 +24,7 @@ def of_one_task(config: Config) -> Config:
 
 def room_for(ray: Any, config: Config, workers: int | None) -> int:
     """Returns how many tasks run at a time: `workers`, but no more than the cluster holds."""
-    return min(workers or 10**6, slots(of_one_task(config), capacity(ray)))
+    return min(workers or 10**6, slots(of_one_task(config), nodes_of(ray)))
 
 
 def run_tasks(
@@ -48,7 +48,7 @@ def run_tasks(
         RequestError, WorkError: what a task raised.
         WorkError: a task died for good.
     """
-    gpu = gpus_per_worker(config, capacity(ray))
+    gpu = nodes_of(ray).gpus(config)
     task = ray.remote(num_cpus=config.cluster.cpus_per_worker, num_gpus=gpu, max_retries=_RETRIES)(
         function
     )

@@ -76,12 +76,12 @@ def run(plan: Sweep, listener: Listener) -> None:
         _end_runs(study, folder)
         return
     nested = config.cluster.workers > 1
-    resources = session.capacity(ray)
-    room = session.slots(config, resources, DRIVER_CPUS if nested else 0.0)
+    nodes = session.nodes_of(ray)
+    room = session.slots(config, nodes, DRIVER_CPUS if nested else 0.0)
     searcher = StudySearch(plan, listener, interrupted, left)
     (folder / STATE).mkdir(mode=0o700, exist_ok=True)  # the tracking URI stands in it
     tuner = tune.Tuner(
-        _trainable(config, nested, resources),
+        _trainable(config, nested, nodes.gpus(config)),
         tune_config=tune.TuneConfig(
             metric=config.tune.metric,
             mode=config.tune.mode,
@@ -222,9 +222,8 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _trainable(config: Config, nested: bool, resources: dict[str, float]) -> Any:
+def _trainable(config: Config, nested: bool, gpu: float) -> Any:
     if nested:
         return tune.with_resources(nested_trial, {"CPU": DRIVER_CPUS})
-    gpu = session.gpus_per_worker(config, resources)
     needs = {"CPU": config.cluster.cpus_per_worker} | ({"GPU": gpu} if gpu else {})
     return tune.with_resources(TrialActor, needs)

@@ -33,7 +33,7 @@ from ray.train import (
 from raybust import checkpoint, data
 from raybust.cluster.growth import may_come
 from raybust.cluster.runlog import Job, RunLog
-from raybust.cluster.session import capacity, gpus_per_worker, must_grow
+from raybust.cluster.session import must_grow, nodes_of
 from raybust.config import Config
 from raybust.errors import WorkError
 from raybust.train import Progress, fit
@@ -197,7 +197,7 @@ def _place(config: Config, job: Job) -> tuple[str, str]:
 
 
 def _trainer(config: Config, job: Job, callbacks: list[Any]) -> ray.train.torch.TorchTrainer:
-    gpu = gpus_per_worker(config, capacity(ray))
+    gpu = nodes_of(ray).gpus(config)
     resources = {"CPU": config.cluster.cpus_per_worker} | ({"GPU": gpu} if gpu else {})
     storage, name = _place(config, job)
     return ray.train.torch.TorchTrainer(

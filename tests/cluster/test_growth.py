@@ -76,11 +76,12 @@ def test_capacity_is_the_head_with_all_nodes_that_may_be_there(monkeypatch):
     alive = {"Alive": True}
     head = alive | {"Resources": {growth.HEAD: 1.0, "CPU": 1.0, "GPU": 0.0}}
     node = alive | {"Resources": {"CPU": 8.0, "GPU": 1.0}}
-    have = {"CPU": 9.0, "GPU": 1.0, "own": 2.0}
-    ray = SimpleNamespace(nodes=lambda: [head, node], cluster_resources=lambda: have)
-    for coming, most in (([], {"CPU": 9, "GPU": 1}), ([GPU] * 3, {"CPU": 25, "GPU": 3})):
+    ray = SimpleNamespace(nodes=lambda: [head, node, node | {"Alive": False}])
+    for coming, most in (([], (9, 1)), ([GPU] * 3, (25, 3))):
         monkeypatch.setattr(session, "may_come", lambda ray, coming=coming: coming)
-        assert session.capacity(ray) == {"own": 2, **most}
+        nodes = session.nodes_of(ray)
+        assert len(nodes.living) == 2
+        assert (nodes.total("CPU"), nodes.total("GPU")) == most
 
 
 @pytest.mark.parametrize(("coming", "own", "waits"), [([GPU], None, "900"), ([], None, None),
@@ -99,7 +100,9 @@ def test_workers_wait_for_nodes_where_an_autoscaler_starts_them(monkeypatch, com
 def test_nothing_comes_to_an_embedded_ray(cluster):
     assert growth.may_come(cluster) == []
     assert growth._ask_head(cluster) == {}
-    assert session.capacity(cluster) == cluster.cluster_resources()
+    nodes = session.nodes_of(cluster)
+    assert nodes.most == ()
+    assert nodes.total("CPU") == cluster.cluster_resources()["CPU"]
 
 
 @pytest.mark.cluster

@@ -141,6 +141,14 @@ def test_a_lost_node_without_a_replacement_is_told_in_bounded_time(nodes, outs, 
     assert_complete(again, undisturbed)
 
 
+def test_workers_that_no_node_holds_are_refused_at_once(nodes, outs):
+    """Four CPUs in all, one on each node: two workers of two CPUs would wait for ever."""
+    nodes.have(4)
+    said = Run(nodes, outs, "whole", "cluster.cpus_per_worker=2").ends(code=2)
+    assert "cluster's 4 CPUs and 0 GPUs on 5 nodes, which hold 0 such workers" in said
+    assert not (outs / "whole").exists()
+
+
 def test_a_killed_driver_is_started_again(nodes, outs, undisturbed):
     nodes.have(2)
     run = Run(nodes, outs, "driver")

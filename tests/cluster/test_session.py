@@ -2,11 +2,14 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import kit
 import pytest
 
-from raybust.cluster.session import gpus_per_worker, session, slots
+from raybust.cluster import session as module
+from raybust.cluster.growth import HEAD
+from raybust.cluster.session import Nodes, must_grow, nodes_of, session, slots
 from raybust.errors import RequestError
 
 
@@ -31,7 +34,70 @@ def config(tmp_path, *settings):
     ],
 )
 def test_slots(tmp_path, settings, resources, overhead, expected):
-    assert slots(config(tmp_path, *settings), resources, overhead) == expected
+    assert slots(config(tmp_path, *settings), Nodes((resources,)), overhead) == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "living", "overhead", "expected"),
+    [
+        ((), [{"CPU": 1}] * 4, 0, 4),
+        (("cluster.workers=2",), [{"CPU": 1}] * 5, 0, 2),
+        (("cluster.cpus_per_worker=2",), [{"CPU": 3}] * 4, 0, 4),
+        (("cluster.cpus_per_worker=2",), [{"CPU": 1}] * 3 + [{"CPU": 5}], 0, 2),
+        (("cluster.cpus_per_worker=2",), [{"CPU": 16}, {"CPU": 8, "GPU": 2}], 0, 2),
+        (("cluster.gpus_per_worker=0.4",), [{"CPU": 64, "GPU": 2}], 0, 4),
+        (("cluster.gpus_per_worker=2",), [{"CPU": 8, "GPU": 3}] * 2, 0, 2),
+        # A trial's driver sits in what whole workers leave, or takes the place of one.
+        (("cluster.workers=2",), [{"CPU": 2}] * 4, 0.01, 3),
+        (("cluster.workers=2",), [{"CPU": 2}] * 4 + [{"CPU": 0.5}], 0.01, 4),
+        (("cluster.workers=2", "cluster.cpus_per_worker=2"), [{"CPU": 3}] * 4, 0.01, 2),
+    ],
+)
+def test_a_worker_is_whole_on_one_node(tmp_path, settings, living, overhead, expected):
+    assert slots(config(tmp_path, *settings), Nodes(tuple(living)), overhead) == expected
+
+
+def test_nodes_of_which_none_holds_a_worker_are_refused_however_many_they_are(tmp_path):
+    two = config(tmp_path, "cluster.cpus_per_worker=2")
+    with pytest.raises(RequestError, match=r"4 CPUs and 0 GPUs on 4 nodes, .* 0 such workers"):
+        slots(two, Nodes(({"CPU": 1},) * 4))
+    assert slots(two, Nodes(({"CPU": 1},) * 4, most=({"CPU": 1}, *({"CPU": 4},) * 3))) == 6
+    with pytest.raises(RequestError, match=r"on 5 nodes"):
+        slots(two, Nodes(({"CPU": 1},) * 4, most=({"CPU": 1},) * 5))
+
+
+def test_dead_nodes_hold_nothing_and_nodes_may_come(tmp_path, monkeypatch):
+    here = [
+        {"Alive": alive, "Resources": {HEAD: 1.0, "CPU": cpus}}
+        for alive, cpus in ((True, 2.0), (False, 8.0))
+    ]
+    monkeypatch.setattr(module, "may_come", lambda ray: [{"CPU": 2}] * 3)
+    ray = SimpleNamespace(nodes=lambda: here)
+    head = here[0]["Resources"]
+    assert nodes_of(ray) == Nodes((head,), (head, *[{"CPU": 2}] * 3))
+    two = config(tmp_path, "cluster.cpus_per_worker=2")
+    with pytest.raises(RequestError, match=r"4 CPUs and 0 GPUs on 4 nodes, .* 0 such workers"):
+        slots(two, Nodes(({"CPU": 1},) * 4))
+    assert slots(two, Nodes(({"CPU": 1},) * 4, most=({"CPU": 1}, *({"CPU": 4},) * 3))) == 6
+    with pytest.raises(RequestError, match=r"on 5 nodes"):
+        slots(two, Nodes(({"CPU": 1},) * 4, most=({"CPU": 1},) * 5))
+
+
+def test_dead_nodes_hold_nothing_and_nodes_may_come(tmp_path, monkeypatch):
+    types = ClusterConfig()
+    for count, cpus in ((1, 0), (3, 2)):
+        kind = types.node_group_configs.add(max_count=count)
+        kind.resources["CPU"] = cpus
+    accessor = SimpleNamespace(get_cluster_config=lambda: types)
+    here = [{"Alive": alive, "Resources": {"CPU": 2.0}} for alive in (True, False)]
+    ray = SimpleNamespace(
+        nodes=lambda: here, _private=SimpleNamespace(state=SimpleNamespace(state=accessor))
+    )
+    assert nodes_of(ray) == Nodes(({"CPU": 2.0},), ({"CPU": 0}, *({"CPU": 2},) * 3))
+    two = config(tmp_path, "cluster.cpus_per_worker=2", "cluster.workers=2")
+    assert must_grow(two, ray)
+    assert slots(two, nodes_of(ray)) == 2
+    assert not must_grow(config(tmp_path, "cluster.workers=2"), ray)
 
 
 @pytest.mark.parametrize(
@@ -48,14 +114,14 @@ def test_what_does_not_fit_is_refused_in_numbers(tmp_path, settings, resources, 
     with pytest.raises(
         RequestError, match=r"cluster\.workers: .* do not fit .* take fewer"
     ) as told:
-        slots(config(tmp_path, *settings), resources)
+        slots(config(tmp_path, *settings), Nodes((resources,)))
     assert all(word in str(told.value) for word in words)
 
 
 def test_gpus_are_used_where_there_are_any(tmp_path):
-    assert gpus_per_worker(config(tmp_path), {"CPU": 4}) == 0
-    assert gpus_per_worker(config(tmp_path), {"CPU": 4, "GPU": 2}) == 1
-    assert gpus_per_worker(config(tmp_path, "cluster.gpus_per_worker=0.5"), {"GPU": 2}) == 0.5
+    assert Nodes(({"CPU": 4},)).gpus(config(tmp_path)) == 0
+    assert Nodes(({"CPU": 4}, {"GPU": 2})).gpus(config(tmp_path)) == 1
+    assert Nodes(({"GPU": 2},)).gpus(config(tmp_path, "cluster.gpus_per_worker=0.5")) == 0.5
 
 
 def test_settings_are_made_before_ray_is_imported_and_the_users_own_stay():
@@ -77,6 +143,8 @@ def test_an_open_session_is_used_and_left_open(cluster):
         assert found is cluster
     assert cluster.is_initialized()
     assert cluster.cluster_resources()["CPU"] == 2
+    (node,) = nodes_of(cluster).living
+    assert node["CPU"] == 2
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:99999"])
