@@ -88,9 +88,9 @@ def train(config: Config, *, address: str | None, resume: bool, verbose: bool, s
             newest = checkpoint.newest(folder)
             start = f"resuming at epoch {checkpoint.epoch_of(newest)}" if newest else "training"
             say(f"{folder.name}: {start}, {config.cluster.workers} workers, in {folder}")
-            job = Job(plain, str(folder), identity.uid, folder.name, uri)
+            job = Job(plain, str(folder), identity.uid, folder.name)
             with _epoch_lines(folder, say):
-                worker.train(config, job)
+                worker.train(config, job, uri)
     return folder
 
 

@@ -25,14 +25,14 @@ _DRAIN_S = 10.0
 
 @dataclass(frozen=True)
 class Job:
-    """A training run as it travels to a worker.
+    """A training run as it travels to a worker. The tracking URI goes beside it: that may carry a
+    password, and Tune writes the jobs of its trials into files.
 
     Attributes:
         config: the resolved configuration, plain.
         folder: the run's folder: journal, checkpoints.
         uid: the run's key in the tracking store.
         name: what a person reads there.
-        uri: tracking URI.
         parent: key of the sweep's run, or None.
         tags: further tags of the run.
     """
@@ -41,7 +41,6 @@ class Job:
     folder: str
     uid: str
     name: str
-    uri: str
     parent: str | None = None
     tags: tuple[tuple[str, str], ...] = ()
 
@@ -53,7 +52,7 @@ class Job:
 class RunLog:
     """The journal of a run and its flusher; the training thread never touches the network."""
 
-    def __init__(self, job: Job, config: Config) -> None:
+    def __init__(self, job: Job, config: Config, uri: str) -> None:
         self._journal = Journal(Path(job.folder) / JOURNAL)
         self._journal.start(
             run_key=job.uid,
@@ -66,7 +65,7 @@ class RunLog:
         )  # fmt: skip
         self._journal.text(yaml.safe_dump(job.config, sort_keys=False), "config.yaml")
         self._journal.text(yaml.safe_dump(environment(), sort_keys=False), "environment.yaml")
-        self._flusher = Flusher(self._journal.path, job.uri)
+        self._flusher = Flusher(self._journal.path, uri)
 
     def group(self, backend: str, hosts: list[str]) -> None:
         """Notes what joins the workers and where each of them is, by rank."""

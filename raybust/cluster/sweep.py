@@ -94,9 +94,9 @@ def run(
             at_once = min(room, config.tune.concurrent or room)
             say(f"{folder.name}: {config.tune.trials} trials, {at_once} at a time, in {folder}")
             say_if_growing(config, ray, say)
-            job = Job(plain, str(folder), identity.uid, folder.name, uri)
-            with _parent(job, config) as journal:
-                _search(tune.Sweep(config, leaves, study, folder, job), say)
+            job = Job(plain, str(folder), identity.uid, folder.name)
+            with _parent(job, config, uri) as journal:
+                _search(tune.Sweep(config, leaves, study, folder, job), uri, say)
                 board = _leaderboard(config, study, folder, say)
                 _note(journal, board)
     return board
@@ -143,7 +143,7 @@ def _goals(directions: Sequence[tuple[str, str]]) -> str:
     return ", ".join(f"{mode} {metric}" for metric, mode in directions)
 
 
-def _search(plan: tune.Sweep, say: Say) -> None:
+def _search(plan: tune.Sweep, uri: str, say: Say) -> None:
     """Runs the trials that are left, with a row for each that finishes."""
     records, watch = plan.study.records(), _Watch(plan, say)
     done = sum(record.state in FINISHED for record in records)
@@ -156,7 +156,7 @@ def _search(plan: tune.Sweep, say: Say) -> None:
             table.row(record, running)
             watch.look()
 
-        tune.run(plan, listener)
+        tune.run(plan, uri, listener)
 
 
 def _leaderboard(config: Config, study: Study, folder: Path, say: Say) -> Leaderboard:
@@ -200,7 +200,7 @@ class _Watch:
 
 
 @contextmanager
-def _parent(job: Job, config: Config) -> Iterator[track.Journal]:
+def _parent(job: Job, config: Config, uri: str) -> Iterator[track.Journal]:
     """The sweep's own run in MLflow: a journal in its folder, flushed while the trials run."""
     journal = track.Journal(Path(job.folder) / runs.JOURNAL)
     tuned = {key: str(value) for key, value in job.config["tune"].items()}
@@ -215,7 +215,7 @@ def _parent(job: Job, config: Config) -> Iterator[track.Journal]:
         },
         params={f"tune.{key}": value for key, value in tuned.items()} | params_of(job.config),
     )
-    flusher = track.Flusher(journal.path, job.uri)
+    flusher = track.Flusher(journal.path, uri)
     try:
         yield journal
         journal.end("FINISHED")

@@ -32,8 +32,12 @@ class TrialActor(tune.Trainable):
 
     _log: RunLog | None = None
 
-    def setup(self, config: dict[str, Any]) -> None:
-        """Begins or resumes the trial of `config["job"]`."""
+    def setup(self, config: dict[str, Any], uri: str) -> None:
+        """Begins or resumes the trial of `config["job"]`, tracked at a URI."""
+        self._uri = uri
+        self._start(config)
+
+    def _start(self, config: dict[str, Any]) -> None:
         job = Job(**config["job"])
         self._config: Config = job.load()
         self._folder = Path(job.folder)
@@ -70,7 +74,7 @@ class TrialActor(tune.Trainable):
         if (last := _finished(self._folder)) is not None:
             self._last = last
             return
-        self._log = RunLog(job, self._config)
+        self._log = RunLog(job, self._config, self._uri)
         set_threads(self._config)
         resume = checkpoint.newest(self._folder, lambda text: print(text, flush=True))
         if resume is not None:
@@ -88,7 +92,7 @@ class TrialActor(tune.Trainable):
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Goes over to the next trial; one that has not ended was stopped early."""
         self._end("pruned")
-        self.setup(new_config)
+        self._start(new_config)
         return True
 
     def cleanup(self) -> None:
@@ -105,15 +109,15 @@ class TrialActor(tune.Trainable):
         threading.Thread(target=log.close, daemon=True).start()
 
 
-def nested_trial(config: dict[str, Any]) -> None:
-    """Trains the trial of `config["job"]` under a TorchTrainer of its own."""
+def nested_trial(config: dict[str, Any], uri: str) -> None:
+    """Trains the trial of `config["job"]` under a TorchTrainer of its own, tracked at a URI."""
     job = Job(**config["job"])
     loaded = job.load()
     if (last := _finished(Path(job.folder))) is not None:
         tune.report({**last, COMPLETE: True})
         return
     try:
-        train(loaded, job, callbacks=[TuneReportCallback()])
+        train(loaded, job, uri, callbacks=[TuneReportCallback()])
     except WorkError as error:
         tune.report({"epoch": 0, loaded.tune.metric: float("nan"), FAILURE: str(error)})
 

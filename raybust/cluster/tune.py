@@ -8,6 +8,7 @@ the budget. Early stopping counts in epochs that are checkpointed. Stage tune.
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,7 +32,7 @@ from raybust.errors import RequestError, WorkError
 
 DRIVER_CPUS = 0.01
 STATE = ".ray"
-"""Tune's own folder in a sweep's; nothing is read from it."""
+"""Tune's own folder in a sweep's while trials run; nothing is read from it."""
 _MAX_REFUSED = 100
 _FEW = 3
 _REASONS = {"COMPLETE": "finished", "PRUNED": "pruned", "FAIL": "failed"}
@@ -49,7 +50,7 @@ class Sweep:
         leaves: what it was composed from; a trial's point goes on top.
         study: the record of the sweep.
         folder: the sweep's folder.
-        job: name, key and tracking URI of the sweep, which trials inherit.
+        job: name and key of the sweep, which its trials bear.
     """
 
     config: Config
@@ -59,17 +60,19 @@ class Sweep:
     job: Job
 
 
-def run(plan: Sweep, listener: Listener) -> None:
+def run(plan: Sweep, uri: str, listener: Listener) -> None:
     """Runs the trials that are left of a sweep; returns when all are finished.
 
     Args:
         plan: the sweep; a Ray session is open.
+        uri: tracking URI, which Tune is to write into none of its files.
         listener: is told of each trial that finished.
 
     Raises:
         WorkError: no trial finished.
     """
     config, study, folder = plan.config, plan.study, plan.folder
+    shutil.rmtree(folder / STATE, ignore_errors=True)  # a kill leaves it
     interrupted = study.interrupted()
     left = max(0, config.tune.trials - study.finished() - len(interrupted))
     if not interrupted and not left:
@@ -79,9 +82,8 @@ def run(plan: Sweep, listener: Listener) -> None:
     nodes = session.nodes_of(ray)
     room = session.slots(config, nodes, DRIVER_CPUS if nested else 0.0)
     searcher = StudySearch(plan, listener, interrupted, left)
-    (folder / STATE).mkdir(mode=0o700, exist_ok=True)  # the tracking URI stands in it
     tuner = tune.Tuner(
-        _trainable(config, nested, nodes.gpus(config)),
+        _trainable(config, nested, nodes.gpus(config), uri),
         tune_config=tune.TuneConfig(
             metric=config.tune.metric,
             mode=config.tune.mode,
@@ -105,6 +107,8 @@ def run(plan: Sweep, listener: Listener) -> None:
         raise WorkError(
             f"{folder.name}: the sweep ended: {cause_of(error)}; the same command resumes"
         ) from error
+    finally:
+        shutil.rmtree(folder / STATE, ignore_errors=True)
     _end_runs(study, folder)
     if not study.finished():
         raise WorkError(f"{folder.name}: no trial finished")
@@ -199,7 +203,6 @@ class StudySearch(Searcher):
             str(folder),
             identity.uid,
             name=f"{self._plan.job.name}/{number}",
-            uri=self._plan.job.uri,
             parent=self._plan.job.uid,
             tags=(("raybust.trial", str(number)), ("raybust.sweep", self._plan.job.name)),
         )
@@ -222,8 +225,9 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _trainable(config: Config, nested: bool, gpu: float) -> Any:
+def _trainable(config: Config, nested: bool, gpu: float, uri: str) -> Any:
     if nested:
-        return tune.with_resources(nested_trial, {"CPU": DRIVER_CPUS})
+        trainable = tune.with_parameters(nested_trial, uri=uri)
+        return tune.with_resources(trainable, {"CPU": DRIVER_CPUS})
     needs = {"CPU": config.cluster.cpus_per_worker} | ({"GPU": gpu} if gpu else {})
-    return tune.with_resources(TrialActor, needs)
+    return tune.with_resources(tune.with_parameters(TrialActor, uri=uri), needs)

@@ -13,6 +13,7 @@ import shutil
 import socket
 import tempfile
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +85,13 @@ def no_room(reason: str) -> bool:
     return re.search(r"(?i)errno (28|30|122)\b", reason) is not None
 
 
-def train_worker(plain: dict[str, Any]) -> str | None:
-    """Runs on each Ray Train worker; returns why training could not go on, or None."""
+def train_worker(plain: dict[str, Any], *, uri: str) -> str | None:
+    """Runs on each Ray Train worker; returns why training could not go on, or None.
+
+    Args:
+        plain: the job.
+        uri: tracking URI.
+    """
     job = Job(**plain)
     config = job.load()
     set_threads(config)
@@ -99,7 +105,7 @@ def train_worker(plain: dict[str, Any]) -> str | None:
         if resume is not None and (last := checkpoint.read_manifest(resume))["done"]:
             # All was killed before Tune was told; there is no epoch left that would tell it.
             ray.train.report({**last["metrics"], COMPLETE: True}, checkpoint=None)
-        log = RunLog(job, config) if first else None
+        log = RunLog(job, config, uri) if first else None
         if log is not None and len(hosts) > 1:
             log.group(dist.get_backend(), hosts)
         failure = None
@@ -162,12 +168,13 @@ def _adapt_to_cluster() -> None:
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(_NODE_START_S))
 
 
-def train(config: Config, job: Job, *, callbacks: list[Any] | None = None) -> None:
+def train(config: Config, job: Job, uri: str, *, callbacks: list[Any] | None = None) -> None:
     """Trains a run under TorchTrainer; returns when it is done.
 
     Args:
         config: the whole configuration; a Ray session is open.
         job: the same, as it travels.
+        uri: tracking URI.
         callbacks: Ray Train's, for a run inside a Tune trial.
 
     Raises:
@@ -180,7 +187,7 @@ def train(config: Config, job: Job, *, callbacks: list[Any] | None = None) -> No
     failure: str | None = _MOVED
     while failure == _MOVED:
         try:
-            failure = _trainer(config, job, callbacks or []).fit().return_value
+            failure = _trainer(config, job, uri, callbacks or []).fit().return_value
         except (TrainingFailedError, RayError) as error:
             raise WorkError(f"{job.name}: {_why_failed(config, error)}") from error
     if failure is not None:
@@ -196,12 +203,14 @@ def _place(config: Config, job: Job) -> tuple[str, str]:
     return config.cluster.storage, f"{folder.name}-{job.uid}"
 
 
-def _trainer(config: Config, job: Job, callbacks: list[Any]) -> ray.train.torch.TorchTrainer:
+def _trainer(
+    config: Config, job: Job, uri: str, callbacks: list[Any]
+) -> ray.train.torch.TorchTrainer:
     gpu = nodes_of(ray).gpus(config)
     resources = {"CPU": config.cluster.cpus_per_worker} | ({"GPU": gpu} if gpu else {})
     storage, name = _place(config, job)
     return ray.train.torch.TorchTrainer(
-        train_worker,
+        partial(train_worker, uri=uri),  # not in what Ray Train records of a run
         train_loop_config=asdict(job),
         scaling_config=ScalingConfig(
             num_workers=config.cluster.workers, use_gpu=gpu > 0, resources_per_worker=resources

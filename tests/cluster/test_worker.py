@@ -157,8 +157,8 @@ def test_a_run_whose_last_checkpoint_is_in_the_storage_alone_reports_its_end(
     monkeypatch.setattr(worker.ray.train, "report", lambda metrics, **_: told.append(metrics))
     monkeypatch.setattr(worker.ray.train.torch, "get_device", lambda: torch.device("cpu"))
     plain = configuration.to_dict(kit.config(trained[0], "name=one"))
-    job = Job(plain, str(out / "one"), "key", "one", kit.uri(out))
-    assert worker.train_worker(dataclasses.asdict(job)) is None
+    job = Job(plain, str(out / "one"), "key", "one")
+    assert worker.train_worker(dataclasses.asdict(job), uri=kit.uri(out)) is None
     assert told == [{**checkpoint.read_manifest(last)["metrics"], "complete": True}]
     assert_same_weights(checkpoint.newest(out / "one"), last)
 

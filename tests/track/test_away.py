@@ -48,7 +48,7 @@ def test_every_point_arrives_once(mode, faulty, server, tmp_path):
     config = config_of(experiment)
     assert prepare(faulty.uri, tmp_path, experiment) is None
     plain = configuration.to_dict(config)
-    log = RunLog(Job(plain, str(tmp_path / "run"), f"key {mode}", mode, faulty.uri), config)
+    log = RunLog(Job(plain, str(tmp_path / "run"), f"key {mode}", mode), config, faulty.uri)
     for progress in fit(config, data.load(config.data), torch.device("cpu")):
         if progress.epoch == 3:
             faulty.mode = mode
