@@ -75,25 +75,6 @@ def test_dead_nodes_hold_nothing_and_nodes_may_come(tmp_path, monkeypatch):
     ray = SimpleNamespace(nodes=lambda: here)
     head = here[0]["Resources"]
     assert nodes_of(ray) == Nodes((head,), (head, *[{"CPU": 2}] * 3))
-    two = config(tmp_path, "cluster.cpus_per_worker=2")
-    with pytest.raises(RequestError, match=r"4 CPUs and 0 GPUs on 4 nodes, .* 0 such workers"):
-        slots(two, Nodes(({"CPU": 1},) * 4))
-    assert slots(two, Nodes(({"CPU": 1},) * 4, most=({"CPU": 1}, *({"CPU": 4},) * 3))) == 6
-    with pytest.raises(RequestError, match=r"on 5 nodes"):
-        slots(two, Nodes(({"CPU": 1},) * 4, most=({"CPU": 1},) * 5))
-
-
-def test_dead_nodes_hold_nothing_and_nodes_may_come(tmp_path, monkeypatch):
-    types = ClusterConfig()
-    for count, cpus in ((1, 0), (3, 2)):
-        kind = types.node_group_configs.add(max_count=count)
-        kind.resources["CPU"] = cpus
-    accessor = SimpleNamespace(get_cluster_config=lambda: types)
-    here = [{"Alive": alive, "Resources": {"CPU": 2.0}} for alive in (True, False)]
-    ray = SimpleNamespace(
-        nodes=lambda: here, _private=SimpleNamespace(state=SimpleNamespace(state=accessor))
-    )
-    assert nodes_of(ray) == Nodes(({"CPU": 2.0},), ({"CPU": 0}, *({"CPU": 2},) * 3))
     two = config(tmp_path, "cluster.cpus_per_worker=2", "cluster.workers=2")
     assert must_grow(two, ray)
     assert slots(two, nodes_of(ray)) == 2
