@@ -194,6 +194,21 @@ def test_the_next_commands_work_as_they_are_printed(
     assert output.browse_command(config) == browse
 
 
+@pytest.mark.parametrize(
+    ("settings", "block"),
+    [
+        (("tune.finalists=0", "certify.norm=l0"), "seed: {int: [0, 3]}"),
+        (("tune.storage='journal:a.log'",), "model.name: {choice: [resnet20, json:loads]}"),
+        (("tune.storage=postgresql://host/name",), "seed: {int: [0, 3]}"),
+    ],
+)
+def test_dry_run_refuses_nothing_that_can_be(cli, tmp_path, monkeypatch, settings, block):
+    monkeypatch.chdir(tmp_path)
+    Path("a.yaml").write_text(f"search:\n  {block}\n")
+    shown = cli("tune", "a.yaml", *settings, "--dry-run")
+    assert shown.code == 0, shown.err
+
+
 def test_ui_dry_run(cli, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("runs").mkdir()
