@@ -587,8 +587,8 @@ def early():
         yield [*TUNE, *settings], space(LR), words
         stage = settings[0].partition(".")[0]
         yield [stage, "digits-run", *settings], "trained", words
-    choice = "data.name: {choice: [digits, digts]}"
-    yield TUNE, space(choice), ["dataset 'digts'", "Did you mean 'digits'"]
+    choice = "data.name: {choice: [digits, mnist]}"
+    yield TUNE, space(choice), ["search: data.name", "the same for all trials"]
     choice = "model.name: {choice: [resnet20, resnt20]}"
     yield TUNE, space(choice), ["model 'resnt20'", "Did you mean 'resnet20'"]
     yield [*TUNE, "tune.storage=foo"], space(LR), ["tune.storage", "got 'foo'", "journal:FILE"]

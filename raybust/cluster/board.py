@@ -53,7 +53,7 @@ def board_of(folder: Path) -> Leaderboard:
         earlier = Leaderboard.read(folder)
         found = {entry.trial: entry for entry in earlier.entries if entry.final}
         protocol = earlier.protocol
-    study = Study(config, space, folder, identity.uid)
+    study = Study(config, space, folder, identity.uid, reading=True)
     # What the finalists were measured by is the last start's, which may differ from the first's.
     return replace(make_board(config, study, folder, found), protocol=protocol)
 

@@ -8,7 +8,6 @@ machine alone knows (its folders, its runs, its packages) is left to it. Stage c
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -51,31 +50,26 @@ def check_search(config: Config, space: Space, *, address: str | None, here: boo
 
     Args:
         config: of the sweep.
-        space: its datasets and networks are checked by name.
+        space: its networks are checked by name.
         address: of a Ray cluster; None for the embedded one.
         here: whether it runs from this machine.
 
     Raises:
         RequestError: as `check_training`, or the finalists could not be measured.
     """
-    for name in _searched(space, "model.name"):
-        models.check(name, here=here)
-    names = _searched(space, "data.name")
-    given = not _searched(space, "data.path")
-    for name in names:
-        if given:
-            data.check(dataclasses.replace(config.data, name=name), here=here)
+    for domain in space.domains:
+        for value in domain.values if domain.key == "model.name" else ():
+            models.check(str(value), here=here)
     check_training(config, here=here)
     if here and config.tune.warm_start is not None:
         try:
             runs.find(config.tune.warm_start, runs.out_folder(config))
         except RequestError as error:
             raise RequestError(f"tune.warm_start: {error}") from None
-    for name in names or [config.data.name]:
-        facts = data.describe(name)
-        if facts["shape"] is not None:  # else the data tell, which are read when the sweep starts
-            device = device_before(config, address)
-            check_finalists(config, facts["shape"], facts["classes"], device=device, here=here)
+    facts = data.describe(config.data.name)
+    if facts["shape"] is not None:  # else the data tell, which are read when the sweep starts
+        device = device_before(config, address)
+        check_finalists(config, facts["shape"], facts["classes"], device=device, here=here)
 
 
 def check_places(config: Config, *, here: bool = True) -> None:
@@ -160,11 +154,6 @@ def check_evaluate(config: Config, dataset: Dataset, device: str) -> None:
         check_corruptions(getattr(dataset, section.split), section, dataset.classes)
     else:
         check_attacks(config, dataset.shape, len(dataset.classes), device=device)
-
-
-def _searched(space: Space, key: str) -> list[str]:
-    values: Iterable[object] = (v for d in space.domains if d.key == key for v in d.values)
-    return [str(value) for value in values]
 
 
 def _check_storage(storage: str) -> None:

@@ -15,22 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import optuna
-from optuna.storages.journal import JournalFileBackend
-from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.exc import SQLAlchemyError
 
 from raybust.cluster.sampler import Grid, make_sampler
 from raybust.cluster.space import Point, Space
+from raybust.cluster.storage import load_study, one_line, open_study
 from raybust.config import Config
 from raybust.errors import RequestError
 
 POINT, REASON, METRICS, HISTORY, EARLIER = "point", "reason", "metrics", "history", "earlier"
 FINISHED = ("COMPLETE", "PRUNED", "FAIL")
 _SPACE, _SWEEP = "space", "sweep"
-UNUSABLE = (SQLAlchemyError, OSError, optuna.exceptions.StorageInternalError)
-"""What a storage raises that cannot be read or written."""
-_LOCKED_S = 20
 _NEVER = 1e9
 """Violation of a constraint whose metric is not a number."""
 _PARTS = 20
@@ -76,7 +71,14 @@ class Study:
     """
 
     def __init__(
-        self, config: Config, space: Space, folder: Path, uid: str, first: Sequence[Point] = ()
+        self,
+        config: Config,
+        space: Space,
+        folder: Path,
+        uid: str,
+        first: Sequence[Point] = (),
+        *,
+        reading: bool = False,
     ) -> None:
         """Opens the study or creates it, its first points enqueued.
 
@@ -86,15 +88,18 @@ class Study:
             folder: the sweep's folder; holds `study.db` unless the configuration names a storage.
             uid: the sweep's identity, so that no two sweeps share a study.
             first: points tried first.
+            reading: the study has to be there, and nothing is written.
 
         Raises:
-            RequestError: the storage cannot be opened or written, or the study is another sweep's.
+            RequestError: the storage cannot be opened or written, or the study is another sweep's,
+                or, for who only reads, not there.
         """
         self.space = space
         self._directions, self._bounds = config.tune.directions(), config.tune.bounds()
         self._unit, self._budget = config.train.budget
-        self.study = open_study(config, folder)
-        self._claim(uid)
+        self.study = (load_study if reading else open_study)(config, folder, uid)
+        if not reading:
+            self._claim(uid)
         trials = self.study.get_trials(deepcopy=False)
         # A sampler of the same seed would draw the points of the earlier start once more.
         drawn = hashlib.blake2b(f"{config.seed}/{len(trials)}".encode(), digest_size=4)
@@ -232,27 +237,26 @@ class Study:
         """Makes the study this sweep's, or checks that it is; writes, so that a storage that is
         read-only is found now."""
         rows = {name: " ".join(rest) for name, *rest in self.space.rows()}
-        try:
+        with one_line():
             known = self.study.user_attrs
-            if known.get(_SWEEP, uid) != uid:
-                raise RequestError(
-                    f"tune.storage: has a study '{self.study.study_name}' of another sweep;"
-                    " choose another --name"
-                )
-            changed = sorted(
-                k
-                for k in {**rows, **known.get(_SPACE, rows)}
-                if rows.get(k) != known.get(_SPACE, rows).get(k)
+        if known.get(_SWEEP, uid) != uid:
+            raise RequestError(
+                f"tune.storage: has a study '{self.study.study_name}' of another sweep;"
+                " choose another --name"
             )
-            if changed:
-                raise RequestError(
-                    f"{self.study.study_name}: its study has another space, in"
-                    f" {', '.join(changed)}; choose another --name, or --no-resume to begin anew"
-                )
+        changed = sorted(
+            k
+            for k in {**rows, **known.get(_SPACE, rows)}
+            if rows.get(k) != known.get(_SPACE, rows).get(k)
+        )
+        if changed:
+            raise RequestError(
+                f"{self.study.study_name}: its study has another space, in"
+                f" {', '.join(changed)}; choose another --name, or --no-resume to begin anew"
+            )
+        with one_line():
             self.study.set_user_attr(_SWEEP, uid)
             self.study.set_user_attr(_SPACE, rows)
-        except UNUSABLE as error:
-            raise _unusable(error) from None
 
     def _spent(self, epoch: int, metrics: dict[str, float]) -> float:
         """Returns what of the budget is spent after an epoch, in this sweep's unit."""
@@ -293,57 +297,6 @@ class Study:
             feasible,
             trial.user_attrs.get(REASON),
         )
-
-
-def open_study(config: Config, folder: Path) -> optuna.Study:
-    """Opens or creates the study of a sweep's folder.
-
-    Args:
-        config: names storage, objectives.
-        folder: the sweep's.
-
-    Raises:
-        RequestError: the storage cannot be opened.
-    """
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-    names = {"max": StudyDirection.MAXIMIZE, "min": StudyDirection.MINIMIZE}
-    try:
-        storage = _storage(config.tune.storage or f"sqlite:///{folder / 'study.db'}")
-        name = folder.name
-        if config.tune.storage is None:  # a folder that was moved keeps its one study
-            name = next(iter(optuna.get_all_study_names(storage)), name)
-        return optuna.create_study(
-            storage=storage,
-            study_name=name,
-            directions=[names[mode] for mode in config.tune.directions().values()],
-            load_if_exists=True,
-        )
-    except RuntimeError as error:  # a table `alembic_version` of another Optuna, or of MLflow
-        if f"set up by optuna {optuna.__version__})" not in str(error):
-            raise RequestError(f"tune.storage: {error}") from None
-        raise RequestError(
-            "tune.storage: the database holds other tables; Optuna needs a database of its own,"
-            " apart from MLflow's"
-        ) from None
-    except (*UNUSABLE, ImportError, ValueError) as error:
-        raise _unusable(error) from None
-
-
-def _storage(place: str) -> optuna.storages.BaseStorage:
-    if place.startswith("journal:"):
-        backend = JournalFileBackend(place.removeprefix("journal:"))
-        return optuna.storages.JournalStorage(backend)
-    sqlite = {"connect_args": {"timeout": _LOCKED_S}} if place.startswith("sqlite") else {}
-    return optuna.storages.RDBStorage(place, engine_kwargs=sqlite)
-
-
-def _unusable(error: Exception) -> RequestError:
-    text = " ".join(str(error.__cause__ or error).split("\n")[0].split())
-    return RequestError(
-        f"tune.storage: the study cannot be opened: {text}; wait for who holds it, or choose"
-        " another storage"
-    )
 
 
 def _dominates(left: list[float], right: list[float]) -> bool:

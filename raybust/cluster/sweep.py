@@ -31,7 +31,8 @@ from raybust.cluster.registered import register_best
 from raybust.cluster.runlog import Job, params_of
 from raybust.cluster.session import nodes_of, session, slots
 from raybust.cluster.space import Point, Space
-from raybust.cluster.study import FINISHED, POINT, Study, TrialRecord, open_study
+from raybust.cluster.storage import check_storage, load_study
+from raybust.cluster.study import FINISHED, POINT, Study, TrialRecord
 from raybust.config import Config, Leaf
 from raybust.errors import RequestError, WorkError
 from raybust.objective import assemble
@@ -75,6 +76,7 @@ def run(
     out = runs.out_folder(config)
     plain = configuration.to_dict(config) | {SEARCH: block}
     folder = out / (config.name or f"sweep-{runs.fixed_digits(plain)}")
+    check_storage(config)
     if resume:
         runs.check_same(folder, "sweep", plain)
     lesson = _lesson(config, space, out)
@@ -130,7 +132,7 @@ def _lesson(config: Config, space: Space, out: Path) -> list[FrozenTrial]:
             f"tune.warm_start: {name} optimizes {_goals(theirs)}, expected {_goals(ours)}, in that"
             " order"
         )
-    trials = open_study(earlier, folder).get_trials(deepcopy=False)
+    trials = load_study(earlier, folder, identity.uid).get_trials(deepcopy=False)
     known = [trial for trial in trials if space.contains(trial.user_attrs.get(POINT, {}))]
     if not known:
         raise RequestError(

@@ -24,7 +24,8 @@ from raybust.cluster import session
 from raybust.cluster.runlog import Job, end_if_open
 from raybust.cluster.scheduler import NUMBER, SPARED, make_scheduler
 from raybust.cluster.space import Point, at
-from raybust.cluster.study import FINISHED, UNUSABLE, Study, TrialRecord
+from raybust.cluster.storage import UNUSABLE
+from raybust.cluster.study import FINISHED, Study, TrialRecord
 from raybust.cluster.trial import COMPLETE, FAILURE, TrialActor, nested_trial
 from raybust.cluster.worker import MISSING, cause_of, no_room
 from raybust.config import Config, Leaf

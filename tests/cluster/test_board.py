@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import sqlite3
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,12 +12,13 @@ import pytest
 
 from raybust import config as configuration
 from raybust import methods, runs
+from raybust.cluster import sweep as run_sweep
 from raybust.cluster.board import SEARCH, board_of, importances, make_board, write_space
 from raybust.cluster.launch import check_sweep
 from raybust.cluster.space import Space
 from raybust.cluster.study import Study
-from raybust.cluster.sweep import _leaderboard
-from raybust.errors import WorkError
+from raybust.cluster.sweep import _leaderboard, _lesson
+from raybust.errors import RequestError, WorkError
 from raybust.report.leaderboard import Entry, Leaderboard
 
 BLOCK = {"train.lr": {"float": [0.01, 0.2], "log": True, "default": 0.05}}
@@ -194,6 +196,62 @@ def test_a_folder_that_was_moved_keeps_its_trials(sweep):
     assert [entry.value for entry in kept.entries] == [0.5, 0.25]
     again, _ = sweep()
     assert again.records() == []
+
+
+@pytest.mark.parametrize("place", ["sqlite:///{}", "journal:{}"])
+def test_a_moved_sweep_of_a_shared_storage_keeps_its_leaderboard(sweep, cli, tmp_path, place):
+    storage = f"tune.storage={place.format(tmp_path / 'shared')}"
+    study, folder = sweep(storage)
+    tell(study, folder, 0.5)
+    report(cli, folder)
+    moved = folder.rename(folder.with_name("search.1"))
+    assert "0.5000" in cli("report", "search.1", "--out", folder.parent).out
+    again, folder = sweep(storage)  # as --no-resume begins it
+    assert again.records() == []
+    tell(again, folder, 0.25)
+    assert [entry.value for entry in board_of(moved).entries] == [0.5]
+    assert [entry.value for entry in board_of(folder).entries] == [0.25]
+    config = kit.config(folder.parent, f"tune.warm_start={moved.name}", storage)
+    (lesson,) = _lesson(config, Space.parse(BLOCK), folder.parent)
+    assert lesson.value == 0.5
+
+
+def test_a_sweep_whose_study_is_gone_keeps_its_leaderboard(sweep, cli, tmp_path):
+    study, folder = sweep(f"tune.storage=sqlite:///{tmp_path / 'shared'}")
+    tell(study, folder, 0.5)
+    report(cli, folder)
+    kept = (folder / "leaderboard.json").read_bytes()
+    (tmp_path / "shared").unlink()
+    result = cli("report", "search", "--out", folder.parent)
+    assert result.code == 2
+    assert "tune.storage: " in result.err
+    assert "has no study of sweep search" in result.err
+    assert len(result.err.splitlines()) == 1
+    assert (folder / "leaderboard.json").read_bytes() == kept
+    assert not (tmp_path / "shared").exists()
+
+
+def test_a_storage_that_cannot_be_used_is_refused_before_a_sweep_is_put_aside(
+    sweep, tmp_path, monkeypatch
+):
+    _, folder = sweep()
+    before = sorted(path.name for path in folder.parent.iterdir())
+    monkeypatch.setattr(run_sweep, "session", lambda *_, **__: pytest.fail("Ray was started"))
+    (tmp_path / "text.db").write_text("no database at all\n" * 100)
+    empty = sqlite3.connect(tmp_path / "shared.db")
+    empty.execute("create table alembic_version (version_num varchar(32))")
+    empty.commit()
+    for storage in (f"{tmp_path / 'text.db'}", f"file:{tmp_path / 'shared.db'}?mode=ro&uri=true"):
+        given = kit.leaves(
+            folder.parent, "name=search", "train.epochs=4", f"tune.storage=sqlite:///{storage}"
+        )
+        leaves = [leaf for leaf in given if leaf.key not in BLOCK]
+        config = configuration.compose(leaves, methods.get)
+        with pytest.raises(RequestError, match=r"^tune\.storage: "):
+            run_sweep.run(
+                config, leaves, BLOCK, address=None, resume=False, verbose=False, say=print
+            )
+    assert sorted(path.name for path in folder.parent.iterdir()) == before
 
 
 def test_a_folder_that_was_moved_keeps_its_finalists_certificates(sweep, cli):

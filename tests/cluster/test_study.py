@@ -2,6 +2,7 @@
 
 import fcntl
 import math
+import re
 import sqlite3
 import statistics
 import subprocess
@@ -11,6 +12,7 @@ from dataclasses import replace
 import kit
 import optuna
 import pytest
+from optuna.storages.journal import JournalFileBackend
 
 from raybust import config as configuration
 from raybust import methods, runs
@@ -36,13 +38,22 @@ METRIC = "certified_fast/acr"
 
 
 def study_of(
-    folder, *, space=SPACE, seed=0, uid="mine", points=(), first=None, train=(), **changes
+    folder,
+    *,
+    space=SPACE,
+    seed=0,
+    uid="mine",
+    points=(),
+    first=None,
+    reading=False,
+    train=(),
+    **changes,
 ):
     folder.mkdir(exist_ok=True)
     config = configuration.compose(configuration.leaves_of_arguments(train), methods.get)
     config = replace(config, tune=replace(Tune(), **changes), seed=seed)
     first = [DEFAULTS if space is SPACE else {}] if first is None else first
-    return Study(config, space, folder, uid, [*first, *points])
+    return Study(config, space, folder, uid, [*first, *points], reading=reading)
 
 
 @pytest.fixture
@@ -62,6 +73,14 @@ def bare(tmp_path):
         return optuna.load_study(study_name=name, storage=url)
 
     return bare
+
+
+def storage_of(place):
+    """A storage as Optuna's own functions take it."""
+    if not place.startswith("journal:"):
+        return place
+    file = JournalFileBackend(place.removeprefix("journal:"))
+    return optuna.storages.JournalStorage(file)
 
 
 def ask(study, count):
@@ -255,7 +274,7 @@ def test_a_storage_that_is_read_only_is_one_line(open_study, tmp_path):
 
 
 def test_a_storage_that_another_holds_is_one_line(open_study, tmp_path, monkeypatch):
-    monkeypatch.setattr("raybust.cluster.study._LOCKED_S", 0.1)
+    monkeypatch.setattr("raybust.cluster.storage._LOCKED_S", 0.1)
     run(open_study(), 1)
     with sqlite3.connect(tmp_path / "sweep" / "study.db") as holder:
         holder.execute("BEGIN EXCLUSIVE")
@@ -280,12 +299,46 @@ def test_a_database_of_mlflow_is_told_from_one_of_another_optuna(open_study, tmp
             open_study(storage=f"sqlite:///{foreign}")
 
 
-def test_two_sweeps_never_mix_in_one_storage(open_study, tmp_path):
+def test_sweeps_of_one_name_share_a_storage_and_no_study(open_study, tmp_path):
+    """As after --no-resume, or of two folders; what a person reads of them tells their name."""
     shared = f"sqlite:///{tmp_path / 'shared.db'}"
     run(open_study(storage=shared), 1)
-    with pytest.raises(RequestError, match="has a study 'sweep' of another sweep"):
-        open_study(storage=shared, uid="theirs")
+    assert open_study(storage=shared, uid="theirs").finished() == 0
     assert open_study(storage=shared).finished() == 1
+    assert sorted(optuna.get_all_study_names(shared)) == ["sweep-mine", "sweep-theirs"]
+
+
+@pytest.mark.parametrize("place", ["sqlite:///{}", "journal:{}"])
+def test_a_sweep_that_was_moved_has_its_study_in_a_shared_storage(tmp_path, place):
+    storage = place.format(tmp_path / "shared")
+    run(study_of(tmp_path / "sweep", storage=storage), 2)
+    run(study_of(tmp_path / "other", storage=storage, uid="theirs"), 1)
+    moved = (tmp_path / "sweep").rename(tmp_path / "sweep.1")
+    assert study_of(moved, storage=storage).finished() == 2
+    assert study_of(moved, storage=storage, reading=True).finished() == 2
+    assert len(optuna.get_all_study_names(storage_of(storage))) == 2
+
+
+@pytest.mark.parametrize("place", [None, "sqlite:///{}", "journal:{}"])
+def test_who_only_reads_makes_nothing(tmp_path, place):
+    storage = place.format(tmp_path / "shared") if place else None
+    (tmp_path / "sweep").mkdir()
+
+    def refused():
+        with pytest.raises(RequestError) as told:
+            study_of(tmp_path / "sweep", storage=storage, first=[], reading=True)
+        assert re.fullmatch(r"tune\.storage: .* has no study of sweep sweep .*", str(told.value))
+
+    refused()
+    assert [path.name for path in tmp_path.rglob("*")] == ["sweep"]
+    study_of(tmp_path / "other", storage=storage, uid="theirs")
+    refused()
+
+
+def test_reading_needs_no_right_to_write(open_study, tmp_path):
+    run(open_study(storage=f"sqlite:///{tmp_path / 'shared.db'}"), 1)
+    only = f"sqlite:///file:{tmp_path / 'shared.db'}?mode=ro&uri=true"
+    assert open_study(storage=only, first=[], reading=True).finished() == 1
 
 
 def test_a_study_of_another_space_is_refused_with_the_difference(open_study):

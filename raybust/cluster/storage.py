@@ -1,0 +1,135 @@
+"""Where the study of a sweep lies: it is made, found again, and only read.
+
+In a sweep's folder its study is the only one of its file. In a storage that sweeps share
+(`tune.storage`) its name is the folder's and the sweep's key, and it is found by the key, so that a
+folder may be moved or put aside. Stage tune.
+"""
+
+from __future__ import annotations
+
+import uuid
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import optuna
+from optuna.storages.journal import JournalFileBackend
+from optuna.study import StudyDirection
+from sqlalchemy.exc import SQLAlchemyError
+
+from raybust.config import Config
+from raybust.errors import RequestError
+from raybust.track import safe_uri
+from raybust.track.uri import sqlite_file
+
+UNUSABLE = (SQLAlchemyError, OSError, optuna.exceptions.StorageInternalError)
+"""What a storage raises that cannot be read or written."""
+_JOURNAL = "journal:"
+_LOCKED_S = 20
+
+
+def check_storage(config: Config) -> None:
+    """Checks that a shared storage can be written: makes a study there and removes it.
+
+    Raises:
+        RequestError: it cannot.
+    """
+    if config.tune.storage is None:
+        return
+    with one_line():
+        storage = _connect(config.tune.storage)
+        probe = optuna.create_study(storage=storage, study_name=f"raybust-{uuid.uuid4().hex}")
+        optuna.delete_study(storage=storage, study_name=probe.study_name)
+
+
+def open_study(config: Config, folder: Path, uid: str) -> optuna.Study:
+    """Opens or creates the study of a sweep.
+
+    Args:
+        config: names storage, objectives.
+        folder: the sweep's.
+        uid: the sweep's key.
+
+    Raises:
+        RequestError: the storage cannot be opened.
+    """
+    names = {"max": StudyDirection.MAXIMIZE, "min": StudyDirection.MINIMIZE}
+    with one_line():
+        storage = _connect(_place(config, folder))
+        new = folder.name if config.tune.storage is None else f"{folder.name}-{uid}"
+        return optuna.create_study(
+            storage=storage,
+            study_name=_find(storage, config, uid) or new,
+            directions=[names[mode] for mode in config.tune.directions().values()],
+            load_if_exists=True,
+        )
+
+
+def load_study(config: Config, folder: Path, uid: str) -> optuna.Study:
+    """Opens the study of a sweep to read it; makes nothing. See `open_study`.
+
+    Raises:
+        RequestError: there is none, or the storage cannot be opened.
+    """
+    place = _place(config, folder)
+    file = _file(place)
+    if file is None or file.exists():  # else Optuna would make the file
+        with one_line():
+            storage = _connect(place)
+            name = _find(storage, config, uid)
+            if name is not None:
+                return optuna.load_study(storage=storage, study_name=name)
+    raise RequestError(
+        f"tune.storage: {safe_uri(place)} has no study of sweep {folder.name} (key {uid}); bring"
+        " it back, or run the sweep's own command, which begins it anew"
+    )
+
+
+@contextmanager
+def one_line() -> Iterator[None]:
+    """Turns what a storage raises that cannot be used into a RequestError of one line."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    try:
+        yield
+    except RuntimeError as error:  # a table `alembic_version` of another Optuna, or of MLflow
+        if f"set up by optuna {optuna.__version__})" not in str(error):
+            raise RequestError(f"tune.storage: {error}") from None
+        raise RequestError(
+            "tune.storage: the database holds other tables; Optuna needs a database of its own,"
+            " apart from MLflow's"
+        ) from None
+    except (*UNUSABLE, ImportError, ValueError) as error:
+        text = " ".join(str(error.__cause__ or error).split("\n")[0].split())
+        raise RequestError(
+            f"tune.storage: the study cannot be opened: {text}; wait for who holds it, or choose"
+            " another storage"
+        ) from None
+
+
+def _place(config: Config, folder: Path) -> str:
+    return config.tune.storage or f"sqlite:///{folder / 'study.db'}"
+
+
+def _find(storage: optuna.storages.BaseStorage, config: Config, uid: str) -> str | None:
+    """Returns the name of the study that is there of a sweep, or None."""
+    names = optuna.get_all_study_names(storage)
+    shared = config.tune.storage is not None
+    return next((name for name in names if not shared or name.endswith(f"-{uid}")), None)
+
+
+def _connect(place: str) -> optuna.storages.BaseStorage:
+    if place.startswith(_JOURNAL):
+        backend = JournalFileBackend(place.removeprefix(_JOURNAL))
+        return optuna.storages.JournalStorage(backend)
+    sqlite = {"connect_args": {"timeout": _LOCKED_S}} if place.startswith("sqlite") else {}
+    return optuna.storages.RDBStorage(place, engine_kwargs=sqlite)
+
+
+def _file(place: str) -> Path | None:
+    """Returns the file of a storage, None where it is a server."""
+    if place.startswith(_JOURNAL):
+        return Path(place.removeprefix(_JOURNAL))
+    file = sqlite_file(place)
+    return None if file is None else Path(str(file).removeprefix("file:"))
