@@ -79,6 +79,7 @@ def train(config: Config, *, address: str | None, resume: bool, verbose: bool, s
             return folder
     from raybust.cluster import worker
 
+    load_ahead()
     with session(address, verbose=verbose, dashboard=True) as ray:
         slots(config, nodes_of(ray))
         say_if_growing(config, ray, say)
@@ -114,6 +115,11 @@ def check_sweep(
     check_goals(config, space)
     check_search(config, space, address=address, here=here)
     return config, space
+
+
+def load_ahead() -> None:
+    """Imports MLflow in a thread: it takes as long as Ray's processes take to start."""
+    threading.Thread(target=track.load_mlflow, daemon=True).start()
 
 
 def open_store(config: Config, out: Path, say: Say) -> str:

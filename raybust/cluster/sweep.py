@@ -21,6 +21,7 @@ from raybust.cluster.checks import check_finalists, device_before
 from raybust.cluster.launch import (
     Say,
     check_sweep,
+    load_ahead,
     locked,
     open_store,
     say_if_growing,
@@ -80,12 +81,12 @@ def run(
     if resume:
         runs.check_same(folder, "sweep", plain)
     lesson = _lesson(config, space, out)
+    load_ahead()
     with session(address, verbose=verbose, dashboard=config.cluster.workers > 1) as ray:
-        driver = tune.DRIVER_CPUS if config.cluster.workers > 1 else 0.0
         nodes = nodes_of(ray)
-        room = slots(config, nodes, driver)
-        device = "cuda" if nodes.gpus(config) else "cpu"  # what it was not before
-        check_finalists(config, *images, device=device)
+        room = slots(config, nodes, tune.DRIVER_CPUS if config.cluster.workers > 1 else 0.0)
+        # Now it is known what they run on.
+        check_finalists(config, *images, device="cuda" if nodes.gpus(config) else "cpu")
         uri = open_store(config, out, say)
         with locked(folder), sending_rest(folder, uri, out, say):
             identity = runs.identify(folder, "sweep", plain, resume)

@@ -3,6 +3,7 @@
 The only package that imports mlflow, inside functions: importing `raybust.track` costs nothing.
 """
 
+from raybust.track.client import load_mlflow
 from raybust.track.environment import environment
 from raybust.track.flush import Flusher, SyncResult, log_to_run, sync, unsent
 from raybust.track.journal import Journal, Status
@@ -18,6 +19,7 @@ __all__ = [
     "environment",
     "find_run",
     "is_database",
+    "load_mlflow",
     "log_to_run",
     "prepare",
     "redact",
