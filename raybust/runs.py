@@ -156,7 +156,7 @@ def check_same(folder: Path, kind: str, plain: dict[str, Any]) -> None:
     differing = {
         text.partition(":")[0]: text for text in configuration.difference(found.config, plain)
     }
-    changed = [key for key in differing if key in _SCORING or not _belongs(key, _RESUMABLE)]
+    changed = [key for key in differing if _fixed(key)]
     if not changed:
         return
     advice = "choose another --name, or --no-resume to begin anew (the old one is kept aside)"
@@ -178,8 +178,13 @@ def fixed_digits(plain: dict[str, Any]) -> str:
         plain: the configuration, as plain data; of a sweep with its space.
     """
     leaves = configuration.leaves_of(plain, "")
-    fixed = {leaf.key: leaf.value for leaf in leaves if not _belongs(leaf.key, _RESUMABLE)}
+    fixed = {leaf.key: leaf.value for leaf in leaves if _fixed(leaf.key)}
     return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _fixed(key: str) -> bool:
+    """Tells whether a key may not change when a run is gone on with."""
+    return key in _SCORING or not _belongs(key, _RESUMABLE)
 
 
 def check_writable(folder: Path, key: str = "out") -> None:
