@@ -17,6 +17,8 @@ from ray.autoscaler._private.aws import utils
 from ray.autoscaler._private.aws.config import bootstrap_aws
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from raybust.cluster.growth import largest
+
 TEXT = (Path(__file__).resolve().parents[1] / "cluster.yaml").read_text()
 OPEN = ("0.0.0.0/0", "::/0")
 
@@ -100,6 +102,11 @@ def test_nothing_is_open_to_the_world_after_the_bootstrap(ec2):
         assert kind["node_config"]["SecurityGroupIds"] == [group]
         assert kind["node_config"]["SubnetIds"]
         assert kind["node_config"]["KeyName"]
+
+
+def test_what_may_come_is_told_by_the_file_that_ray_makes_of_it(ec2):
+    nodes = largest(bootstrapped(filled_in(ec2)[0]))
+    assert [(node["CPU"], node["GPU"]) for node in nodes] == [(8, 1)] * 8
 
 
 def test_a_node_type_without_its_group_would_be_open(ec2):
