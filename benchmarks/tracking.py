@@ -65,8 +65,8 @@ def epoch(config: Any, dataset: Any, server: Server, folder: Path, away: str | N
     try:
         prepare(faulty.uri, folder, config.track.experiment)
         faulty.mode = away
-        job = Job(configuration.to_dict(config), str(folder), folder.name, folder.name, faulty.uri)
-        log, ends = RunLog(job, config), []
+        job = Job(configuration.to_dict(config), str(folder), folder.name, folder.name)
+        log, ends = RunLog(job, config, faulty.uri), []
         for progress in fit(config, dataset, torch.device("cpu")):
             log.epoch(progress)
             ends.append(time.perf_counter())

@@ -204,3 +204,16 @@ def test_out_folder_is_absolute(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", "/home/someone")
     assert runs.out_folder(Config()) == tmp_path / "runs"
     assert str(runs.out_folder(Config(out="~/x"))) == os.path.expanduser("~/x")
+
+
+def test_what_may_change_on_a_resume_does_not_change_a_default_name():
+    def digits(**values):
+        leaves = [Leaf(key.replace("__", "."), value, "test") for key, value in values.items()]
+        return runs.fixed_digits(to_dict(compose(leaves, methods.get)))
+
+    same = [{"name": "x"}, {"out": "x"}, {"track__uri": "sqlite:///x.db"}, {"train__lr": 0.05},
+            {"cluster__cpus_per_worker": 2}, {"certify__n": 500}, {"tune__trials": 3}]  # fmt: skip
+    assert {digits(**values) for values in same} == {digits()}
+    others = [{"seed": 1}, {"train__lr": 0.1}, {"data__limit": 5}, {"method__name": "gaussian"},
+              {"model__width": 8}, {"certify__sigma": 0.3}]  # fmt: skip
+    assert len({digits(), *(digits(**values) for values in others)}) == len(others) + 1

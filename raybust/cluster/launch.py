@@ -36,7 +36,7 @@ _POLL_S = 0.3
 def default_name(config: Config) -> str:
     """Returns the name of a run that was given none: the same for the same experiment."""
     model = config.model.name.replace(":", "-")
-    digits = configuration.fingerprint(config)
+    digits = runs.fixed_digits(configuration.to_dict(config))
     return f"{config.data.name}-{config.method.key}-{model}-{digits}"
 
 

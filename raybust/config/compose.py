@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import hashlib
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -199,15 +197,6 @@ def from_dict(plain: Mapping[str, Any], methods: MethodTypes) -> Config:
 
 def _frozen(value: Any) -> Any:
     return tuple(map(_frozen, value)) if isinstance(value, (list, tuple)) else value
-
-
-def fingerprint(config: Config) -> str:
-    """Returns 8 hexadecimal digits that tell one experiment from another: of all but name, place
-    and resources."""
-    plain = to_dict(config)
-    for key in ("name", "out", "track", "cluster"):
-        del plain[key]
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:

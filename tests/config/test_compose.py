@@ -13,7 +13,6 @@ from raybust.config import (
     Leaf,
     compose,
     difference,
-    fingerprint,
     from_dict,
     leaves_of,
     leaves_of_arguments,
@@ -275,18 +274,6 @@ def test_dry_run_composes_to_the_same(cli, tmp_path, monkeypatch):
     assert config.cluster.workers == 2
     as_json = cli("train", "--dry-run", "--json", "again.yaml")
     assert json.loads(as_json.out) == to_dict(config)
-
-
-def test_fingerprint():
-    base = made()
-    assert fingerprint(base) == fingerprint(made())
-    assert len(fingerprint(base)) == 8
-    for same in ("name=x", "out=x", "track.uri=sqlite:///x.db", "cluster.cpus_per_worker=2"):
-        assert fingerprint(made(same)) == fingerprint(base), same
-    others = ["seed=1", "train.lr=0.1", "data.limit=5", "method.name=gaussian", "model.width=8"]
-    found = {fingerprint(made(other)) for other in others} | {fingerprint(base)}
-    assert len(found) == len(others) + 1
-    assert fingerprint(made("train.lr=0.05")) == fingerprint(base)
 
 
 def test_difference():
