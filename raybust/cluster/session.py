@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,7 +50,8 @@ def session(address: str | None, *, verbose: bool, dashboard: bool = False) -> I
         options["address"] = address
     logging.getLogger("ray").setLevel(level)
     try:
-        ray.init(**options)
+        with known_to_its_processes(ray) if address is None else nullcontext():
+            ray.init(**options)
     except (ConnectionError, ValueError, RuntimeError) as error:
         text = " ".join(str(error).split())[:200]
         raise RequestError(
@@ -59,6 +61,32 @@ def session(address: str | None, *, verbose: bool, dashboard: bool = False) -> I
         yield ray
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def known_to_its_processes(ray: Any) -> Iterator[None]:
+    """Lets the processes of a Ray that is started meanwhile inherit its address.
+
+    Without it Ray's State API looks in them for the one Ray of this machine, and gives up where
+    there are several: a trial of several workers that was stopped would keep its CPUs.
+
+    Args:
+        ray: the module.
+    """
+    with socket.socket() as free:
+        free.bind(("", 0))
+        port = str(free.getsockname()[1])
+    own = {"RAY_GCS_SERVER_PORT": port, "RAY_ADDRESS": f"{ray.util.get_node_ip_address()}:{port}"}
+    before = {key: os.environ.get(key) for key in own}
+    os.environ.update(own)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            if value is None:
+                del os.environ[key]
+            else:
+                os.environ[key] = value
 
 
 def _probe(address: str) -> None:

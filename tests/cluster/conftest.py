@@ -7,6 +7,7 @@ import kit
 import pytest
 
 import raybust.cluster  # noqa: F401  makes Ray's settings, before Ray is imported
+from raybust.cluster.session import known_to_its_processes
 from raybust.track.client import open_client
 
 
@@ -15,14 +16,15 @@ def cluster():
     """Ray as `raybust.cluster.session` starts it, but always with two CPUs."""
     import ray
 
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=True,
-        dashboard_host="127.0.0.1",
-        logging_level=logging.CRITICAL,
-        log_to_driver=False,
-    )
+    with known_to_its_processes(ray):
+        ray.init(
+            address="local",
+            num_cpus=2,
+            include_dashboard=True,
+            dashboard_host="127.0.0.1",
+            logging_level=logging.CRITICAL,
+            log_to_driver=False,
+        )
     yield ray
     ray.shutdown()
 

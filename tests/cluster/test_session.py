@@ -153,3 +153,30 @@ def test_an_address_without_a_cluster_is_one_line(tmp_path):
     assert told[-1].startswith(f"raybust: no Ray cluster at address '{address}'")
     assert "raybust doctor" in told[-1]
     assert len(told) == 1, found.stderr
+
+
+@pytest.mark.cluster
+def test_a_second_ray_on_the_machine_confuses_no_process_of_the_first(cluster):
+    """As Ray Train's cleaner asks for the state of the controller."""
+
+    class Asking:
+        def state(self):
+            import ray
+            from ray.util.state import get_actor
+
+            return get_actor(ray.get_runtime_context().get_actor_id(), timeout=20).state
+
+    code = "import raybust.cluster, ray, sys; ray.init(address='local', num_cpus=1)"
+    code += "; print('up', flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as other:
+        assert other.stdout.readline() == "up\n"
+        actor = cluster.remote(num_cpus=0)(Asking).remote()
+        assert cluster.get(actor.state.remote()) == "ALIVE"
+        other.communicate("")
+    cluster.kill(actor)
