@@ -665,7 +665,7 @@ THERE = [
     ["train", "data.name=npz", "data.path=/there/set.npz"],
     ["train", "model.name=there.nets:make"],
     ["train", "method.name=beckman", "method.init=there"],
-    ["train", "--out", "/dev/null/there"],
+    ["train", "out=/dev/null/there"],
     ["train", "track.uri=sqlite:////dev/null/x.db"],
     [*TUNE, "tune.warm_start=there"],
     [*TUNE, "evaluate.attacks=[autoattack]", "certify.precision=tf32"],
@@ -679,9 +679,12 @@ def test_what_only_the_cluster_knows_is_left_to_it(arguments, cli, tmp_path, mon
     space(LR)()
     sent = []
     monkeypatch.setattr(jobs, "submit", lambda address, typed, say, detach: sent.append(typed))
-    result = cli(*arguments, "--address", "http://127.0.0.1:9")
+    job = ["--address", "http://127.0.0.1:9"]
+    if not any(word.startswith("out=") for word in arguments):
+        job += ["--out", "/there/runs"]
+    result = cli(*arguments, *job)
     assert (result.code, result.err) == (0, "")
-    assert sent == [[*arguments, "--address", "http://127.0.0.1:9"]]
+    assert sent == [[*arguments, *job]]
 
 
 @pytest.mark.parametrize(
