@@ -147,7 +147,7 @@ def test_dry_run_starts_nothing(cli, tmp_path, monkeypatch):
     assert not any(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("out", [(), ("--out", "runs"), ("out=../runs",)])
+@pytest.mark.parametrize("out", [(), ("--out", "~/runs"), ("out=../runs",)])
 @pytest.mark.parametrize(
     "words",
     [("train",), ("tune", "search_spaces/quickstart.yaml"), ("certify", "two"),

@@ -149,7 +149,7 @@ def submitted(address: str | None, leaves: Sequence[Leaf], detach: bool = False)
     from raybust.cluster import jobs
 
     out = compose([leaf for leaf in leaves if leaf.key == "out"]).out
-    if not out.startswith(("/", "~")):
+    if not out.startswith("/"):
         raise RequestError(
             f"out: got {out}, which for a job is a folder that Ray deletes after it; give one that"
             " begins with / and that all nodes share, such as --out /mnt/raybust/runs"
