@@ -78,7 +78,7 @@ class Lab:
         self.tunnel = self.laptop.start(
             "exec ssh -N -o ServerAliveInterval=15 -o ExitOnForwardFailure=yes"
             " -L 8265:127.0.0.1:8265 -L 5000:127.0.0.1:5000"
-            f" -o StrictHostKeyChecking=accept-new root@{self.head.address}",
+            " -o StrictHostKeyChecking=accept-new root@$(ray get-head-ip mine.yaml | tail -1)",
             stdout=subprocess.DEVNULL,
         )
         wait(lambda: "200" in self.answer("http://127.0.0.1:5000/health"), 90, "MLflow answers")

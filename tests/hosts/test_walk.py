@@ -67,6 +67,11 @@ def test_doctor(lab):
     assert "the same folder on every node" in said
 
 
+def test_the_file_of_the_autoscaler_is_found_on_the_head(lab):
+    code = "from raybust.cluster import growth; print(growth._cluster()['cluster_name'])"
+    assert lab.python(code).strip() == lab.filled_in()["cluster_name"]
+
+
 def test_doctor_names_a_folder_that_is_not_shared(lab):
     said = lab.laptop.run(f"raybust doctor --out /root/own --address {JOBS}", code=1)
     assert re.search(r"storage +missing +another folder on rb[12] +mount one folder", said)
@@ -79,6 +84,8 @@ def test_two_hosts_train_one_network(lab):
         timeout=240,
     )
     assert re.search(r"process group \(gloo\): rank 0 on rb[12], rank 1 on rb[12]", said)
+    assert f"certify it  raybust certify two {TO}" in said
+    assert "browse it   http://127.0.0.1:5000, on the cluster" in said
     hosts = re.findall(r"rank \d on (rb\d)", said)
     assert sorted(hosts) == ["rb1", "rb2"]
     folder = lab.shared / "runs/two"
@@ -103,6 +110,9 @@ def test_both_hosts_certify_it(lab):
     said = lab.laptop.run(f"raybust certify two certify.examples=60 {CERTIFY} {TO} --detach")
     again = re.search(r"its log: (ray job logs .*)", said).group(1)
     lab.laptop.run(again, timeout=240)
+    said = lab.laptop.run(f"raybust certify two certify.examples=60 {CERTIFY} {TO}")
+    assert "60 of 60 rows are there" in said
+    assert "curve  /mnt/raybust/runs/two/certified/" in said
     settings = configuration.leaves_of_arguments(["certify.examples=60", *CERTIFY.split()])
     trained = runs.load(lab.shared / "runs/two", settings)
     log = shards.log_path(trained.folder, shards.protocol_of(trained, "cpu"))
@@ -174,8 +184,8 @@ def test_down_ends_rays_processes_there_and_nothing_elsewhere(lab):
         ["bash", "-c", "exec -a raylet/raylet sleep 600"], stdin=subprocess.DEVNULL
     )
     try:
+        lab.laptop.run("ray exec mine.yaml '~/raybust_services.sh stop'")
         lab.laptop.run("ray down -y mine.yaml")
-        lab.head.run("~/raybust_services.sh stop")
         lab.laptop.run(f"ssh -o StrictHostKeyChecking=no root@{lab.worker.address} ray stop")
         left = [p.name() for host in (lab.head, lab.worker) for p in host.processes()]
         assert not [name for name in left if re.search("raylet|gcs_server|mlflow", name)], left
