@@ -8,6 +8,7 @@ import pytest
 
 from raybust.cluster import doctor, jobs, nodes
 from raybust.cluster.nodes import Node
+from raybust.cluster.session import Nodes
 from raybust.errors import RequestError
 
 HEAD = Node(host="head", head=True, driver_gpus=0, ray_gpus=0, shared=True, mlflow="", memory=16)
@@ -88,7 +89,7 @@ def test_a_folder_that_cannot_be_made_is_a_row_and_no_row_is_lost(cluster, tmp_p
 def test_a_node_that_goes_while_it_is_asked_is_a_row(cluster, tmp_path, monkeypatch):
     gone = [dict(node, NodeID="0" * 56) for node in cluster.nodes()]
     monkeypatch.setattr(cluster, "nodes", lambda: gone)
-    monkeypatch.setattr(doctor, "capacity", lambda ray: {"CPU": 2.0})
+    monkeypatch.setattr(doctor, "nodes_of", lambda ray: Nodes(({"CPU": 2.0},)))
     found = {row.what: row for row in doctor.examine(kit.config(tmp_path), "auto")}
     assert found["nodes"].state == "missing"
     assert "TaskUnschedulableError" in found["nodes"].seen
@@ -101,7 +102,7 @@ def test_an_autoscaler_that_cannot_be_asked_is_a_row(cluster, tmp_path, monkeypa
     def fail(ray):
         raise RequestError("the head does not tell")
 
-    monkeypatch.setattr(doctor, "capacity", fail)
+    monkeypatch.setattr(doctor, "nodes_of", fail)
     found = {row.what: row for row in doctor.examine(kit.config(tmp_path), None)}
     assert found["autoscaler"].seen == "the head does not tell"
     assert found["Ray"].state == "ok"
