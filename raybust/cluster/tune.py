@@ -179,8 +179,9 @@ class StudySearch(Searcher):
             raise WorkError(f"trial {number}: {last[FAILURE]}")
         elif last.get(FAILURE):
             self._study.fail(number, last[FAILURE])
-            lacking = [MISSING in (r.reason or "") for r in self._study.records()]
-            if sum(lacking) >= _FEW and all(lacking[:_FEW]):  # all others would lack it too
+            known = [r for r in self._study.records() if r.state in FINISHED or r.value is not None]
+            # All others would lack it too.
+            if len(known) >= _FEW and all(MISSING in (r.reason or "") for r in known):
                 self._left = 0
         elif last.get(COMPLETE):
             self._study.complete(number)

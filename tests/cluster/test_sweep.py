@@ -59,8 +59,22 @@ def study_of(out, name="search"):
     return optuna.load_study(study_name=name, storage=f"sqlite:///{out / name / 'study.db'}")
 
 
+def actors_of(cluster):
+    """Ids of all actors of one-worker trials that there ever were."""
+    from ray.util.state import list_actors
+
+    everything = list_actors(address=cluster.get_runtime_context().gcs_address, limit=1000)
+    return {actor.actor_id for actor in everything if "ResourceTrainable" in actor.class_name}
+
+
 @pytest.fixture(scope="module")
-def searched(cluster, new_out):
+def earlier_actors(cluster):
+    """Those of the sweeps of other modules, which this Ray may have run."""
+    return actors_of(cluster)
+
+
+@pytest.fixture(scope="module")
+def searched(cluster, new_out, earlier_actors):
     """(out, leaderboard, free CPUs seconds after) of a sweep of six trials."""
     out = new_out("searched")
     board = run(out, *SETTINGS, tune__points=POINTS)
@@ -143,12 +157,8 @@ def test_mlflow_has_the_sweep_and_each_trial_once(searched):
     assert "certified/acr" not in found["search/1"].data.metrics
 
 
-def test_actors_are_reused(searched, cluster):
-    from ray.util.state import list_actors
-
-    address = cluster.get_runtime_context().gcs_address
-    everything = list_actors(address=address, limit=1000)
-    made = [actor for actor in everything if "ResourceTrainable" in actor.class_name]
+def test_actors_are_reused(searched, cluster, earlier_actors):
+    made = actors_of(cluster) - earlier_actors
     assert 1 <= len(made) <= 2, f"{len(made)} actors for six trials, two at a time"
 
 
