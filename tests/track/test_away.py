@@ -74,7 +74,7 @@ def test_what_a_server_that_stays_away_misses_is_sent_by_the_next_command(
     folder, plain = tmp_path / "run", configuration.to_dict(config)
     assert prepare(faulty.uri, tmp_path, experiment) is None
     with launch.sending_rest(folder, faulty.uri, tmp_path, said.append):
-        log = RunLog(Job(plain, str(folder), f"gone {mode}", mode, faulty.uri), config)
+        log = RunLog(Job(plain, str(folder), f"gone {mode}", mode), config, faulty.uri)
         for progress in fit(config, data.load(config.data), torch.device("cpu")):
             if progress.epoch == 3:
                 faulty.mode = mode
