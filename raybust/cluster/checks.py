@@ -8,15 +8,13 @@ machine alone knows (its folders, its runs, its packages) is left to it. Stage c
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 import torch
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError
 
 from raybust import data, models, runs, sources, track
 from raybust.certify import make_protocol
 from raybust.cluster.space import Space
+from raybust.cluster.storage import check_form
 from raybust.config import Config
 from raybust.corruptions import check_corruptions
 from raybust.data import Dataset
@@ -24,8 +22,6 @@ from raybust.errors import RequestError
 from raybust.evaluate import check_classes, make_attack_protocol
 from raybust.objective import smoothing_sigma
 from raybust.track.uri import sqlite_file
-
-_JOURNAL = "journal:"
 
 
 def check_training(config: Config, *, here: bool) -> None:
@@ -86,7 +82,7 @@ def check_places(config: Config, *, here: bool = True) -> None:
                 f" keep; put {instead}"
             )
     if config.tune.storage is not None:
-        _check_storage(config.tune.storage)
+        check_form(config.tune.storage)
     if not here:
         if config.track.uri:
             track.resolve_uri(config.track, out)
@@ -154,19 +150,3 @@ def check_evaluate(config: Config, dataset: Dataset, device: str) -> None:
         check_corruptions(getattr(dataset, section.split), section, dataset.classes)
     else:
         check_attacks(config, dataset.shape, len(dataset.classes), device=device)
-
-
-def _check_storage(storage: str) -> None:
-    """Refuses what is neither `journal:FILE` nor the URL of a database that is known by name."""
-    try:
-        if storage.startswith(_JOURNAL):
-            known = bool(Path(storage.removeprefix(_JOURNAL)).name)
-        else:
-            known = bool(make_url(storage).get_dialect())
-    except ArgumentError:
-        known = False
-    if not known:
-        raise RequestError(
-            f"tune.storage: got {storage!r}, expected a database's URL, such as"
-            " sqlite:///FILE or postgresql://HOST/NAME, or journal:FILE"
-        )

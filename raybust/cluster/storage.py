@@ -16,7 +16,8 @@ from pathlib import Path
 import optuna
 from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from raybust.config import Config
 from raybust.errors import RequestError
@@ -27,6 +28,27 @@ UNUSABLE = (SQLAlchemyError, OSError, optuna.exceptions.StorageInternalError)
 """What a storage raises that cannot be read or written."""
 _JOURNAL = "journal:"
 _LOCKED_S = 20
+
+
+def check_form(storage: str) -> None:
+    """Refuses what is neither `journal:FILE` nor the URL of a database that is known by name;
+    opens nothing.
+
+    Raises:
+        RequestError: what is expected.
+    """
+    try:
+        if storage.startswith(_JOURNAL):
+            known = bool(Path(storage.removeprefix(_JOURNAL)).name)
+        else:
+            known = bool(make_url(storage).get_dialect())
+    except ArgumentError:
+        known = False
+    if not known:
+        raise RequestError(
+            f"tune.storage: got {storage!r}, expected a database's URL, such as"
+            " sqlite:///FILE or postgresql://HOST/NAME, or journal:FILE"
+        )
 
 
 def check_storage(config: Config) -> None:
