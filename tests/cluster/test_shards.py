@@ -41,6 +41,17 @@ def timeless(path):
     return lines[:2], [row[:5] + row[6:] for row in rows]
 
 
+@pytest.mark.parametrize(("count", "room"), [(1, 4), (64, 1), (64, 2), (10_000, 8)])
+def test_shards_hold_every_position_once_and_shrink_towards_the_end(count, room):
+    found = list(shards.in_shards(list(range(count)), room))
+    assert [at for shard in found for at in shard] == list(range(count))
+    sizes = [len(shard) for shard in found]
+    assert sizes == sorted(sizes, reverse=True)
+    assert max(sizes) <= 64
+    assert sizes[0] <= max(2, count / (4 * room))
+    assert all(size <= 2 for size in sizes[-room:])
+
+
 @pytest.fixture
 def run(trained, out):
     """A copy of the trained run in a store of its own."""
