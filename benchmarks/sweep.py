@@ -17,6 +17,8 @@ from _figures import figure
 from raybust import checkpoint, runs
 
 TRIALS, RUNS = 16, int(sys.argv[1]) if sys.argv[1:] else 3
+SECONDS = 10
+"""Of training a trial, from which its epochs follow on any machine."""
 SPACE = "search: {train.lr: {float: [0.01, 0.1], log: true}}\n"
 TRAINED = [
     "data.name=digits", "method.name=gaussian", "model.width=32", "tune.scheduler=none",
@@ -30,10 +32,13 @@ def main() -> None:
         root = Path(folder)
         (root / "space.yaml").write_text(SPACE)
         command(root, "doctor")
+        command(root, *sweep("pace", epochs=4, trials=slots()))
+        pace = sum(spent(root, "pace", number) for number in range(slots())) / slots() / 4
+        epochs = round(SECONDS / pace)
         factors, lengths, starts = [], [], []
         for run in range(RUNS):
             began = time.time()
-            command(root, *sweep(f"long{run}", epochs=18, trials=TRIALS))
+            command(root, *sweep(f"long{run}", epochs, TRIALS))
             wall = time.time() - began
             trained = sum(spent(root, f"long{run}", n) for n in range(TRIALS))
             factors.append(wall / (trained / slots()))
