@@ -196,11 +196,11 @@ def _run(ray: Any, trained: Trained, log: CertificateLog, *, todo: list[int], ro
 
 
 def in_shards(todo: list[int], room: int) -> Iterator[list[int]]:
-    """Yields positions in shards that shrink towards the end: a quarter of a task's part of what is
+    """Yields positions in shards that shrink towards the end: an eighth of a task's part of what is
     left (our choice), so that all tasks end together. Shards of one example waste parts of batches.
     """
     while todo:
-        size = max(_SMALLEST_SHARD, min(_LARGEST_SHARD, len(todo) // (4 * room)))
+        size = max(_SMALLEST_SHARD, min(_LARGEST_SHARD, len(todo) // (8 * room)))
         yield todo[:size]
         todo = todo[size:]
 

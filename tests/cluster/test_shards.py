@@ -48,7 +48,7 @@ def test_shards_hold_every_position_once_and_shrink_towards_the_end(count, room)
     sizes = [len(shard) for shard in found]
     assert sizes == sorted(sizes, reverse=True)
     assert max(sizes) <= 64
-    assert sizes[0] <= max(2, count / (4 * room))
+    assert sizes[0] <= max(2, count / (8 * room))
     assert all(size <= 2 for size in sizes[-room:])
 
 
