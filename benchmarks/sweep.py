@@ -32,9 +32,7 @@ def main() -> None:
         root = Path(folder)
         (root / "space.yaml").write_text(SPACE)
         command(root, "doctor")
-        command(root, *sweep("pace", epochs=4, trials=slots()))
-        pace = sum(spent(root, "pace", number) for number in range(slots())) / slots() / 4
-        epochs = round(SECONDS / pace)
+        epochs = round(SECONDS / pace(root))
         factors, lengths, starts = [], [], []
         for run in range(RUNS):
             began = time.time()
@@ -66,6 +64,13 @@ def main() -> None:
             command(root, "train", *TRAINED, "train.epochs=1", "--name", f"first{run}")
             starts.append(first_step(root / "runs" / f"first{run}") - began)
         figure("train: seconds from command to first training step", starts, "s")
+
+
+def pace(root: Path) -> float:
+    """Returns the seconds of training an epoch, two at a time, in processes that have trained."""
+    epochs, warm = 4, range(slots(), 3 * slots())
+    command(root, *sweep("pace", epochs, warm.stop))
+    return sum(spent(root, "pace", number) for number in warm) / len(warm) / epochs
 
 
 def sweep(name: str, epochs: int, trials: int) -> list[str]:
