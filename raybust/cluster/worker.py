@@ -10,8 +10,12 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -187,11 +191,28 @@ def train(config: Config, job: Job, uri: str, *, callbacks: list[Any] | None = N
     failure: str | None = _MOVED
     while failure == _MOVED:
         try:
-            failure = _trainer(config, job, uri, callbacks or []).fit().return_value
+            with _interruptible():
+                failure = _trainer(config, job, uri, callbacks or []).fit().return_value
         except (TrainingFailedError, RayError) as error:
             raise WorkError(f"{job.name}: {_why_failed(config, error)}") from error
     if failure is not None:
         raise WorkError(f"{job.name}: {failure}")
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Makes Ctrl-C a KeyboardInterrupt again: Ray Train's own handler ends its processes, leaves
+    this one by SystemExit, and stays when training is over."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as error:
+        if error.code == signal.SIGTERM:  # Ray's answer to that signal
+            raise
+        raise KeyboardInterrupt from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)
 
 
 def _place(config: Config, job: Job) -> tuple[str, str]:

@@ -35,19 +35,38 @@ search:
 
 
 class Command:
-    """`raybust tune` in a process of its own."""
+    """`raybust` in a process of its own."""
 
-    def __init__(self, out, *arguments):
-        space = out / "space.yaml"
-        space.write_text(SPACE)
-        self.trials, self.database = out / "interrupted/trials", out / "interrupted/study.db"
+    def __init__(self, *arguments):
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "raybust", "tune", space, "--out", out, *arguments],
+            [sys.executable, "-m", "raybust", *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             env={key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"},
         )
+
+    def stop(self, number):
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        agents = {child.pid for child in children if "Agent" in child.name()}
+        self.process.send_signal(number)
+        out, err = self.process.communicate(timeout=60)
+        _, alive = psutil.wait_procs([c for c in children if c.pid not in agents], timeout=30)
+        assert alive == [], f"left behind: {[process.cmdline()[:1] for process in alive]}"
+        for child in children:  # after kill -9, Ray's agents see for themselves, but late
+            with contextlib.suppress(psutil.Error):
+                child.kill()
+        return self.process.returncode, out, err
+
+
+class Sweep(Command):
+    """`raybust tune`."""
+
+    def __init__(self, out, *arguments):
+        space = out / "space.yaml"
+        space.write_text(SPACE)
+        self.trials, self.database = out / "interrupted/trials", out / "interrupted/study.db"
+        super().__init__("tune", space, "--out", out, *arguments)
 
     def reaches(self, finished):
         """Waits until so many trials are finished and another one has checkpoints of its own."""
@@ -61,18 +80,6 @@ class Command:
             return len(done) >= finished and begun
 
         return wait(reached, 120, f"{finished} finished trials and one in the middle")
-
-    def stop(self, number):
-        children = psutil.Process(self.process.pid).children(recursive=True)
-        agents = {child.pid for child in children if "Agent" in child.name()}
-        self.process.send_signal(number)
-        out, err = self.process.communicate(timeout=60)
-        _, alive = psutil.wait_procs([c for c in children if c.pid not in agents], timeout=30)
-        assert alive == [], f"left behind: {[process.cmdline()[:1] for process in alive]}"
-        for child in children:  # after kill -9, Ray's agents see for themselves, but late
-            with contextlib.suppress(psutil.Error):
-                child.kill()
-        return self.process.returncode, out, err
 
 
 def states_of(database):
@@ -103,16 +110,16 @@ def marks(out):
 def history(new_out):
     """One sweep, killed, interrupted and finished: what was seen after each of the three."""
     out, seen = new_out("interrupted"), {}
-    command = Command(out)
+    command = Sweep(out)
     seen["open at kill"] = command.reaches(1)
     seen["kill"] = command.stop(signal.SIGKILL)
     seen["marks at kill"] = marks(out)
-    command = Command(out)
+    command = Sweep(out)
     command.reaches(len(seen["marks at kill"]) + 1)
     seen["interrupt"] = command.stop(signal.SIGINT)
     seen["marks at interrupt"] = marks(out)
     started = time.monotonic()
-    command = Command(out, "--json")
+    command = Sweep(out, "--json")
     stdout, stderr = command.process.communicate(timeout=180)
     seen["end"] = (command.process.returncode, stdout, stderr)
     seen["seconds"] = time.monotonic() - started
@@ -126,11 +133,31 @@ def test_a_kill_leaves_no_process_and_loses_no_finished_trial(history):
     assert seen["open at kill"]
 
 
-def test_ctrl_c_is_one_line_and_exit_code_130(history):
-    code, _, err = history[1]["interrupt"]
+def assert_interrupted(code, _, err):
     assert code == 130
     assert err.splitlines()[-1] == "raybust: interrupted; the same command resumes"
     assert "Traceback" not in err
+
+
+def test_ctrl_c_is_one_line_and_exit_code_130(history):
+    assert_interrupted(*history[1]["interrupt"])
+
+
+def test_ctrl_c_of_a_training_run_too_and_the_same_command_resumes(new_out):
+    out = new_out("ctrl-c")
+    asked = ("train", "method.name=gaussian", "method.sigma=0.25", "model.width=24",
+             "train.epochs=12", "train.batch_size=128", "certified_fast.examples=20",
+             "certified_fast.n=100", "--name", "one", "--out", out)  # fmt: skip
+    command = Command(*asked)
+    wait(lambda: checkpoint.newest(out / "one"), 120, "a checkpoint")
+    assert_interrupted(*command.stop(signal.SIGINT))
+    reached = checkpoint.epoch_of(checkpoint.newest(out / "one"))
+    assert reached < 12
+    command = Command(*asked)
+    _, stderr = command.process.communicate(timeout=180)
+    assert command.process.returncode == 0, stderr
+    assert f"one: resuming at epoch {reached}," in stderr
+    assert checkpoint.epoch_of(checkpoint.newest(out / "one")) == 12
 
 
 def test_finished_trials_are_not_repeated(history):
