@@ -48,16 +48,26 @@ class StepContext:
 
 @dataclass(frozen=True, kw_only=True)
 class Method(Section):
-    """Base of all methods. A method that wraps another one has a field `base: Method`."""
-
-    balanced_classes: ClassVar[int] = 0
-    """Classes that a batch must hold in equal numbers; 0 where any batch will do."""
+    """Base of all methods. A method that wraps another one has a field `base: Method`; what it does
+    not say of itself is as its base says."""
 
     key: ClassVar[str] = ""
     """The name of the method in a configuration: the name of its file, or of its entry point."""
 
     def __init_subclass__(cls) -> None:
         cls.key = cls.__module__.rpartition(".")[2]
+
+    @property
+    def wrapped(self) -> Method | None:
+        """The method that this one wraps, or None."""
+        base = getattr(self, "base", None)
+        return base if isinstance(base, Method) else None
+
+    @property
+    def balanced_classes(self) -> int:
+        """Classes that a batch must hold in equal numbers: the base's, else 0, any batch will
+        do."""
+        return self.wrapped.balanced_classes if self.wrapped else 0
 
     def loss(
         self, network: nn.Module, images: Tensor, targets: Tensor, context: StepContext
@@ -74,7 +84,7 @@ class Method(Section):
 
     def setup(self, network: nn.Module, images: Tensor, targets: Tensor) -> Any:
         """Returns what is computed once before training and passed to each step as
-        `context.prepared`; None here.
+        `context.prepared`: that of the method it wraps, else None.
 
         Args:
             network: the network before its first step.
@@ -82,32 +92,29 @@ class Method(Section):
                 rank.
             targets: int64 (B,).
         """
-        return None
+        return self.wrapped.setup(network, images, targets) if self.wrapped else None
 
     def setup_images(self) -> int:
         """Returns how many images `setup` wants, at most, taken evenly over the training part: as
         many as the method it wraps, else 512."""
-        base = getattr(self, "base", None)
-        return base.setup_images() if isinstance(base, Method) else 512
+        return self.wrapped.setup_images() if self.wrapped else 512
 
     def embedded_by(self) -> str | None:
         """Returns the run, checkpoint folder or weights file of the frozen network whose features
         the method uses: that of the method it wraps, else None."""
-        base = getattr(self, "base", None)
-        return base.embedded_by() if isinstance(base, Method) else None
+        return self.wrapped.embedded_by() if self.wrapped else None
 
     def front(self) -> nn.Module | None:
         """Returns a module to put in front of the network: part of checkpoint, attack and
-        certificate; None here."""
-        return None
+        certificate; that of the method it wraps, else None."""
+        return self.wrapped.front() if self.wrapped else None
 
     def initial(self) -> str | None:
         """Returns the run, checkpoint folder or weights file from which the weights start: that of
         the method it wraps, else None, a fresh initialization."""
-        base = getattr(self, "base", None)
-        return base.initial() if isinstance(base, Method) else None
+        return self.wrapped.initial() if self.wrapped else None
 
     def noise(self) -> float | None:
-        """Returns the sigma at which the network is to be certified, or None where the method adds
-        no such noise."""
-        return None
+        """Returns the sigma at which the network is to be certified: that of the method it wraps,
+        else None, where the method adds no such noise."""
+        return self.wrapped.noise() if self.wrapped else None

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -119,11 +119,6 @@ class Beckman(Method):
             )
         return found
 
-    @property
-    def balanced_classes(self) -> int:  # type: ignore[override]
-        """The base's."""
-        return self.base.balanced_classes
-
     def front(self) -> nn.Module:
         """The transform, before the base's own front where it has one."""
         own = Barycentric(
@@ -138,14 +133,6 @@ class Beckman(Method):
     def initial(self) -> str | None:
         """`init`, or what the base starts from."""
         return self.init if self.init is not None else self.base.initial()
-
-    def noise(self) -> float | None:
-        """The base's sigma."""
-        return self.base.noise()
-
-    def setup(self, network: nn.Module, images: Tensor, targets: Tensor) -> Any:
-        """Returns what the base prepares."""
-        return self.base.setup(network, images, targets)
 
     def loss(
         self, network: nn.Module, images: Tensor, targets: Tensor, context: StepContext

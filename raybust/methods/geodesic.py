@@ -149,19 +149,6 @@ class Geodesic(Method):
             found.append(f"at: got {self.at:g}, {away:g} from its label's end, expected <= cap")
         return found
 
-    @property
-    def balanced_classes(self) -> int:  # type: ignore[override]
-        """The base's."""
-        return self.base.balanced_classes
-
-    def front(self) -> nn.Module | None:
-        """The base's front module."""
-        return self.base.front()
-
-    def noise(self) -> float | None:
-        """The base's sigma."""
-        return self.base.noise()
-
     def embedded_by(self) -> str | None:
         """`embedding`, or what the base uses."""
         return self.embedding if self.embedding is not None else self.base.embedded_by()

@@ -109,19 +109,6 @@ class LpNoise(Method):
             found.append("jsd: needs views of the same image, got mixed ones; set mix=none")
         return found
 
-    @property
-    def balanced_classes(self) -> int:  # type: ignore[override]
-        """The base's."""
-        return self.base.balanced_classes
-
-    def front(self) -> nn.Module | None:
-        """The base's front module."""
-        return self.base.front()
-
-    def noise(self) -> float | None:
-        """The base's sigma."""
-        return self.base.noise()
-
     def setup(self, network: nn.Module, images: Tensor, targets: Tensor) -> Prepared:
         """Returns the number of classes and what the base prepares; warns where the images do not
         lie in [0, 1]."""

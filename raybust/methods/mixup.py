@@ -40,19 +40,6 @@ class Mixup(Method):
         1.0, "Parameter of the Beta distribution of the ratio; towards 0 nothing is mixed.", gt=0
     )
 
-    @property
-    def balanced_classes(self) -> int:  # type: ignore[override]
-        """The base's."""
-        return self.base.balanced_classes
-
-    def front(self) -> nn.Module | None:
-        """The base's front module."""
-        return self.base.front()
-
-    def noise(self) -> float | None:
-        """The base's sigma."""
-        return self.base.noise()
-
     def setup(self, network: nn.Module, images: Tensor, targets: Tensor) -> Prepared:
         """Returns the number of classes and what the base prepares."""
         modes = [(module, module.training) for module in network.modules()]

@@ -61,15 +61,9 @@ def lookup(method):
 
 def batch(method, dtype=torch.float32):
     """Returns images and labels, each class in equal numbers."""
-    classes = max(2, balance(method)) if balance(method) else 4
+    classes = max(2, method.balanced_classes or 4)
     images = torch.rand(BATCH, 1, 8, 8, generator=torch.Generator().manual_seed(7))
     return images.to(dtype), torch.arange(BATCH) % classes, classes
-
-
-def balance(method):
-    """Returns how many classes the method, or one that it wraps, wants in a batch."""
-    base = getattr(method, "base", None)
-    return method.balanced_classes or (balance(base) if isinstance(base, Method) else 0)
 
 
 def network_for(method, classes, dtype=torch.float32):

@@ -71,6 +71,21 @@ def test_composition(name, base):
     assert method.noise() is not None or base.noise() is None, "the base's sigma is lost"
 
 
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_what_a_wrapper_does_not_say_is_as_its_base_says(name):
+    class Asking(Gaussian):
+        balanced_classes = 3
+
+        def front(self):
+            return nn.Flatten()
+
+    method = methods.get(name)(base=Asking(sigma=0.5))
+    assert method.wrapped == Asking(sigma=0.5)
+    assert method.balanced_classes == 3
+    assert method.noise() == 0.5
+    assert any(isinstance(module, nn.Flatten) for module in method.front().modules())
+
+
 @pytest.mark.parametrize("name", OWN)
 def test_search_space(name):
     checks.check_space(SPACES / f"{name}.yaml", name)
