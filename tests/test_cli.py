@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -69,6 +71,27 @@ def test_exit_codes(monkeypatch, capsys, error, code, text):
         main(["train"])
     assert ended.value.code == code
     assert capsys.readouterr().err == text
+
+
+class Last:
+    """Meets Ctrl-C in its finalizer."""
+
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_ctrl_c_in_a_finalizer_is_not_lost(monkeypatch, capsys):
+    def work(*arguments, **options):
+        Last()
+        time.sleep(60)
+
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    monkeypatch.setattr(type(group), "main", work)
+    with pytest.raises(SystemExit) as ended:
+        main(["train"])
+    signal.signal(signal.SIGINT, handler)
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "raybust: interrupted; the same command resumes\n"
 
 
 def test_a_bug_is_not_hidden(monkeypatch):

@@ -7,10 +7,12 @@ command resumes).
 
 from __future__ import annotations
 
+import _thread
 import atexit
 import errno
 import gc
 import sys
+import threading
 from collections.abc import Sequence
 
 import click
@@ -24,9 +26,12 @@ __all__ = ["cli", "main"]
 _OBJECTS = 50_000
 """New objects between two collections: what is imported makes many and leaves no garbage."""
 
+_AGAIN_S = 0.05
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line and exits with its code."""
+    hook, sys.unraisablehook = sys.unraisablehook, _again
     gc.set_threshold(_OBJECTS)
     atexit.register(gc.freeze)  # else all that lives is searched for garbage once more: seconds
     code = 0
@@ -45,7 +50,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
             code = _complain(error, 1)
     except (KeyboardInterrupt, click.Abort):
         code = _complain("interrupted; the same command resumes", 130)
+    finally:
+        sys.unraisablehook = hook
     sys.exit(code)
+
+
+def _again(unraisable: sys.UnraisableHookArgs) -> None:
+    """Sends a Ctrl-C again that met a finalizer, which raises nothing: it would be lost."""
+    if unraisable.exc_type is KeyboardInterrupt:
+        threading.Timer(_AGAIN_S, _thread.interrupt_main).start()
+    else:
+        sys.__unraisablehook__(unraisable)
 
 
 def _complain(text: object, code: int) -> int:
