@@ -19,7 +19,7 @@ from raybust import checkpoint
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
-TRIALS, EPOCHS = 4, 4
+TRIALS, EPOCHS = 4, 30
 SPACE = f"""
 name: interrupted
 method: {{name: gaussian, sigma: 0.25}}
@@ -44,6 +44,8 @@ class Command:
             stderr=subprocess.PIPE,
             text=True,
             env={key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"},
+            # What a script starts with & ignores Ctrl-C, and so would all that it starts.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     def stop(self, number):
@@ -69,14 +71,20 @@ class Sweep(Command):
         super().__init__("tune", space, "--out", out, *arguments)
 
     def reaches(self, finished):
-        """Waits until so many trials are finished and another one has checkpoints of its own."""
+        """Waits until so many trials are finished and another one, with checkpoints of its own, has
+        half of its epochs to go."""
 
         def reached():
             assert self.process.poll() is None, self.process.communicate()[1]
             states = states_of(self.database)
             done = [number for number, state in states.items() if state == "COMPLETE"]
             open_ = [number for number, state in states.items() if state == "RUNNING"]
-            begun = [n for n in open_ if checkpoint.newest(self.trials / f"{n:04d}") is not None]
+            newest = {n: checkpoint.newest(self.trials / f"{n:04d}") for n in open_}
+            begun = [
+                number
+                for number, path in newest.items()
+                if path is not None and checkpoint.epoch_of(path) <= EPOCHS // 2
+            ]
             return len(done) >= finished and begun
 
         return wait(reached, 120, f"{finished} finished trials and one in the middle")
