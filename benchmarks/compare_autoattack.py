@@ -57,8 +57,7 @@ def compare(network: nn.Module, images: Tensor, labels: Tensor, threat: Threat) 
     """Returns the row of one threat model."""
     config = Evaluate(norm=threat.norm, eps=(threat.eps,), shard=SHARD)
     protocol = make_attack_protocol(
-        config, shape=(3, 32, 32), total=len(images), device="cpu", dataset="cifar10", data="",
-        weights="",
+        config, shape=(3, 32, 32), total=len(images), device="cpu", dataset="cifar10"
     )  # fmt: skip
     rows, ours = [], (0.0, 0.0)
     for at in protocol.shards():

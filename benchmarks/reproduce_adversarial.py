@@ -115,8 +115,7 @@ def measured(
         queries=200, examples=setting.examples, sanity=False,
     )  # fmt: skip
     protocol = make_attack_protocol(
-        section, shape=dataset.shape, total=len(dataset.test), device="cpu", dataset=dataset.name,
-        data="", weights="",
+        section, shape=dataset.shape, total=len(dataset.test), device="cpu", dataset=dataset.name
     )  # fmt: skip
     found = {}
     for one in views_of(network, protocol):

@@ -62,7 +62,7 @@ def attacked(network: nn.Module, dataset: Dataset) -> list[float]:
     """Returns clean accuracy and the ensemble's at each eps, in per cent, on the test set."""
     protocol = make_attack_protocol(
         Evaluate(eps=EPS, queries=1000, shard=400), shape=dataset.shape, total=len(dataset.test),
-        device="cpu", dataset="digits", data="", weights="",
+        device="cpu", dataset="digits"
     )  # fmt: skip
     rows = []
     for at in protocol.shards():

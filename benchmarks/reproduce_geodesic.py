@@ -118,7 +118,7 @@ def robust(network: nn.Module, dataset: Dataset, at: str) -> tuple[float, float]
     protocol = make_attack_protocol(
         Evaluate(eps=(DATA[at]["eps"],), attacks=("pgd", "apgd-ce", "apgd-t", "square"), steps=20,
                  targets=3, queries=200, shard=100, sanity=False, examples=DATA[at]["attacked"]),
-        shape=dataset.shape, total=len(dataset.test), device="cpu", dataset=at, data="", weights="",
+        shape=dataset.shape, total=len(dataset.test), device="cpu", dataset=at,
     )  # fmt: skip
     spread = torch.linspace(0, len(dataset.test) - 1, protocol.examples).long()
     part = dataset.test.select(spread)

@@ -102,7 +102,7 @@ def certification(root: Path) -> tuple[list[float], list[float]]:
     from raybust.cluster import shards
     from raybust.cluster.session import session
     from raybust.objective import assemble
-    from raybust.runs import Trained
+    from raybust.trained import Trained
 
     torch.set_num_threads(1)
     config, dataset = settings(root / "certify", 1)

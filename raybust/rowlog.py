@@ -17,7 +17,22 @@ from raybust.files import replace_text
 
 
 class OtherProtocolError(RequestError):
-    """A log holds rows of another protocol than the one asked for."""
+    """A result that is there is not of what is asked for now.
+
+    Args:
+        differ: in what, a phrase each.
+        path: its file.
+    """
+
+    def __init__(self, differ: Sequence[str], path: str | Path) -> None:
+        super().__init__(
+            f"{path}: is of {' and '.join(differ)}; --no-resume keeps it aside and begins anew, "
+            "--name NAME keeps both"
+        )
+        self.differ, self.path = tuple(differ), path
+
+    def __reduce__(self) -> Any:
+        return type(self), (self.differ, self.path)
 
 
 class KeyedRow(Protocol):
@@ -29,6 +44,12 @@ class KeyedRow(Protocol):
 
     def line(self) -> str:
         """Returns the row as a line, with its line end."""
+
+    def same(self, other: Self) -> bool:
+        """Returns whether two rows say the same, the time that they took apart."""
+
+    def fault(self, protocol: Any) -> str | None:
+        """Returns in what the row contradicts itself or its protocol, or None."""
 
     @classmethod
     def parse(cls, line: str) -> Self:
@@ -42,8 +63,7 @@ class Header(Protocol):
         """Returns everything that the rows depend on."""
 
     def differences(self, text: str) -> Sequence[str]:
-        """Returns "key: old -> new" for what another header says otherwise; ValueError where it is
-        none."""
+        """Returns in what another header differs, a phrase each; ValueError where it is none."""
 
 
 R = TypeVar("R", bound=KeyedRow)
@@ -71,7 +91,10 @@ class RowLog(Generic[R, H]):
             protocol: what the header must say.
 
         Raises:
-            RequestError: the file is of another protocol, or no log. It is left as it is.
+            OtherProtocolError: the file is of another function, other images, other labels or
+                another protocol. It is left as it is.
+            RequestError: the file is no log, or a row contradicts itself or the header. It is left
+                as it is.
         """
         self.path, self.protocol = Path(path), protocol
         self._rows: dict[Any, R] = {}
@@ -84,17 +107,35 @@ class RowLog(Generic[R, H]):
         whole = content[: content.rfind(b"\n") + 1]
         lines = whole.decode(errors="replace").splitlines()
         self._check_header(lines[0] if lines else "")
+        # Kept as it was written: its record of the function may differ from ours in rounding.
+        self._head = lines[0] + "\n" + "\t".join(self.columns) + "\n"
         for number, line in enumerate(lines[2:], start=3):
-            try:
-                row: R = self.row.parse(line)
-            except (ValueError, TypeError) as error:
-                raise RequestError(
-                    f"{self.path}: line {number} is no row of a {self.what} ({error}); move the "
-                    "file away to begin anew"
-                ) from None
-            self._rows.setdefault(row.place, row)
+            self._read(number, line)
         if len(whole) < len(content):
             os.truncate(self.path, len(whole))
+
+    def _read(self, number: int, line: str) -> None:
+        """Keeps the row of a line; of equal rows the first."""
+        try:
+            row: R = self.row.parse(line)
+            wrong = row.fault(self.protocol)
+        except (ValueError, TypeError, IndexError) as error:
+            raise RequestError(
+                f"{self.path}: line {number} is no row of a {self.what} ({error}); move the "
+                "file away to begin anew"
+            ) from None
+        if wrong is None and not row.same(self._rows.setdefault(row.place, row)):
+            wrong = f"it differs from an earlier row of {row.place}"
+        if wrong is not None:
+            raise RequestError(
+                f"{self.path}: line {number} was changed after it was written: {wrong}; "
+                "--no-resume keeps the file aside and begins anew"
+            )
+
+    @property
+    def header(self) -> str:
+        """The header as it stands in the file: JSON."""
+        return self._head.partition("\n")[0].removeprefix("# ")
 
     @property
     def places(self) -> frozenset[Any]:
@@ -128,7 +169,4 @@ class RowLog(Generic[R, H]):
                 f"{self.path}: exists and is no {self.what} of raybust's; move it away"
             ) from None
         if differ:
-            raise OtherProtocolError(
-                f"{self.path}: is a {self.what} of another protocol ({'; '.join(differ)}); "
-                "--no-resume keeps it aside and begins anew"
-            )
+            raise OtherProtocolError(differ, self.path)

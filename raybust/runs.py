@@ -5,6 +5,7 @@
     OUT/NAME/epoch-000012/      checkpoints
     OUT/NAME/certified/*.tsv    certificates
     OUT/SWEEP/trials/0007/      the same for trial 7 of a sweep
+    OUT/_weights/FILE-1a2b3c4d/ results of a weights file, or of a checkpoint that is named
 
 Stage between checkpoint and certify / evaluate.
 """
@@ -19,30 +20,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
-from raybust import checkpoint, data, methods, models
+from raybust import checkpoint
 from raybust import config as configuration
-from raybust.config import Config, Leaf
-from raybust.data import Dataset
+from raybust.config import Config
 from raybust.errors import RequestError, unknown
 from raybust.files import replace_text
-from raybust.objective import assemble
 
 IDENTITY = "run.json"
 JOURNAL = "journal.jsonl"
 TRIALS = "trials"
-_AFTERWARDS = (
-    "certify",
-    "evaluate",
-    "corruptions",
-    "cluster",
-    "track",
-    "out",
-    "data.path",
-    "data.root",
-    "data.download",
-)
 _RESUMABLE = (
     "name",
     "out",
@@ -72,34 +58,6 @@ class Identity:
     uid: str
     kind: str
     config: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A trained network with what is needed to certify or attack it.
-
-    Attributes:
-        folder: where results about it are written.
-        config: its configuration, with the overrides of this call.
-        dataset: its data.
-        network: in eval mode, on the CPU.
-        trained_sigma: the sigma of its training noise, or None.
-        uid: its key in the tracking store, or None for weights that raybust did not train.
-    """
-
-    folder: Path
-    config: Config
-    dataset: Dataset
-    network: nn.Module
-    trained_sigma: float | None
-    uid: str | None
-
-    @property
-    def name(self) -> str:
-        """What a person calls it: its folder's name, SWEEP/7 for a trial of a sweep."""
-        if self.folder.parent.name != TRIALS:
-            return self.folder.name
-        return f"{self.folder.parent.parent.name}/{int(self.folder.name)}"
 
 
 def identify(folder: Path, kind: str, plain: dict[str, Any], resume: bool = True) -> Identity:
@@ -184,7 +142,7 @@ def fixed_digits(plain: dict[str, Any]) -> str:
 
 def _fixed(key: str) -> bool:
     """Tells whether a key may not change when a run is gone on with."""
-    return key in _SCORING or not _belongs(key, _RESUMABLE)
+    return key in _SCORING or not belongs(key, _RESUMABLE)
 
 
 def check_writable(folder: Path, key: str = "out") -> None:
@@ -244,59 +202,6 @@ def names(out: Path) -> list[str]:
     return sorted(path.parent.name for path in out.glob(f"*/{IDENTITY}"))
 
 
-def load(path: Path, overrides: list[Leaf]) -> Trained:
-    """Returns the trained network of a run folder, a checkpoint folder or a weights file.
-
-    Args:
-        path: as `find` found it.
-        overrides: key=value of this call. For a run only what comes after training may change; a
-            weights file takes its whole configuration from them.
-
-    Raises:
-        RequestError: no checkpoint yet, a sweep, or an override of what is trained already.
-    """
-    if path.is_file():
-        return _load_weights_file(path, overrides)
-    folder = path
-    identity = None
-    if (path / IDENTITY).exists():
-        identity = read_identity(path)
-        if identity.kind == "sweep":
-            raise RequestError(
-                f"{path.name}: is a sweep; name one of its trials, for instance {path.name}/0"
-            )
-        newest = checkpoint.newest(path)
-        if newest is None:
-            raise RequestError(f"{path.name}: has no checkpoint yet; train it first")
-        folder = newest
-    elif (path.parent / IDENTITY).exists():
-        identity = read_identity(path.parent)
-    manifest = checkpoint.read_manifest(folder)
-    for leaf in overrides:
-        if not _belongs(leaf.key, _AFTERWARDS):
-            raise RequestError(
-                f"{leaf.key}: is fixed by the training of {path.name};"
-                f" after it only these may be set: {', '.join(_AFTERWARDS)}"
-            )
-    leaves = configuration.leaves_of(manifest["config"], f"run {path.name}")
-    config = configuration.compose([*leaves, *overrides], methods.get)
-    dataset = data.load(config.data)
-    network = assemble(config, dataset)
-    network.load_state_dict(checkpoint.read_weights(folder))
-    owner = folder.parent if identity is not None else folder
-    uid = identity.uid if identity is not None else None
-    return Trained(owner, config, dataset, network.eval(), config.method.noise(), uid)
-
-
-def _load_weights_file(path: Path, overrides: list[Leaf]) -> Trained:
-    config = configuration.compose(overrides, methods.get)
-    dataset = data.load(config.data)
-    network = assemble(config, dataset)
-    models.load_weights(network, path)
-    folder = out_folder(config) / path.stem
-    return Trained(folder, config, dataset, network.eval(), None, None)
-
-
 def out_folder(config: Config) -> Path:
     """Returns the absolute folder under which everything of a configuration lands.
 
@@ -312,6 +217,6 @@ def out_folder(config: Config) -> Path:
         ) from None
 
 
-def _belongs(key: str, sections: tuple[str, ...]) -> bool:
+def belongs(key: str, sections: tuple[str, ...]) -> bool:
     """Returns whether a key is one of `sections` or inside one."""
     return any(key == section or key.startswith(section + ".") for section in sections)

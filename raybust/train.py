@@ -25,6 +25,7 @@ from raybust import checkpoint, sources
 from raybust import config as configuration
 from raybust.config import Config
 from raybust.data import Batches, Dataset, mix
+from raybust.identity import fixed_images, outputs_of
 from raybust.objective import Objective, assemble, smoothing_sigma
 from raybust.optimize import autocast, optimizer, schedule
 from raybust.ranks import Ranks
@@ -248,6 +249,8 @@ class Trainer:
         manifest = {
             "config": configuration.to_dict(self.config),
             "classes": list(self.dataset.classes),
+            "shape": list(self.dataset.shape),
+            "outputs": outputs_of(self.average, fixed_images(self.dataset.shape)),
             "data_digest": self.dataset.digest,
             "epoch": self.epoch,
             "done": self.done,

@@ -5,23 +5,48 @@ import os
 import pytest
 
 from raybust.errors import RequestError
-from raybust.files import kept_aside, put_aside, read_json, replace_text
+from raybust.files import is_aside, put_aside, read_json, replace_text, step_of
 
 
-def test_versions_are_kept_and_counted_and_no_other_table_is_one(tmp_path):
+def test_versions_are_kept_with_what_was_made_of_them_and_no_other_table_is_one(tmp_path):
     path = tmp_path / "test_gaussian_l2_sigma0.25_n100_r1.tsv"
-    (tmp_path / "test_gaussian_l2_sigma0.25_n100_r1.5.tsv").write_text("other radii")
-    (tmp_path / "test_gaussian_l2_sigma0.25_n100_r1.png").write_text("")
-    put_aside(path)
-    assert kept_aside(path) == 0
+    others = {"r1.5.tsv", "r10.tsv", "r1_alone.tsv", "r1.journal.jsonl"}
+    made = {"r1.png", "r1.md", "r1.json", "r1.robustbench-8of255.json", "r1.robustbench-0.5.json"}
+    for name in others | made:
+        (tmp_path / f"test_gaussian_l2_sigma0.25_n100_{name}").write_text(name)
+    put_aside(path)  # there is none: nothing happens
+    assert len(list(tmp_path.iterdir())) == len(others | made)
     for number in range(3):  # all within one second
         path.write_text(f"version {number}")
         os.utime(path, ns=(number, 1_700_000_000_000_000_000 + number))
         put_aside(path)
         assert not path.exists()
-        assert kept_aside(path) == number + 1
-    found = {file.read_text() for file in tmp_path.glob("*_r1.[0-9]*00000000[0-9].tsv")}
-    assert found == {"version 0", "version 1", "version 2"}
+    aside = {file.read_text(): file for file in tmp_path.iterdir() if is_aside(file)}
+    assert set(aside) == {"version 0", "version 1", "version 2"} | made
+    assert ".1700000000000000000." in aside["r1.md"].name
+    left = {file.read_text() for file in tmp_path.iterdir() if not is_aside(file)}
+    assert left == others
+
+
+def test_every_protocol_has_a_step_of_its_own_for_good(tmp_path):
+    one, other = tmp_path / "one.tsv", tmp_path / "other.tsv"
+    one.write_text("rows")
+    assert step_of(one, "n = 100") == 0
+    other.write_text("rows")
+    assert step_of(other, "n = 1000") == 1
+    assert step_of(one, "n = 100") == 0
+    put_aside(one)
+    one.write_text("rows")
+    assert step_of(one, "n = 100, other weights") == 2
+    assert step_of(other, "n = 1000") == 1
+
+
+def test_results_of_raybust_0_1_which_kept_no_ledger_share_no_step(tmp_path):
+    for name in ("one", "one.1700000000000000000", "other"):  # at most at the steps 0 and 1
+        (tmp_path / f"{name}.tsv").write_text("rows")
+    new = tmp_path / "new.tsv"
+    new.write_text("rows")
+    assert step_of(new, "n = 5") > 1
 
 
 def test_what_cannot_be_written_whole_is_not_written(tmp_path, monkeypatch):

@@ -24,6 +24,7 @@ TABLE = {
     "errors": "",
     "config": "| omegaconf yaml",
     "files": "",
+    "identity": "| torch",
     "rowlog": "files",
     "numerics": "| torch numpy scipy ot",
     "vision": "| torch torchvision",
@@ -36,25 +37,30 @@ TABLE = {
     "ranks": "| torch",
     "validate": "config data certify evaluate numerics objective ranks | torch",
     "train": (
-        "config data methods models objective optimize checkpoint ranks sources validate | torch"
+        "config data identity methods models objective optimize checkpoint ranks sources validate"
+        " | torch"
     ),
     "checkpoint": "config | torch safetensors",
     "sources": "config data methods models objective checkpoint runs numerics | torch",
-    "certify": "config data files numerics rowlog | torch numpy scipy",
+    "certify": "config data files identity numerics rowlog | torch numpy scipy",
     "evaluate": (
-        "config data models certify numerics rowlog | torch numpy (timm sklearn pyautoattack)"
+        "config data identity models certify numerics rowlog"
+        " | torch numpy (timm sklearn pyautoattack)"
     ),
-    "corruptions": "config data numerics | torch numpy (imagecorruptions)",
+    "corruptions": "config data files identity numerics rowlog | torch numpy (imagecorruptions)",
     "track": "config | (mlflow)",
     "report": "certify config files numerics | numpy scipy matplotlib (plotly)",
-    "runs": "config data files methods models objective checkpoint | torch",
+    "runs": "config files checkpoint",
+    "trained": "config data identity methods models objective checkpoint runs | torch",
     "catalog": "config data methods models",
     "cluster": (
-        "config data methods models objective train checkpoint certify evaluate corruptions runs"
-        " files rowlog sources track report | torch numpy ray optuna sqlalchemy yaml (tqdm aiohttp)"
+        "config data identity methods models objective train checkpoint certify evaluate"
+        " corruptions runs trained files rowlog sources track report"
+        " | torch numpy ray optuna sqlalchemy yaml (tqdm aiohttp)"
     ),
     "cli": (
-        "(config methods catalog objective runs checkpoint evaluate cluster track report)"
+        "files (config identity methods catalog objective runs checkpoint evaluate cluster track"
+        " report trained)"
         " | click (yaml)"
     ),
 }
@@ -71,8 +77,8 @@ STAGE = {"out", "address", "detach", "workers", "resume", "dry_run", "verbose", 
 OPTIONS = {
     "train": STAGE | {"name"},
     "tune": STAGE | {"name"},
-    "certify": STAGE | {"only", "cohen"},
-    "evaluate": STAGE,
+    "certify": STAGE | {"result", "only", "cohen"},
+    "evaluate": STAGE | {"result"},
     "ui": {"out", "dry_run", "port"},
     "methods": {"as_json", "diagnose", "theory"},
     "datasets": {"as_json"},

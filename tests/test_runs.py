@@ -12,6 +12,7 @@ from raybust import checkpoint, data, methods, runs
 from raybust.config import Config, Leaf, compose, to_dict
 from raybust.errors import RequestError
 from raybust.train import fit
+from raybust.trained import load_trained
 
 VALUES = {
     "method.name": "gaussian",
@@ -147,7 +148,7 @@ def test_find_nothing(out, name):
 
 
 def test_load(out, finished):
-    trained = runs.load(out / "one", [])
+    trained = load_trained(out / "one", [])
     assert trained.config == CONFIG
     assert trained.folder == out / "one"
     assert trained.trained_sigma == 0.5
@@ -156,37 +157,49 @@ def test_load(out, finished):
     weights = checkpoint.read_weights(checkpoint.newest(out / "one"))
     for key, value in trained.network.state_dict().items():
         assert torch.equal(value, weights[key])
-    same = runs.load(checkpoint.newest(out / "one"), [])
-    assert (same.folder, same.uid) == (trained.folder, trained.uid)
+
+
+def test_a_checkpoint_that_is_named_has_results_of_its_own(out, monkeypatch):
+    monkeypatch.chdir(out.parent)
+    newest = checkpoint.newest(out / "one")
+    named = load_trained(newest, [])
+    assert named.uid is None
+    assert named.folder.parent == out.parent / "runs" / "_weights"
+    assert named.folder.name.startswith(f"one-{newest.name}-")
 
 
 def test_load_passes_over_a_torn_checkpoint(out):
     newest = checkpoint.newest(out / "one")
     shutil.copytree(newest, out / "one" / "epoch-000002")
     (out / "one" / "epoch-000002" / checkpoint.WEIGHTS).write_bytes(b"cut")
-    assert runs.load(out / "one", []).config == CONFIG
+    assert load_trained(out / "one", []).config == CONFIG
     with pytest.raises(RequestError, match="not a whole checkpoint"):
-        runs.load(out / "one" / "epoch-000002", [])
+        load_trained(out / "one" / "epoch-000002", [])
 
 
 def test_load_a_weights_file(out):
     weights = checkpoint.newest(out / "one") / checkpoint.WEIGHTS
     overrides = [Leaf("model.width", 4, "test"), Leaf("out", str(out), "test")]
-    trained = runs.load(weights, overrides)
+    trained = load_trained(weights, overrides)
     assert trained.uid is None
     assert trained.trained_sigma is None
-    assert trained.folder == out / "model"
+    assert trained.folder.parent == out / "_weights"
+    assert trained.folder.name.startswith("model-")
+    other = out.parent / "other" / "model.pth"
+    other.parent.mkdir()
+    shutil.copy(weights, other.with_name("model.safetensors"))
+    assert load_trained(other.with_name("model.safetensors"), overrides).folder != trained.folder
     with pytest.raises(RequestError):
-        runs.load(weights, [])
+        load_trained(weights, [])
 
 
 def test_what_is_trained_cannot_be_overridden(out):
     changes = [Leaf("certify.sigma", 0.3, "test"), Leaf("evaluate.examples", 5, "test")]
-    config = runs.load(out / "one", changes).config
+    config = load_trained(out / "one", changes).config
     assert (config.certify.sigma, config.evaluate.examples) == (0.3, 5)
     for key, value in (("method.sigma", 1.0), ("train.lr", 1.0), ("data.name", "npz")):
         with pytest.raises(RequestError, match=f"{key}: is fixed by the training of one"):
-            runs.load(out / "one", [Leaf(key, value, "test")])
+            load_trained(out / "one", [Leaf(key, value, "test")])
 
 
 def test_a_key_of_an_older_version_is_named(out):
@@ -196,7 +209,7 @@ def test_a_key_of_an_older_version_is_named(out):
     manifest["config"]["train"]["forgotten"] = 1
     (newest / checkpoint.MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(RequestError, match=r"unknown key 'train\.forgotten'"):
-        runs.load(out / "one", [])
+        load_trained(out / "one", [])
 
 
 def test_out_folder_is_absolute(tmp_path, monkeypatch):

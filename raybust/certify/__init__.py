@@ -9,13 +9,8 @@ from raybust.certify.engine import certify_examples
 from raybust.certify.log import ABSTAIN, CertificateLog, Row, write_cohen
 from raybust.certify.noise import BLOCK, Smoothing, draws
 from raybust.certify.predict import decide, predict
-from raybust.certify.protocol import (
-    Protocol,
-    data_digest,
-    make_protocol,
-    sigma_warning,
-    weights_digest,
-)
+from raybust.certify.proof import check_rows
+from raybust.certify.protocol import Protocol, make_protocol, sigma_warning
 from raybust.certify.schedule import Schedule
 from raybust.certify.summary import fast_certificate, summarize
 
@@ -28,7 +23,7 @@ __all__ = [
     "Schedule",
     "Smoothing",
     "certify_examples",
-    "data_digest",
+    "check_rows",
     "decide",
     "draws",
     "fast_certificate",
@@ -36,6 +31,5 @@ __all__ = [
     "predict",
     "sigma_warning",
     "summarize",
-    "weights_digest",
     "write_cohen",
 ]

@@ -6,6 +6,7 @@ The form is Cohen et al.'s (2019), `idx label predict radius correct time` with 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from raybust.rowlog import RowLog
 
 COHEN = ("idx", "label", "predict", "radius", "correct", "time")
 COLUMNS = (*COHEN, "top", "n0_count", "count", "n", "p_lower", "draws", "counts")
+_ROUNDING = 1e-9
+"""By how much versions of SciPy may differ in a bound."""
 ABSTAIN = -1
 """What `predict` is where the smoothed classifier abstains; the radius is then 0."""
 
@@ -67,6 +70,30 @@ class Row:
     def same(self, other: Row) -> bool:
         """Returns whether two rows are equal, their `time` apart."""
         return _cells(self)[:5] + _cells(self)[6:] == _cells(other)[:5] + _cells(other)[6:]
+
+    def fault(self, protocol: Protocol) -> str | None:
+        """Returns in what the row contradicts itself or its protocol, or None: bound and radius
+        follow from the count, the class from the bound."""
+        rule, votes = protocol.rule, dict(self.counts)
+        if self.n not in rule.times or self.draws not in rule.times or self.draws < self.n:
+            return f"the protocol has no look at {self.n} of {self.draws} draws"
+        if sum(votes.values()) != self.draws or len(votes) != len(self.counts):
+            return f"its counts are not {self.draws} votes"
+        most, least = votes.get(self.top, 0), self.count
+        if not 0 <= least <= min(self.n, most) or (self.n == self.draws and most != least):
+            return f"count: got {self.count}, but class {self.top} has {most} of the votes"
+        if not 0 <= self.n0_count <= protocol.n0:
+            return f"n0_count: got {self.n0_count} of {protocol.n0} draws"
+        bound = rule.lower(self.count, self.n, rule.times.index(self.n))
+        if not math.isclose(self.p_lower, bound, rel_tol=_ROUNDING, abs_tol=_ROUNDING):
+            return f"p_lower: got {self.p_lower!r}, but {self.count} of {self.n} give {bound!r}"
+        radius = protocol.smoothing.radius(self.p_lower)
+        if not math.isclose(self.radius, radius, rel_tol=_ROUNDING, abs_tol=_ROUNDING):
+            return f"radius: got {self.radius!r}, but p_lower gives {radius!r}"
+        predict = self.top if self.p_lower > 0.5 else ABSTAIN
+        if self.predict != predict:
+            return f"predict: got {self.predict}, but top and p_lower give {predict}"
+        return None
 
     def line(self) -> str:
         """Returns the row as a line of a log, with its line end."""

@@ -1,27 +1,26 @@
 """The certification protocol: everything that decides what a row of a log is, as the log's header.
 
-Whoever has the protocol, the network and the data computes the same rows. What two versions of a
-file cannot agree on is a digest: of the weights, of the images and labels. Stage `certify` of the
-arrow.
+Whoever has the protocol, the network and the data computes the same rows. What a header cannot
+hold it has a digest of: the weights, the images, the labels. Stage `certify` of the arrow.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import raybust
+from raybust import identity
 from raybust.certify.noise import BLOCK, NORMS, NoiseName, Norm, Smoothing
 from raybust.certify.schedule import Schedule, ScheduleName
 from raybust.config.assess import Certify
+from raybust.data import Part
 from raybust.errors import RequestError
 
 FORMAT = 1
@@ -53,10 +52,12 @@ class Protocol:
         batch: noisy images per forward pass, a multiple of 100; part of the network's arithmetic.
         dataset: name of the dataset.
         split: which part of it.
-        data: digest of the images and labels, see `data_digest`.
+        data: digest of the content of the images that are certified.
+        labels: digest of their labels.
         skip: every skip-th example.
         examples: at most so many examples; None: all.
-        weights: digest of the network, see `weights_digest`.
+        weights: digest of the network's weights, see `identity.weights_digest`.
+        outputs: what the network computes on fixed inputs, see `identity.outputs_of`.
         precision: `float32`, `tf32` (GPU) or `bf16` (autocast): rounding is part of the network.
         compile: whether torch.compile compiled the network.
         device: type of the device (its generator and its arithmetic).
@@ -80,9 +81,11 @@ class Protocol:
     dataset: str = ""
     split: str = ""
     data: str = ""
+    labels: str = ""
     skip: int = 1
     examples: int | None = None
     weights: str = ""
+    outputs: tuple[float, ...] = ()
     precision: Precision = "float32"
     compile: bool = False
     device: str = "cpu"
@@ -117,6 +120,18 @@ class Protocol:
         """Returns the indices of the examples to certify, out of `total`: i % skip == 0."""
         return list(range(0, total, self.skip))[: self.examples]
 
+    def about(self, network: nn.Module, part: Part) -> Protocol:
+        """Returns this protocol of a network and of the examples of a part of the data that it
+        selects."""
+        chosen = self.select(len(part))
+        return dataclasses.replace(
+            self,
+            data=part.content(chosen),
+            labels=part.labeling(chosen),
+            weights=identity.weights_digest(network),
+            outputs=identity.outputs_of(network, part.fetch(chosen[: identity.PROBES])[0]),
+        )
+
     def to_json(self) -> str:
         """Returns the protocol as one line of JSON."""
         return json.dumps(dataclasses.asdict(self))
@@ -128,20 +143,15 @@ class Protocol:
         Raises:
             ValueError: no JSON object of these fields.
         """
-        return cls(**_fields(text))
+        return cls(**identity.fields_of(text))
 
     def differences(self, text: str) -> list[str]:
-        """Returns "field: theirs -> ours" for every field in which a header differs from this one.
+        """Returns in what a header differs from this one, see `identity.differences`.
 
         Raises:
             ValueError: the header is no JSON object.
         """
-        theirs, ours = _fields(text), _fields(self.to_json())
-        return [
-            f"{key}: {theirs.get(key)} -> {ours.get(key)}"
-            for key in [*ours, *(key for key in theirs if key not in ours)]
-            if theirs.get(key) != ours.get(key)
-        ]
+        return identity.differences(identity.fields_of(text), dataclasses.asdict(self))
 
 
 def make_protocol(
@@ -151,8 +161,6 @@ def make_protocol(
     shape: tuple[int, int, int],
     device: str,
     dataset: str,
-    data: str,
-    weights: str,
 ) -> Protocol:
     """Returns the protocol of a configuration's section `certify`.
 
@@ -162,8 +170,9 @@ def make_protocol(
         shape: (C, H, W) of an image.
         device: type of the device, "cpu" or "cuda".
         dataset: name of the dataset.
-        data: `data_digest` of the split.
-        weights: `weights_digest` of the network.
+
+    Returns:
+        The protocol, which is of no network and no images yet: see `Protocol.about`.
 
     Raises:
         RequestError: a norm that the noise cannot certify, an n that certifies nothing, a
@@ -190,32 +199,12 @@ def make_protocol(
         batch=config.batch or BATCH.get(device, BATCH["cuda"]),
         dataset=dataset,
         split=config.split,
-        data=data,
         skip=config.skip,
         examples=config.examples,
-        weights=weights,
         precision=config.precision,
         compile=config.compile,
         device=device,
     )
-
-
-def weights_digest(network: nn.Module) -> str:
-    """Returns the SHA-256 of a network's state: names in order, dtypes, shapes, bytes."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}:".encode())
-        digest.update(_bytes(tensor))
-    return digest.hexdigest()
-
-
-def data_digest(images: Tensor, labels: Tensor) -> str:
-    """Returns the SHA-256 of images and labels: dtypes, shapes, bytes."""
-    digest = hashlib.sha256()
-    for tensor in (images, labels):
-        digest.update(f"{tensor.dtype}:{tuple(tensor.shape)}:".encode())
-        digest.update(_bytes(tensor))
-    return digest.hexdigest()
 
 
 def sigma_warning(sigma: float, trained: float | None) -> str | None:
@@ -232,15 +221,3 @@ def sigma_warning(sigma: float, trained: float | None) -> str | None:
         f"certifying at sigma {sigma:g} a network that was trained {known}: certificates are "
         "valid, but smaller than those of a network that was trained for it"
     )
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    flat = tensor.detach().cpu().contiguous().flatten()
-    return bytes(flat.view(torch.uint8).numpy())
-
-
-def _fields(text: str) -> Mapping[str, Any]:
-    fields = json.loads(text)
-    if not isinstance(fields, dict):
-        raise ValueError("no JSON object")
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}

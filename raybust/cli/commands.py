@@ -7,12 +7,12 @@ does the work, and prints what came back.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
+from raybust.cli.options import options, result_name
 from raybust.cli.output import (
     browse_command,
     print_config,
@@ -25,31 +25,6 @@ from raybust.cli.output import (
 )
 from raybust.cli.request import compose, local, open_trained, read_leaves, submitted
 from raybust.errors import RequestError, WorkError
-
-_OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
-    "name": (("--name",), {"help": "Name of the run or sweep."}),
-    "out": (("--out",), {"help": "Folder under which everything lands (default: runs)."}),
-    "address": (("--address",), {"help": "Ray address, or a jobs URL (http://127.0.0.1:8265)."}),
-    "detach": (("--detach",), {"is_flag": True, "help": "Submit to a jobs URL and do not wait."}),
-    "workers": (("--workers",), {"type": int, "help": "DDP workers of a run."}),
-    "resume": (
-        ("--resume/--no-resume",),
-        {"default": True, "help": "Go on with what is there (default), or begin anew."},
-    ),
-    "dry_run": (("--dry-run",), {"is_flag": True, "help": "Check and print, do nothing."}),
-    "verbose": (("--verbose",), {"is_flag": True, "help": "Show what Ray says."}),
-    "as_json": (("--json", "as_json"), {"is_flag": True, "help": "Print the result as JSON."}),
-}
-
-
-def _options(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    def decorate(function: Callable[..., None]) -> Callable[..., None]:
-        for name in reversed(names):
-            flags, settings = _OPTIONS[name]
-            function = click.option(*flags, **settings)(function)
-        return function
-
-    return decorate
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True)
@@ -66,7 +41,7 @@ def cli(context: click.Context) -> None:
 
 @cli.command()
 @click.argument("settings", nargs=-1, metavar="[CONFIG.yaml] [key=value ...]")
-@_options("name", "out", "address", "detach", "workers", "resume", "dry_run", "verbose", "as_json")
+@options("name", "out", "address", "detach", "workers", "resume", "dry_run", "verbose", "as_json")
 def train(
     *,
     settings: tuple[str, ...],
@@ -100,7 +75,7 @@ def train(
 @cli.command()
 @click.argument("space", metavar="SPACE.yaml")
 @click.argument("settings", nargs=-1, metavar="[key=value ...]")
-@_options("name", "out", "address", "detach", "workers", "resume", "dry_run", "verbose", "as_json")
+@options("name", "out", "address", "detach", "workers", "resume", "dry_run", "verbose", "as_json")
 def tune(
     *,
     space: str,
@@ -146,7 +121,8 @@ def tune(
 @cli.command()
 @click.argument("run", metavar="RUN")
 @click.argument("settings", nargs=-1, metavar="[key=value ...]")
-@_options("out", "address", "detach", "workers", "resume", "dry_run", "verbose", "as_json")
+@options("out", "address", "detach", "workers", "resume", "dry_run", "verbose", "as_json")
+@result_name
 @click.option("--only", type=int, help="Recompute the row of one example and compare it.")
 @click.option("--cohen", is_flag=True, help="Also write the bare six columns of Cohen et al.")
 def certify(
@@ -159,6 +135,7 @@ def certify(
     dry_run: bool,
     verbose: bool,
     as_json: bool,
+    result: str | None,
     only: int | None,
     cohen: bool,
     **given: Any,
@@ -176,25 +153,27 @@ def certify(
         print_config(trained.config, as_json)
         return
     if only is not None:
-        click.echo(shards.recompute(trained, only, say=say))
+        click.echo(shards.recompute(trained, only, result))
         return
-    result = shards.certify(
+    found = shards.certify(
         trained,
         address=address,
         workers=given["workers"],
         resume=resume,
+        name=result,
         verbose=verbose,
         say=say,
     )
     if cohen:
-        say(f"bare columns in {result.export_cohen()}")
-    click.echo(json.dumps(result.plain(), indent=1) if as_json else result.text())
+        say(f"bare columns in {found.export_cohen()}")
+    click.echo(json.dumps(found.plain(), indent=1) if as_json else found.text())
 
 
 @cli.command()
 @click.argument("run", metavar="RUN")
 @click.argument("settings", nargs=-1, metavar="[key=value ...]")
-@_options("out", "address", "detach", "workers", "resume", "dry_run", "verbose", "as_json")
+@options("out", "address", "detach", "workers", "resume", "dry_run", "verbose", "as_json")
+@result_name
 def evaluate(
     *,
     run: str,
@@ -205,6 +184,7 @@ def evaluate(
     dry_run: bool,
     verbose: bool,
     as_json: bool,
+    result: str | None,
     **given: Any,
 ) -> None:
     """Attack a run, a checkpoint or a weights file, or measure it under corruption.
@@ -224,20 +204,21 @@ def evaluate(
         print_config(trained.config, as_json)
         return
     stage = corrupted if trained.config.corruptions.asked else attacked
-    result = stage.evaluate(
+    found = stage.evaluate(
         trained,
         address=address,
         workers=given["workers"],
         resume=resume,
+        name=result,
         verbose=verbose,
         say=say,
     )
-    click.echo(json.dumps(result.plain(), indent=1) if as_json else result.text())
+    click.echo(json.dumps(found.plain(), indent=1) if as_json else found.text())
 
 
 @cli.command()
 @click.argument("logs", nargs=-1, required=True, metavar="LOG.tsv|RUN ... [key=value ...]")
-@_options("name", "out", "as_json")
+@options("name", "out", "as_json")
 def report(logs: tuple[str, ...], as_json: bool, **given: Any) -> None:
     """Compare certification logs, ours or others', or write the page of a sweep.
 
@@ -262,7 +243,7 @@ def report(logs: tuple[str, ...], as_json: bool, **given: Any) -> None:
 
 
 @cli.command()
-@_options("out", "dry_run")
+@options("out", "dry_run")
 @click.option(
     "--port", type=click.IntRange(1, 65535), default=5000, show_default=True, help="On 127.0.0.1."
 )
@@ -286,7 +267,7 @@ def ui(out: str | None, dry_run: bool, port: int) -> None:
 
 @cli.command()
 @click.argument("name", required=False)
-@_options("as_json")
+@options("as_json")
 @click.option("--diagnose", metavar="RUN", help="Propagated against sampled variances of a run.")
 @click.option("--theory", metavar="OUT", help="Sweep geodesic's location and sample size into OUT.")
 def methods(name: str | None, as_json: bool, diagnose: str | None, theory: str | None) -> None:
@@ -311,7 +292,7 @@ def methods(name: str | None, as_json: bool, diagnose: str | None, theory: str |
 
 @cli.command()
 @click.argument("name", required=False)
-@_options("as_json")
+@options("as_json")
 def datasets(name: str | None, as_json: bool) -> None:
     """List the datasets, or one dataset's facts."""
     from raybust import catalog
@@ -321,7 +302,7 @@ def datasets(name: str | None, as_json: bool) -> None:
 
 @cli.command()
 @click.argument("name", required=False)
-@_options("as_json")
+@options("as_json")
 def models(name: str | None, as_json: bool) -> None:
     """List the networks, or one network's facts."""
     from raybust import catalog
@@ -330,7 +311,7 @@ def models(name: str | None, as_json: bool) -> None:
 
 
 @cli.command()
-@_options("out", "address", "as_json")
+@options("out", "address", "as_json")
 def doctor(out: str | None, address: str | None, as_json: bool) -> None:
     """Say what is installed, what the cluster has, and what is missing."""
     leaves, _ = read_leaves((), {"out": out})

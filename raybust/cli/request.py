@@ -7,7 +7,7 @@ space that the package brings along.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,10 +59,10 @@ def compose(leaves: Sequence[Leaf]) -> Any:
 
 def open_trained(run: str, settings: tuple[str, ...], given: dict[str, Any]) -> Any:
     """Returns the trained network that RUN names, with the overrides of this call."""
-    from raybust import runs
+    from raybust.trained import load_trained
 
     leaves, _ = read_leaves(settings, given)
-    return runs.load(find(run, leaves), leaves)
+    return load_trained(find(run, leaves), leaves)
 
 
 def find(run: str, leaves: Sequence[Leaf]) -> Any:
@@ -100,7 +100,7 @@ def find_logs(text: str, leaves: Sequence[Leaf], *, needed: bool = True) -> list
     if path.is_file():
         return [(path.stem, path)]
     folder = find(text, leaves)
-    found = sorted(folder.glob("**/certified/*.tsv"))
+    found = _current(text, sorted(folder.glob("**/certified/*.tsv")), _first_line)
     if needed and not found:
         raise RequestError(f"{text}: has no certificates; `raybust certify {text}` makes them")
     many = len(found) > 1
@@ -117,9 +117,42 @@ def find_attacks(text: str, leaves: Sequence[Leaf]) -> list[tuple[str, Path]]:
     """
     if Path(text).is_file():
         return []
+    from raybust.files import read_json
+
     found = sorted(find(text, leaves).glob("**/attacked/*.json"))
-    summaries = [path for path in found if ".robustbench-" not in path.name]
+    kept = [path for path in found if ".robustbench-" not in path.name]
+    summaries = _current(text, kept, lambda path: read_json(path).get("protocol"))
     return [(f"{text} {_trial(path)}".strip(), path) for path in summaries]
+
+
+def _current(text: str, files: Sequence[Path], header_of: Callable[[Path], Any]) -> list[Path]:
+    """Returns the results of a run that are of the weights that it has now; says which are not.
+    What was kept aside is left out."""
+    from raybust.cli.output import say
+    from raybust.files import is_aside
+    from raybust.trained import is_current
+
+    found = []
+    for path in files:
+        if is_aside(path):
+            continue
+        if is_current(path, header_of(path) or {}):
+            found.append(path)
+        else:
+            say(f"warning: {path} is left out: {text} has other weights since")
+    return found
+
+
+def _first_line(path: Path) -> Any:
+    """Returns the header of a log, or None."""
+    from raybust.identity import fields_of
+
+    with path.open(encoding="utf-8", errors="replace") as file:
+        line = file.readline()
+    try:
+        return fields_of(line.removeprefix("# "))
+    except ValueError:
+        return None
 
 
 def _trial(log: Path) -> str:

@@ -17,11 +17,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from raybust import runs, track
-from raybust.certify import weights_digest
-from raybust.cluster.launch import Say, open_store, progress_bar, say_if_growing
+from raybust.cluster.launch import Say, locked, open_store, progress_bar, say_if_growing
 from raybust.cluster.session import nodes_of, session
 from raybust.cluster.tasks import of_one_task, room_for, run_tasks
 from raybust.config import Config
+from raybust.errors import RequestError
 from raybust.evaluate import (
     HEADLINE,
     AttackProtocol,
@@ -43,10 +43,10 @@ from raybust.evaluate import (
     views_of,
 )
 from raybust.evaluate.summary import show_eps
-from raybust.files import kept_aside, put_aside, replace_text
+from raybust.files import put_aside, replace_text, step_of
 from raybust.models import Fronted
 from raybust.report.attacks import draw_robust_curve
-from raybust.runs import Trained
+from raybust.trained import Trained
 
 FOLDER = "attacked"
 _PROBE = 32
@@ -87,6 +87,7 @@ def evaluate(
     address: str | None = None,
     workers: int | None = None,
     resume: bool = True,
+    name: str | None = None,
     verbose: bool = False,
 ) -> Evaluated:
     """Attacks a network at the protocol of its configuration, or goes on with it.
@@ -97,10 +98,12 @@ def evaluate(
         address: of a Ray cluster; None for the embedded one, or the session that is open.
         workers: tasks at a time; as many as the cluster has room for where not given.
         resume: False moves an earlier table of the same name aside.
+        name: of the table; made from the protocol where not given.
         verbose: whether Ray's messages are shown.
 
     Raises:
-        RequestError: a table of another protocol lies there, or the network cannot be attacked.
+        OtherProtocolError: the table there is of another function, images, labels or protocol.
+        RequestError: the network cannot be attacked, or another command is at its results.
         WorkError: a task failed for good; the rows that are done are kept.
     """
     config = trained.config
@@ -109,18 +112,19 @@ def evaluate(
     uri = open_store(config, runs.out_folder(config), say)
     summaries: list[Summary] = []
     rows: list[list[AttackRow]] = []
-    with session(address, verbose=verbose) as ray:
+    with locked(trained.folder), session(address, verbose=verbose) as ray:
         gpu = nodes_of(ray).gpus(config)
         protocol = protocol_of(trained, "cuda" if gpu else "cpu")
         check_request(trained.network, _probe(trained, protocol), protocol)
         room = room_for(ray, config, workers)
         for one in views_of(trained.network, protocol):
             flags = _flags(trained, one, say)
-            rows.append(_rows(ray, trained, one, room=room, resume=resume, say=say))
+            table = _table(trained, one, name, resume=resume)
+            rows.append(_rows(ray, trained, table, room=room, say=say))
             if one.view == HEADLINE and len(rows) > 1:
                 flags += flags_of_transfer(rows[-1], rows[-2], one)
             summaries.append(summarize(rows[-1], one, flags))
-    return _publish(trained, summaries, uri)
+        return _publish(trained, summaries, table, uri)
 
 
 def _clean(trained: Trained) -> Evaluated:
@@ -139,21 +143,18 @@ def _clean(trained: Trained) -> Evaluated:
 def protocol_of(trained: Trained, device: str) -> AttackProtocol:
     """Returns the protocol at which a network is attacked on a type of device."""
     dataset, section = trained.dataset, trained.config.evaluate
-    return make_attack_protocol(
-        section,
-        shape=dataset.shape,
-        total=len(getattr(dataset, section.split)),
-        device=device,
-        dataset=dataset.name,
-        data=dataset.digest,
-        weights=weights_digest(trained.network),
+    part = getattr(dataset, section.split)
+    protocol = make_attack_protocol(
+        section, shape=dataset.shape, total=len(part), device=device, dataset=dataset.name
     )
+    return protocol.about(trained.network, part)
 
 
-def table_path(folder: Path, protocol: AttackProtocol) -> Path:
-    """Returns where the rows of a protocol lie: one file for split, norm, radii, attacks, view."""
+def table_path(folder: Path, protocol: AttackProtocol, name: str | None = None) -> Path:
+    """Returns where the rows of a protocol lie: one file for split, norm, radii, attacks, view; or
+    for the name and the view."""
     radii = "-".join(show_eps(eps).replace("/255", "of255") for eps in protocol.eps)
-    parts = [protocol.split, protocol.norm, radii, *protocol.attacks]
+    parts = [name] if name else [protocol.split, protocol.norm, radii, *protocol.attacks]
     parts += [] if protocol.view == HEADLINE else [protocol.view]
     return folder / FOLDER / ("_".join(parts) + ".tsv")
 
@@ -176,19 +177,37 @@ def _flags(trained: Trained, protocol: AttackProtocol, say: Say) -> list[Flag]:
     return flags
 
 
-def _rows(
-    ray: Any, trained: Trained, protocol: AttackProtocol, *, room: int, resume: bool, say: Say
-) -> list[AttackRow]:
-    """Returns all rows of a protocol; attacks what its table lacks, `room` tasks at a time."""
-    split = getattr(trained.dataset, protocol.split)
-    path = table_path(trained.folder, protocol)
+def _table(
+    trained: Trained, protocol: AttackProtocol, name: str | None, *, resume: bool
+) -> AttackTable:
+    """Returns the table of a protocol; its rows, if any, are proven to be of the network at hand
+    by what their header records of it."""
+    path = table_path(trained.folder, protocol, name)
     if not resume:
         put_aside(path)
     table = AttackTable(path, protocol)
+    split = getattr(trained.dataset, protocol.split)
+    known = set(split.indices[: protocol.examples].tolist())
+    strange = [row.idx for row in table.rows if row.idx not in known]
+    if strange:
+        raise RequestError(
+            f"{path}: has a row of example {strange[0]}, which the protocol does not select; "
+            "--no-resume keeps the file aside and begins anew"
+        )
+    return table
+
+
+def _rows(
+    ray: Any, trained: Trained, table: AttackTable, *, room: int, say: Say
+) -> list[AttackRow]:
+    """Returns all rows of a table; attacks what it lacks, `room` tasks at a time."""
+    protocol = table.protocol
+    split = getattr(trained.dataset, protocol.split)
     shards = protocol.shards()
     todo = [at for at in shards if not table.has(split.indices[list(at)].tolist())]
     if len(todo) < len(shards):
-        say(f"resuming {path.name}: {len(shards) - len(todo)} of {len(shards)} shards are done")
+        done = len(shards) - len(todo)
+        say(f"resuming {table.path.name}: {done} of {len(shards)} shards are done")
     if not todo:
         return table.finish()
     config, network = trained.config, ray.put(trained.network)
@@ -237,12 +256,15 @@ def _shard(
     return attack_examples(network, images, labels, indices, protocol)
 
 
-def _publish(trained: Trained, summaries: Sequence[Summary], uri: str) -> Evaluated:
+def _publish(
+    trained: Trained, summaries: Sequence[Summary], table: AttackTable, uri: str
+) -> Evaluated:
     """Writes summary, curve and records beside the rows and sends all of it to MLflow."""
-    headline, others = summaries[-1], summaries[:-1]
-    path = table_path(trained.folder, headline.protocol)
+    headline, others, path = summaries[-1], summaries[:-1], table.path
     files = {"rows": path, "summary": path.with_suffix(".json"), "curve": path.with_suffix(".png")}
-    files |= {f"rows {o.protocol.view}": table_path(trained.folder, o.protocol) for o in others}
+    for one in others:
+        view = one.protocol.view
+        files[f"rows {view}"] = path.with_name(f"{path.stem}_{view}{path.suffix}")
     result = headline.plain()
     if others:
         result["views"] = {one.protocol.view: one.plain() for one in others}
@@ -254,21 +276,23 @@ def _publish(trained: Trained, summaries: Sequence[Summary], uri: str) -> Evalua
     files |= _records(trained, headline, path)
     metrics = {key: value for one in summaries for key, value in one.metrics().items()}
     if trained.uid is not None:
+        step = step_of(path, table.header)
+        flags = ", ".join(flag.name for flag in headline.flags) or "none"
         track.log_to_run(
             path.with_suffix(".journal.jsonl"),
             uri,
             trained.uid,
             trained.config.track.experiment,
             metrics=metrics,
-            step=kept_aside(path),
+            step=step,
             artifacts=list(files.values()),
             folder=FOLDER,
-            tags={"raybust.distrust": ", ".join(flag.name for flag in headline.flags) or "none"},
+            tags={"raybust.distrust": flags, f"raybust.{FOLDER}.{step}": path.stem},
         )
     text = headline.text()
     if others:
-        flags = [f"DISTRUST ({f.name}): {f.text}" for one in others for f in one.flags]
-        text = "\n".join([side_by_side(summaries), *flags, "", f"{HEADLINE}:", "", text])
+        doubts = [f"DISTRUST ({f.name}): {f.text}" for one in others for f in one.flags]
+        text = "\n".join([side_by_side(summaries), *doubts, "", f"{HEADLINE}:", "", text])
     return Evaluated(text, metrics, result, files)
 
 

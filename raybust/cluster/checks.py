@@ -125,8 +125,7 @@ def check_finalists(
 def check_certify(config: Config, shape: tuple[int, int, int], device: str) -> None:
     """Refuses a certification that cannot be; see `make_protocol`."""
     sigma = smoothing_sigma(config)
-    nothing = {"dataset": "", "data": "", "weights": ""}
-    make_protocol(config.certify, sigma=sigma, shape=shape, device=device, **nothing)
+    make_protocol(config.certify, sigma=sigma, shape=shape, device=device, dataset="")
 
 
 def check_attacks(
@@ -138,8 +137,7 @@ def check_attacks(
         attacks = tuple(name for name in section.attacks if name != "autoattack")
         section = dataclasses.replace(section, attacks=attacks)
     if section.attacks:
-        nothing = {"dataset": "", "data": "", "weights": ""}
-        make_attack_protocol(section, shape=shape, total=1, device=device, **nothing)
+        make_attack_protocol(section, shape=shape, total=1, device=device, dataset="")
         check_classes(section.attacks, classes)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,29 +20,32 @@ from typing import Any
 import torch
 from torch import nn
 
-from raybust import data, methods, runs, track
-from raybust.certify import weights_digest
-from raybust.cluster.launch import Say, open_store, progress_bar, say_if_growing
+from raybust import data, identity, methods, runs, track
+from raybust.cluster.launch import Say, locked, open_store, progress_bar, say_if_growing
 from raybust.cluster.session import nodes_of, session
 from raybust.cluster.tasks import of_one_task, room_for, run_tasks
 from raybust.config import Config, from_dict
 from raybust.corruptions import (
-    Cell,
+    VERSION,
     Corrupted,
+    CountsLog,
+    Share,
     check_corruptions,
+    contents,
     evaluate_corruptions,
     merge,
     named_sets,
 )
 from raybust.data import Part
 from raybust.errors import RequestError
-from raybust.files import kept_aside, put_aside, read_json, replace_text
+from raybust.files import is_aside, put_aside, read_json, replace_text, step_of
 from raybust.report.transfer import Training, training_of_metrics
-from raybust.runs import Trained
+from raybust.trained import Trained, is_current
 
 FOLDER = "corrupted"
-_VERSION, _SHARES = 1, 16
-"""Of the protocol; sixteen are enough for eight workers to end together (our choice)."""
+_SHARES = 16
+"""Enough for eight workers to end together (our choice)."""
+_ABOUT = ("data", "labels", "weights", "outputs")
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,7 @@ def evaluate(
     address: str | None = None,
     workers: int | None = None,
     resume: bool = True,
+    name: str | None = None,
     verbose: bool = False,
 ) -> Measured:
     """Measures a network under the corruptions of its configuration, or goes on with it.
@@ -89,61 +93,72 @@ def evaluate(
         say: prints a line.
         address: of a Ray cluster; None for the embedded one, or the session that is open.
         workers: tasks at a time; as many as the cluster has room for where not given.
-        resume: False moves earlier counts of the same protocol aside.
+        resume: False moves earlier counts of the same name aside.
+        name: of the counts; made from the protocol where not given.
         verbose: whether Ray's messages are shown.
 
     Raises:
-        RequestError: the corruptions cannot be had, or the file is no file of counts.
+        OtherProtocolError: the counts there are of another function, images, labels or protocol.
+        RequestError: the corruptions cannot be had, or another command is at the run's results.
         WorkError: a task failed for good; the shares that are done are kept.
     """
     config, section = trained.config, trained.config.corruptions
     part = getattr(trained.dataset, section.split)
     cells = check_corruptions(part, section, trained.dataset.classes)
     uri = open_store(config, runs.out_folder(config), say)
-    with session(address, verbose=verbose) as ray:
+    with locked(trained.folder), session(address, verbose=verbose) as ray:
         device = "cuda" if nodes_of(ray).gpus(config) else "cpu"
         protocol = protocol_of(trained, device)
-        path = counts_path(trained.folder, protocol)
+        path = counts_path(trained.folder, protocol, name)
         if not resume:
             put_aside(path)
-        shares = _read(path, protocol, named_sets(section, part))
-        todo = [share for share in range(_SHARES) if share not in shares]
+        log = CountsLog(path, protocol, named_sets(section, part))
+        todo = [share for share in range(_SHARES) if share not in log.shares]
         if len(todo) < _SHARES:
-            say(f"resuming {path.name}: {len(shares)} of {_SHARES} shares are done")
+            say(f"resuming {path.name}: {len(log.shares)} of {_SHARES} shares are done")
+            log.check_images(part, section, trained.dataset.classes)
         if todo:
             say_if_growing(of_one_task(config), ray, say)
         images, network = ray.put((part, trained.dataset.classes)), ray.put(trained.network)
         calls = ((network, images, share, device, config) for share in todo)
-        with progress_bar(_SHARES * cells, "cells", len(shares) * cells) as bar:
-            for share, found in run_tasks(ray, config, room_for(ray, config, workers), _do, calls):
-                shares[share] = found
-                _append(path, {"share": share, "cells": [cell.plain() for cell in found.cells]})
+        with progress_bar(_SHARES * cells, "cells", len(log.shares) * cells) as bar:
+            for entry in run_tasks(ray, config, room_for(ray, config, workers), _do, calls):
+                log.append(entry)
                 bar.update(cells)
-    return _publish(trained, path, merge([shares[share] for share in range(_SHARES)]), uri)
+        return _publish(trained, log, uri)
 
 
 def protocol_of(trained: Trained, device: str) -> dict[str, Any]:
-    """Returns everything that the counts depend on."""
-    dataset, section = trained.dataset, dataclasses.asdict(trained.config.corruptions)
-    plain: dict[str, Any] = json.loads(
-        json.dumps(
-            {
-                "version": _VERSION,
-                "dataset": dataset.name,
-                "data": dataset.digest,
-                "weights": weights_digest(trained.network),
-                "device": device,
-                "shares": _SHARES,
-                **section,
-            }
-        )
-    )
+    """Returns everything that the counts depend on, as plain data. Of the folder of published
+    images it has the name; each share's counts record the content that they are of."""
+    dataset, section = trained.dataset, trained.config.corruptions
+    part = getattr(dataset, section.split)
+    chosen = range(min(len(part), section.examples or len(part)))
+    settings = dataclasses.asdict(section)
+    del settings["batch"]
+    if section.folder is not None:
+        settings["folder"] = Path(section.folder).resolve().name
+    header = {
+        "version": VERSION,
+        "dataset": dataset.name,
+        "data": part.content(chosen),
+        "labels": part.labeling(chosen),
+        "weights": identity.weights_digest(trained.network),
+        "outputs": identity.outputs_of(trained.network, part.fetch(chosen[: identity.PROBES])[0]),
+        "device": device,
+        "shares": _SHARES,
+        **settings,
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(header))
     return plain
 
 
-def counts_path(folder: Path, protocol: Mapping[str, Any]) -> Path:
-    """Returns where the counts of a protocol lie."""
-    digest = hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()[:8]
+def counts_path(folder: Path, protocol: Mapping[str, Any], name: str | None = None) -> Path:
+    """Returns where the counts of a protocol lie, whatever network and images they are of."""
+    if name is not None:
+        return folder / FOLDER / f"{name}.jsonl"
+    asked = {key: value for key, value in protocol.items() if key not in _ABOUT}
+    digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
     names = [protocol["split"], *protocol["sets"], *(["rows"] if protocol["rows"] else [])]
     names += ["published"] if protocol["folder"] else []
     names += ["generated"] if protocol["generated"] else []
@@ -151,12 +166,21 @@ def counts_path(folder: Path, protocol: Mapping[str, Any]) -> Path:
 
 
 def latest_metrics(folder: Path) -> dict[str, float]:
-    """Returns what evaluations of a run found under corruption, the latest of each metric."""
-    files = sorted((folder / FOLDER).glob("*.json"), key=lambda path: path.stat().st_mtime)
+    """Returns what evaluations of a run found under corruption, the latest of each metric. Those
+    that were kept aside, or are of other weights than the run has now, are left out."""
+    files = sorted(_results(folder), key=lambda path: path.stat().st_mtime)
     found: dict[str, float] = {}
     for file in files:
         found |= read_json(file)["metrics"]
     return found
+
+
+def _results(folder: Path) -> list[Path]:
+    return [
+        path
+        for path in (folder / FOLDER).glob("*.json")
+        if not is_aside(path) and is_current(path, read_json(path).get("protocol", {}))
+    ]
 
 
 def measured_runs(folders: Sequence[Path]) -> list[Path]:
@@ -165,7 +189,7 @@ def measured_runs(folders: Sequence[Path]) -> list[Path]:
     places = [
         place for folder in folders for place in (folder, *sorted((folder / runs.TRIALS).glob("*")))
     ]
-    return [place for place in places if any((place / FOLDER).glob("*.json"))]
+    return [place for place in places if _results(place)]
 
 
 def trainings_of(folders: Sequence[Path]) -> tuple[list[Training], tuple[int, int, int]]:
@@ -199,70 +223,40 @@ def _do(
     share: int,
     device: str,
     config: Config,
-) -> tuple[int, Corrupted]:
+) -> Share:
     """The task: the counts of one share of the examples."""
     from raybust.cluster.worker import set_threads
 
+    began = time.perf_counter()
     set_threads(config)
-    (part, classes), where = images, torch.device(device)
+    (part, classes), where, shard = images, torch.device(device), (share, _SHARES)
     found = evaluate_corruptions(
-        network.to(where).eval(),
-        part,
-        config.corruptions,
-        where,
-        classes=classes,
-        shard=(share, _SHARES),
+        network.to(where).eval(), part, config.corruptions, where, classes=classes, shard=shard
     )
-    return share, found
+    seen = dict(contents(part, config.corruptions, classes=classes, shard=shard))
+    return Share(share, found, seen, time.perf_counter() - began)
 
 
-def _read(path: Path, protocol: Mapping[str, Any], sets: Any) -> dict[int, Corrupted]:
-    """Returns the shares that are done; begins the file where it is missing, drops a torn line."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-    if not lines or not lines[0].endswith(b"\n"):
-        path.write_text("")
-        _append(path, dict(protocol))
-        return {}
-    if not lines[-1].endswith(b"\n"):
-        os.truncate(path, sum(map(len, lines[:-1])))
-        lines.pop()
-    try:
-        header, *done = map(json.loads, lines)
-        shares = {
-            entry["share"]: Corrupted(cells=tuple(map(Cell.parse, entry["cells"])), sets=sets)
-            for entry in done
-        }
-    except (ValueError, TypeError, KeyError):
-        header = None
-    if header != protocol:
-        raise RequestError(f"{path}: exists and holds other counts; --no-resume moves it aside")
-    return shares
-
-
-def _append(path: Path, entry: Mapping[str, Any]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(entry) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _publish(trained: Trained, path: Path, found: Corrupted, uri: str) -> Measured:
+def _publish(trained: Trained, log: CountsLog, uri: str) -> Measured:
     """Writes metrics and table beside the counts and sends all of it to MLflow."""
+    path, found = log.path, merge([log.shares[share].found for share in range(_SHARES)])
     files = {"counts": path, "metrics": path.with_suffix(".json"), "table": path.with_suffix(".md")}
     measured = Measured(found, found.metrics(), files)
-    replace_text(files["metrics"], json.dumps(measured.plain(), indent=1) + "\n")
+    plain = {**measured.plain(), "protocol": json.loads(log.header)}
+    replace_text(files["metrics"], json.dumps(plain, indent=1) + "\n")
     notes = "".join(f"\n{text}.\n" for text in found.notes())
     files["table"].write_text(found.table() + notes)
     if trained.uid is not None:
+        step = step_of(path, log.header)
         track.log_to_run(
             path.with_suffix(".journal.jsonl"),
             uri,
             trained.uid,
             trained.config.track.experiment,
             metrics=measured.metrics,
-            step=kept_aside(path),
+            step=step,
             artifacts=list(files.values()),
             folder=FOLDER,
+            tags={f"raybust.{FOLDER}.{step}": path.stem},
         )
     return measured

@@ -18,6 +18,7 @@ from raybust.errors import RequestError
 from raybust.evaluate import clean_accuracy
 from raybust.report.leaderboard import Entry, Leaderboard
 from raybust.rowlog import OtherProtocolError
+from raybust.trained import load_trained
 
 _SECTIONS = ("certify", "evaluate", "cluster", "track", "out")
 
@@ -56,7 +57,7 @@ def measure(config: Config, entry: Entry, folder: Path, say: Say) -> Entry:
     """
     plain = configuration.to_dict(config)
     overrides = configuration.leaves_of({key: plain[key] for key in _SECTIONS}, "sweep")
-    trained = runs.load(folder / runs.TRIALS / f"{entry.trial:04d}", overrides)
+    trained = load_trained(folder / runs.TRIALS / f"{entry.trial:04d}", overrides)
     say(f"certifying trial {entry.trial} on the {trained.config.certify.split} set")
     accuracy = clean_accuracy(trained.network, trained.dataset, trained.config.evaluate)
     attacks = None

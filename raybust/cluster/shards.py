@@ -21,22 +21,23 @@ from raybust.certify import (
     Protocol,
     Row,
     certify_examples,
+    check_rows,
     make_protocol,
     sigma_warning,
     summarize,
-    weights_digest,
     write_cohen,
 )
-from raybust.cluster.launch import Say, open_store, progress_bar, say_if_growing
+from raybust.cluster.launch import Say, locked, open_store, progress_bar, say_if_growing
 from raybust.cluster.session import nodes_of, session
 from raybust.cluster.tasks import of_one_task, room_for, run_tasks
 from raybust.cluster.worker import set_threads
 from raybust.config import Config
+from raybust.data import Part
 from raybust.errors import RequestError, WorkError
-from raybust.files import kept_aside, put_aside
+from raybust.files import put_aside, step_of
 from raybust.objective import smoothing_sigma
 from raybust.report import certificates
-from raybust.runs import Trained
+from raybust.trained import Trained
 
 FOLDER = "certified"
 Examples = tuple[Tensor, Tensor, Tensor]
@@ -86,6 +87,7 @@ def certify(
     address: str | None = None,
     workers: int | None = None,
     resume: bool = True,
+    name: str | None = None,
     verbose: bool = False,
 ) -> Certified:
     """Certifies a network at the protocol of its configuration, or goes on with it.
@@ -96,46 +98,85 @@ def certify(
         address: of a Ray cluster; None for the embedded one, or the session that is open.
         workers: tasks at a time; as many as the cluster has room for where not given.
         resume: False moves an earlier log of the same name aside.
+        name: of the log; made from the protocol where not given.
         verbose: whether Ray's messages are shown.
 
     Raises:
-        RequestError: a log of another protocol lies there, or the network cannot be certified.
+        OtherProtocolError: the log there is of another function, images, labels or protocol.
+        RequestError: the network cannot be certified, or another command is at its results.
         WorkError: a task failed for good; what was certified is kept.
     """
     config, out = trained.config, runs.out_folder(trained.config)
     uri = open_store(config, out, say)
-    with session(address, verbose=verbose) as ray:
+    with locked(trained.folder), session(address, verbose=verbose) as ray:
         gpu = nodes_of(ray).gpus(config)
         protocol = protocol_of(trained, "cuda" if gpu else "cpu")
         warning = sigma_warning(protocol.sigma, trained.trained_sigma)
         if warning:
             say(f"warning: {warning}")
-        path = log_path(trained.folder, protocol)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path = log_path(trained.folder, protocol, name)
         if not resume:
             put_aside(path)
         log = CertificateLog(path, protocol)
-        split = getattr(trained.dataset, protocol.split)
-        chosen = protocol.select(len(split))
-        todo = [at for at in chosen if int(split.indices[at]) not in log.places]
-        if len(todo) < len(chosen):
-            say(f"resuming {path.name}: {len(chosen) - len(todo)} of {len(chosen)} rows are there")
+        chosen = protocol.select(len(getattr(trained.dataset, protocol.split)))
+        todo = _left(ray, trained, log, chosen, say)
         if todo:
             say_if_growing(of_one_task(config), ray, say)
         _run(ray, trained, log, todo=todo, room=room_for(ray, config, workers))
-    rows = log.finish()
-    return _publish(trained, protocol, path, rows, uri)
+        log.finish()
+        return _publish(trained, log, uri)
 
 
-def recompute(trained: Trained, idx: int, say: Say) -> str:
+def _left(
+    ray: Any, trained: Trained, log: CertificateLog, chosen: list[int], say: Say
+) -> list[int]:
+    """Returns the positions that a log lacks; proves that its rows are of the network at hand."""
+    split, protocol = getattr(trained.dataset, log.protocol.split), log.protocol
+    at = {int(split.indices[position]): position for position in chosen}
+    strange = [row.idx for row in log.rows if row.idx not in at]
+    if strange:
+        raise RequestError(
+            f"{log.path}: has a row of example {strange[0]}, which the protocol does not select; "
+            "--no-resume keeps the file aside and begins anew"
+        )
+    if log.rows:
+        say(f"resuming {log.path.name}: {len(log.rows)} of {len(chosen)} rows are there")
+
+        def again(indices: list[int], at_protocol: Protocol) -> list[Row]:
+            examples = _examples(split, [at[idx] for idx in indices])
+            call = (trained.network, examples, at_protocol, trained.config)
+            if protocol.device == "cpu" or torch.cuda.is_available():
+                return _in_order(_shard(*call), indices)
+            (rows,) = run_tasks(ray, trained.config, 1, _shard, [call])
+            return _in_order(rows, indices)
+
+        check_rows(log.rows, len(chosen), protocol, log.path, again)
+    return [position for idx, position in at.items() if idx not in log.places]
+
+
+def _in_order(rows: list[Row], indices: list[int]) -> list[Row]:
+    return sorted(rows, key=lambda row: indices.index(row.idx))
+
+
+def _examples(split: Part, positions: list[int]) -> Examples:
+    images, labels = split.fetch(positions)
+    return images, labels, split.indices[positions]
+
+
+def recompute(trained: Trained, idx: int, name: str | None = None) -> str:
     """Recomputes one row of an existing log; returns what was found.
+
+    Args:
+        trained: network, data, configuration.
+        idx: index of the example in its dataset.
+        name: of the log; made from the protocol where not given.
 
     Raises:
         RequestError: there is no log at this protocol, or no such row in it.
         WorkError: the row differs.
     """
     protocol = protocol_of(trained, "cuda" if torch.cuda.is_available() else "cpu")
-    path = log_path(trained.folder, protocol)
+    path = log_path(trained.folder, protocol, name)
     if not path.exists():
         raise RequestError(f"{path}: no certificates at this protocol yet; run without --only")
     log = CertificateLog(path, protocol)
@@ -143,13 +184,8 @@ def recompute(trained: Trained, idx: int, say: Say) -> str:
     if old is None:
         raise RequestError(f"--only: example {idx} is not in {path}")
     split = getattr(trained.dataset, protocol.split)
-    at = (split.indices == idx).nonzero().flatten()
-    images, labels = split.fetch(at)
-    new = next(
-        iter(
-            _rows(trained.network, (images, labels, torch.tensor([idx])), protocol, trained.config)
-        )
-    )
+    examples = _examples(split, (split.indices == idx).nonzero().flatten().tolist())
+    (new,) = _shard(trained.network, examples, protocol, trained.config)
     if not new.same(old):
         raise WorkError(f"row {idx} of {path} is not reproduced: {old} became {new}")
     return f"row {idx} of {path} is reproduced:\n{new.line().rstrip()}"
@@ -158,19 +194,21 @@ def recompute(trained: Trained, idx: int, say: Say) -> str:
 def protocol_of(trained: Trained, device: str) -> Protocol:
     """Returns the protocol at which a network is certified on a type of device."""
     dataset, config = trained.dataset, trained.config
-    return make_protocol(
+    protocol = make_protocol(
         config.certify,
         sigma=smoothing_sigma(config),
         shape=dataset.shape,
         device=device,
         dataset=dataset.name,
-        data=dataset.digest,
-        weights=weights_digest(trained.network),
     )
+    return protocol.about(trained.network, getattr(dataset, protocol.split))
 
 
-def log_path(folder: Path, protocol: Protocol) -> Path:
-    """Returns where the rows of a protocol lie: one file for split, noise, n and radii."""
+def log_path(folder: Path, protocol: Protocol, name: str | None = None) -> Path:
+    """Returns where the rows of a protocol lie: one file for split, noise, n and radii, or the one
+    of that name."""
+    if name is not None:
+        return folder / FOLDER / f"{name}.tsv"
     noise = f"keep{protocol.keep}" if protocol.noise == "ablation" else f"sigma{protocol.sigma:g}"
     parts = [protocol.split, protocol.noise, protocol.norm, noise, f"n{protocol.n}"]
     if protocol.targets:
@@ -185,10 +223,7 @@ def _run(ray: Any, trained: Trained, log: CertificateLog, *, todo: list[int], ro
     config, protocol = trained.config, log.protocol
     split = getattr(trained.dataset, protocol.split)
     network = ray.put(trained.network)
-    calls = (
-        (network, (*split.fetch(torch.tensor(at)), split.indices[at]), protocol, config)
-        for at in in_shards(todo, room)
-    )
+    calls = ((network, _examples(split, at), protocol, config) for at in in_shards(todo, room))
     with progress_bar(len(todo), "certified") as bar:
         for rows in run_tasks(ray, config, room, _shard, calls):
             log.append(rows)
@@ -207,23 +242,16 @@ def in_shards(todo: list[int], room: int) -> Iterator[list[int]]:
 
 def _shard(network: nn.Module, examples: Examples, protocol: Protocol, config: Config) -> list[Row]:
     """The task: certificates of a few examples."""
-    return list(_rows(network, examples, protocol, config))
-
-
-def _rows(
-    network: nn.Module, examples: Examples, protocol: Protocol, config: Config
-) -> Iterator[Row]:
     set_threads(config)
     images, labels, indices = examples
     network = network.to(protocol.device).eval()
     images, labels = images.to(protocol.device), labels.to(protocol.device)
-    return certify_examples(network, images, labels, indices, protocol)
+    return list(certify_examples(network, images, labels, indices, protocol))
 
 
-def _publish(
-    trained: Trained, protocol: Protocol, path: Path, rows: list[Row], uri: str
-) -> Certified:
+def _publish(trained: Trained, log: CertificateLog, uri: str) -> Certified:
     """Writes curve, table and summary beside the rows and sends all of it to MLflow."""
+    protocol, path, rows = log.protocol, log.path, log.rows
     metrics = summarize(rows, trained.config.certify.radii, "certified")
     curve, table = path.with_suffix(".png"), path.with_suffix(".md")
     certificates.draw_curve([path], curve, labels=[trained.name])
@@ -233,14 +261,16 @@ def _publish(
     text = f"{text.rstrip()}\n\nNoise: {protocol.noise}, {amount}; radii in {protocol.norm}.\n"
     table.write_text(text)
     if trained.uid is not None:
+        step = step_of(path, log.header)
         track.log_to_run(
             path.with_suffix(".journal.jsonl"),
             uri,
             trained.uid,
             trained.config.track.experiment,
             metrics=metrics,
-            step=kept_aside(path),
+            step=step,
             artifacts=[path, curve, table],
             folder=FOLDER,
+            tags={f"raybust.{FOLDER}.{step}": path.stem},
         )
     return Certified(path, curve, metrics, text, tuple(rows))

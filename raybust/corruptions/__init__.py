@@ -5,9 +5,11 @@ After Siedel et al. (VISAPP 2024, arXiv:2305.05400) and Hendrycks and Dietterich
 arXiv:1903.12261). Stage after train, beside certify.
 """
 
+from raybust.corruptions.counts import VERSION, CountsLog, Share
 from raybust.corruptions.engine import (
     Settings,
     check_corruptions,
+    contents,
     evaluate_corruptions,
     named_sets,
 )
@@ -28,13 +30,17 @@ __all__ = [
     "COMMON",
     "EXTRA",
     "NOISE_NAMES",
+    "VERSION",
     "Cell",
     "Corrupted",
+    "CountsLog",
     "GeneratedSplit",
     "NoisySplit",
     "Settings",
+    "Share",
     "calibration_error",
     "check_corruptions",
+    "contents",
     "evaluate_corruptions",
     "ice",
     "mean_corruption_error",

@@ -88,6 +88,36 @@ def check_corruptions(part: Part, settings: Settings, classes: Sequence[str] = (
     return len(list(_plan(part, settings, named_sets(settings, part), classes)))
 
 
+def contents(
+    part: Part,
+    settings: Settings,
+    *,
+    classes: Sequence[str] = (),
+    shard: tuple[int, int] = (0, 1),
+) -> Iterator[tuple[str, str]]:
+    """Yields corruption and severity, as "fog/3", with the digest of the published images that
+    `evaluate_corruptions` takes of it.
+
+    Args:
+        part: the clean images.
+        settings: which corruptions.
+        classes: names of the classes.
+        shard: as of `evaluate_corruptions`.
+    """
+    if settings.folder is None:
+        return
+    found = published(settings.folder, part, names=settings.names, classes=classes)
+    for name, levels in found.items():
+        for level, source in levels.items():
+            yield f"{name}/{level}", source.content(_share(len(source), settings, shard))
+
+
+def _share(total: int, settings: Settings, shard: tuple[int, int]) -> torch.Tensor:
+    """Returns the positions of a worker's examples among `total`."""
+    most = total if settings.examples is None else min(total, settings.examples)
+    return torch.arange(most)[shard[0] :: shard[1]]
+
+
 def evaluate_corruptions(
     network: nn.Module,
     part: Part,
@@ -118,8 +148,7 @@ def evaluate_corruptions(
     planned = list(_plan(part, settings, sets, classes))
     cells = []
     for kind, name, level, p, source in planned:
-        most = len(source) if settings.examples is None else min(len(source), settings.examples)
-        mine = torch.arange(most)[shard[0] :: shard[1]]
+        mine = _share(len(source), settings, shard)
         correct, bins = _count(network, source, mine.split(settings.batch), device)
         cell = Cell(
             kind=kind,

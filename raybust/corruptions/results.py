@@ -55,6 +55,12 @@ class Cell:
     bins: Tensor
 
     @property
+    def sound(self) -> bool:
+        """Whether its counts agree with each other."""
+        total, _, right = self.bins.sum(1).tolist()
+        return 0 <= self.correct <= self.examples == total and right == self.correct
+
+    @property
     def error(self) -> float:
         """Share of examples that are wrong; NaN for none."""
         return 1 - self.correct / self.examples if self.examples else math.nan

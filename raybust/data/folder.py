@@ -5,6 +5,7 @@ in the loader's processes. Stage `data` of the arrow.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,9 +18,12 @@ from PIL import Image
 from torch import Tensor
 
 from raybust.data.augment import center, random_view
+from raybust.data.digests import digest_of, labels_digest
 from raybust.errors import RequestError
 
 _ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
+_SAMPLE = 256
+"""Files of a part whose content its digest reads (our choice)."""
 _TINY = Path("val", "val_annotations.txt")
 _PLACES = "places365_train_standard.txt"
 _LAYOUTS = (
@@ -107,12 +111,40 @@ class StreamedSplit:
             self.root, files, self.labels[positions], self.indices[positions], self.size
         )
 
+    def content(self, positions: Sequence[int] | Tensor) -> str:
+        """Returns the digest of the bytes of some images' files, in order, and of how they are
+        decoded; their names are no part of it.
+
+        Args:
+            positions: in this part, in [0, N).
+
+        Raises:
+            RequestError: a file cannot be read.
+        """
+        at = torch.as_tensor(positions, dtype=torch.int64).tolist()
+        with ThreadPoolExecutor() as pool:
+            return digest_of(f"streamed {self.size}", *pool.map(self._file_digest, at))
+
+    def labeling(self, positions: Sequence[int] | Tensor) -> str:
+        """Returns the digest of the labels and indices of some examples, in order."""
+        return labels_digest(self.labels, self.indices, positions)
+
+    def _file_digest(self, position: int) -> bytes:
+        path = self.root / self.files[position]
+        try:
+            with path.open("rb") as file:
+                return hashlib.file_digest(file, "sha256").digest()
+        except OSError as error:
+            raise RequestError(f"{path}: cannot be read: {error.strerror or error}") from None
+
     def feed(self, digest: Callable[[bytes | memoryview], None]) -> None:
-        """Passes paths (sorted), file sizes, labels and indices to a hash's `update`."""
+        """Passes paths (sorted), file sizes, labels, indices and the content of a sample, every
+        N / 256th file, to a hash's `update`."""
         digest(f"streamed {self.size}".encode())
         rows = zip(self.files, self.labels.tolist(), self.indices.tolist(), strict=True)
         for file, label, index in sorted(rows):
             digest(f"{file}\t{(self.root / file).stat().st_size}\t{label}\t{index}\n".encode())
+        digest(self.content(range(0, len(self), max(1, len(self) // _SAMPLE))).encode())
 
 
 @dataclass(frozen=True)

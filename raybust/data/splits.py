@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from raybust.data.digests import digest_of, labels_digest
 from raybust.data.folder import StreamedSplit
 from raybust.data.seeds import generator
 
@@ -60,6 +61,19 @@ class Split:
             self.images[positions], self.labels[positions], self.indices[positions], self.scale
         )
 
+    def content(self, positions: Sequence[int] | Tensor) -> str:
+        """Returns the digest of some images' pixels, in order.
+
+        Args:
+            positions: in this part, in [0, N).
+        """
+        chosen = self.images[torch.as_tensor(positions, dtype=torch.int64)].contiguous()
+        return digest_of(f"{chosen.dtype} {tuple(chosen.shape)} {self.scale}", chosen.numpy().data)
+
+    def labeling(self, positions: Sequence[int] | Tensor) -> str:
+        """Returns the digest of the labels and indices of some examples, in order."""
+        return labels_digest(self.labels, self.indices, positions)
+
     def feed(self, digest: Callable[[bytes | memoryview], None]) -> None:
         """Passes all that the part is made of to a hash's `update`."""
         digest(f"{self.images.dtype} {tuple(self.images.shape)} {self.scale}".encode())
@@ -101,7 +115,8 @@ class Dataset:
     @functools.cached_property
     def digest(self) -> str:
         """16 hexadecimal digits of the SHA-256 over images, labels and cut. Streamed parts: over
-        paths, file sizes, labels and cut. Computed when first asked for."""
+        paths, file sizes, labels, cut, and the content of a fixed sample of the files. Computed
+        when first asked for."""
         digest = hashlib.sha256()
         for part in ("train", "validation", "test"):
             digest.update(part.encode())

@@ -11,13 +11,15 @@ import dataclasses
 import json
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
 
 import raybust
+from raybust import identity
 from raybust.config.assess import Evaluate
+from raybust.data import Part
 from raybust.errors import RequestError
 from raybust.evaluate.standard import standard_version
 from raybust.models import Fronted
@@ -58,9 +60,12 @@ class AttackProtocol:
         shard: examples attacked together: rounding depends on the batch.
         dataset: name of the dataset.
         split: which part of it.
-        data: digest of images and labels.
+        data: digest of the content of the images that are attacked.
+        labels: digest of their labels.
         examples: how many, from the first.
-        weights: digest of the network.
+        weights: digest of the network's weights, see `identity.weights_digest`.
+        outputs: what the network computes on fixed inputs, and its gradients there, see
+            `identity.outputs_of`; of a network with a module in front also those without it.
         device: type of the device.
         view: what attack and score see of the network; `adaptive` where nothing is in front.
         front: the module in front with its settings, "" for none.
@@ -85,9 +90,11 @@ class AttackProtocol:
     shard: int
     dataset: str
     split: str
-    data: str
+    data: str = ""
+    labels: str = ""
     examples: int
-    weights: str
+    weights: str = ""
+    outputs: tuple[float, ...] = ()
     device: str
     view: View = HEADLINE
     front: str = ""
@@ -108,22 +115,31 @@ class AttackProtocol:
             for start in range(0, self.examples, self.shard)
         ]
 
+    def about(self, network: nn.Module, part: Part) -> AttackProtocol:
+        """Returns this protocol of a network and of the first examples of a part of the data."""
+        chosen = range(self.examples)
+        images = part.fetch(chosen[: identity.PROBES])[0]
+        functions = [network, network.network] if isinstance(network, Fronted) else [network]
+        outputs = [identity.outputs_of(one, images, gradients=True) for one in functions]
+        return dataclasses.replace(
+            self,
+            data=part.content(chosen),
+            labels=part.labeling(chosen),
+            weights=identity.weights_digest(network),
+            outputs=tuple(value for one in outputs for value in one),
+        )
+
     def to_json(self) -> str:
         """Returns the protocol as one line of JSON."""
         return json.dumps(dataclasses.asdict(self))
 
     def differences(self, text: str) -> list[str]:
-        """Returns "field: theirs -> ours" for every field in which a header differs from this one.
+        """Returns in what a header differs from this one, see `identity.differences`.
 
         Raises:
             ValueError: the header is no JSON object.
         """
-        theirs, ours = _object(text), _object(self.to_json())
-        return [
-            f"{key}: {theirs.get(key)} -> {ours.get(key)}"
-            for key in [*ours, *(key for key in theirs if key not in ours)]
-            if theirs.get(key) != ours.get(key)
-        ]
+        return identity.differences(identity.fields_of(text), dataclasses.asdict(self))
 
 
 def make_attack_protocol(
@@ -133,8 +149,6 @@ def make_attack_protocol(
     total: int,
     device: str,
     dataset: str,
-    data: str,
-    weights: str,
 ) -> AttackProtocol:
     """Returns the protocol of a configuration's section `evaluate`.
 
@@ -144,8 +158,9 @@ def make_attack_protocol(
         total: examples in the split.
         device: type of the device, "cpu" or "cuda".
         dataset: name of the dataset.
-        data: digest of images and labels.
-        weights: digest of the network.
+
+    Returns:
+        The protocol, which is of no network and no images yet: see `AttackProtocol.about`.
 
     Raises:
         RequestError: a radius beyond the box, or pyautoattack is asked for and not installed.
@@ -173,9 +188,7 @@ def make_attack_protocol(
         shard=config.shard,
         dataset=dataset,
         split=config.split,
-        data=data,
         examples=min(total, config.examples or total),
-        weights=weights,
         device=device,
         autoattack=standard_version() if "autoattack" in config.attacks else "",
     )
@@ -201,10 +214,3 @@ def seen_by(network: nn.Module, view: View) -> tuple[nn.Module, nn.Module]:
         return network, network
     assert isinstance(network, Fronted), f"nothing is in front: there is no view {view}"
     return network.network, network if view == "oblivious" else network.network
-
-
-def _object(text: str) -> dict[str, Any]:
-    fields = json.loads(text)
-    if not isinstance(fields, dict):
-        raise ValueError("no JSON object")
-    return fields

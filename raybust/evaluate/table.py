@@ -26,6 +26,8 @@ COLUMNS = (
     "attacks",
 )
 CLEAN, NOTHING = "clean", "-"
+BEYOND = 1e-6
+"""By how much an adversarial image may leave ball or box: rounding in float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +69,26 @@ class AttackRow:
     def robust(self) -> bool:
         """Whether the network is right on the image and withstood every attack."""
         return self.broken_by == NOTHING
+
+    def same(self, other: AttackRow) -> bool:
+        """Returns whether two rows are equal."""
+        return self == other
+
+    def fault(self, protocol: AttackProtocol) -> str | None:
+        """Returns in what the row contradicts itself or its protocol, or None."""
+        if self.eps not in [threat.eps for threat in protocol.threats]:
+            return f"eps: got {self.eps!r}, which the protocol does not have"
+        if (self.broken_by == CLEAN) != (self.predict != self.label):
+            return f"broken_by: got {self.broken_by}, but {self.predict} of {self.label} is right"
+        if self.broken_by in (CLEAN, NOTHING):
+            if any(step >= 0 for _, step in self.attacks) or self.distance or self.step >= 0:
+                return f"broken_by: got {self.broken_by}, but an attack fooled the network"
+            return None
+        if self.becomes == self.label or self.step < 0:
+            return f"broken_by: got {self.broken_by}, but the image becomes {self.becomes}"
+        if not 0 <= self.distance <= self.eps + BEYOND:
+            return f"distance: got {self.distance!r}, expected at most {self.eps!r}"
+        return None
 
     def broke(self, attack: str) -> bool | None:
         """Returns whether an attack fooled the network at this radius; None where it did not run

@@ -42,4 +42,5 @@ def convolutional(classes=4):
 
 def protocol(**changes):
     values = {"sigma": 0.25, "shape": SHAPE, "n": 1000, "batch": 200}
+    values |= {"data": "d", "labels": "l", "weights": "w", "outputs": (1.0,)}
     return Protocol(**(values | changes))

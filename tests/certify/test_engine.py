@@ -7,7 +7,7 @@ import torch
 from networks import SHAPE, Linear, convolutional, protocol, two_class
 from torch import nn
 
-from raybust.certify import certify_examples, draws, make_protocol, sigma_warning, weights_digest
+from raybust.certify import certify_examples, draws, make_protocol, sigma_warning
 from raybust.certify.engine import make_forward
 from raybust.config.assess import Certify
 from raybust.errors import RequestError, WorkError
@@ -229,14 +229,7 @@ def test_protocols_that_mean_nothing_are_refused(changes, message):
 
 
 def made(**changes):
-    given = {
-        "sigma": 0.5,
-        "shape": SHAPE,
-        "device": "cpu",
-        "dataset": "d",
-        "data": "",
-        "weights": "",
-    }
+    given = {"sigma": 0.5, "shape": SHAPE, "device": "cpu", "dataset": "d"}
     return make_protocol(Certify(**changes), **given)
 
 
@@ -256,14 +249,6 @@ def test_intents_choose_the_schedule():
 def test_examples_are_chosen_by_skip():
     assert made(skip=20, examples=3).select(500) == [0, 20, 40]
     assert made(skip=20).select(50) == [0, 20, 40]
-
-
-def test_digest_of_weights():
-    one, other = convolutional(), convolutional()
-    assert weights_digest(one) == weights_digest(other)
-    with torch.no_grad():
-        other[0].bias[0] += 1
-    assert weights_digest(one) != weights_digest(other)
 
 
 def test_sigma_warning_says_both():

@@ -12,10 +12,11 @@ from dataclasses import replace
 import kit
 import pytest
 
-from raybust import methods, runs
+from raybust import methods
 from raybust.cluster import attacked, launch
 from raybust.config import Leaf, compose, leaves_of_arguments
 from raybust.errors import RequestError
+from raybust.trained import load_trained
 
 SMALL = (
     "evaluate.examples=24", "evaluate.shard=6", "evaluate.steps=5", "evaluate.queries=30",
@@ -25,7 +26,7 @@ SMALL = (
 
 
 def load(out, folder, *settings):
-    return runs.load(folder, [Leaf("out", str(out), "test"), *leaves_of_arguments(settings)])
+    return load_trained(folder, [Leaf("out", str(out), "test"), *leaves_of_arguments(settings)])
 
 
 @pytest.fixture(scope="module")
@@ -174,11 +175,12 @@ def test_two_workers_that_are_killed_resume_to_the_same_table(finished, tmp_path
         import os, sys
         from dataclasses import replace
         from pathlib import Path
-        from raybust import methods, runs
+        from raybust import methods
+        from raybust.trained import load_trained
         from raybust.cluster import attacked
         from raybust.config import Leaf, leaves_of_arguments
         leaves = [Leaf("out", {str(out)!r}, "t"), *leaves_of_arguments({SMALL!r})]
-        run = runs.load(Path({str(run.folder)!r}), leaves)
+        run = load_trained(Path({str(run.folder)!r}), leaves)
         run = replace(run, folder=Path({str(tmp_path / "run")!r}), uid=None)
         def say(text):
             print(text, flush=True)

@@ -7,15 +7,21 @@ from dataclasses import replace
 import kit
 import pytest
 
-from raybust import runs
 from raybust.cluster import corrupted
 from raybust.config import Leaf, leaves_of_arguments
 from raybust.corruptions import evaluate_corruptions
 from raybust.errors import RequestError
+from raybust.trained import load_trained
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("cluster")]
 
 ASKED = ("corruptions.sets=[C1,iCE]", "corruptions.rows=[[0,0.2]]", "corruptions.examples=100")
+
+
+def timeless(content):
+    """The lines of a file of counts without the seconds that they took, sorted."""
+    lines = [json.loads(line) for line in content.splitlines()]
+    return sorted(json.dumps({**line, "seconds": 0}) for line in lines)
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +29,7 @@ def measured(trained):
     """(what was found, the run, where it is tracked)."""
     out, folder, _ = trained
     leaves = [Leaf("out", str(out), "test"), *leaves_of_arguments(ASKED)]
-    run = runs.load(folder, leaves)
+    run = load_trained(folder, leaves)
     return corrupted.evaluate(run, say=print, workers=2), run, out
 
 
@@ -50,6 +56,7 @@ def test_results_are_in_files_and_in_mlflow(measured):
     assert names == {path.name for path in found.files.values()}
     plain = json.loads(found.files["metrics"].read_text())
     assert plain["metrics"] == found.metrics
+    assert plain["protocol"] == json.loads(found.files["counts"].read_text().splitlines()[0])
     assert found.files["table"].read_text().startswith("| corruption |")
     assert "mCE_Lp" in found.text()
 
@@ -66,9 +73,12 @@ def test_what_is_done_is_not_done_again_and_a_torn_line_is(measured, tmp_path):
     again = corrupted.evaluate(other, say=said.append)
     assert any("8 of 16 shares are done" in line for line in said)
     assert again.metrics == found.metrics
-    assert sorted(path.read_bytes().splitlines()) == sorted(whole.splitlines())
+    assert timeless(path.read_bytes()) == timeless(whole)
     path.write_text('{"version": 0}\n')
-    with pytest.raises(RequestError, match="holds other counts; --no-resume"):
+    with pytest.raises(RequestError, match=r"another protocol \(version: 0 -> 2.*unproven origin"):
+        corrupted.evaluate(other, say=print)
+    path.write_text("counts of somebody's\n")
+    with pytest.raises(RequestError, match="holds no counts of raybust's"):
         corrupted.evaluate(other, say=print)
 
 

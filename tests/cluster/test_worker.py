@@ -20,6 +20,7 @@ from raybust.cluster.runlog import Job
 from raybust.cluster.worker import _keep
 from raybust.errors import RequestError, WorkError
 from raybust.train import fit
+from raybust.trained import load_trained
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("cluster")]
 
@@ -196,7 +197,7 @@ def test_two_workers_train_together_with_checkpoints_in_a_storage(out, cluster, 
     # run that was moved aside is taken for it.
     assert kept.name == f"two-{runs.read_identity(folder).uid}"
     assert "checkpoint" in kit.artifacts_of(out, run)
-    trained = runs.load(folder, [])
+    trained = load_trained(folder, [])
     assert not trained.network.training
     wait(lambda: cluster.available_resources().get("CPU") == 2, 60, "all CPUs are free")
 

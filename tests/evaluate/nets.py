@@ -1,5 +1,7 @@
 """Networks that evaluation must measure, refuse or distrust."""
 
+import dataclasses
+
 import torch
 from torch import nn
 
@@ -65,7 +67,7 @@ def examples(network, count=30, seed=0):
 
 def protocol(count=30, **changes):
     settings = {"eps": (0.01, 0.03), **FAST, **changes}
-    return make_attack_protocol(
-        Evaluate(**settings), shape=SHAPE, total=count, device="cpu", dataset="made", data="d",
-        weights="w",
-    )  # fmt: skip
+    made = make_attack_protocol(
+        Evaluate(**settings), shape=SHAPE, total=count, device="cpu", dataset="made"
+    )
+    return dataclasses.replace(made, data="d", labels="l", weights="w", outputs=(1.0,))

@@ -69,7 +69,9 @@ def test_three_views_that_name_what_is_in_front():
     assert [p.front for p in (alone, oblivious, adaptive)] == ["", *["Coarse(levels=4)"] * 2]
     assert oblivious.reach == 0 < adaptive.reach
     same = dataclasses.replace(adaptive, front="Coarse(levels=8)")
-    assert adaptive.differences(same.to_json()) == ["front: Coarse(levels=8) -> Coarse(levels=4)"]
+    assert adaptive.differences(same.to_json()) == [
+        "another function (front: Coarse(levels=8) -> Coarse(levels=4))"
+    ]
 
 
 def test_alone_and_adaptive_are_those_networks_attacked(shown):

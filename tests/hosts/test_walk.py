@@ -13,9 +13,10 @@ import torch
 from lab import JOBS
 from waiting import wait
 
-from raybust import checkpoint, runs
+from raybust import checkpoint
 from raybust import config as configuration
 from raybust.cluster import shards
+from raybust.trained import load_trained
 
 pytestmark = pytest.mark.hosts
 
@@ -91,7 +92,7 @@ def test_two_hosts_train_one_network(lab):
     folder = lab.shared / "runs/two"
     manifest = checkpoint.read_manifest(checkpoint.newest(folder))
     assert (manifest["epoch"], manifest["workers"]) == (3, 2)
-    trained = runs.load(folder, [])
+    trained = load_trained(folder, [])
     split = trained.dataset.validation
     images, labels = split.fetch(torch.arange(len(split)))
     with torch.no_grad():
@@ -114,7 +115,7 @@ def test_both_hosts_certify_it(lab):
     assert "60 of 60 rows are there" in said
     assert "curve  /mnt/raybust/runs/two/certified/" in said
     settings = configuration.leaves_of_arguments(["certify.examples=60", *CERTIFY.split()])
-    trained = runs.load(lab.shared / "runs/two", settings)
+    trained = load_trained(lab.shared / "runs/two", settings)
     log = shards.log_path(trained.folder, shards.protocol_of(trained, "cpu"))
     rows = [line for line in log.read_text().splitlines() if re.match(r"\d", line)]
     assert len(rows) == 60

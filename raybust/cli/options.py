@@ -1,0 +1,58 @@
+"""The few options that commands share; all else is key=value on the schema."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from raybust.errors import RequestError
+from raybust.files import is_aside
+
+_OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
+    "name": (("--name",), {"help": "Name of the run or sweep."}),
+    "out": (("--out",), {"help": "Folder under which everything lands (default: runs)."}),
+    "address": (("--address",), {"help": "Ray address, or a jobs URL (http://127.0.0.1:8265)."}),
+    "detach": (("--detach",), {"is_flag": True, "help": "Submit to a jobs URL and do not wait."}),
+    "workers": (("--workers",), {"type": int, "help": "DDP workers of a run."}),
+    "resume": (
+        ("--resume/--no-resume",),
+        {"default": True, "help": "Go on with what is there (default), or begin anew."},
+    ),
+    "dry_run": (("--dry-run",), {"is_flag": True, "help": "Check and print, do nothing."}),
+    "verbose": (("--verbose",), {"is_flag": True, "help": "Show what Ray says."}),
+    "as_json": (("--json", "as_json"), {"is_flag": True, "help": "Print the result as JSON."}),
+}
+
+
+def options(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Returns a decorator that gives a command some of the shared options."""
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        for name in reversed(names):
+            flags, settings = _OPTIONS[name]
+            function = click.option(*flags, **settings)(function)
+        return function
+
+    return decorate
+
+
+def _as_file_name(context: click.Context, option: click.Parameter, name: str | None) -> str | None:
+    if name is None:
+        return None
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,99}", name) or is_aside(Path(name)):
+        raise RequestError(
+            f"--name: got {name!r}, expected at most 100 letters, digits, '.', '_' and '-'"
+        )
+    return name
+
+
+result_name = click.option(
+    "--name",
+    "result",
+    callback=_as_file_name,
+    help="Name of the result's files (default: made from the protocol).",
+)

@@ -1,0 +1,165 @@
+"""The file of counts of an evaluation under corruption: a header, then a line for each share of the
+examples. It survives a kill at any byte, and records the content of the images that it is of.
+
+Stage `corruptions`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from raybust import identity
+from raybust.corruptions.engine import Settings, contents
+from raybust.corruptions.results import Cell, Corrupted
+from raybust.data import Part
+from raybust.errors import RequestError
+from raybust.files import replace_text
+from raybust.numerics.lp_sets import Row
+from raybust.rowlog import OtherProtocolError
+
+VERSION = 2
+"""Version of the file's format."""
+
+_SECONDS, _SHARE = 1.0, 0.01
+"""What the proof of the images may take: a second, or this share of the work."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """The counts of one share of the examples.
+
+    Attributes:
+        number: of the share.
+        found: its counts.
+        images: digest of its published images, by corruption and severity; see `contents`.
+        seconds: of work.
+    """
+
+    number: int
+    found: Corrupted
+    images: Mapping[str, str]
+    seconds: float
+
+    def line(self) -> str:
+        """Returns the share as a line of the file, with its line end."""
+        plain = {
+            "share": self.number,
+            "seconds": round(self.seconds, 3),
+            "images": self.images,
+            "cells": [cell.plain() for cell in self.found.cells],
+        }
+        return json.dumps(plain) + "\n"
+
+
+class CountsLog:
+    """Counts on disk: opened or begun, appended to.
+
+    Attributes:
+        path: the file.
+        header: its first line, JSON.
+        shares: those that are done, by number.
+    """
+
+    def __init__(
+        self, path: Path, protocol: Mapping[str, Any], sets: dict[str, tuple[Row, ...]]
+    ) -> None:
+        """Opens the counts of a protocol, or begins them; a torn last line is dropped.
+
+        Args:
+            path: the file; its folder is made.
+            protocol: what the header must say, as plain data.
+            sets: the protocol's named sets of Lp noises.
+
+        Raises:
+            OtherProtocolError: the counts are of another function, images, labels or protocol.
+            RequestError: the file is no file of counts.
+        """
+        self.path, self._protocol = path, protocol
+        self.shares: dict[int, Share] = {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = path.read_bytes() if path.exists() else b""
+        whole = content[: content.rfind(b"\n") + 1]
+        if not whole:
+            self.header = json.dumps(protocol)
+            replace_text(path, self.header + "\n")
+            return
+        first, *lines = whole.decode(errors="replace").splitlines()
+        self.header = first
+        self._check_header()
+        for number, line in enumerate(lines, start=2):
+            self._read(number, line, sets)
+        if len(whole) < len(content):
+            os.truncate(path, len(whole))
+
+    def append(self, share: Share) -> None:
+        """Writes a share through to the disk."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(share.line())
+            file.flush()
+            os.fsync(file.fileno())
+        self.shares[share.number] = share
+
+    def check_images(self, part: Part, settings: Settings, classes: Sequence[str]) -> None:
+        """Compares the published images that the shares are of with those that are there now: all
+        of them where it takes less than a second or a hundredth of the work, else as many as that
+        allows.
+
+        Args:
+            part: the clean images.
+            settings: which corruptions.
+            classes: names of the classes.
+
+        Raises:
+            OtherProtocolError: they differ.
+        """
+        work = sum(share.seconds for share in self.shares.values())
+        until = time.perf_counter() + max(_SECONDS, _SHARE * work)
+        count = self._protocol["shares"]
+        for share in self.shares.values():
+            there = contents(part, settings, classes=classes, shard=(share.number, count))
+            for name, digest in there:
+                if share.images.get(name) != digest:
+                    raise OtherProtocolError([f"other images ({name})"], self.path)
+                if time.perf_counter() > until:
+                    return
+
+    def _check_header(self) -> None:
+        try:
+            fields = identity.fields_of(self.header)
+        except ValueError:
+            raise RequestError(
+                f"{self.path}: exists and holds no counts of raybust's; move it away"
+            ) from None
+        differ = identity.differences(fields, self._protocol)
+        if differ:
+            raise OtherProtocolError(differ, self.path)
+
+    def _read(self, number: int, line: str, sets: dict[str, tuple[Row, ...]]) -> None:
+        try:
+            plain = json.loads(line)
+            cells = tuple(map(Cell.parse, plain["cells"]))
+            share = Share(
+                int(plain["share"]),
+                Corrupted(cells=cells, sets=sets),
+                plain["images"],
+                float(plain["seconds"]),
+            )
+        except (ValueError, TypeError, KeyError) as error:
+            raise RequestError(
+                f"{self.path}: line {number} holds no counts ({error}); --no-resume keeps the "
+                "file aside and begins anew"
+            ) from None
+        wrong = next((cell for cell in cells if not cell.sound), None)
+        if wrong is not None or not 0 <= share.number < self._protocol["shares"]:
+            what = f"share {share.number}" if wrong is None else f"{wrong.name}, {wrong.level:g}"
+            raise RequestError(
+                f"{self.path}: line {number} was changed after it was written ({what}: its counts "
+                "contradict each other); --no-resume keeps the file aside and begins anew"
+            )
+        self.shares.setdefault(share.number, share)

@@ -1,0 +1,32 @@
+"""Digests of data: what tells the images and labels of a result from others of the same names.
+
+Stage `data` of the arrow; certificates and tables of attacks record them in their headers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def digest_of(form: str, *parts: bytes | memoryview) -> str:
+    """Returns 32 hexadecimal digits of the SHA-256 over a description and some bytes."""
+    digest = hashlib.sha256(form.encode())
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()[:32]
+
+
+def labels_digest(labels: Tensor, indices: Tensor, positions: Sequence[int] | Tensor) -> str:
+    """Returns the digest of the labels and indices of some examples, in order.
+
+    Args:
+        labels: int64 (N,).
+        indices: int64 (N,), by which results name the examples.
+        positions: of the examples, in [0, N).
+    """
+    at = torch.as_tensor(positions, dtype=torch.int64)
+    return digest_of("labels", *(part[at].numpy().data for part in (labels, indices)))
