@@ -8,7 +8,7 @@ so that its bytes do not depend on the order of the work.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
@@ -37,6 +37,14 @@ class OtherProtocolError(RequestError):
 
 class KeyedRow(Protocol):
     """A row that can be written and read back."""
+
+    @property
+    def idx(self) -> int:
+        """Index of the example in its dataset."""
+
+    @property
+    def label(self) -> int:
+        """Its label."""
 
     @property
     def place(self) -> Any:
@@ -131,6 +139,23 @@ class RowLog(Generic[R, H]):
                 f"{self.path}: line {number} was changed after it was written: {wrong}; "
                 "--no-resume keeps the file aside and begins anew"
             )
+
+    def check_examples(self, labels: Mapping[int, int]) -> None:
+        """Refuses rows of other examples than those that the protocol selects.
+
+        Args:
+            labels: of these examples, by their index.
+
+        Raises:
+            RequestError: a row is of another example, or has another label.
+        """
+        for row in self._rows.values():
+            if labels.get(row.idx) != row.label:
+                raise RequestError(
+                    f"{self.path}: the row of example {row.idx} with label {row.label} is of no "
+                    "example that the protocol selects; --no-resume keeps the file aside and "
+                    "begins anew"
+                )
 
     @property
     def header(self) -> str:

@@ -21,7 +21,6 @@ from raybust.cluster.launch import Say, locked, open_store, progress_bar, say_if
 from raybust.cluster.session import nodes_of, session
 from raybust.cluster.tasks import of_one_task, room_for, run_tasks
 from raybust.config import Config
-from raybust.errors import RequestError
 from raybust.evaluate import (
     HEADLINE,
     AttackProtocol,
@@ -187,13 +186,8 @@ def _table(
         put_aside(path)
     table = AttackTable(path, protocol)
     split = getattr(trained.dataset, protocol.split)
-    known = set(split.indices[: protocol.examples].tolist())
-    strange = [row.idx for row in table.rows if row.idx not in known]
-    if strange:
-        raise RequestError(
-            f"{path}: has a row of example {strange[0]}, which the protocol does not select; "
-            "--no-resume keeps the file aside and begins anew"
-        )
+    indices, labels = (part[: protocol.examples].tolist() for part in (split.indices, split.labels))
+    table.check_examples(dict(zip(indices, labels, strict=True)))
     return table
 
 

@@ -133,12 +133,7 @@ def _left(
     """Returns the positions that a log lacks; proves that its rows are of the network at hand."""
     split, protocol = getattr(trained.dataset, log.protocol.split), log.protocol
     at = {int(split.indices[position]): position for position in chosen}
-    strange = [row.idx for row in log.rows if row.idx not in at]
-    if strange:
-        raise RequestError(
-            f"{log.path}: has a row of example {strange[0]}, which the protocol does not select; "
-            "--no-resume keeps the file aside and begins anew"
-        )
+    log.check_examples({idx: int(split.labels[position]) for idx, position in at.items()})
     if log.rows:
         say(f"resuming {log.path.name}: {len(log.rows)} of {len(chosen)} rows are there")
 

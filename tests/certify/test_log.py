@@ -1,5 +1,7 @@
 """The file of rows: killed at any byte, opened again, finished the same."""
 
+import dataclasses
+
 import pytest
 import torch
 from networks import convolutional, protocol
@@ -122,3 +124,105 @@ def test_both_time_formats():
     assert format_time(3723.5) == "1:02:03.500000"
     with pytest.raises(ValueError, match="could not convert"):
         parse_time("soon")
+
+
+def log_with(path, rows, cell=None, lines=()):
+    """A log on disk, a cell of its third row changed, further lines at its end."""
+    CertificateLog(path, HEADER).append(rows)
+    text = path.read_text().splitlines()
+    if cell is not None:
+        column, value = cell
+        cells = text[4].split("\t")
+        cells[COLUMNS.index(column)] = value(cells[COLUMNS.index(column)])
+        text[4] = "\t".join(cells)
+    path.write_text("\n".join([*text, *lines]) + "\n")
+
+
+CHANGED = [
+    ("radius", lambda cell: repr(float(cell) + 0.01)),
+    ("radius", lambda cell: repr(float(cell) * (1 - 1e-6))),
+    ("radius", lambda cell: "nan"),
+    ("p_lower", lambda cell: repr(min(1.0, float(cell) + 1e-6))),
+    ("count", lambda cell: str(int(cell) - 1)),
+    ("n", lambda cell: "500"),
+    ("n", lambda cell: "0"),
+    ("draws", lambda cell: "100000"),
+    ("n0_count", lambda cell: "101"),
+    ("n0_count", lambda cell: "-1"),
+    ("top", lambda cell: str((int(cell) + 1) % 4)),
+    ("counts", lambda cell: cell.replace(":", ":1", 1)),
+    ("counts", lambda cell: f"{cell} {cell}"),
+]
+
+
+@pytest.mark.parametrize("change", CHANGED, ids=lambda change: change[0])
+def test_a_row_that_contradicts_itself_is_refused_by_its_number(rows, tmp_path, change):
+    path = tmp_path / "log.tsv"
+    log_with(path, rows, change)
+    before = path.read_bytes()
+    with pytest.raises(RequestError, match="line 5 ") as told:
+        CertificateLog(path, HEADER)
+    assert "\n" not in str(told.value)
+    assert path.read_bytes() == before
+
+
+def test_a_row_whose_class_is_not_what_its_bound_proves(rows, tmp_path):
+    path = tmp_path / "log.tsv"
+    row = rows[2]
+    wrong = dataclasses.replace(row, predict=-1 if row.predict >= 0 else row.top)
+    CertificateLog(path, HEADER).append([wrong])
+    with pytest.raises(RequestError, match="line 3 was changed after it was written: predict"):
+        CertificateLog(path, HEADER)
+
+
+@pytest.mark.parametrize("schedule", ["fixed", "looks", "sequence"])
+@pytest.mark.parametrize("noise", ["gaussian", "uniform", "ablation"])
+def test_every_row_that_the_engine_writes_agrees_with_itself(schedule, noise):
+    targets = () if schedule == "fixed" else (0.05,)
+    norm = {"gaussian": "linf", "uniform": "l1", "ablation": "l0"}[noise]
+    header = protocol(
+        shape=(1, 5, 5), noise=noise, norm=norm, keep=20, schedule=schedule, targets=targets
+    )
+    torch.manual_seed(2)
+    images = torch.rand(6, 1, 5, 5)
+    for row in certify_examples(convolutional(), images, torch.zeros(6), range(6), header):
+        assert row.fault(header) is None
+        assert Row.parse(row.line()).fault(header) is None
+
+
+def test_a_row_that_is_there_twice_is_one_row(rows, tmp_path):
+    path = tmp_path / "log.tsv"
+    later = dataclasses.replace(rows[1], time=rows[1].time + 1)
+    log_with(path, rows, lines=[rows[0].line().rstrip(), later.line().rstrip()])
+    kept = CertificateLog(path, HEADER).finish()
+    for row, old in zip(kept, sorted(rows, key=lambda row: row.idx), strict=True):
+        assert row.same(old)
+    assert len(path.read_text().splitlines()) == 2 + len(rows)
+
+
+def test_two_different_rows_of_an_example_are_refused_by_number(rows, tmp_path):
+    path = tmp_path / "log.tsv"
+    other = dataclasses.replace(rows[0], n0_count=rows[0].n0_count - 1)
+    log_with(path, rows, lines=[other.line().rstrip()])
+    with pytest.raises(RequestError, match=r"line 8 was changed after .*earlier row of 0"):
+        CertificateLog(path, HEADER)
+
+
+def test_rows_of_other_examples_or_labels_are_refused(rows, tmp_path):
+    log = CertificateLog(tmp_path / "log.tsv", HEADER)
+    log.append(rows)
+    log.check_examples(dict.fromkeys(range(9), 0))
+    for labels in (dict.fromkeys(range(4), 0), {**dict.fromkeys(range(5), 0), 3: 1}):
+        with pytest.raises(RequestError, match="is of no example that the protocol selects"):
+            log.check_examples(labels)
+
+
+def test_the_header_stays_as_it_was_written(rows, tmp_path):
+    path = tmp_path / "log.tsv"
+    CertificateLog(path, HEADER).append(rows)
+    finished = CertificateLog(path, HEADER)
+    finished.finish()
+    before = path.read_bytes()
+    rounded = dataclasses.replace(HEADER, outputs=(1.0 + 1e-7,))
+    CertificateLog(path, rounded).finish()
+    assert path.read_bytes() == before

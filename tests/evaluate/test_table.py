@@ -6,6 +6,7 @@ from test_suite import run
 
 from raybust.errors import RequestError
 from raybust.evaluate import AttackTable
+from raybust.evaluate.table import COLUMNS
 
 
 @pytest.fixture(scope="module")
@@ -59,3 +60,46 @@ def test_a_broken_row_is_named(tmp_path, rows):
     path.write_text("".join(lines))
     with pytest.raises(RequestError, match="line 5 is no row"):
         AttackTable(path, protocol())
+
+
+BROKEN, STANDS, ERRS = "broken", "stands", "errs"
+CHANGED = [
+    (BROKEN, "distance", lambda cell: "1e9"),
+    (BROKEN, "distance", lambda cell: "-1.0"),
+    (BROKEN, "distance", lambda cell: "nan"),
+    (BROKEN, "broken_by", lambda cell: "-"),
+    (BROKEN, "robust", lambda cell: "1"),
+    (BROKEN, "step", lambda cell: "-1"),
+    (BROKEN, "eps", lambda cell: "0.02"),
+    (STANDS, "predict", lambda cell: str((int(cell) + 1) % 5)),
+    (STANDS, "broken_by", lambda cell: "pgd"),
+    (STANDS, "attacks", lambda cell: cell.replace(":-1", ":3", 1)),
+    (ERRS, "label", lambda cell: "same"),
+    (ERRS, "broken_by", lambda cell: "-"),
+]
+
+
+def kind_of(row):
+    if row.broken_by == "clean":
+        return ERRS
+    return STANDS if row.robust else BROKEN
+
+
+@pytest.mark.parametrize("change", CHANGED, ids=lambda change: f"{change[0]}-{change[1]}")
+def test_a_row_that_contradicts_itself_is_refused_by_its_number(tmp_path, rows, change):
+    kind, column, value = change
+    path = tmp_path / "table.tsv"
+    row = next(row for row in rows if kind_of(row) == kind)
+    AttackTable(path, protocol()).append([row])
+    *head, line = path.read_text().splitlines()
+    cells = line.split("\t")
+    at = COLUMNS.index(column)
+    cells[at] = str(row.predict) if value(cells[at]) == "same" else value(cells[at])
+    path.write_text("\n".join([*head, "\t".join(cells)]) + "\n")
+    with pytest.raises(RequestError, match="line 3 "):
+        AttackTable(path, protocol())
+
+
+def test_every_row_agrees_with_itself(rows):
+    assert [row.fault(protocol()) for row in rows] == [None] * len(rows)
+    assert {kind_of(row) for row in rows} == {BROKEN, STANDS, ERRS}

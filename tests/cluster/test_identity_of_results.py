@@ -1,0 +1,357 @@
+"""By the command line: a number is gone on with, or reported, only as that of the function, the
+images and the labels that made it."""
+
+import importlib
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import kit
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from ray.cloudpickle import register_pickle_by_value
+from torch import nn
+
+from raybust import checkpoint
+from raybust.cluster.launch import locked
+from raybust.runs import JOURNAL
+
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("cluster")]
+
+NET = """
+from torch import nn
+
+class Net(nn.Sequential):
+    def __init__(self, num_classes=3):
+        super().__init__(nn.Flatten(), nn.Linear(64, num_classes))
+"""
+SHARP = """
+    def forward(self, x):
+        return (60 * super().forward(x)).softmax(1)
+"""
+SHIFTED = """
+    def forward(self, x):
+        return super().forward(x.roll(1, 3))
+"""
+FAST = (
+    "certify.examples=8", "certify.n=200", "certify.sigma=0.25", "evaluate.examples=8",
+    "evaluate.attacks=[pgd]", "evaluate.eps=[0.1]",
+)  # fmt: skip
+ONWARD = ("--no-resume", "--name NAME")
+
+
+@pytest.fixture
+def home(out, monkeypatch):
+    """The working directory: an npz of 8 x 8 images, weights, two networks with these weights."""
+    draw = np.random.default_rng(0)
+    images = draw.integers(0, 255, (60, 8, 8)).astype(np.uint8)
+    np.savez(out / "data.npz", x_train=images, y_train=np.arange(60) % 3, x_test=images[:15],
+             y_test=np.arange(15) % 3)  # fmt: skip
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    torch.save(net.state_dict(), out / "plain.pth")
+    name = f"net_{out.name}".replace("-", "_")  # modules stay imported for the whole session
+    (out / f"{name}.py").write_text(NET)
+    monkeypatch.chdir(out)
+    yield name
+    sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def ask(cli, home, out):
+    """Runs a stage on the weights, with the user's module as its file says now."""
+
+    def run(stage, *more, path="data.npz", weights="plain.pth"):
+        import_anew(home)
+        return cli(stage, weights, f"model.name={home}:Net", "data.name=npz", f"data.path={path}",
+                   "--out", out, *FAST, *more)  # fmt: skip
+
+    return run
+
+
+def import_anew(name):
+    """Imports a module of the working directory as a new process would. The workers of the tests'
+    Ray were started elsewhere, so its classes travel to them by value."""
+    sys.modules.pop(name, None)
+    shutil.rmtree("__pycache__", ignore_errors=True)
+    importlib.invalidate_caches()
+    sys.path.insert(0, "")
+    try:
+        register_pickle_by_value(importlib.import_module(name))
+    finally:
+        sys.path.remove("")
+
+
+def rewrite(name, body):
+    """Puts another class under the module's name."""
+    Path(f"{name}.py").write_text(NET + body)
+
+
+def results(out, stage, ending):
+    return sorted(out.glob(f"_weights/plain-*/{stage}/*{ending}"))
+
+
+STAGES = [("certify", "certified", ".tsv", ()), ("evaluate", "attacked", ".tsv", ()),
+          ("evaluate", "corrupted", ".jsonl", ("corruptions.rows=[[2, 0.5]]",))]  # fmt: skip
+
+
+@pytest.mark.parametrize(("stage", "folder", "ending", "more"), STAGES)
+@pytest.mark.parametrize("body", [SHARP, SHIFTED], ids=["softmax", "shifted"])
+def test_another_forward_of_the_same_weights_goes_on_with_nothing(
+    ask, home, out, stage, folder, ending, more, body
+):
+    first = ask(stage, *more)
+    assert first.code == 0, first.err
+    (path,) = results(out, folder, ending)
+    before = path.read_bytes()
+    rewrite(home, body)
+    other = ask(stage, *more)
+    assert other.code == 2
+    assert "another function (outputs" in other.err
+    assert all(way in other.err for way in ONWARD)
+    assert path.read_bytes() == before
+    beside = ask(stage, "--name", "other", *more)
+    assert beside.code == 0, beside.err
+    assert path.read_bytes() == before
+    rewrite(home, "")
+    again = ask(stage, *more)
+    assert again.code == 0, again.err
+    assert again.out == first.out
+    named = ask(stage, "--name", "other", *more)
+    assert named.code == 2
+    assert "another function" in named.err
+
+
+@pytest.mark.parametrize(("stage", "folder", "ending", "more"), STAGES)
+def test_other_images_or_labels_under_the_same_name_are_told(
+    ask, home, out, stage, folder, ending, more
+):
+    assert ask(stage, *more).code == 0
+    with np.load("data.npz") as archive:
+        arrays = dict(archive)
+    for key, what in (("x_test", "other images"), ("y_test", "other labels")):
+        changed = {**arrays, key: arrays[key].copy()}
+        changed[key][3] = (changed[key][3] + 1) % 3
+        np.savez("data.npz", **changed)
+        found = ask(stage, *more)
+        assert found.code == 2
+        assert what in found.err
+        assert "another function" not in found.err
+    unseen = {**arrays, "x_test": arrays["x_test"].copy()}
+    unseen["x_test"][12] = 0  # the result is of the first eight
+    np.savez("data.npz", **unseen)
+    found = ask(stage, *more)
+    if folder == "corrupted":  # takes all fifteen
+        assert (found.code, "other images" in found.err) == (2, True)
+    else:
+        assert (found.code, "resuming" in found.err) == (0, True)
+
+
+def folders(home, value=0):
+    """An image folder whose files have the same names and sizes for every value."""
+    draw = np.random.default_rng(1)
+    for part, count in (("train", 12), ("val", 8)):
+        for kind in ("cat", "dog", "eel"):
+            folder = home / "pictures" / part / kind
+            folder.mkdir(parents=True, exist_ok=True)
+            for number in range(count):
+                pixels = draw.integers(0, 200, (8, 8, 3)).astype(np.uint8) + np.uint8(value)
+                Image.fromarray(pixels).save(folder / f"{number}.bmp")
+
+
+@pytest.mark.parametrize(("stage", "folder", "ending", "more"), STAGES)
+def test_files_replaced_under_their_names_and_sizes_are_told(
+    cli, home, out, stage, folder, ending, more
+):
+    folders(out)
+    (out / f"{home}.py").write_text(NET.replace("64", "192"))
+    import_anew(home)
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
+    torch.save(net.state_dict(), out / "wide.pth")
+    command = (stage, "wide.pth", f"model.name={home}:Net", "data.name=image_folder",
+               f"data.path={out / 'pictures'}", "data.image_size=8", "--out", out, *FAST, *more,
+               "corruptions.examples=8")  # fmt: skip
+    assert cli(*command).code == 0
+    again = cli(*command)
+    assert (again.code, "resuming" in again.err) == (0, True)
+    folders(out, value=20)
+    found = cli(*command)
+    assert found.code == 2
+    assert "other images" in found.err
+
+
+def published(folder, value=0):
+    """CIFAR-C's layout; the same names and sizes for every value."""
+    from raybust.corruptions import COMMON
+
+    folder.mkdir(exist_ok=True)
+    draw = np.random.default_rng(2)
+    for name in COMMON:
+        pixels = draw.integers(0, 200, (75, 8, 8, 1)).astype(np.uint8)
+        pixels[40] += np.uint8(value if name == COMMON[-1] else 0)
+        np.save(folder / f"{name}.npy", pixels)
+    np.save(folder / "labels.npy", np.tile(np.arange(15) % 3, 5))
+
+
+def test_published_images_replaced_in_one_file_are_told_and_a_moved_folder_is_not(ask, out):
+    published(out / "C")
+    more = (f"corruptions.folder={out / 'C'}",)
+    first = ask("evaluate", *more)
+    assert first.code == 0, first.err
+    again = ask("evaluate", *more)
+    assert (again.code, again.out) == (0, first.out)
+    (out / "elsewhere").mkdir()
+    shutil.move(out / "C", out / "elsewhere" / "C")
+    there = f"corruptions.folder={out / 'elsewhere' / 'C'}"
+    moved = ask("evaluate", there)
+    assert (moved.code, moved.out) == (0, first.out)
+    published(out / "elsewhere" / "C", value=9)
+    found = ask("evaluate", there)
+    assert found.code == 2
+    assert "other images (" in found.err
+
+
+def test_weights_replaced_under_their_name_are_told(ask, out):
+    assert ask("certify").code == 0
+    torch.manual_seed(1)
+    torch.save(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)).state_dict(), out / "plain.pth")
+    found = ask("certify")
+    assert found.code == 2
+    assert "another function (weights" in found.err
+
+
+def test_another_normalization_of_the_same_weights_is_told(ask):
+    assert ask("certify").code == 0
+    found = ask("certify", "model.mean=[0.3]", "model.std=[0.3]")
+    assert found.code == 2
+    assert "another function" in found.err
+
+
+def test_a_log_of_raybust_0_1_is_read_by_report_and_unproven_for_certify(ask, cli, out):
+    assert ask("certify").code == 0
+    (path,) = results(out, "certified", ".tsv")
+    first, rest = path.read_text().split("\n", 1)
+    header = json.loads(first.removeprefix("# "))
+    del header["outputs"], header["labels"]
+    path.write_text(f"# {json.dumps(header)}\n{rest}")
+    assert cli("report", path, "--out", out).code == 0
+    found = ask("certify")
+    assert found.code == 2
+    assert "unproven origin (its header does not record outputs, labels)" in found.err
+
+
+def test_a_changed_row_is_refused_by_its_number_and_told_by_the_recomputation(ask, out):
+    assert ask("certify").code == 0
+    (path,) = results(out, "certified", ".tsv")
+    lines = path.read_text().splitlines()
+    cells = lines[4].split("\t")
+    cells[3] = "1.5"
+    path.write_text("\n".join([*lines[:4], "\t".join(cells), *lines[5:]]) + "\n")
+    found = ask("certify")
+    assert found.code == 2
+    assert "line 5 was changed after it was written: radius: got 1.5" in found.err
+
+
+def test_nothing_of_a_weights_file_lands_in_a_run_of_its_name(trained, cli, ask, out):
+    """`certify plain.pth` beside a run called plain, and beside one called plain.pth."""
+    for name in ("plain", "plain.pth.d"):
+        shutil.copytree(trained[1], out / name)
+    assert ask("certify").code == 0
+    assert not list(out.glob("plain*/certified"))
+    (path,) = results(out, "certified", ".tsv")
+    assert "_weights" in path.parts
+    found = cli("report", "plain", "--out", out)
+    assert found.code == 2
+    assert "has no certificates" in found.err
+
+
+def test_two_weights_files_of_one_name_do_not_share_results(ask, out):
+    assert ask("certify").code == 0
+    (out / "deep").mkdir()
+    torch.manual_seed(1)
+    other = nn.Sequential(nn.Flatten(), nn.Linear(64, 3)).state_dict()
+    torch.save(other, out / "deep" / "plain.pth")
+    found = ask("certify", weights="deep/plain.pth")
+    assert found.code == 0, found.err
+    assert len(results(out, "certified", ".tsv")) == 2
+
+
+@pytest.fixture
+def run(trained, out):
+    """A copy of the trained run in a store of its own."""
+    shutil.copytree(trained[1], out / "one")
+    return out / "one"
+
+
+def test_two_protocols_never_share_a_point_in_mlflow(run, out, cli):
+    for settings in ("certify.n=200", "certify.n=300", "certify.norm=linf", "certify.sigma=0.5"):
+        found = cli("certify", "one", "--out", out, "certify.examples=5", settings)
+        assert found.code == 0, found.err
+    for settings in ("evaluate.eps=[0.1]", "evaluate.eps=[0.2]", "evaluate.pgd_steps=3"):
+        more = ("--name", "steps") if "steps" in settings else ()
+        found = cli("evaluate", "one", "--out", out, "evaluate.examples=5",
+                    "evaluate.attacks=[pgd]", settings, *more)  # fmt: skip
+        assert found.code == 0, found.err
+    (stored,) = kit.runs_of(out).values()
+    points = kit.points_of(out, stored)
+    assert {step for key, step in points if key == "certified/acr"} == {0, 1, 2, 3}
+    assert {step for key, step in points if key == "attacked/robust_accuracy"} == {0, 1, 2}
+    assert stored.data.tags["raybust.certified.1"].endswith("_n300")
+    assert stored.data.tags["raybust.attacked.2"] == "steps"
+
+
+def test_a_log_of_weights_that_the_run_no_longer_has_is_not_its(run, out, cli):
+    assert cli("certify", "one", "--out", out, "certify.examples=5").code == 0
+    assert cli("report", "one", "--out", out).code == 0
+    newest = checkpoint.newest(run)
+    weights = checkpoint.read_weights(newest)
+    manifest = checkpoint.read_manifest(newest)
+    del manifest["files"]
+    for key in weights:
+        weights[key] = weights[key] * 1.01
+    later = run / checkpoint.folder_name(checkpoint.epoch_of(newest) + 1)
+    later.mkdir()
+    checkpoint.write(later, weights, checkpoint.read_state(newest), manifest)
+    found = cli("report", "one", "--out", out)
+    assert found.code == 2
+    assert "is left out: one has other weights since" in found.err
+
+
+def test_what_was_kept_aside_is_not_reported(run, out, cli):
+    for _ in range(2):
+        arguments = ("certify", "one", "--out", out, "certify.examples=5", "--no-resume")
+        assert cli(*arguments).code == 0
+    assert len(list((run / "certified").glob("*.tsv"))) == 2
+    found = cli("report", "one", "--out", out)
+    assert found.code == 0
+    assert found.out.count("| one |") == 1
+
+
+def test_two_commands_do_not_work_on_one_run_at_once(run, out, cli):
+    with locked(run):
+        for stage in ("certify", "evaluate"):
+            found = cli(stage, "one", "--out", out, "evaluate.attacks=[pgd]")
+            assert found.code == 2
+            assert "one: another command is running it" in found.err
+    assert (run / JOURNAL).exists()
+
+
+@pytest.mark.slow
+def test_two_processes_at_once_make_no_row_twice(run, out, cluster):
+    address = cluster.get_runtime_context().gcs_address
+    command = [sys.executable, "-m", "raybust", "certify", "one", "--out", str(out),
+               "certify.examples=40", "certify.n=2000", "--address", address]  # fmt: skip
+    both = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    errors = [process.communicate()[1] for process in both]
+    codes = sorted(process.returncode for process in both)
+    assert codes in ([0, 0], [0, 2]), errors
+    if codes == [0, 2]:
+        assert any("another command is running it" in text for text in errors)
+    (log,) = (run / "certified").glob("*.tsv")
+    rows = [line.split("\t")[0] for line in log.read_text().splitlines()[2:]]
+    assert len(rows) == len(set(rows)) == 40

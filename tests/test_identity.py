@@ -1,0 +1,198 @@
+"""What tells one function, and one set of images and labels, from another."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from raybust.data import Split, StreamedSplit
+from raybust.identity import PROBES, agree, differences, fields_of, outputs_of, weights_digest
+
+IMAGES = torch.rand(20, 3, 8, 8, generator=torch.Generator().manual_seed(3))
+
+
+def network(activation=None):
+    torch.manual_seed(0)
+    parts = [nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), activation or nn.ReLU(), nn.Flatten()]
+    return nn.Sequential(*parts, nn.Linear(216, 5)).eval()
+
+
+class Around(nn.Module):
+    """Calls a function on images, network and logits; has the network's weights."""
+
+    def __init__(self, inner, call):
+        super().__init__()
+        self.inner, self.call = inner, call
+        self.eval()
+
+    def forward(self, images):
+        return self.call(self.inner, images)
+
+
+OTHERS = {
+    "softmax": lambda net, x: net(x).softmax(1),
+    "another mean": lambda net, x: net(x - 0.01),
+    "another scale": lambda net, x: net(x * 1.001),
+    "channels swapped": lambda net, x: net(x.flip(1)),
+    "classes swapped": lambda net, x: net(x).flip(1),
+    "temperature": lambda net, x: net(x) / 1.01,
+    "quantized images": lambda net, x: net((x * 16).round() / 16),
+    "mirrored images": lambda net, x: net(x.flip(3)),
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_two_functions_of_the_same_weights_do_not_agree(other):
+    one, changed = Around(network(), lambda net, x: net(x)), Around(network(), OTHERS[other])
+    assert weights_digest(one) == weights_digest(changed)
+    assert not agree(outputs_of(one, IMAGES), outputs_of(changed, IMAGES))
+
+
+def test_another_activation_has_the_same_keys_and_does_not_agree():
+    one, other = network(), network(nn.LeakyReLU(0.02))
+    assert weights_digest(one) == weights_digest(other)
+    assert not agree(outputs_of(one, IMAGES), outputs_of(other, IMAGES))
+
+
+def test_one_function_agrees_with_itself_in_other_arithmetic():
+    one = outputs_of(network(), IMAGES)
+    assert len(one) == 2 * PROBES
+    assert outputs_of(network(), IMAGES) == one
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3 - min(threads, 2))
+    assert agree(one, outputs_of(network(), IMAGES))
+    torch.set_num_threads(threads)
+    double = Around(network().double(), lambda net, x: net(x.double()))
+    assert agree(one, outputs_of(double, IMAGES))
+    assert agree(one, fields_of(json.dumps({"outputs": one}))["outputs"])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert agree(one, outputs_of(network(), IMAGES))
+
+
+def test_gradients_tell_networks_of_equal_outputs():
+    def masked(net, x):
+        return net(x.detach() + 0 * x)
+
+    one, other = network(), Around(network(), masked)
+    assert agree(outputs_of(one, IMAGES), outputs_of(other, IMAGES))
+    with_gradients = [outputs_of(net, IMAGES, gradients=True) for net in (one, other)]
+    assert not agree(*with_gradients)
+    assert len(with_gradients[0]) == 4 * PROBES
+
+
+@pytest.mark.parametrize(
+    "blind",
+    [lambda net, x: net(x).detach(), lambda net, x: nn.functional.one_hot(net(x).argmax(1), 5)],
+)
+def test_a_network_without_gradients_is_recorded_all_the_same(blind):
+    found = outputs_of(Around(network(), blind), IMAGES, gradients=True)
+    assert set(found[2 * PROBES :]) == {0.0}
+    assert len(set(found[: 2 * PROBES])) > 1
+
+
+def test_a_network_that_draws_is_recorded_alike_and_the_generator_put_back():
+    drawing = Around(network(), lambda net, x: net(x) + torch.randn(len(x), 1))
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    first = outputs_of(drawing, IMAGES)
+    assert torch.equal(torch.rand(3), expected)
+    assert outputs_of(drawing, IMAGES) == first
+
+
+def test_nan_agrees_with_nothing():
+    assert not agree((float("nan"),), (float("nan"),))
+    assert not agree((1.0,), (1.0, 2.0))
+
+
+def test_digest_of_weights():
+    one, other = network(), network()
+    assert weights_digest(one) == weights_digest(other)
+    with torch.no_grad():
+        other[0].bias[0] += 1
+    assert weights_digest(one) != weights_digest(other)
+
+
+HEADER = {"weights": "a" * 64, "outputs": [1.0, 2.0], "data": "d", "labels": "l", "n": 100}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, []),
+        ({"outputs": [1.0, 2.0000001]}, []),
+        ({"weights": "b" * 64}, ["another function (weights: bbbbbbbb -> aaaaaaaa)"]),
+        ({"outputs": [1.0, 2.1]}, ["another function (outputs: (1.0, 2.1) -> (1.0, 2.0))"]),
+        ({"data": "e", "outputs": [3.0, 4.0]}, ["other images (data: e -> d)"]),
+        ({"labels": "m"}, ["other labels (labels: m -> l)"]),
+        ({"n": 200}, ["another protocol (n: 200 -> 100)"]),
+        ({"sigma": 0.5}, ["another protocol (sigma: 0.5 -> None)"]),
+        (
+            {"labels": "m", "n": 200},
+            ["other labels (labels: m -> l)", "another protocol (n: 200 -> 100)"],
+        ),
+        ({"outputs": ()}, ["unproven origin (its header does not record outputs)"]),
+    ],
+)
+def test_a_difference_names_its_kind(changes, expected):
+    assert differences({**HEADER, **changes}, HEADER) == expected
+
+
+def test_a_header_of_raybust_0_1_is_unproven():
+    old = {"weights": "a" * 64, "data": "0123456789abcdef", "n": 100}
+    assert differences(old, HEADER) == [
+        "unproven origin (its header does not record outputs, labels)"
+    ]
+
+
+def in_memory(**changes):
+    parts = {"images": torch.arange(96).to(torch.uint8).view(6, 1, 4, 4)}
+    parts |= {"labels": torch.arange(6) % 3, "indices": torch.arange(6)}
+    return Split(**(parts | changes))
+
+
+def test_the_content_of_a_part_in_memory_is_that_of_the_examples_named():
+    split, changed = in_memory(), in_memory().images.clone()
+    changed[4, 0, 0, 0] += 1
+    other = in_memory(images=changed)
+    assert split.content([0, 1, 2]) == other.content(torch.arange(3))
+    assert split.content([0, 4]) != other.content([0, 4])
+    assert split.content([0, 1]) != split.content([1, 0])
+    assert split.content([0]) != in_memory(scale=16.0).content([0])
+    relabeled = in_memory(labels=torch.tensor([0, 1, 2, 0, 1, 1]))
+    assert split.content(range(6)) == relabeled.content(range(6))
+    assert split.labeling(range(6)) != relabeled.labeling(range(6))
+    assert split.labeling(range(5)) == relabeled.labeling(range(5))
+    assert split.labeling([0]) != in_memory(indices=torch.arange(6) + 1).labeling([0])
+
+
+def test_the_content_of_files_is_their_bytes_not_their_names(tmp_path):
+    draw = np.random.default_rng(0)
+    for number in range(4):
+        Image.fromarray(draw.integers(0, 255, (8, 8, 3), np.uint8)).save(tmp_path / f"{number}.bmp")
+    files = tuple(f"{number}.bmp" for number in range(4))
+    labels = torch.tensor([0, 1, 0, 1])
+    split = StreamedSplit(tmp_path, files, labels, torch.arange(4), 8)
+    before = split.content([0, 1]), split.content([2, 3])
+    stat = (tmp_path / "1.bmp").stat()
+    size = stat.st_size
+    content = bytearray((tmp_path / "1.bmp").read_bytes())
+    content[-1] ^= 255
+    (tmp_path / "1.bmp").write_bytes(content)
+    import os
+
+    os.utime(tmp_path / "1.bmp", ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert (tmp_path / "1.bmp").stat().st_size == size
+    assert split.content([0, 1]) != before[0]
+    assert split.content([2, 3]) == before[1]
+    (tmp_path / "2.bmp").rename(tmp_path / "two.bmp")
+    moved = StreamedSplit(
+        tmp_path, ("0.bmp", "1.bmp", "two.bmp", "3.bmp"), labels, split.indices, 8
+    )
+    assert moved.content([2, 3]) == before[1]
+    assert StreamedSplit(tmp_path, moved.files, labels, split.indices, 7).content([2]) != (
+        moved.content([2])
+    )
