@@ -111,19 +111,28 @@ def load_trained(path: Path, overrides: list[Leaf]) -> Trained:
     network.load_state_dict(checkpoint.read_weights(folder))
     network.eval()
     owner = path if uid is not None else foreign_folder(config, path)
-    notes = _changed_code(path.name, network, manifest)
+    notes = _changes(path.name, network, dataset, manifest)
     return Trained(owner, config, dataset, network, config.method.noise(), uid, notes)
 
 
-def _changed_code(name: str, network: nn.Module, manifest: dict[str, Any]) -> tuple[str, ...]:
-    """Returns a warning where a network computes something else than when it was trained."""
-    trained = manifest.get("outputs")
-    if not trained or agree(trained, outputs_of(network, fixed_images(manifest["shape"]))):
+def _changes(
+    name: str, network: nn.Module, dataset: Dataset, manifest: dict[str, Any]
+) -> tuple[str, ...]:
+    """Returns a warning each where network or data are not what they were in training."""
+    if "outputs" not in manifest:  # of raybust 0.1
         return ()
-    return (
-        f"warning: {name} computes something else than when it was trained: its code or a library"
-        " has changed since; what follows is of the code at hand",
-    )
+    found, trained = [], manifest["outputs"]
+    if not agree(trained, outputs_of(network, fixed_images(manifest["shape"]))):
+        found.append(
+            f"warning: {name} computes something else than when it was trained: its code or a"
+            " library has changed since; results are of the code at hand"
+        )
+    if dataset.digest != manifest["data_digest"]:
+        found.append(
+            f"warning: {name} was trained with other images, labels or another cut than those in"
+            " its data set now; results are of those at hand"
+        )
+    return tuple(found)
 
 
 def foreign_folder(config: Config, path: Path) -> Path:

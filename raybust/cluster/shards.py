@@ -7,6 +7,7 @@ certify.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,7 +67,7 @@ class Certified:
 
     def export_cohen(self) -> Path:
         """Writes the bare six columns into the folder `cohen` beside the log; returns the file."""
-        target = self.log.parent / "cohen" / self.log.name
+        target = bare_path(self.log)
         target.parent.mkdir(exist_ok=True)
         write_cohen(self.rows, target)
         return target
@@ -117,6 +118,7 @@ def certify(
         path = log_path(trained.folder, protocol, name)
         if not resume:
             put_aside(path)
+            put_aside(bare_path(path))
         log = CertificateLog(path, protocol)
         chosen = protocol.select(len(getattr(trained.dataset, protocol.split)))
         todo = _left(ray, trained, log, chosen, say)
@@ -125,6 +127,11 @@ def certify(
         _run(ray, trained, log, todo=todo, room=room_for(ray, config, workers))
         log.finish()
         return _publish(trained, log, uri)
+
+
+def bare_path(log: Path) -> Path:
+    """Returns where the bare six columns of a log go."""
+    return log.parent / "cohen" / log.name
 
 
 def _left(
@@ -139,7 +146,7 @@ def _left(
 
         def again(indices: list[int], at_protocol: Protocol) -> list[Row]:
             examples = _examples(split, [at[idx] for idx in indices])
-            call = (trained.network, examples, at_protocol, trained.config)
+            call = (copy.deepcopy(trained.network), examples, at_protocol, trained.config)
             if protocol.device == "cpu" or torch.cuda.is_available():
                 return _in_order(_shard(*call), indices)
             (rows,) = run_tasks(ray, trained.config, 1, _shard, [call])
@@ -180,7 +187,7 @@ def recompute(trained: Trained, idx: int, name: str | None = None) -> str:
         raise RequestError(f"--only: example {idx} is not in {path}")
     split = getattr(trained.dataset, protocol.split)
     examples = _examples(split, (split.indices == idx).nonzero().flatten().tolist())
-    (new,) = _shard(trained.network, examples, protocol, trained.config)
+    (new,) = _shard(copy.deepcopy(trained.network), examples, protocol, trained.config)
     if not new.same(old):
         raise WorkError(f"row {idx} of {path} is not reproduced: {old} became {new}")
     return f"row {idx} of {path} is reproduced:\n{new.line().rstrip()}"

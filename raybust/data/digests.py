@@ -6,13 +6,13 @@ Stage `data` of the arrow; certificates and tables of attacks record them in the
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 
-def digest_of(form: str, *parts: bytes | memoryview) -> str:
+def digest_of(form: str, parts: Iterable[bytes | memoryview]) -> str:
     """Returns 32 hexadecimal digits of the SHA-256 over a description and some bytes."""
     digest = hashlib.sha256(form.encode())
     for part in parts:
@@ -29,4 +29,4 @@ def labels_digest(labels: Tensor, indices: Tensor, positions: Sequence[int] | Te
         positions: of the examples, in [0, N).
     """
     at = torch.as_tensor(positions, dtype=torch.int64)
-    return digest_of("labels", *(part[at].numpy().data for part in (labels, indices)))
+    return digest_of("labels", (part[at].numpy().data for part in (labels, indices)))

@@ -123,7 +123,7 @@ class StreamedSplit:
         """
         at = torch.as_tensor(positions, dtype=torch.int64).tolist()
         with ThreadPoolExecutor() as pool:
-            return digest_of(f"streamed {self.size}", *pool.map(self._file_digest, at))
+            return digest_of(f"streamed {self.size}", pool.map(self._file_digest, at))
 
     def labeling(self, positions: Sequence[int] | Tensor) -> str:
         """Returns the digest of the labels and indices of some examples, in order."""
@@ -138,12 +138,12 @@ class StreamedSplit:
             raise RequestError(f"{path}: cannot be read: {error.strerror or error}") from None
 
     def feed(self, digest: Callable[[bytes | memoryview], None]) -> None:
-        """Passes paths (sorted), file sizes, labels, indices and the content of a sample, every
-        N / 256th file, to a hash's `update`."""
+        """Passes paths (sorted), labels, indices and the content of a sample, every N / 256th file,
+        to a hash's `update`."""
         digest(f"streamed {self.size}".encode())
         rows = zip(self.files, self.labels.tolist(), self.indices.tolist(), strict=True)
         for file, label, index in sorted(rows):
-            digest(f"{file}\t{(self.root / file).stat().st_size}\t{label}\t{index}\n".encode())
+            digest(f"{file}\t{label}\t{index}\n".encode())
         digest(self.content(range(0, len(self), max(1, len(self) // _SAMPLE))).encode())
 
 

@@ -19,6 +19,9 @@ from raybust.data.digests import digest_of, labels_digest
 from raybust.data.folder import StreamedSplit
 from raybust.data.seeds import generator
 
+_CHUNK = 1024
+"""Images that are copied at a time where all are read."""
+
 
 @dataclass(frozen=True, eq=False)
 class Split:
@@ -67,8 +70,10 @@ class Split:
         Args:
             positions: in this part, in [0, N).
         """
-        chosen = self.images[torch.as_tensor(positions, dtype=torch.int64)].contiguous()
-        return digest_of(f"{chosen.dtype} {tuple(chosen.shape)} {self.scale}", chosen.numpy().data)
+        at = torch.as_tensor(positions, dtype=torch.int64)
+        form = f"{self.images.dtype} {(len(at), *self.shape)} {self.scale}"
+        chunks = (self.images[some].contiguous() for some in at.split(_CHUNK))
+        return digest_of(form, (chunk.numpy().data for chunk in chunks))
 
     def labeling(self, positions: Sequence[int] | Tensor) -> str:
         """Returns the digest of the labels and indices of some examples, in order."""
@@ -115,8 +120,8 @@ class Dataset:
     @functools.cached_property
     def digest(self) -> str:
         """16 hexadecimal digits of the SHA-256 over images, labels and cut. Streamed parts: over
-        paths, file sizes, labels, cut, and the content of a fixed sample of the files. Computed
-        when first asked for."""
+        paths, labels, cut, and the content of a fixed sample of the files. Computed when first
+        asked for."""
         digest = hashlib.sha256()
         for part in ("train", "validation", "test"):
             digest.update(part.encode())
@@ -171,8 +176,8 @@ def channel_moments(images: Tensor, scale: float) -> tuple[tuple[float, ...], tu
     """
     total = torch.zeros(images.shape[1], dtype=torch.float64)
     squares = torch.zeros_like(total)
-    for start in range(0, len(images), 1024):
-        values = images[start : start + 1024].to(torch.float64) / scale
+    for start in range(0, len(images), _CHUNK):
+        values = images[start : start + _CHUNK].to(torch.float64) / scale
         total += values.sum((0, 2, 3))
         squares += values.square().sum((0, 2, 3))
     count = images.numel() / images.shape[1]
