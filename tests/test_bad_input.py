@@ -424,11 +424,6 @@ def rows():
         ["certified_fast.every", "2.5", "whole epochs"],
     )
     yield [*TUNE, "data.name=npz"], space(LR), ["data.path", "npz"]
-    yield (
-        [*TUNE, "data.name=npz", "data.path=set.npz"],
-        lambda: (space(LR)(), arrays(y_train=np.arange(40) % 2, y_test=np.arange(8) % 2)()),
-        ["evaluate.attacks", "apgd-t needs at least 4 classes", "2"],
-    )
     # Data.
     yield ["train", "data.name=npz"], None, ["data.path", "null", "data.path=FILE.npz"]
     yield NPZ, None, ["no file 'set.npz'"]

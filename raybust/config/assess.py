@@ -142,7 +142,7 @@ class Certify(Section):
         return found
 
 
-ATTACKS = ("fgsm", "pgd", "apgd-ce", "apgd-dlr", "apgd-t", "square", "autoattack")
+ATTACKS = ("fgsm", "pgd", "apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square", "autoattack")
 """What `evaluate.attacks` may name."""
 
 
@@ -154,7 +154,7 @@ class Evaluate(Section):
     batch: int = option(500, "Images per forward pass of clean accuracy.", ge=1, unit="images")
     examples: int | None = option(None, "At most so many examples; all where not given.", ge=1)
     attacks: tuple[str, ...] = option(
-        ("fgsm", "pgd", "apgd-ce", "apgd-t", "square"),
+        ("fgsm", "pgd", "apgd-ce", "apgd-t", "fab-t", "square"),
         f"Attacks, in order: of {', '.join(ATTACKS)} (pyautoattack's standard suite); none: clean.",
     )
     norm: Literal["linf", "l2", "l1"] = option("linf", "Norm of the attacks' ball.")
@@ -167,8 +167,16 @@ class Evaluate(Section):
     pgd_steps: int = option(20, "Steps of pgd.", ge=1)
     steps: int = option(100, "Steps of each run of the apgd attacks.", ge=1)
     restarts: int | None = option(None, "Runs of pgd and apgd; 1 (5 in l1) if not given.", ge=1)
-    targets: int | None = option(None, "Classes of apgd-t; 9 (5 in l1) if not given.", ge=1)
+    targets: int | None = option(
+        None, "Classes of apgd-t and fab-t; 9 (5 in l1) if not given.", ge=1
+    )
     queries: int = option(5000, "Queries of square.", ge=1)
+    rounds: int = option(
+        5,
+        "Most further rounds of fab-t, apgd and square from other starts, on a shard of which "
+        "fab-t or square broke images that apgd had not; they end when a round breaks nothing.",
+        ge=0,
+    )
     eot: int = option(1, "Forward passes averaged, for a network that draws at random.", ge=1)
     sanity: bool = option(
         True, "Whether pgd also takes the largest radius, at which nothing must survive."

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from raybust.evaluate.protocol import AttackProtocol
-from raybust.evaluate.table import AttackRow
+from raybust.evaluate.table import FURTHER, AttackRow
+from raybust.numerics.attacks import has_gradient
 
 MARGIN = 0.002
 """Share of the examples by which a weaker attack may beat a stronger one (AutoAttack's)."""
@@ -29,8 +30,8 @@ class Flag:
     """One reason to distrust a result.
 
     Attributes:
-        name: `random`, `softmax`, `batch`, `flat_gradients`, `black_box`, `steps`, `large_eps`,
-            `reference`, `oblivious`, `transfer`.
+        name: `random`, `softmax`, `batch`, `no_gradient`, `flat_gradients`, `black_box`,
+            `minimum_norm`, `moving`, `steps`, `large_eps`, `reference`, `oblivious`, `transfer`.
         text: what was seen and what it may mean, one line.
     """
 
@@ -59,6 +60,12 @@ def flags_of_network(network: nn.Module, images: Tensor, eot: int = 1) -> list[F
         apart = max(
             float((network(batch)[0] - logits[0]).abs().max()) for batch in (images[:1], others)
         )
+        differentiable = has_gradient(network, images)
+    if not differentiable:
+        found.append(
+            Flag("no_gradient", "no gradient leads from the outputs to the images: attacks by "
+                 "gradients are left out, only square runs")
+        )  # fmt: skip
     if not random and apart > _BATCH * float(size):
         found.append(
             Flag("batch", f"an image's logits move by {apart:.3g} with the rest of its batch")
@@ -130,15 +137,35 @@ def flags_of_transfer(
     return found
 
 
+def _points(count: int, rows: Sequence[AttackRow]) -> str:
+    return f"{100 * count / len(rows):.2f} points"
+
+
 def _at_radius(rows: list[AttackRow], eps: float, protocol: AttackProtocol) -> list[Flag]:
     found = []
     allowed = max(1.0, MARGIN * len(rows))
-    square = sum(row.broken_by == "square" and dict(row.attacks).get("square", -1) >= 0
-                 for row in rows)  # fmt: skip
+    square, nearest, further = (
+        sum(row.broken_by == name and dict(row.attacks).get(name, -1) >= 0 for row in rows)
+        for name in ("square", "fab-t", FURTHER)
+    )
     if square > allowed:
         found.append(
-            Flag("black_box", f"at eps {eps:g} square, which sees no gradient, broke {square} of "
-                 f"{len(rows)} examples that attacks by gradients had not")
+            Flag("black_box", f"at eps {eps:g} square, which sees no gradient, lowered robust "
+                 f"accuracy by {_points(square, rows)}: it broke {square} of {len(rows)} examples "
+                 "that attacks by gradients had not")
+        )  # fmt: skip
+    if nearest > allowed:
+        found.append(
+            Flag("minimum_norm", f"at eps {eps:g} fab-t, which looks for the nearest boundary, "
+                 f"lowered robust accuracy by {_points(nearest, rows)} below what apgd left")
+        )  # fmt: skip
+    rounds = [step for row in rows for name, step in row.attacks if name == FURTHER]
+    if rounds:
+        open_end = max(rounds) >= protocol.rounds
+        end = f"the last of {protocol.rounds} still did" if open_end else "the last one broke none"
+        found.append(
+            Flag("moving", f"at eps {eps:g} further rounds of attacks lowered robust accuracy by "
+                 f"{_points(further, rows)}; {end}; the number is an upper bound")
         )  # fmt: skip
     one = sum(row.broke("fgsm") is True for row in rows)
     many = sum(row.broke("pgd") is True for row in rows)

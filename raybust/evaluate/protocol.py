@@ -53,8 +53,9 @@ class AttackProtocol:
         pgd_steps: steps of pgd.
         steps: steps of a run of APGD.
         restarts: runs of pgd, apgd-ce and apgd-dlr.
-        targets: classes that apgd-t tries.
+        targets: classes that apgd-t and fab-t try.
         queries: queries of square.
+        rounds: most further rounds where fab-t or square break what apgd had not.
         eot: forward passes averaged.
         seed: seed of the attacks.
         shard: examples attacked together: rounding depends on the batch.
@@ -85,6 +86,7 @@ class AttackProtocol:
     restarts: int
     targets: int
     queries: int
+    rounds: int
     eot: int
     seed: int
     shard: int
@@ -183,6 +185,7 @@ def make_attack_protocol(
         restarts=config.restarts or (_L1_RUNS if several else 1),
         targets=config.targets or (_L1_RUNS if several else 9),
         queries=config.queries,
+        rounds=config.rounds,
         eot=config.eot,
         seed=config.seed,
         shard=config.shard,

@@ -19,18 +19,18 @@ from raybust.data.seeds import generator, mix
 from raybust.errors import RequestError, WorkError
 from raybust.evaluate.protocol import AttackProtocol, seen_by
 from raybust.evaluate.standard import standard_attack
-from raybust.evaluate.table import CLEAN, NOTHING, AttackRow
+from raybust.evaluate.table import BEYOND, CLEAN, FURTHER, NOTHING, AttackRow
 from raybust.numerics import attacks
-from raybust.numerics.attacks import Outcome
+from raybust.numerics.attacks import Nearest, Outcome
 from raybust.numerics.balls import Threat
-
-TOLERANCE = 1e-6
-"""By how much an adversarial image may leave ball or box: rounding in float32."""
 
 ALWAYS = ("fgsm", "pgd", "autoattack")
 """Attacks that meet every example that the network gets right, whatever broke it before."""
 
-_CLASSES = {"apgd-dlr": 3, "apgd-t": 4, "autoattack": 4}
+_BLIND = ("square",)
+_STRONG = ("fab-t", "square")
+_LEAST = {"apgd-dlr": 3, "apgd-t": 4}
+"""Classes that a loss needs; with fewer, the attack takes the margin, which is then the same."""
 
 
 def check_request(network: nn.Module, images: Tensor, protocol: AttackProtocol) -> None:
@@ -43,7 +43,7 @@ def check_request(network: nn.Module, images: Tensor, protocol: AttackProtocol) 
 
     Raises:
         RequestError: train mode, autocast, images outside [0, 1], logits of another shape, NaN,
-            too few classes for an attack.
+            too few classes for pyautoattack.
     """
     for name, module in network.named_modules():
         if module.training:
@@ -75,17 +75,16 @@ def check_request(network: nn.Module, images: Tensor, protocol: AttackProtocol) 
 
 
 def check_classes(attacks: Sequence[str], classes: int) -> None:
-    """Refuses attacks that need more classes than a network tells apart.
+    """Refuses pyautoattack for a network of fewer than four classes, which its losses need.
 
     Raises:
-        RequestError: naming the first of them.
+        RequestError: it is asked for.
     """
-    for name in attacks:
-        if classes < _CLASSES.get(name, 2):
-            raise RequestError(
-                f"evaluate.attacks: {name} needs at least {_CLASSES.get(name, 2)} classes, the "
-                f"network has {classes}; take [fgsm, pgd, apgd-ce, square]"
-            )
+    if "autoattack" in attacks and classes < 4:
+        raise RequestError(
+            f"evaluate.attacks: autoattack needs at least 4 classes, the network has {classes}; "
+            "leave it out"
+        )
 
 
 def attack_examples(
@@ -135,11 +134,10 @@ class _Shard:
         self.images, self.labels, self.indices = images, labels, [int(i) for i in indices]
         self.predict = self._classes(images)
         self.right = self.predict == labels
-        with torch.enable_grad():
-            point = images.detach().clone().requires_grad_()
-            loss = attacks.cross_entropy(self.attacked(point), labels).sum()
-            (gradient,) = torch.autograd.grad(loss, point)
-        self.flat = gradient.flatten(1).abs().amax(1) == 0
+        self.differentiable = attacks.has_gradient(self.attacked, images)
+        self.flat = self._flat()
+        self.nearest = Nearest.begin(images)
+        self.tried = False
         self.broken = ~self.right
         self.by = [NOTHING if right else CLEAN for right in self.right.tolist()]
         self.step = [-1] * len(images)
@@ -154,8 +152,10 @@ class _Shard:
             all_right = (self.protocol.every or name in ALWAYS) and not last
             which = self.right if all_right else self.right & ~self.broken
             rows = which.nonzero().flatten()
-            if len(rows):
+            if len(rows) and (self.differentiable or name in _BLIND):
                 self._attack(name, threat, rows, met)
+        if not last and self._masked(met):
+            self._further(threat, met)
         return [
             AttackRow(
                 idx=idx,
@@ -172,25 +172,69 @@ class _Shard:
             for at, idx in enumerate(self.indices)
         ]
 
+    def _flat(self) -> Tensor:
+        """Returns where the gradient of the cross entropy is exactly 0, or is none: bool (B,)."""
+        if not self.differentiable:
+            return torch.ones_like(self.right)
+        with torch.enable_grad():
+            point = self.images.detach().clone().requires_grad_()
+            loss = attacks.cross_entropy(self.attacked(point), self.labels).sum()
+            (gradient,) = torch.autograd.grad(loss, point)
+        return gradient.flatten(1).abs().amax(1) == 0
+
+    def _masked(self, met: list[list[tuple[str, int]]]) -> bool:
+        """Returns whether fab-t or square broke more than one image that APGD had not."""
+        if not any(name.startswith("apgd") for name in self.protocol.attacks):
+            return False
+        broke = sum(
+            by in _STRONG and dict(seen).get(by, -1) >= 0
+            for by, seen in zip(self.by, met, strict=True)
+        )
+        return broke > 1
+
+    def _further(self, threat: Threat, met: list[list[tuple[str, int]]]) -> None:
+        """Attacks what still stands in further rounds, until one breaks nothing."""
+        for number in range(1, self.protocol.rounds + 1):
+            before = int(self.broken.sum())
+            for name in ("fab-t", "apgd-ce", "square") if self.differentiable else _BLIND:
+                rows = (self.right & ~self.broken).nonzero().flatten()
+                if len(rows):
+                    self._note(self._run_again(name, threat, rows, number), threat, rows, met,
+                               FURTHER, number)  # fmt: skip
+            if int(self.broken.sum()) == before:
+                return
+
     def _attack(
         self, name: str, threat: Threat, rows: Tensor, met: list[list[tuple[str, int]]]
     ) -> None:
         """Runs one attack on some examples; notes what it broke, and that they met it."""
-        found = self._run(name, threat, rows)
+        self._note(self._run(name, threat, rows), threat, rows, met, name)
+
+    def _note(
+        self,
+        found: Outcome,
+        threat: Threat,
+        rows: Tensor,
+        met: list[list[tuple[str, int]]],
+        name: str,
+        step: int | None = None,
+    ) -> None:
+        """Checks what an attack found on some examples; notes what it broke and, where none is
+        given, at which step."""
         whole = self.images.clone()
         whole[rows] = found.images
         classes = self._classes(whole)
         sizes = self._sizes(name, threat, found.images, rows)
-        allowed = sizes <= threat.eps + TOLERANCE
-        fooled = (classes[rows] != self.labels[rows]) & allowed
+        fooled = (classes[rows] != self.labels[rows]) & (sizes <= threat.eps + BEYOND)
         if not self.blind:
             fooled &= found.fooled
         for number, at in enumerate(rows.tolist()):
-            step = max(int(found.step[number]), 0) if fooled[number] else -1
-            met[at].append((name, step))
-            if fooled[number] and not self.broken[at]:
+            broke = bool(fooled[number])
+            seen = (max(int(found.step[number]), 0) if step is None else step) if broke else -1
+            met[at] = [one for one in met[at] if one[0] != name] + [(name, seen)]
+            if broke and not self.broken[at]:
                 self.broken[at] = True
-                self.by[at], self.step[at] = name, step
+                self.by[at], self.step[at] = name, seen
                 self.distance[at] = float(sizes[number])
                 self.becomes[at] = int(classes[at])
 
@@ -208,16 +252,50 @@ class _Shard:
             return attacks.fgsm(*batch)
         if name == "pgd":
             return attacks.pgd(*batch, steps=protocol.pgd_steps, restarts=protocol.restarts)
+        if self.classes < _LEAST.get(name, 2):
+            return attacks.apgd(*batch, loss=attacks.margin, steps=protocol.steps)
         if name == "apgd-t":
             return attacks.apgd_targeted(*batch, steps=protocol.steps, targets=protocol.targets)
+        if name == "fab-t":
+            return self._nearest(threat, rows, sources)
         if name == "square":
             return attacks.square(*batch, queries=protocol.queries)
         loss = attacks.dlr if name == "apgd-dlr" else attacks.cross_entropy
         return attacks.apgd(*batch, loss=loss, steps=protocol.steps, restarts=protocol.restarts)
 
+    def _nearest(self, threat: Threat, rows: Tensor, sources: list[torch.Generator]) -> Outcome:
+        """Returns what fab-t finds; it looks for the nearest images once, whatever the radius."""
+        if not self.tried:
+            self.tried = True
+            found = attacks.fab_targeted(
+                self.attacked, self.images[rows], self.labels[rows], threat, sources,
+                steps=self.protocol.steps, targets=self.protocol.targets,
+            )  # fmt: skip
+            self.nearest.take(rows, found)
+        return self.nearest.select(rows).within(threat, self.images[rows])
+
+    def _run_again(self, name: str, threat: Threat, rows: Tensor, number: int) -> Outcome:
+        """Runs an attack of a further round: from random starts, apgd on the margin."""
+        protocol = self.protocol
+        sources = [
+            generator(protocol.seed, FURTHER, name, number, self.indices[at])
+            for at in rows.tolist()
+        ]
+        batch = (self.attacked, self.images[rows], self.labels[rows], threat, sources)
+        if name == "square":
+            return attacks.square(*batch, queries=protocol.queries)
+        if name == "apgd-ce":
+            return attacks.apgd(*batch, loss=attacks.margin, steps=protocol.steps)
+        found = attacks.fab_targeted(
+            *batch, steps=protocol.steps, targets=protocol.targets, random_start=True
+        )
+        self.nearest.take(rows, found)
+        return self.nearest.select(rows).within(threat, self.images[rows])
+
     def _classes(self, images: Tensor) -> Tensor:
         with torch.no_grad():
             logits = self.scored(images)
+        self.classes = logits.shape[1]
         if logits.isnan().any():
             raise WorkError(f"example {self.indices[0]} or one of its shard: outputs are NaN")
         return logits.argmax(1)
@@ -227,7 +305,7 @@ class _Shard:
         images = self.images[rows].double()
         sizes = threat.size(found.double() - images)
         outside = (found - found.clamp(0, 1)).flatten(1).abs().amax(1)
-        wrong = ~((sizes <= threat.eps + TOLERANCE) & (outside <= TOLERANCE))
+        wrong = ~((sizes <= threat.eps + BEYOND) & (outside <= BEYOND))
         if name != "autoattack" and wrong.any():
             at = int(wrong.nonzero()[0])
             raise WorkError(

@@ -14,7 +14,7 @@ from typing import Any
 from raybust.evaluate.distrust import Flag, flags_of_rows
 from raybust.evaluate.protocol import HEADLINE, AttackProtocol
 from raybust.evaluate.suite import ALWAYS
-from raybust.evaluate.table import AttackRow
+from raybust.evaluate.table import FURTHER, AttackRow
 from raybust.numerics.bounds import clopper_pearson_lower, clopper_pearson_upper
 
 
@@ -28,7 +28,9 @@ class Point:
         low: lower end of its 95 % Clopper-Pearson interval.
         high: upper end.
         own: accuracy under an attack that met every example, by name.
-        after: accuracy after each attack and all before it, by name, in order.
+        after: accuracy after each attack and all before it, by name, in order; `further` for the
+            further rounds where there were any.
+        upper_bound: whether further rounds were needed, so that more attacks may lower the number.
     """
 
     eps: float
@@ -37,6 +39,7 @@ class Point:
     high: float
     own: dict[str, float]
     after: dict[str, float]
+    upper_bound: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ class Summary:
             checks = "sanity/" if point.eps == self.protocol.reach else ""
             key = f"{head}/{checks}{self.protocol.norm}_{point.eps:.6g}"
             found[f"{key}/robust_accuracy"] = point.robust
+            found[f"{key}/upper_bound"] = float(point.upper_bound)
             found |= {f"{key}/{name}": value for name, value in point.own.items()}
             found |= {f"{key}/after_{name}": value for name, value in point.after.items()}
             if point.eps == self.protocol.eps[-1]:
@@ -84,11 +88,12 @@ class Summary:
             lines.append(f"| {name} | " + " | ".join(cells) + " |")
 
         line("clean", [f"{100 * self.clean:.2f}"] * len(self.points))
-        for name in self.protocol.attacks:
+        further = any(point.upper_bound for point in self.points)
+        for name in (*self.protocol.attacks, *[FURTHER] * further):
             whole = name in self.points[0].own
             values = [(p.own if whole else p.after).get(name) for p in self.points]
             line(name if whole else f"... and {name}", [_percent(value) for value in values])
-        line("**robust**", [f"**{_percent(point.robust)}**" for point in self.points])
+        line("**robust**", [f"**{show_robust(point)}**" for point in self.points])
         line("95 %", [f"{100 * p.low:.1f} to {100 * p.high:.1f}" for p in self.points])
         protocol = self.protocol
         lines.append("")
@@ -126,16 +131,19 @@ def summarize(
         count, robust = len(mine), sum(row.robust for row in mine)
         low = float(clopper_pearson_lower(robust, count, 0.025))
         high = float(clopper_pearson_upper(robust, count, 0.025))
-        own = {}
-        if threat.eps != protocol.reach:
-            always = [name for name in names if name in ALWAYS or protocol.every]
-            own = {name: _share(not row.broke(name) for row in mine) for name in always}
-        after = {}
+        own, after = {}, {}
         standing = [row for row in mine if row.predict == row.label]
-        for name in names:
+        met = {name for row in mine for name, _ in row.attacks}
+        for name in (*names, *({FURTHER} & met)):
+            if standing and name not in met:
+                continue  # it needs a gradient, and there is none
             standing = [row for row in standing if not _gone(row, name)]
             after[name] = len(standing) / count
-        points.append(Point(threat.eps, robust / count, low, high, own, after))
+            if (name in ALWAYS or protocol.every) and threat.eps != protocol.reach:
+                own[name] = _share(not row.broke(name) for row in mine)
+        own.pop(FURTHER, None)
+        bound = FURTHER in met
+        points.append(Point(threat.eps, robust / count, low, high, own, after, bound))
     clean = _share(row.predict == row.label for row in rows if row.eps == protocol.eps[0])
     found = (*flags, *flags_of_rows(rows, protocol))
     return Summary(protocol, clean, tuple(points), found)
@@ -151,7 +159,7 @@ def side_by_side(summaries: Sequence[Summary]) -> str:
     ]
     for one in summaries:
         cells = [
-            f"{100 * point.robust:.2f} ({100 * point.low:.1f} to {100 * point.high:.1f})"
+            f"{show_robust(point)} ({100 * point.low:.1f} to {100 * point.high:.1f})"
             for point in one.points[: len(radii)]
         ]
         name = _VIEWS[one.protocol.view]
@@ -204,6 +212,11 @@ def robustbench_record(
         "reported": _percent(point.robust),
         "autoattack_acc": None if reference is None else _percent(reference),
     }
+
+
+def show_robust(point: Point) -> str:
+    """Returns robust accuracy in percent, marked where it is an upper bound."""
+    return f"{'at most ' * point.upper_bound}{_percent(point.robust)}"
 
 
 def show_eps(eps: float) -> str:

@@ -26,6 +26,8 @@ COLUMNS = (
     "attacks",
 )
 CLEAN, NOTHING = "clean", "-"
+FURTHER = "further"
+"""What rows call the further rounds of attacks; their step is the number of the round."""
 BEYOND = 1e-6
 """By how much an adversarial image may leave ball or box: rounding in float32."""
 

@@ -62,6 +62,7 @@ def compare_attacks(named: Sequence[tuple[str, Path]], folder: Path) -> AttackCo
              "|---|---|---|---:|---:|---:|---:|---|"]  # fmt: skip
     for row in figures:
         robust, low, high = (f"{100 * row[key]:.2f}" for key in ("robust", "low", "high"))
+        robust = f"{'at most ' * row['upper_bound']}{robust}"
         lines.append(
             f"| {row['run']} | {row['protocol']} | {', '.join(row['attacks'])} | {row['norm']} "
             f"{row['eps']:.4g} | {100 * row['clean']:.2f} | {robust} [{low}, {high}] | "
@@ -86,6 +87,7 @@ def _figures(label: str, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
             "eps": point["eps"],
             "clean": summary["clean"],
             **{key: point[key] for key in ("robust", "low", "high")},
+            "upper_bound": point.get("upper_bound", False),
             "examples": protocol["examples"],
             "flags": [flag["name"] for flag in summary["flags"]],
         }

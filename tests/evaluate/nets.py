@@ -60,8 +60,9 @@ def examples(network, count=30, seed=0):
     """Images, labels that the network mostly gives, indices."""
     images = torch.rand(count, *SHAPE, generator=torch.Generator().manual_seed(seed))
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        labels = network(images).argmax(1)
-    labels[::10] = (labels[::10] + 1) % 5
+        logits = network(images)
+    labels = logits.argmax(1)
+    labels[::10] = (labels[::10] + 1) % logits.shape[1]
     return images, labels, [7 * at for at in range(count)]
 
 

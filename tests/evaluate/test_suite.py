@@ -5,12 +5,21 @@ import importlib.util
 
 import pytest
 import torch
-from nets import Small, Wrapped, examples, protocol
+from nets import Small, Wrapped, examples, protocol, quantized
 from torch import nn
 
 from raybust.config.assess import Evaluate
 from raybust.errors import RequestError, WorkError
-from raybust.evaluate import AttackRow, attack_examples, check_request, suite, summarize
+from raybust.evaluate import (
+    AttackRow,
+    attack_examples,
+    check_classes,
+    check_request,
+    flags_of_network,
+    suite,
+    summarize,
+)
+from raybust.numerics.attacks import has_gradient
 from raybust.numerics.balls import Threat
 
 NORMS = {"linf": (0.01, 0.03), "l2": (0.05, 0.15), "l1": (0.1, 0.4)}
@@ -128,8 +137,6 @@ class Nan(Small):
         (Small(), 1.2, {}, r"expected \[0, 1\]"),
         (Small(), float("nan"), {}, r"expected \[0, 1\]"),
         (Nan(), 0.5, {}, "outputs are NaN"),
-        (Small(3), 0.5, {}, "apgd-t needs at least 4 classes, the network has 3"),
-        (Small(2), 0.5, {"attacks": ("apgd-dlr",)}, "apgd-dlr needs at least 3"),
         (nn.Sequential(Small(), nn.Unflatten(1, (5, 1))).eval(), 0.5, {}, "expected "),
     ],
 )
@@ -231,3 +238,79 @@ def test_the_largest_radius_is_the_whole_box():
         reach = protocol(norm=norm, eps=NORMS[norm]).reach
         corners = torch.ones(1, 1, 6, 6, dtype=torch.float64)
         assert float(Threat(norm, 1.0).size(corners)) == pytest.approx(reach)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_every_attack_runs_on_few_classes(classes):
+    names = ("apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square")
+    plan = protocol(20, attacks=names, every=True, sanity=False, eps=(0.05,), rounds=0)
+    found = run(Small(classes), plan, 20)
+    broke = {name: sum(row.broke(name) is True for row in found) for name in names}
+    assert broke["apgd-dlr"] >= broke["apgd-ce"] > sum(row.broken_by == "clean" for row in found)
+    assert broke["apgd-t"] >= broke["apgd-ce"] - 1
+    with pytest.raises(RequestError, match="autoattack needs at least 4 classes"):
+        check_classes(("autoattack",), classes)
+
+
+BLIND = {
+    "detached": lambda z: z.detach(),
+    "one-hot": lambda z: nn.functional.one_hot(z.argmax(1), 5).float(),
+    "rounded to integers": lambda z: z.round().long().float(),
+    "through numpy": lambda z: torch.from_numpy(z.detach().numpy().copy()),
+}
+
+
+@pytest.mark.parametrize("blind", BLIND)
+def test_without_a_gradient_square_runs_alone_and_the_flag_says_so(blind):
+    network = Wrapped(after=BLIND[blind])
+    plan = protocol(20, eps=(0.2,), queries=400, rounds=0)
+    found = run(network, plan, 20)
+    assert {name for row in found if row.eps == 0.2 for name, _ in row.attacks} == {"square"}
+    assert any(row.broken_by == "square" for row in found)
+    images = torch.rand(8, 1, 6, 6)
+    summary = summarize(found, plan, flags_of_network(network, images))
+    assert "no_gradient" in {flag.name for flag in summary.flags}
+    assert list(summary.points[0].after) == ["square"]
+    assert "| ... and fab-t | -" in summary.text()
+
+
+def test_an_honest_network_has_a_gradient_and_no_further_rounds():
+    assert has_gradient(Small(), torch.rand(2, 1, 6, 6))
+    found = run(Small(), protocol(eps=(0.1,)))
+    assert not any(name == "further" for row in found for name, _ in row.attacks)
+
+
+def test_where_apgd_is_beaten_further_rounds_run_until_nothing_falls():
+    given = {"eps": (0.13,), "shard": 30, "sanity": False, "queries": 30}
+    plan = protocol(30, **given, rounds=4)
+    network = quantized()
+    found = run(network, plan, 30)
+    stronger = sum(row.broken_by in ("fab-t", "square") for row in found)
+    assert stronger > 1, "the network does not mask its gradients: the test shows nothing"
+    rounds = [step for row in found for name, step in row.attacks if name == "further"]
+    assert rounds
+    summary = summarize(found, plan)
+    assert summary.points[0].upper_bound
+    flags = {flag.name: flag.text for flag in summary.flags}
+    assert "points" in flags["moving"]
+    assert "upper bound" in flags["moving"]
+    assert "**at most " in summary.text()
+    assert summary.metrics()["attacked/linf_0.13/upper_bound"] == 1.0
+    assert run(network, plan, 30) == found
+    without = run(network, protocol(30, **given, rounds=0), 30)
+    assert sum(row.robust for row in found) < sum(row.robust for row in without)
+    assert not summarize(without, plan).points[0].upper_bound
+
+
+def test_fab_searches_once_for_all_radii():
+    network, calls = Small(), []
+    network.register_forward_hook(lambda module, inputs, logits: calls.append(len(logits)))
+    one = {"attacks": ("fab-t",), "sanity": False, "rounds": 0}
+    run(network, protocol(20, eps=(0.001,), **one), 20, Small())
+    first = sum(calls)
+    calls.clear()
+    several = run(network, protocol(20, eps=(0.001, 0.02, 0.1, 0.3), **one), 20, Small())
+    assert sum(calls) < 1.2 * first
+    robust = [sum(row.robust for row in several if row.eps == eps) for eps in (0.001, 0.02, 0.1)]
+    assert robust == sorted(robust, reverse=True)
+    assert robust[0] > robust[-1]

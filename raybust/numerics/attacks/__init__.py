@@ -1,11 +1,12 @@
 """Attacks within a threat model: tensors in, tensors out. Part of numerics.
 
-Training takes `ascend` under `attacked`; evaluation takes `fgsm`, `pgd`, `apgd`, `apgd_targeted`
-and `square`, which tell of each example whether, where and when it was fooled.
+Training takes `ascend` under `attacked`; evaluation takes `fgsm`, `pgd`, `apgd`, `apgd_targeted`,
+`fab_targeted` and `square`, which tell of each example whether, where and when it was fooled.
 """
 
 from raybust.numerics.attacks.apgd import apgd, apgd_targeted
 from raybust.numerics.attacks.expectation import Expectation, mean_log_probability
+from raybust.numerics.attacks.fab import Nearest, fab_targeted
 from raybust.numerics.attacks.fold import foldable, folded
 from raybust.numerics.attacks.losses import (
     Loss,
@@ -18,11 +19,12 @@ from raybust.numerics.attacks.losses import (
 from raybust.numerics.attacks.outcome import Outcome
 from raybust.numerics.attacks.pgd import Network, ascend, fgsm, n_fgsm, pgd
 from raybust.numerics.attacks.square import square
-from raybust.numerics.attacks.state import Statistics, attacked, untracked
+from raybust.numerics.attacks.state import Statistics, attacked, has_gradient, untracked
 
 __all__ = [
     "Expectation",
     "Loss",
+    "Nearest",
     "Network",
     "Outcome",
     "Statistics",
@@ -33,9 +35,11 @@ __all__ = [
     "check_classes",
     "cross_entropy",
     "dlr",
+    "fab_targeted",
     "fgsm",
     "foldable",
     "folded",
+    "has_gradient",
     "margin",
     "mean_log_probability",
     "n_fgsm",

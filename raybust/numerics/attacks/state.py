@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from raybust.numerics.attacks.fold import folded
@@ -76,3 +77,17 @@ def untracked(network: nn.Module, on: bool = True) -> Iterator[None]:
     finally:
         for norm, flag in tracked:
             norm.track_running_stats = flag
+
+
+def has_gradient(network: nn.Module, images: Tensor) -> bool:
+    """Returns whether a gradient leads from the network's outputs to the images (B, C, H, W)."""
+    with torch.enable_grad():
+        point = images.detach().clone().requires_grad_()
+        logits = network(point)
+        if not logits.requires_grad:
+            return False
+        try:
+            (found,) = torch.autograd.grad(logits.sum(), point, allow_unused=True)
+        except RuntimeError:  # a part of the network has no derivative
+            return False
+    return found is not None and bool(found.isfinite().any())

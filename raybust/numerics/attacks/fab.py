@@ -1,0 +1,185 @@
+"""Targeted FAB: the nearest image that the network takes for another class, whatever the radius.
+
+Croce and Hein, "Minimally distorted Adversarial Examples with a Fast Adaptive Boundary Attack"
+(ICML 2020, arXiv:1907.02044), in the targeted form of AutoAttack (arXiv:2003.01690). Each step goes
+to the hyperplane that the boundary between label and target is linearly, biased towards the image;
+where the network is fooled, back towards the image. It needs no step size and does not depend on
+the scale of the logits. Part of numerics.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from raybust.errors import RequestError
+from raybust.numerics.attacks.outcome import Outcome
+from raybust.numerics.attacks.pgd import Network
+from raybust.numerics.balls.hyperplane import to_hyperplane
+from raybust.numerics.balls.source import Source, select
+from raybust.numerics.balls.threat import Norm, Threat
+
+_BIAS = 0.1
+"""Most weight of the image's own projection in a step (alpha_max)."""
+
+_OVERSHOOT = 1.05
+_BACK = 0.9
+_LEAST = 1e-8
+_CROWDED = 0.25
+
+
+@dataclass(eq=False)
+class Nearest:
+    """The nearest images that fooled the network, of B examples.
+
+    Attributes:
+        images: (B, C, H, W); the example itself where none did.
+        distance: (B,), in the norm of the threat; inf where none did.
+        step: int64 (B,), the step that found it; -1 where none did.
+    """
+
+    images: Tensor
+    distance: Tensor
+    step: Tensor
+
+    @classmethod
+    def begin(cls, images: Tensor) -> Nearest:
+        """Returns what is known of images (B, C, H, W) before anything was tried."""
+        far = images.new_full((len(images),), torch.inf)
+        return cls(images.detach().clone(), far, torch.full_like(far, -1, dtype=torch.int64))
+
+    def take(self, rows: Tensor, other: Nearest) -> None:
+        """Takes over what another search found for the examples `rows` where it is nearer."""
+        nearer = other.distance < self.distance[rows]
+        at = rows[nearer]
+        self.images[at], self.distance[at] = other.images[nearer], other.distance[nearer]
+        self.step[at] = other.step[nearer]
+
+    def select(self, rows: Tensor) -> Nearest:
+        """Returns that of some examples."""
+        return Nearest(self.images[rows], self.distance[rows], self.step[rows])
+
+    def see(self, rows: Tensor, points: Tensor, sizes: Tensor, fooled: Tensor, step: int) -> None:
+        """Notes the points (R, C, H, W) of the examples `rows` that fooled and are nearer."""
+        better = fooled & (sizes < self.distance[rows])
+        at = rows[better]
+        self.images[at], self.distance[at] = points[better], sizes[better]
+        self.step[at] = step
+
+    def within(self, threat: Threat, clean: Tensor) -> Outcome:
+        """Returns the same as the outcome of an attack in one ball; what lies outside is projected
+        onto it and has fooled nobody.
+
+        Args:
+            threat: the ball.
+            clean: the examples, (B, C, H, W).
+        """
+        found = Outcome.begin(clean)
+        found.fooled = self.distance <= threat.eps
+        found.step = torch.where(found.fooled, self.step, found.step)
+        inside = clean + threat.project(self.images - clean, clean)
+        found.images = torch.where(found.fooled.reshape(-1, 1, 1, 1), self.images, inside)
+        return found
+
+
+def fab_targeted(
+    network: Network,
+    images: Tensor,
+    labels: Tensor,
+    threat: Threat,
+    source: Source,
+    *,
+    steps: int = 100,
+    targets: int = 9,
+    random_start: bool = False,
+) -> Nearest:
+    """Looks for the nearest image of another class; an example is done when one lies in the ball.
+
+    Args:
+        network: images (B, C, H, W) in [0, 1] to logits (B, K).
+        images: (B, C, H, W) in [0, 1].
+        labels: int64 (B,).
+        threat: gives the norm, and the radius at which an example is done.
+        source: the randomness of the starts, one generator or one for each example.
+        steps: of each run, >= 1.
+        targets: classes tried, from the likeliest wrong one down; at most K - 1 are.
+        random_start: False begins at the images, True at a random point of the ball.
+
+    Raises:
+        RequestError: fewer than one step or target.
+    """
+    for name, value in (("steps", steps), ("targets", targets)):
+        if value < 1:
+            raise RequestError(f"{name}: got {value}, expected >= 1")
+    with torch.no_grad():
+        logits = network(images)
+    ranked = logits.scatter(1, labels[:, None], -torch.inf).argsort(1, descending=True)
+    nearest = Nearest.begin(images)
+    for number in range(min(targets, logits.shape[1] - 1)):
+        rows = (nearest.distance > threat.eps).nonzero().flatten()
+        if not len(rows):
+            break
+        start = images[rows]
+        if random_start:
+            start = start + threat.sample(start, select(source, rows))
+        _run(network, nearest, rows, threat, start=start, images=images, labels=labels,
+             targets=ranked[:, number], steps=steps)  # fmt: skip
+    return nearest
+
+
+def _run(
+    network: Network,
+    nearest: Nearest,
+    rows: Tensor,
+    threat: Threat,
+    *,
+    start: Tensor,
+    images: Tensor,
+    labels: Tensor,
+    targets: Tensor,
+    steps: int,
+) -> None:
+    """One run towards one class for the examples `rows`; notes what it finds in `nearest`."""
+    points = start
+    for step in range(1, steps + 1):
+        clean, truth, target = images[rows], labels[rows], targets[rows]
+        gaps, slopes = _boundary(network, points, truth, target)
+        moved = _step(points, clean, gaps, slopes, threat.norm)
+        with torch.no_grad():
+            fooled = network(moved).argmax(1) != truth
+        nearest.see(rows, moved, threat.size(moved - clean), fooled, step)
+        back = clean + _BACK * (moved - clean)
+        points = torch.where(fooled.reshape(-1, 1, 1, 1), back, moved)
+        done = nearest.distance[rows] <= threat.eps
+        if bool(done.all()):
+            return
+        if float(done.float().mean()) > _CROWDED:
+            rows, points = rows[~done], points[~done]
+
+
+def _boundary(
+    network: Network, points: Tensor, labels: Tensor, targets: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Returns z_target - z_label of each point, and its gradient there."""
+    with torch.enable_grad():
+        leaf = points.detach().requires_grad_()
+        logits = network(leaf)
+        true, target = (logits.gather(1, at[:, None])[:, 0] for at in (labels, targets))
+        gaps = target - true
+        (slopes,) = torch.autograd.grad(gaps.sum(), leaf)
+    return gaps.detach(), slopes
+
+
+def _step(points: Tensor, clean: Tensor, gaps: Tensor, slopes: Tensor, norm: Norm) -> Tensor:
+    """Returns the points after a step: beyond the hyperplane, between the projections of the point
+    and of the image, nearer to the image's the shorter that is."""
+    excess = gaps + (slopes * (clean - points)).flatten(1).sum(1)
+    here = to_hyperplane(points, slopes, gaps, norm)
+    there = to_hyperplane(clean, slopes, excess, norm)
+    threat = Threat(norm, 0.0)
+    near, far = (threat.size(step).clamp(min=_LEAST) for step in (here, there))
+    weight = (near / (near + far)).clamp(max=_BIAS).reshape(-1, 1, 1, 1)
+    moved = (points + _OVERSHOOT * here) * (1 - weight) + (clean + _OVERSHOOT * there) * weight
+    return moved.clamp(0, 1)
