@@ -437,7 +437,7 @@ def rows():
     yield NPZ, arrays(y_train=np.arange(40) - 1), ["y_train", "-1", "from 0"]
     yield NPZ, arrays(y_test=np.arange(8)), ["y_test", "0 to 7", "0 to 3"]
     yield NPZ, arrays(y_train=np.arange(39) % 4), ["y_train", "(39,)", "(40,)"]
-    yield NPZ, arrays(y_train=np.full(40, "a")), ["y_train", "integers"]
+    yield NPZ, arrays(y_train=np.full(40, "a")), ["y_test", "class '0'", "some of a"]
     yield NPZ, arrays(y_train=np.zeros(40, int), y_test=np.zeros(8, int)), ["one class"]
     yield NPZ, arrays(y_train=np.array([object()] * 40)), ["y_train", "cannot be read"]
     yield ["train", "data.name=image_folder"], None, ["data.path", "folder"]

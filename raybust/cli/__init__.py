@@ -18,6 +18,7 @@ from collections.abc import Sequence
 import click
 
 from raybust.cli.commands import cli
+from raybust.cli.output import printable
 from raybust.errors import RequestError, WorkError
 
 __all__ = ["cli", "main"]
@@ -64,5 +65,5 @@ def _again(unraisable: sys.UnraisableHookArgs) -> None:
 
 
 def _complain(text: object, code: int) -> int:
-    click.echo(f"raybust: {' '.join(str(text).split())}", err=True)
+    click.echo(printable(f"raybust: {' '.join(str(text).split())}"), err=True)
     return code

@@ -21,7 +21,12 @@ from raybust.errors import RequestError, WorkError
 
 def say(text: str) -> None:
     """Prints a line of progress, or a warning, on standard error."""
-    click.echo(text, err=True)
+    click.echo(printable(text), err=True)
+
+
+def printable(text: str) -> str:
+    """Returns a text with what is not UTF-8, such as a file's name may be, escaped."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def print_trained(folder: Any, config: Any, address: str | None, as_json: bool) -> None:

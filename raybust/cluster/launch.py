@@ -55,6 +55,8 @@ def train(config: Config, *, address: str | None, resume: bool, verbose: bool, s
         WorkError: training failed; the last good checkpoint is kept.
     """
     dataset = data.load(config.data)
+    for line in dataset.understood(config.model.mean, config.model.std):
+        say(line)
     out = runs.out_folder(config)
     folder = out / (config.name or default_name(config))
     plain = configuration.to_dict(config)

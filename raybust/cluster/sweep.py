@@ -71,6 +71,8 @@ def run(
     """
     _, space = check_sweep(leaves, block, address=address)
     dataset = data.load(config.data)
+    for line in dataset.understood(config.model.mean, config.model.std):
+        say(line)
     images = dataset.shape, len(dataset.classes)
     check_finalists(config, *images, device=device_before(config, address))
     sources.initialize(assemble(config, dataset), config, dataset)

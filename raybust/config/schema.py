@@ -44,9 +44,25 @@ class Data(Section):
     image_size: int = option(
         224, "Side to which images of `image_folder` are resized and cropped.", ge=1, unit="pixels"
     )
+    background: tuple[float, ...] = option(
+        (0.5,),
+        "What is behind transparent pixels of `image_folder`: a gray, or red, green and blue.",
+        ge=0,
+        le=1,
+    )
+    orientation: bool = option(
+        True, "Whether images of `image_folder` are turned as their EXIF data say."
+    )
     loader_workers: int = option(
         4, "Decoding processes per training worker (streamed datasets only).", ge=0
     )
+
+    def problems(self) -> list[str]:
+        """Rules beyond one field's domain."""
+        found = super().problems()
+        if len(self.background) not in (1, 3):
+            found.append(f"background: got {list(self.background)}, expected one value or three")
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,13 +15,14 @@ import torch
 
 from raybust.corruptions.metrics import COMMON, EXTRA, SEVERITIES
 from raybust.data import Part, Split, StreamedSplit
+from raybust.data.decode import PLAIN
+from raybust.data.listing import LeftOut, class_folders, class_images, composed
 from raybust.errors import RequestError
 
 Published = dict[str, dict[int, Part]]
 """Corruption, severity, images."""
 
 _LAYOUTS = "CORRUPTION.npy and labels.npy (CIFAR-C), or CORRUPTION/SEVERITY/CLASS/* (ImageNet-C)"
-_ENDINGS = (".jpeg", ".jpg", ".png")
 
 
 def published(
@@ -41,7 +42,7 @@ def published(
     Raises:
         RequestError: names every file that is missing or is not what it should be.
     """
-    root = Path(folder)
+    root = Path(folder).expanduser()
     if not root.is_dir():
         raise RequestError(f"corruptions.folder: there is no folder '{root}'")
     if any(root.glob("*.npy")):
@@ -122,24 +123,24 @@ def _arrays(root: Path, part: Part, names: Sequence[str]) -> Published:
 
 
 def _images(folder: Path, part: Part, classes: Sequence[str]) -> StreamedSplit:
-    there = sorted(path.name for path in folder.iterdir() if path.is_dir())
-    numbers = {name: number for number, name in enumerate(classes or there)}
-    strange = [name for name in there if name not in numbers]
-    if strange or not there:
+    left = LeftOut()
+    folders = class_folders(folder)
+    names = list(classes) or list(folders)
+    numbers = {name: number for number, name in enumerate(map(composed, names))}
+    strange = [name for name in folders if name not in numbers]
+    if strange or not folders:
         found = f"the classes {', '.join(strange[:5])}" if strange else "no classes"
         raise RequestError(f"{folder}: has {found}, expected the classes of the dataset")
     files = [
-        (path.relative_to(folder).as_posix(), numbers[name])
-        for name in there
-        for path in sorted((folder / name).iterdir())
-        if path.suffix.lower() in _ENDINGS
+        (file.relative_to(folder).as_posix(), numbers[name])
+        for name, images in class_images(folders, left).items()
+        for file in images
     ]
-    if not files:
-        raise RequestError(f"{folder}: has no images; expected files that end in {_ENDINGS}")
     return StreamedSplit(
         folder,
         tuple(file for file, _ in files),
         torch.tensor([label for _, label in files]),
         torch.arange(len(files)),
         part.shape[1],
+        part.decoding if isinstance(part, StreamedSplit) else PLAIN,
     )

@@ -149,6 +149,13 @@ class Corrupted:
             found.append(
                 "generated/* are corruptions made on the fly with ImageNet's strengths, not CIFAR-C"
             )
+        clean = self.cells[0].examples
+        fewer = [cell for cell in self.cells if cell.examples < clean]
+        if fewer:
+            found.append(
+                f"{len(fewer)} corruptions have fewer images than the clean part's {clean}, such as"
+                f" {fewer[0].name} at {fewer[0].level:g} with {fewer[0].examples}"
+            )
         published = self.errors.get("published", {})
         missing = [name for name in (*COMMON, *EXTRA) if name not in published]
         if published and missing:

@@ -6,10 +6,11 @@ Legend: N images of shape C x H x W, K classes.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from raybust.config.schema import Data
+from raybust.data.labels import read_labels, read_names
 from raybust.data.splits import Part, Split, hold_out
 from raybust.errors import RequestError
 
@@ -28,6 +30,11 @@ the 1,797 images, stratified, by a constant seed that no option reaches."""
 
 _DIGITS = "datasets/data/digits.csv.gz"
 _ARRAYS = ("x_train", "y_train", "x_test", "y_test")
+_VALIDATION = ("val", "valid", "validation")
+_DARK = 0.25
+"""Share of a full pixel up to which the largest value of a data set is reported (our choice)."""
+_COMPARED = 400_000_000
+"""Bytes of images up to which training and test set are compared, in under a second."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,12 +46,16 @@ class Parts:
         train: the whole official training set.
         test: the official test set.
         validation: the source's own validation set, or None where it is to be cut from `train`.
+        layout: what was recognized, "" where the name says it.
+        notes: what was converted or left out, a line each.
     """
 
     classes: tuple[str, ...]
     train: Part
     test: Part
     validation: Part | None = None
+    layout: str = ""
+    notes: tuple[str, ...] = ()
 
 
 def digits(config: Data) -> Parts:
@@ -65,66 +76,113 @@ def digits(config: Data) -> Parts:
 
 
 def npz(config: Data) -> Parts:
-    """Returns the arrays x_train, y_train, x_test, y_test and, if there, class_names of the file
-    `data.path`.
+    """Returns the arrays x_train, y_train, x_test, y_test and, if there, a validation part (x_val,
+    x_valid or x_validation, with its y) and class_names of the file `data.path`.
 
     Raises:
         RequestError: not an npz, or arrays that are not images and labels.
     """
-    arrays = _read_npz(Path(str(config.path)))
+    arrays, others = _read_npz(Path(str(config.path)).expanduser())
     names = arrays.get("class_names")
-    classes = None if names is None else _class_names(names, f"{config.path}: class_names")
-    return parts_of_arrays(
+    classes = None if names is None else read_names(names, f"{config.path}: class_names")
+    own = {name: (arrays[f"x_{name}"], arrays[f"y_{name}"])
+           for name in _VALIDATION if f"x_{name}" in arrays}  # fmt: skip
+    found = parts_of_arrays(
         (arrays["x_train"], arrays["y_train"]),
         (arrays["x_test"], arrays["y_test"]),
         classes,
         f"{config.path}: ",
+        own,
     )
+    left = (f"left out: the arrays {', '.join(others)}",) if others else ()
+    shared = _shared_images(found)
+    return dataclasses.replace(found, layout=str(config.path), notes=(*found.notes, *shared, *left))
 
 
 def parts_of_arrays(
-    train: tuple[Any, Any], test: tuple[Any, Any], classes: Sequence[str] | None, where: str
+    train: tuple[Any, Any],
+    test: tuple[Any, Any],
+    classes: Sequence[str] | None,
+    where: str,
+    own: Mapping[str, tuple[Any, Any]] | None = None,
 ) -> Parts:
     """Returns checked parts.
 
     Args:
-        train: images and labels; see `check_images` and `check_labels`.
+        train: images and labels; see `check_images` and `read_labels`.
         test: the same.
         classes: names of the classes; by default "0" to the largest training label.
         where: start of an error's text, for instance "cifar.npz: ".
+        own: the data set's own validation part by its name, where it has one.
 
     Raises:
         RequestError: the arrays are not images and labels of one dataset.
     """
-    count = None if classes is None else len(classes)
-    splits = []
-    for name, (x, y) in {"train": train, "test": test}.items():
+    given = {"train": train, "test": test, **(own or {})}
+    checked = {}
+    for name, (x, y) in given.items():
         images, scale = check_images(np.asarray(x), f"{where}x_{name}")
-        labels = check_labels(np.asarray(y), len(images), count, f"{where}y_{name}")
-        count = int(labels.max()) + 1 if count is None else count
-        splits.append(Split(images, labels, torch.arange(len(labels)), scale))
-    if splits[0].shape != splits[1].shape:
-        raise RequestError(
-            f"{where}x_train has images of (C, H, W) = {splits[0].shape}, x_test of "
-            f"{splits[1].shape}; expected the same shape in both"
-        )
-    names = tuple(map(str, range(count or 0))) if classes is None else tuple(classes)
-    return Parts(names, splits[0], splits[1])
+        if np.asarray(y).shape[:1] != (len(images),):
+            raise RequestError(
+                f"{where}y_{name}: got shape {np.asarray(y).shape}, expected ({len(images)},), one"
+                " label per image"
+            )
+        checked[name] = images, scale
+    others = {name: np.asarray(y) for name, (_, y) in given.items() if name != "train"}
+    labels, names, notes = read_labels(np.asarray(train[1]), others, classes, where)
+    splits: dict[str, Split] = {}
+    for name, (images, scale) in checked.items():
+        splits[name] = Split(images, labels[name], torch.arange(len(images)), scale)
+        if splits[name].shape != splits["train"].shape:
+            raise RequestError(
+                f"{where}x_train has images of (C, H, W) = {splits['train'].shape}, x_{name} of "
+                f"{splits[name].shape}; expected the same shape in both"
+            )
+        notes += _dark(splits[name], f"x_{name}")
+    validation = next((splits[name] for name in own or ()), None)
+    return Parts(names, splits["train"], splits["test"], validation, notes=tuple(notes))
+
+
+def _dark(split: Split, name: str) -> list[str]:
+    """Returns a note where the largest value is far below that of a full pixel."""
+    largest = float(split.images.max())
+    if largest > _DARK * split.scale:
+        return []
+    return [
+        f"{name}: the largest value is {largest:g} of {split.scale:g}, nearly black; if it is that"
+        " of a full pixel, scale the images to [0, 1] as floats"
+    ]
+
+
+def _shared_images(parts: Parts) -> list[str]:
+    """Returns a note where test images are also in the training set, byte for byte."""
+    train, test = (part for part in (parts.train, parts.test))
+    assert isinstance(train, Split)
+    assert isinstance(test, Split)
+    if train.images.nbytes + test.images.nbytes > _COMPARED or train.scale != test.scale:
+        return []
+    known = {image.tobytes() for image in train.images.numpy()}
+    count = sum(image.tobytes() in known for image in test.images.numpy())
+    return [f"{count} of {len(test)} test images are in the training set too"] if count else []
 
 
 def check_images(array: np.ndarray, where: str) -> tuple[Tensor, float]:
     """Returns images uint8 or float32 (N, C, H, W), and the value of a full pixel.
 
     Args:
-        array: uint8, or floats in [0, 1]; (N, H, W), (N, H, W, C) or (N, C, H, W) with C 1 or 3.
-            Where both the second and the last extent may be channels, the last one is.
+        array: uint8, bool, or floats in [0, 1]; (N, H, W), (N, H, W, C) or (N, C, H, W) with C 1
+            or 3. Where both the second and the last extent may be channels, the last one is.
         where: what the array is, for the error's text.
 
     Raises:
         RequestError: it is none of these, or empty.
     """
+    if array.dtype == np.bool_:
+        array = array.astype(np.float32)
     if array.dtype != np.uint8 and array.dtype.kind != "f":
-        raise RequestError(f"{where}: got {array.dtype}, expected uint8 or floats in [0, 1]")
+        raise RequestError(
+            f"{where}: got {array.dtype}, expected uint8 or floats in [0, 1]{_range_of(array)}"
+        )
     if array.ndim == 3:
         array = array[:, None]
     elif array.ndim == 4 and array.shape[3] in (1, 3):
@@ -147,32 +205,18 @@ def check_images(array: np.ndarray, where: str) -> tuple[Tensor, float]:
     return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)), 1.0
 
 
-def check_labels(array: np.ndarray, images: int, classes: int | None, where: str) -> Tensor:
-    """Returns labels int64 (N,).
-
-    Args:
-        array: integers (N,), in [0, K).
-        images: N, the number of images.
-        classes: K; the largest label + 1 where not given.
-        where: what the array is, for the error's text.
-
-    Raises:
-        RequestError: another type, shape or range.
-    """
-    if array.dtype.kind not in "iu":
-        raise RequestError(f"{where}: got {array.dtype}, expected integers from 0")
-    if array.shape != (images,):
-        raise RequestError(
-            f"{where}: got shape {array.shape}, expected ({images},), one label per image"
-        )
+def _range_of(array: np.ndarray) -> str:
+    """Returns how to make integers readable, as the end of a message."""
+    if array.dtype.kind not in "iu" or not array.size:
+        return ""
     low, high = int(array.min()), int(array.max())
-    if low < 0 or (classes is not None and high >= classes):
-        allowed = "from 0" if classes is None else f"from 0 to {classes - 1}"
-        raise RequestError(f"{where}: got labels from {low} to {high}, expected {allowed}")
-    return torch.from_numpy(array.astype(np.int64))
+    if low >= 0 and high <= 255:
+        return "; the values are from 0 to 255: use astype('uint8')"
+    return f"; the values are from {low} to {high}: divide by the value of a full pixel"
 
 
-def _read_npz(path: Path) -> dict[str, np.ndarray]:
+def _read_npz(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Returns the arrays that are read, and the names of the others."""
     broken = (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)
     try:
         archive = np.load(path, allow_pickle=False)
@@ -189,8 +233,18 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
                 f"{path}: lacks {', '.join(missing)}; expected {', '.join(_ARRAYS)}, got "
                 f"{', '.join(archive.files) or 'nothing'}"
             )
+        own = [name for name in _VALIDATION if f"x_{name}" in archive]
+        if len(own) > 1:
+            raise RequestError(
+                f"{path}: has the validation parts {' and '.join(f'x_{name}' for name in own)}; "
+                "keep one of them"
+            )
+        wanted = [*_ARRAYS, *(f"{axis}_{name}" for name in own for axis in "xy")]
+        if missing := [name for name in wanted if name not in archive]:
+            raise RequestError(f"{path}: has x_{own[0]}, but lacks {', '.join(missing)}")
+        wanted += {"class_names"} & set(archive.files)
         arrays = {}
-        for name in (*_ARRAYS, *({"class_names"} & set(archive.files))):
+        for name in wanted:
             try:
                 arrays[name] = archive[name]
             except broken as error:
@@ -198,12 +252,4 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
                     f"{path}: {name} cannot be read: {' '.join(str(error).split())}; expected "
                     "numbers or texts, stored without pickle"
                 ) from None
-    return arrays
-
-
-def _class_names(array: np.ndarray, where: str) -> tuple[str, ...]:
-    if array.ndim != 1 or array.dtype.kind not in "US":
-        raise RequestError(
-            f"{where}: got {array.dtype} of shape {array.shape}, expected texts of shape (K,)"
-        )
-    return tuple(str(name) for name in array.astype(np.str_))
+        return arrays, [name for name in archive.files if name not in wanted]

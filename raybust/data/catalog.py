@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 
 from raybust.config.schema import Data
-from raybust.data import arrays, folder, packaged
+from raybust.data import arrays, decode, folder, packaged
 from raybust.data.splits import Dataset, Part, Split, channel_moments, first, hold_out
 from raybust.errors import RequestError, unknown
 
@@ -79,7 +79,7 @@ def check(config: Data, *, here: bool = True) -> None:
         return
     if config.path is None:
         raise RequestError(f"data.path: got null, expected a {source.path}; pass {source.needs}")
-    path = Path(config.path)
+    path = path_of(config)
     if here and not (path.is_dir() if source.path == "folder" else path.is_file()):
         raise RequestError(f"data.path: there is no {source.path} '{path}'")
 
@@ -113,7 +113,33 @@ def load(config: Data) -> Dataset:
         train=train,
         validation=validation,
         test=parts.test,
+        notes=(*_parts_line(parts, train, validation, config), *parts.notes),
     )
+
+
+def path_of(config: Data) -> Path:
+    """Returns `data.path`, with the home of its user in place of ~.
+
+    Raises:
+        RequestError: there is no such user.
+    """
+    try:
+        return Path(str(config.path)).expanduser()
+    except RuntimeError:
+        raise RequestError(f"data.path: got {config.path!r}, but there is no such user") from None
+
+
+def _parts_line(parts: arrays.Parts, train: Part, validation: Part, config: Data) -> list[str]:
+    """Returns the sizes of the parts and where they come from, as one line."""
+    if parts.validation is None:
+        origin = f"cut from the training set by data.split_seed={config.split_seed}"
+    else:
+        origin = "the data set's own"
+    limited = "" if config.limit is None else f" (data.limit={config.limit})"
+    return [
+        f"{config.name}{': ' * bool(parts.layout)}{parts.layout}; {len(train)} training images"
+        f"{limited}, {len(validation)} for validation ({origin}), {len(parts.test)} for testing"
+    ]
 
 
 def _cut(train: Part, validation: Part | None, config: Data) -> tuple[Part, Part]:
@@ -137,19 +163,31 @@ def _source(name: str) -> Source:
 
 
 def _image_folder(config: Data) -> arrays.Parts:
-    root = Path(str(config.path))
+    root, background = path_of(config), config.background
+    red, green, blue = background if len(background) == 3 else background * 3
+    how = decode.Decoding((red, green, blue), config.orientation)
     found = folder.scan(root)
 
     def part(listing: folder.Listing) -> folder.StreamedSplit:
         labels = torch.tensor([label for _, label in listing], dtype=torch.int64)
         files = tuple(file for file, _ in listing)
         return folder.StreamedSplit(
-            root, files, labels, torch.arange(len(files)), config.image_size
+            root, files, labels, torch.arange(len(files)), config.image_size, how
         )
 
     own = None if found.validation is None else part(found.validation)
-    return arrays.Parts(found.classes, part(found.train), part(found.test), own)
+    train, test = part(found.train), part(found.test)
+    sample = [
+        root / file for one in (train, test) for file in one.files[:: len(one) // _LOOKED + 1]
+    ]
+    traits = [f"of the files looked at, {text}" for text in decode.survey(sample, how)]
+    left = [f"left out: {text}" if text[0].isdigit() else text for text in found.left.notes()]
+    notes = (*traits, *left)
+    return arrays.Parts(found.classes, train, test, own, found.layout, notes)
 
+
+_LOOKED = 256
+"""Files of a part at whose headers is looked (our choice)."""
 
 _FETCH = "its files in data.root, or data.download=true"
 _SOURCES = {

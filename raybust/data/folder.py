@@ -1,33 +1,37 @@
-"""Folders of image files, decoded on demand: ImageNet-like class folders, Tiny ImageNet, Places365.
+"""Folders of image files, decoded on demand: a part of such a data set, and the listings of
+ImageNet-like class folders, Tiny ImageNet and Places365.
+
 Which layout it is is seen from what is there; an image is read when a batch asks for it, with PIL,
 in the loader's processes. Stage `data` of the arrow.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from raybust.data.augment import center, random_view
+from raybust.data.decode import PLAIN, Decoding, decode
 from raybust.data.digests import digest_of, labels_digest
+from raybust.data.listing import LeftOut, class_folders, class_images, composed, same_folders
 from raybust.errors import RequestError
 
-_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 _SAMPLE = 256
 """Files of a part whose content its digest reads (our choice)."""
 _TINY = Path("val", "val_annotations.txt")
 _PLACES = "places365_train_standard.txt"
+_VALIDATION = ("val", "valid", "validation")
 _LAYOUTS = (
-    "train/CLASS/* with val/CLASS/* (or validation, test), Tiny ImageNet's "
+    "train/CLASS/* with val/CLASS/* (or valid, validation, test), Tiny ImageNet's "
     "val/val_annotations.txt, or the lists and folders of Places365"
 )
 
@@ -45,6 +49,7 @@ class StreamedSplit:
         labels: int64 (N,).
         indices: int64 (N,), the position of each file in the official part.
         size: side of the images that `fetch` returns, in pixels.
+        decoding: how files become pixels.
     """
 
     root: Path
@@ -52,6 +57,7 @@ class StreamedSplit:
     labels: Tensor
     indices: Tensor
     size: int
+    decoding: Decoding = PLAIN
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -89,15 +95,7 @@ class StreamedSplit:
         Raises:
             RequestError: the file is no image.
         """
-        path = self.root / self.files[position]
-        try:
-            with Image.open(path) as file:
-                image = file.convert("RGB")
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise RequestError(
-                f"{path}: cannot be read as an image ({' '.join(str(error).split())}); replace or "
-                "remove it"
-            ) from None
+        image = decode(self.root / self.files[position], self.decoding)
         if augment == "none":
             view = center(image, self.size)
         else:
@@ -107,8 +105,8 @@ class StreamedSplit:
     def select(self, positions: Tensor) -> StreamedSplit:
         """Returns the part that has only these positions, in their order."""
         files = tuple(self.files[position] for position in positions.tolist())
-        return StreamedSplit(
-            self.root, files, self.labels[positions], self.indices[positions], self.size
+        return dataclasses.replace(
+            self, files=files, labels=self.labels[positions], indices=self.indices[positions]
         )
 
     def content(self, positions: Sequence[int] | Tensor) -> str:
@@ -123,7 +121,8 @@ class StreamedSplit:
         """
         at = torch.as_tensor(positions, dtype=torch.int64).tolist()
         with ThreadPoolExecutor() as pool:
-            return digest_of(f"streamed {self.size}", pool.map(self._file_digest, at))
+            form = f"streamed {self.size} {self.decoding}"
+            return digest_of(form, pool.map(self._file_digest, at))
 
     def labeling(self, positions: Sequence[int] | Tensor) -> str:
         """Returns the digest of the labels and indices of some examples, in order."""
@@ -143,19 +142,29 @@ class StreamedSplit:
         digest(f"streamed {self.size}".encode())
         rows = zip(self.files, self.labels.tolist(), self.indices.tolist(), strict=True)
         for file, label, index in sorted(rows):
-            digest(f"{file}\t{label}\t{index}\n".encode())
+            digest(os.fsencode(file) + f"\t{label}\t{index}\n".encode())
         digest(self.content(range(0, len(self), max(1, len(self) // _SAMPLE))).encode())
 
 
 @dataclass(frozen=True)
 class Folder:
-    """What a folder holds: listings of its official parts; `validation` only where it has a test
-    part besides."""
+    """What a folder holds.
+
+    Attributes:
+        classes: names of the classes.
+        train: the training part.
+        test: the test set; the official validation part where there is no other.
+        validation: the validation part, where there is a test part besides.
+        layout: what was recognized.
+        left: what was left out.
+    """
 
     classes: tuple[str, ...]
     train: Listing
     test: Listing
-    validation: Listing | None = None
+    validation: Listing | None
+    layout: str
+    left: LeftOut
 
 
 def scan(root: Path) -> Folder:
@@ -165,61 +174,85 @@ def scan(root: Path) -> Folder:
     is the test set; where there are both, it is the validation set.
 
     Raises:
-        RequestError: no known layout, a part without images, a class that the training part lacks.
+        RequestError: no known layout, a part without images, a class that the training part lacks,
+            names that are not UTF-8.
     """
     if (root / _PLACES).is_file():
         return _scan_places(root)
     if not (root / "train").is_dir():
         raise RequestError(f"data.path: '{root}' has no folder 'train'; expected {_LAYOUTS}")
-    classes = tuple(_subfolders(root / "train"))
+    left = LeftOut()
+    folders = class_folders(root / "train", left)
+    classes = tuple(folders)
     if not classes:
         raise RequestError(f"{root / 'train'}: has no class folders; expected {_LAYOUTS}")
-    train = _class_files(root, "train", classes)
+    train = _class_files(root, folders, classes, left)
     if (root / _TINY).is_file():
         rows = _rows(root / _TINY, separator="\t")
-        return Folder(classes, train, _labeled(root / _TINY, rows, "val/images", classes))
-    parts = [part for part in ("val", "validation", "test") if _subfolders(root / part)]
-    if not parts:
+        test = _labeled(root / _TINY, rows, "val/images", classes)
+        return Folder(classes, train, test, None, "Tiny ImageNet, tested on its val", left)
+    own, test_folders = _parts(root, classes, left)
+    listings = {
+        name: _class_files(root, folders, classes, left)
+        for name, folders in {**own, **test_folders}.items()
+    }
+    for name, there in {**own, **test_folders}.items():
+        if same := same_folders(folders, there):
+            left.parts.append(f"'{name}' and 'train' share the folder of {', '.join(same[:5])}")
+    for name, listing in listings.items():
+        lacking = sorted(set(range(len(classes))) - {label for _, label in listing})
+        if lacking:
+            names = ", ".join(classes[label] for label in lacking[:5])
+            left.parts.append(f"'{name}' has no images of {len(lacking)} classes ({names})")
+    validation = listings[next(iter(own))] if own and test_folders else None
+    test = listings[next(iter(test_folders or own))]
+    layout = f"class folders in train and {' and '.join(listings)}"
+    return Folder(classes, train, test, validation, layout, left)
+
+
+def _parts(
+    root: Path, classes: Sequence[str], left: LeftOut
+) -> tuple[dict[str, dict[str, Path]], dict[str, dict[str, Path]]]:
+    """Returns the class folders of the validation part and of the test part, by its name; at least
+    one of them is there."""
+    found = {}
+    for name in (*_VALIDATION, "test"):
+        there = class_folders(root / name, left)
+        strange = [one for one in there if one not in classes]
+        if there and len(strange) == len(there) and name == "test":
+            left.parts.append(f"'test' has no class folders of the training part ({strange[0]})")
+        elif strange:
+            raise RequestError(
+                f"{root / name}: has the class '{strange[0]}', which '{root / 'train'}' lacks; "
+                "expected the same class folders in both"
+            )
+        elif there:
+            found[name] = there
+        elif (root / name).is_dir() and any((root / name).iterdir()):
+            left.parts.append(f"'{name}' has no class folders")
+    own = [name for name in _VALIDATION if name in found]
+    if len(own) > 1:
         raise RequestError(
-            f"data.path: '{root}' has class folders in neither val, validation nor test; expected "
-            f"{_LAYOUTS}"
+            f"data.path: '{root}' has the validation parts {' and '.join(own)}; keep one of them"
         )
-    listings = [_class_files(root, part, classes) for part in (parts[0], parts[-1])]
-    return Folder(classes, train, listings[1], listings[0] if parts[0] != parts[-1] else None)
+    if not found:
+        raise RequestError(
+            f"data.path: '{root}' has class folders in neither {', '.join(_VALIDATION)} nor test; "
+            f"expected {_LAYOUTS}"
+        )
+    test = {"test": found["test"]} if "test" in found else {}
+    return {name: found[name] for name in own}, test
 
 
-def _subfolders(folder: Path) -> list[str]:
-    if not folder.is_dir():
-        return []
-    return sorted(entry.name for entry in folder.iterdir() if _visible_folder(entry))
-
-
-def _visible_folder(entry: Path) -> bool:
-    return entry.is_dir() and not entry.name.startswith(".")
-
-
-def _class_files(root: Path, part: str, classes: Sequence[str]) -> Listing:
-    found: Listing = []
+def _class_files(
+    root: Path, folders: Mapping[str, Path], classes: Sequence[str], left: LeftOut
+) -> Listing:
     numbers = {name: number for number, name in enumerate(classes)}
-    for name in _subfolders(root / part):
-        if name not in numbers:
-            raise RequestError(
-                f"{root / part}: has the class '{name}', which '{root / 'train'}' lacks; expected "
-                "the same class folders in both"
-            )
-        files = sorted(
-            Path(folder, file).relative_to(root).as_posix()
-            for folder, _, inside in os.walk(root / part / name, followlinks=True)
-            for file in inside
-            if file.lower().endswith(_ENDINGS) and not file.startswith(".")
-        )
-        if not files:
-            raise RequestError(
-                f"{root / part / name}: has no images; expected files that end in "
-                f"{', '.join(_ENDINGS)}"
-            )
-        found += [(file, numbers[name]) for file in files]
-    return found
+    return [
+        (file.relative_to(root).as_posix(), numbers[name])
+        for name, files in class_images(folders, left).items()
+        for file in files
+    ]
 
 
 def _rows(path: Path, separator: str | None = None) -> list[tuple[str, str]]:
@@ -242,9 +275,9 @@ def _labeled(
 ) -> Listing:
     numbers = {name: number for number, name in enumerate(classes)}
     for _, name in rows:
-        if name not in numbers:
+        if composed(name) not in numbers:
             raise RequestError(f"{path}: names the class '{name}', which the training part lacks")
-    return [(f"{folder}/{file.lstrip('/')}", numbers[name]) for file, name in rows]
+    return [(f"{folder}/{file.lstrip('/')}", numbers[composed(name)]) for file, name in rows]
 
 
 def _scan_places(root: Path) -> Folder:
@@ -273,4 +306,7 @@ def _scan_places(root: Path) -> Folder:
         tuple(scenes.get(number, number) for number in numbers),
         found[_PLACES],
         found["places365_val.txt"],
+        None,
+        "Places365, tested on its val",
+        LeftOut(),
     )

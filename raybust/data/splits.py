@@ -19,6 +19,7 @@ from raybust.data.digests import digest_of, labels_digest
 from raybust.data.folder import StreamedSplit
 from raybust.data.seeds import generator
 
+_NAMED = 5
 _CHUNK = 1024
 """Images that are copied at a time where all are read."""
 
@@ -105,6 +106,7 @@ class Dataset:
         train: what training sees.
         validation: what search sees.
         test: what neither sees.
+        notes: what was understood and what was left out, a line each.
     """
 
     name: str
@@ -116,6 +118,27 @@ class Dataset:
     train: Part
     validation: Part
     test: Part
+    notes: tuple[str, ...] = ()
+
+    def understood(
+        self, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+    ) -> list[str]:
+        """Returns what was understood of the data, a line each: parts and their sizes, classes,
+        image size, normalization, what was converted and what was left out.
+
+        Args:
+            mean: of the network's first layer, where it is not the data set's.
+            std: the same.
+        """
+        few = ", ".join(self.classes[:_NAMED]) + ", ..." * (len(self.classes) > _NAMED)
+        channels, height, width = self.shape
+        given = " (as set)" if mean or std else ""
+        lines = [
+            f"{channels} x {height} x {width} pixels, {len(self.classes)} classes: {few}",
+            f"normalization{given}: mean {_list(mean or self.mean)}, std {_list(std or self.std)}",
+        ]
+        first, *others = self.notes or ("",)
+        return [f"data  {line}" for line in (first, *lines, *others) if line]
 
     @functools.cached_property
     def digest(self) -> str:
@@ -127,6 +150,10 @@ class Dataset:
             digest.update(part.encode())
             getattr(self, part).feed(digest.update)
         return digest.hexdigest()[:16]
+
+
+def _list(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:.3f}" for value in values)
 
 
 def hold_out(labels: Tensor, share: float, *keys: int | str) -> tuple[Tensor, Tensor]:

@@ -200,7 +200,7 @@ class _Shard:
                 rows = (self.right & ~self.broken).nonzero().flatten()
                 if len(rows):
                     self._note(self._run_again(name, threat, rows, number), threat, rows, met,
-                               FURTHER, number)  # fmt: skip
+                               name=FURTHER, step=number)  # fmt: skip
             if int(self.broken.sum()) == before:
                 return
 
@@ -208,7 +208,7 @@ class _Shard:
         self, name: str, threat: Threat, rows: Tensor, met: list[list[tuple[str, int]]]
     ) -> None:
         """Runs one attack on some examples; notes what it broke, and that they met it."""
-        self._note(self._run(name, threat, rows), threat, rows, met, name)
+        self._note(self._run(name, threat, rows), threat, rows, met, name=name)
 
     def _note(
         self,
@@ -216,6 +216,7 @@ class _Shard:
         threat: Threat,
         rows: Tensor,
         met: list[list[tuple[str, int]]],
+        *,
         name: str,
         step: int | None = None,
     ) -> None:

@@ -176,7 +176,7 @@ def test_bad_folders(tmp_path):
     with pytest.raises(RequestError, match="has no class folders"):
         load(config(tmp_path))
     imagenet(tmp_path, ("train",))
-    with pytest.raises(RequestError, match="neither val, validation nor test"):
+    with pytest.raises(RequestError, match="neither val, valid, validation nor test"):
         load(config(tmp_path))
     imagenet(tmp_path)
     (tmp_path / "train" / "empty").mkdir()

@@ -1,0 +1,182 @@
+"""Which files of a folder are images of which class: each real folder once, no hidden, system or
+leftover files, alike for training, test and corruption folders. What is left out is counted.
+
+Stage `data` of the arrow.
+"""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from raybust.errors import RequestError
+
+ENDINGS = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff",
+    ".ppm", ".pgm", ".pbm", ".pnm",
+)  # fmt: skip
+_SYSTEM = {
+    "__macosx", "@eadir", "@tmp", "@recycle", "#recycle", "$recycle.bin", "lost+found",
+    "system volume information", "__pycache__", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r",
+}  # fmt: skip
+_SHOWN = 4
+
+
+@dataclass
+class LeftOut:
+    """What a listing left out.
+
+    Attributes:
+        hidden: hidden and system files and folders.
+        repeated: links to folders that are listed already.
+        others: files that are no images, by ending.
+        parts: folders that hold no labeled images, and why.
+    """
+
+    hidden: int = 0
+    repeated: int = 0
+    others: Counter[str] = field(default_factory=Counter)
+    parts: list[str] = field(default_factory=list)
+
+    def notes(self) -> list[str]:
+        """Returns what was left out, a phrase each."""
+        found = []
+        if self.hidden:
+            found.append(f"{self.hidden} hidden or system files and folders")
+        if self.repeated:
+            found.append(f"{self.repeated} links to folders that are listed already")
+        for ending, count in sorted(self.others.items()):
+            found.append(f"{count} files {ending or 'without an ending'}")
+        return [*found, *self.parts]
+
+
+def hidden(name: str) -> bool:
+    """Returns whether a file or folder of that name is no data."""
+    return name.startswith(".") or name.lower() in _SYSTEM
+
+
+def class_folders(folder: Path, left: LeftOut | None = None) -> dict[str, Path]:
+    """Returns the class folders of a folder by their names in Unicode's composed form (NFC), in
+    order; none where there is no such folder.
+
+    Raises:
+        RequestError: a name that is not UTF-8, or two that differ in their Unicode form alone.
+    """
+    if not folder.is_dir():
+        return {}
+    found: dict[str, Path] = {}
+    for entry in sorted(folder.iterdir()):
+        if hidden(entry.name):
+            if left is not None:
+                left.hidden += 1
+            continue
+        if not entry.is_dir():
+            continue
+        name = composed(entry.name)
+        if not readable(name):
+            raise RequestError(
+                f"{shown(folder)}: the class folder {shown(entry.name)} has a name that is not "
+                "UTF-8; rename it"
+            )
+        if name in found:
+            raise RequestError(
+                f"{folder}: has two class folders '{name}' that differ in their Unicode form "
+                "alone; join them"
+            )
+        found[name] = entry
+    return dict(sorted(found.items()))
+
+
+def class_images(folders: Mapping[str, Path], left: LeftOut) -> dict[str, list[Path]]:
+    """Returns the images in the class folders of one part, and in the folders in these, sorted.
+
+    Every real folder counts once: links to a parent, to another class or to a folder that is
+    listed already add nothing.
+
+    Args:
+        folders: the class folders, by class.
+        left: counts what is left out.
+
+    Raises:
+        RequestError: two classes are one real folder, or a class has no images.
+    """
+    real = {name: _real(folder) for name, folder in folders.items()}
+    by_real = {place: name for name, place in real.items()}
+    seen = set(by_real)
+    found = {}
+    for name, folder in folders.items():
+        if by_real[real[name]] != name:
+            raise RequestError(
+                f"{folder.parent}: the classes '{name}' and '{by_real[real[name]]}' are the same "
+                "folder; remove one of the links"
+            )
+        seen |= {_real(above) for above in folder.absolute().parents}
+        found[name] = _images_below(folder, seen, left)
+        if not found[name]:
+            there = LeftOut()
+            _images_below(folder, set(), there)
+            instead = f"; it holds {', '.join(there.notes()[:_SHOWN])}" if there.notes() else ""
+            raise RequestError(
+                f"{folder}: has no images{instead}; expected files that end in {', '.join(ENDINGS)}"
+            )
+    return found
+
+
+def same_folders(first: Mapping[str, Path], second: Mapping[str, Path]) -> list[str]:
+    """Returns the classes whose folders in two parts are one real folder."""
+    real = {_real(folder) for folder in first.values()}
+    return [name for name, folder in second.items() if _real(folder) in real]
+
+
+def _images_below(folder: Path, seen: set[tuple[int, int]], left: LeftOut) -> list[Path]:
+    """Returns the images of a folder and of those in it that are not in `seen`, sorted."""
+    found: list[Path] = []
+    for place, folders, files in os.walk(folder, followlinks=True):
+        keep = []
+        for name in sorted(folders):
+            if hidden(name):
+                left.hidden += 1
+                continue
+            real = _real(Path(place, name))
+            if real in seen:
+                left.repeated += 1
+                continue
+            seen.add(real)
+            keep.append(name)
+        folders[:] = keep
+        for name in files:
+            if hidden(name):
+                left.hidden += 1
+            elif name.lower().endswith(ENDINGS):
+                found.append(Path(place, name))
+            else:
+                left.others[shown(os.path.splitext(name)[1].lower())] += 1
+    return sorted(found, key=Path.as_posix)
+
+
+def composed(name: str) -> str:
+    """Returns a name in Unicode's composed form, in which macOS and Linux agree."""
+    return unicodedata.normalize("NFC", name)
+
+
+def readable(name: str) -> bool:
+    """Returns whether a name is text that files and databases can hold."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def shown(name: object) -> str:
+    """Returns a name that may not be UTF-8 as it can be printed."""
+    return str(name).encode("utf-8", "backslashreplace").decode()
+
+
+def _real(folder: Path) -> tuple[int, int]:
+    stat = folder.stat()
+    return stat.st_dev, stat.st_ino
