@@ -54,9 +54,7 @@ def train(config: Config, *, address: str | None, resume: bool, verbose: bool, s
         RequestError: something of the request is wrong; nothing was begun.
         WorkError: training failed; the last good checkpoint is kept.
     """
-    dataset = data.load(config.data)
-    for line in dataset.understood(config.model.mean, config.model.std):
-        say(line)
+    dataset = load_data(config, say)
     out = runs.out_folder(config)
     folder = out / (config.name or default_name(config))
     plain = configuration.to_dict(config)
@@ -95,6 +93,14 @@ def train(config: Config, *, address: str | None, resume: bool, verbose: bool, s
             with _epoch_lines(folder, say):
                 worker.train(config, job, uri)
     return folder
+
+
+def load_data(config: Config, say: Say) -> data.Dataset:
+    """Returns the data of a configuration; says what was understood of them."""
+    dataset = data.load(config.data)
+    for line in dataset.understood(config.model.mean, config.model.std):
+        say(line)
+    return dataset
 
 
 def check_sweep(

@@ -14,7 +14,7 @@ from typing import Any
 from optuna.trial import FrozenTrial
 
 from raybust import config as configuration
-from raybust import data, methods, runs, sources, track
+from raybust import methods, runs, sources, track
 from raybust.cluster import finals, tune
 from raybust.cluster.board import SEARCH, make_board, write_space
 from raybust.cluster.checks import check_finalists, device_before
@@ -22,6 +22,7 @@ from raybust.cluster.launch import (
     Say,
     check_sweep,
     load_ahead,
+    load_data,
     locked,
     open_store,
     say_if_growing,
@@ -70,9 +71,7 @@ def run(
         WorkError: no trial finished.
     """
     _, space = check_sweep(leaves, block, address=address)
-    dataset = data.load(config.data)
-    for line in dataset.understood(config.model.mean, config.model.std):
-        say(line)
+    dataset = load_data(config, say)
     images = dataset.shape, len(dataset.classes)
     check_finalists(config, *images, device=device_before(config, address))
     sources.initialize(assemble(config, dataset), config, dataset)
