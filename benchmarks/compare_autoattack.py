@@ -1,112 +1,168 @@
-"""raybust's ensemble beside pyautoattack's standard suite: same network, images and radii.
+"""raybust's ensemble beside pyautoattack's standard suite: same networks, images and radii.
 
-The network is the small adversarially trained CNN in shared/checkpoints/cnn_a_adv beside the
-checkout, the images are the first of the CIFAR-10 subset there. Each side runs with one thread, one
-after the other; seconds are of the processor, beside those of the clock. Prints a Markdown table.
+The networks: two small CNNs that this script trains on MNIST (against Linf 0.3 and L2 1.5, at fixed
+seeds; their checkpoints are kept in the folder given), and two that others trained on CIFAR-10, in
+../shared/checkpoints. Each is attacked in norms that it was and was not trained against. One thread
+each, one after the other; seconds are of the processor. Prints a Markdown row as each is done.
 
-    python benchmarks/compare_autoattack.py [IMAGES] [NORM:EPS ...]
+    python benchmarks/compare_autoattack.py FOLDER [IMAGES] [NETWORK:NORM:EPS ...]
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from raybust import config as configuration
+from raybust import data, methods
 from raybust.config.assess import Evaluate
+from raybust.config.schema import Model
 from raybust.evaluate import attack_examples, make_attack_protocol, summarize
 from raybust.evaluate.standard import standard_attack, standard_version
-from raybust.models import load_weights
+from raybust.models import build, load_weights
+from raybust.models.cifar import ResNet
 from raybust.models.normalize import Normalize, Normalized
 from raybust.numerics.balls import Threat
+from raybust.objective import assemble
+from raybust.train import fit
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
-WEIGHTS = SHARED / "checkpoints" / "cnn_a_adv" / "cifar_cnn_a_adv.model"
-IMAGES = SHARED / "data" / "cifar10-subset.npz"
-SETTINGS = ("linf:2/255", "linf:8/255", "l2:1/2")
-SHARD = 250
+SHARD = 100
+SETTINGS = (
+    "mnist_linf:linf:0.3", "mnist_linf:l2:1.5", "mnist_linf:l1:10",
+    "mnist_l2:linf:0.1", "mnist_l2:l2:1.5", "mnist_l2:l1:10",
+    "cnn_a_adv:linf:2/255", "cnn_a_adv:l2:1/2", "cnn_a_adv:l1:8",
+    "resnet20:linf:1/510", "resnet20:l2:1/10", "resnet20:l1:2",
+)  # fmt: skip
+TRAINED = {
+    "mnist_linf": (
+        "data.limit=20000", "method.norm=linf", "method.eps=0.3", "method.steps=20",
+        "method.step=0.03", "method.warmup=0.25", "train.epochs=10", "train.lr=0.002",
+        "train.weight_decay=0.0", "train.warmup=0.05", "train.batch_size=64",
+    ),
+    "mnist_l2": (
+        "data.limit=10000", "method.norm=l2", "method.eps=1.5", "method.steps=7",
+        "method.warmup=0.5", "train.epochs=6", "train.lr=0.001", "train.warmup=0.1",
+    ),
+}  # fmt: skip
 
 
-def load_network() -> nn.Module:
-    """Returns cnn_a_adv in eval mode, its normalization in front."""
+def mnist(name: str, home: Path) -> tuple[nn.Module, Path]:
+    """Returns a small CNN trained on MNIST against one norm, and where its images are."""
+    path = SHARED / "data" / "mnist.npz"
+    leaves = configuration.leaves_of_arguments([
+        "data.name=npz", f"data.path={path}", "model.width=16", "method.name=pgd",
+        "train.optimizer=adamw", "certified_fast.every=0", *TRAINED[name],
+    ])  # fmt: skip
+    config = configuration.compose(leaves, methods.get)
+    folder = home / name
+    dataset = data.load(config.data)
+    if not folder.exists():
+        for progress in fit(config, dataset, torch.device("cpu")):
+            if progress.done:
+                folder.mkdir(parents=True)
+                progress.save(folder)
+    network = assemble(config, dataset)
+    network.load_state_dict(load_file(folder / "model.safetensors"))
+    return network, path
+
+
+def cnn_a_adv() -> nn.Module:
+    """Returns the adversarially trained CIFAR-10 network in shared/checkpoints."""
     network = nn.Sequential(
         nn.Conv2d(3, 16, 4, 2, 1), nn.ReLU(), nn.Conv2d(16, 32, 4, 2, 1), nn.ReLU(), nn.Flatten(),
         nn.Linear(2048, 100), nn.ReLU(), nn.Linear(100, 10),
     )  # fmt: skip
-    normalize = Normalize((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
-    whole = Normalized(normalize, network)
-    load_weights(whole, WEIGHTS)
-    return whole.eval().requires_grad_(False)
+    whole = Normalized(Normalize((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)), network)
+    load_weights(whole, SHARED / "checkpoints" / "cnn_a_adv" / "cifar_cnn_a_adv.model")
+    return whole
 
 
-def load_images(count: int) -> tuple[Tensor, Tensor]:
-    """Returns the first images (N, 3, 32, 32) in [0, 1] and their labels."""
-    with np.load(IMAGES) as archive:
+def resnet20() -> nn.Module:
+    """Returns the ordinary CIFAR-10 network in shared/checkpoints."""
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    network = build(Model(name="resnet20"), shape=(3, 32, 32), num_classes=10, mean=mean, std=std)
+    assert isinstance(network.network, ResNet)
+    load_weights(network, SHARED / "checkpoints" / "akamaster_resnet20" / "resnet20-12fca82f.th")
+    return network
+
+
+def load(name: str, home: Path, count: int) -> tuple[nn.Module, Tensor, Tensor]:
+    """Returns a network in eval mode, the first test images (N, C, H, W) and their labels."""
+    if name in TRAINED:
+        network, path = mnist(name, home)
+    else:
+        network, path = (
+            {"cnn_a_adv": cnn_a_adv, "resnet20": resnet20}[name](),
+            (SHARED / "data" / "cifar10-subset.npz"),
+        )
+    with np.load(path) as archive:
         images, labels = archive["x_test"][:count], archive["y_test"][:count]
-    pixels = torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).float() / 255
-    return pixels, torch.from_numpy(labels.astype(np.int64))
+    images = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
+    pixels = torch.from_numpy(images.copy()).float() / 255
+    return network.eval().requires_grad_(False), pixels, torch.from_numpy(labels.astype(np.int64))
 
 
-def compare(network: nn.Module, images: Tensor, labels: Tensor, threat: Threat) -> str:
-    """Returns the row of one threat model."""
+def compare(name: str, threat: Threat, home: Path, count: int) -> str:
+    """Returns the row of one network and threat model."""
+    network, images, labels = load(name, home, count)
     config = Evaluate(norm=threat.norm, eps=(threat.eps,), shard=SHARD)
     protocol = make_attack_protocol(
-        config, shape=(3, 32, 32), total=len(images), device="cpu", dataset="cifar10"
-    )  # fmt: skip
-    rows, ours = [], (0.0, 0.0)
+        config, shape=tuple(images.shape[1:]), total=count, device="cpu", dataset=name
+    )
+    rows, hits = [], []
+    began = time.process_time()
     for at in protocol.shards():
         part = slice(at.start, at.stop)
-        began = time.perf_counter(), time.process_time()
         rows += attack_examples(network, images[part], labels[part], list(at), protocol)
-        ours = ours[0] + time.perf_counter() - began[0], ours[1] + time.process_time() - began[1]
+    ours, began = time.process_time() - began, time.process_time()
     summary = summarize(rows, protocol)
     point = summary.points[0]
-    began = time.perf_counter(), time.process_time()
-    hits = []
-    for at in replace(protocol, shard=SHARD).shards():
+    for at in protocol.shards():
         part = slice(at.start, at.stop)
         found = standard_attack(network, images[part], labels[part], threat, seed=0)
         hits.append(network(found).argmax(1) == labels[part])
-    theirs = time.perf_counter() - began[0], time.process_time() - began[1]
-    after = " / ".join(f"{100 * point.after[name]:.1f}" for name in ("apgd-ce", "apgd-t", "square"))
+    theirs = time.process_time() - began
+    standard = float(torch.cat(hits).float().mean())
+    after = " / ".join(
+        f"{100 * point.after[attack]:.1f}"
+        for attack in ("apgd-ce", "apgd-t", "fab-t", "square", "further")
+        if attack in point.after
+    )
     flags = ", ".join(flag.name for flag in summary.flags) or "none"
-    cells = [
-        f"{threat.norm} {Fraction(threat.eps).limit_denominator(255)}",
-        f"{100 * summary.clean:.1f}",
-        f"{100 * point.own['fgsm']:.1f}",
-        f"{100 * point.own['pgd']:.1f}",
-        after,
-        f"**{100 * point.robust:.1f}**",
-        f"**{100 * float(torch.cat(hits).float().mean()):.1f}**",
-        f"{ours[1]:.0f} ({ours[0]:.0f})",
-        f"{theirs[1]:.0f} ({theirs[0]:.0f})",
-        flags,
-    ]
-    return f"| {' | '.join(cells)} |"
+    eps = str(Fraction(threat.eps).limit_denominator(1000))
+    return (
+        f"| {name} | {threat.norm} {eps} | {100 * summary.clean:.1f} | {after} |"
+        f" **{100 * point.robust:.1f}** | **{100 * standard:.1f}** |"
+        f" {100 * (point.robust - standard):+.1f} | {ours:.0f} | {theirs:.0f} |"
+        f" {ours / theirs:.2f} | {flags} |"
+    )
 
 
 def main(arguments: list[str]) -> None:
-    """Prints the table of some threat models."""
-    if not WEIGHTS.exists():
-        print(f"skipped: no {WEIGHTS}", file=sys.stderr)
+    """Prints the table of some networks and threat models."""
+    if not SHARED.exists():
+        print(f"skipped: no {SHARED}", file=sys.stderr)
         return
     torch.set_num_threads(1)
-    count = int(arguments[0]) if arguments else 1000
-    network, (images, labels) = load_network(), load_images(count)
+    home, count = Path(arguments[0]), int(arguments[1]) if len(arguments) > 1 else 200
     print(f"{count} images, pyautoattack {standard_version()}, torch {torch.__version__}\n")
-    heads = ["threat", "clean", "FGSM", "PGD-20", "after APGD-CE / APGD-T / Square", "raybust",
-             "pyautoattack", "raybust s, processor (clock)", "pyautoattack s", "flags"]  # fmt: skip
+    heads = ["network", "attacked in", "clean",
+             "after APGD-CE / APGD-T / FAB-T / Square / further rounds", "raybust",
+             "AutoAttack", "difference", "raybust, s", "AutoAttack, s", "ratio",
+             "flags"]  # fmt: skip
     print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}", flush=True)
-    for setting in arguments[1:] or SETTINGS:
-        norm, _, radius = setting.partition(":")
+    for setting in arguments[2:] or SETTINGS:
+        name, norm, radius = setting.split(":")
         threat = Threat(norm, float(Fraction(radius)))  # type: ignore[arg-type]
-        print(compare(network, images, labels, threat), flush=True)
+        print(compare(name, threat, home, count), flush=True)
 
 
 if __name__ == "__main__":

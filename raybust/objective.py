@@ -7,6 +7,7 @@ budgets and comparisons between methods are in passes. Stage between methods and
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import torch
@@ -50,6 +51,28 @@ def assemble(config: Config, dataset: Dataset) -> nn.Module:
     )
     front = config.method.front()
     return network if front is None else models.Fronted(front, network)
+
+
+def check_batch(network: nn.Module, config: Config, dataset: Dataset) -> None:
+    """Refuses batches of one image a rank for a network that cannot be trained on one.
+
+    Batch norm needs more than one value a channel.
+
+    Raises:
+        RequestError: a forward pass of one image in train mode fails.
+    """
+    size = min(config.train.batch_size, len(dataset.train)) // config.cluster.workers
+    if size != 1:
+        return
+    trial = copy.deepcopy(network).train()
+    try:
+        with torch.no_grad():
+            trial(torch.zeros(1, *dataset.shape))
+    except ValueError as error:
+        raise RequestError(
+            f"train.batch_size: got 1 image a step and worker, on which {config.model.name} cannot"
+            f" be trained ({error}); take 2 or more, or a network without batch norm"
+        ) from None
 
 
 def smoothing_sigma(config: Config) -> float:

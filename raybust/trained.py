@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from raybust import checkpoint, data, methods, models
@@ -21,9 +22,13 @@ from raybust import config as configuration
 from raybust.config import Config, Leaf
 from raybust.data import Dataset
 from raybust.errors import RequestError
+from raybust.evaluate import correct
 from raybust.identity import agree, fixed_images, outputs_of, state_digest
 from raybust.objective import assemble
 from raybust.runs import IDENTITY, TRIALS, belongs, out_folder, read_identity
+
+_TRIED = 200
+"""Test images on which weights that raybust did not train are tried."""
 
 FOREIGN = "_weights"
 """Folder of the results of what is no run; no run can have that name."""
@@ -166,6 +171,34 @@ def _load_weights_file(path: Path, overrides: list[Leaf]) -> Trained:
     config = configuration.compose(overrides, methods.get)
     dataset = data.load(config.data)
     network = assemble(config, dataset)
-    models.load_weights(network, path)
+    notes = models.load_weights(network, path)
+    network.eval()
+    notes += [*models.notes_of(network), _normalization(network, config), *_doubt(network, dataset)]
     folder = foreign_folder(config, path)
-    return Trained(folder, config, dataset, network.eval(), None, None)
+    return Trained(folder, config, dataset, network, None, None, tuple(notes))
+
+
+def _normalization(network: nn.Module, config: Config) -> str:
+    """Returns which normalization a network applies, and how to change it."""
+    layer = next(part for part in network.modules() if isinstance(part, models.Normalize))
+    mean, std = (
+        ", ".join(f"{value:.4g}" for value in part.flatten().tolist())
+        for part in (layer.mean, layer.std)
+    )
+    chosen = config.model.mean or config.model.std
+    how = "as set" if chosen else "model.mean=[...] model.std=[...] change it"
+    return f"normalization: mean {mean}, std {std}; {how}"
+
+
+def _doubt(network: nn.Module, dataset: Dataset) -> list[str]:
+    """Returns a warning where weights do no better than twice chance on some test images."""
+    count, classes = min(_TRIED, len(dataset.test)), len(dataset.classes)
+    hits = correct(network, dataset.test, range(count), batch=_TRIED, device=torch.device("cpu"))
+    accuracy = float(hits.double().mean())
+    if accuracy >= min(2 / classes, 1 - 0.5 / classes):
+        return []
+    return [
+        f"warning: accuracy is {accuracy:.2f} on {count} test images of {classes} classes, hardly"
+        " above chance: is the normalization (model.mean, model.std), the order of the classes or"
+        " that of the channels another than in training?"
+    ]

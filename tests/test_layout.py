@@ -51,7 +51,7 @@ TABLE = {
     "track": "config | (mlflow)",
     "report": "certify config files numerics | numpy scipy matplotlib (plotly)",
     "runs": "config files checkpoint",
-    "trained": "config data identity methods models objective checkpoint runs | torch",
+    "trained": "config data evaluate identity methods models objective checkpoint runs | torch",
     "catalog": "config data methods models",
     "cluster": (
         "config data identity methods models objective train checkpoint certify evaluate"

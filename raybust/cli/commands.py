@@ -22,6 +22,7 @@ from raybust.cli.output import (
     print_theory,
     print_trained,
     say,
+    say_notes,
 )
 from raybust.cli.request import compose, local, open_trained, read_leaves, submitted
 from raybust.errors import RequestError, WorkError
@@ -155,6 +156,7 @@ def certify(
     if only is not None:
         click.echo(shards.recompute(trained, only, result))
         return
+    say_notes(trained)
     found = shards.certify(
         trained,
         address=address,
@@ -203,6 +205,7 @@ def evaluate(
     if dry_run:
         print_config(trained.config, as_json)
         return
+    say_notes(trained)
     stage = corrupted if trained.config.corruptions.asked else attacked
     found = stage.evaluate(
         trained,

@@ -24,6 +24,13 @@ def say(text: str) -> None:
     click.echo(printable(text), err=True)
 
 
+def say_notes(trained: Any) -> None:
+    """Says what the user has to know about a network and its data."""
+    first, *others = trained.dataset.notes
+    for line in (*trained.notes, f"data  {first}", *(f"data  {note}" for note in others)):
+        say(line)
+
+
 def printable(text: str) -> str:
     """Returns a text with what is not UTF-8, such as a file's name may be, escaped."""
     return text.encode("utf-8", "backslashreplace").decode()

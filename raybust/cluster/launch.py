@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from raybust import checkpoint, data, methods, runs, sources, track
+from raybust import checkpoint, data, methods, models, runs, sources, track
 from raybust import config as configuration
 from raybust.cluster.checks import check_places, check_search
 from raybust.cluster.goals import check_goals
@@ -25,7 +25,7 @@ from raybust.cluster.session import must_grow, nodes_of, session, slots
 from raybust.cluster.space import Space
 from raybust.config import Config, Leaf
 from raybust.errors import RequestError, WorkError
-from raybust.objective import assemble
+from raybust.objective import assemble, check_batch
 
 Say = Callable[[str], None]
 """Prints one line for the user."""
@@ -54,7 +54,7 @@ def train(config: Config, *, address: str | None, resume: bool, verbose: bool, s
         RequestError: something of the request is wrong; nothing was begun.
         WorkError: training failed; the last good checkpoint is kept.
     """
-    dataset = load_data(config, say)
+    dataset = data.load(config.data)
     out = runs.out_folder(config)
     folder = out / (config.name or default_name(config))
     plain = configuration.to_dict(config)
@@ -62,6 +62,7 @@ def train(config: Config, *, address: str | None, resume: bool, verbose: bool, s
     network = assemble(config, dataset)
     if newest is None:
         sources.initialize(network, config, dataset)
+    check_batch(network, config, dataset)
     sources.embedding(config, dataset, "cpu")
     data.fitting_batch(
         dataset.train.labels,
@@ -87,6 +88,9 @@ def train(config: Config, *, address: str | None, resume: bool, verbose: bool, s
         with locked(folder), sending_rest(folder, uri, out, say):
             identity = runs.identify(folder, "train", plain, resume)
             newest = checkpoint.newest(folder)
+            tell_data(config, dataset, say)
+            for note in models.notes_of(network):
+                say(note)
             start = f"resuming at epoch {checkpoint.epoch_of(newest)}" if newest else "training"
             say(f"{folder.name}: {start}, {config.cluster.workers} workers, in {folder}")
             job = Job(plain, str(folder), identity.uid, folder.name)
@@ -95,12 +99,10 @@ def train(config: Config, *, address: str | None, resume: bool, verbose: bool, s
     return folder
 
 
-def load_data(config: Config, say: Say) -> data.Dataset:
-    """Returns the data of a configuration; says what was understood of them."""
-    dataset = data.load(config.data)
+def tell_data(config: Config, dataset: data.Dataset, say: Say) -> None:
+    """Says what was understood of the data."""
     for line in dataset.understood(config.model.mean, config.model.std):
         say(line)
-    return dataset
 
 
 def check_sweep(

@@ -14,7 +14,7 @@ from typing import Any
 from optuna.trial import FrozenTrial
 
 from raybust import config as configuration
-from raybust import methods, runs, sources, track
+from raybust import data, methods, runs, sources, track
 from raybust.cluster import finals, tune
 from raybust.cluster.board import SEARCH, make_board, write_space
 from raybust.cluster.checks import check_finalists, device_before
@@ -22,11 +22,11 @@ from raybust.cluster.launch import (
     Say,
     check_sweep,
     load_ahead,
-    load_data,
     locked,
     open_store,
     say_if_growing,
     sending_rest,
+    tell_data,
 )
 from raybust.cluster.live import Table
 from raybust.cluster.registered import register_best
@@ -71,7 +71,7 @@ def run(
         WorkError: no trial finished.
     """
     _, space = check_sweep(leaves, block, address=address)
-    dataset = load_data(config, say)
+    dataset = data.load(config.data)
     images = dataset.shape, len(dataset.classes)
     check_finalists(config, *images, device=device_before(config, address))
     sources.initialize(assemble(config, dataset), config, dataset)
@@ -86,8 +86,7 @@ def run(
     with session(address, verbose=verbose, dashboard=config.cluster.workers > 1) as ray:
         nodes = nodes_of(ray)
         room = slots(config, nodes, tune.DRIVER_CPUS if config.cluster.workers > 1 else 0.0)
-        # Now it is known what they run on.
-        check_finalists(config, *images, device="cuda" if nodes.gpus(config) else "cpu")
+        check_finalists(config, *images, device="cuda" if nodes.gpus(config) else "cpu")  # as it is
         uri = open_store(config, out, say)
         with locked(folder), sending_rest(folder, uri, out, say):
             identity = runs.identify(folder, "sweep", plain, resume)
@@ -95,6 +94,7 @@ def run(
             study = Study(config, space, folder, identity.uid, _first(config, leaves, space))
             if learned := study.learn(lesson, str(config.tune.warm_start)):
                 say(f"{folder.name}: learned from {learned} trials of {config.tune.warm_start}")
+            tell_data(config, dataset, say)
             at_once = min(room, config.tune.concurrent or room)
             say(f"{folder.name}: {config.tune.trials} trials, {at_once} at a time, in {folder}")
             say_if_growing(config, ray, say)

@@ -172,7 +172,7 @@ class Evaluate(Section):
     )
     queries: int = option(5000, "Queries of square.", ge=1)
     rounds: int = option(
-        5,
+        3,
         "Most further rounds of fab-t, apgd and square from other starts, on a shard of which "
         "fab-t or square broke images that apgd had not; they end when a round breaks nothing.",
         ge=0,

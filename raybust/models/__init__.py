@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from raybust.config.schema import Model
 from raybust.errors import RequestError, unknown
 from raybust.models import cifar, external
+from raybust.models.adapt import adapt
 from raybust.models.external import LIBRARIES, names_of
 from raybust.models.fronted import Fronted
 from raybust.models.normalize import Normalize, Normalized
@@ -33,6 +34,7 @@ __all__ = [
     "load_weights",
     "names",
     "names_of",
+    "notes_of",
 ]
 
 Shape = tuple[int, int, int]
@@ -131,9 +133,18 @@ def build(
         RequestError: the name is unknown, the network cannot be made for that shape, or it does not
             give finite logits (2, K) for two zero images.
     """
-    model = Normalized(Normalize(mean, std), _network(config, shape, num_classes))
+    network = _network(config, shape, num_classes)
+    notes = [*external.tag_notes(config.name), *adapt(network, shape, num_classes)]
+    model = Normalized(Normalize(mean, std), network)
+    model.notes = tuple(f"model {config.name}: {note}" for note in notes)
     _check(model, config.name, shape, num_classes)
     return model
+
+
+def notes_of(network: nn.Module) -> tuple[str, ...]:
+    """Returns what was adapted when a network was built, a line each."""
+    parts = (part.notes for part in network.modules() if isinstance(part, Normalized))
+    return next(parts, ())
 
 
 def describe(name: str) -> dict[str, Any]:

@@ -46,9 +46,29 @@ def check_name(library: str, name: str) -> None:
         RequestError: with the closest names.
     """
     known = names_of(library)
-    bare = name.partition(".")[0] if library == "timm" else name  # without pretrained weights' tag
-    if bare not in known:
+    bare, dot, tag = name.partition(".")
+    if library == "timm" and bare in known and dot:
+        tags = _tags(bare)
+        if tag not in tags:
+            raise unknown_among(f"weights' tag of timm:{bare}", tag, tags or ["(none)"])
+        return
+    if name not in known:
         raise unknown_among(f"{library} model", name, known)
+
+
+def tag_notes(name: str) -> list[str]:
+    """Returns a note where a name has the tag of weights, which are not loaded."""
+    library, _, rest = name.partition(":")
+    if library != "timm" or "." not in rest:
+        return []
+    tag = rest.partition(".")[2]
+    return [f"the weights of the tag '{tag}' are not loaded; training starts from scratch"]
+
+
+def _tags(bare: str) -> list[str]:
+    import timm
+
+    return [full.partition(".")[2] for full in timm.list_pretrained(f"{bare}.*")]
 
 
 def check_module(name: str) -> None:
@@ -58,10 +78,21 @@ def check_module(name: str) -> None:
         RequestError: it is neither in the working directory nor installed.
     """
     package = name.partition(":")[0].partition(".")[0]
+    _check_shadow(name, package)
     with _working_directory_importable():
         known = package in sys.modules or (package and importlib.util.find_spec(package))
         if not known:
             raise RequestError(f"'{name}': module '{package}' cannot be imported {_FORMS}")
+
+
+def _check_shadow(name: str, package: str) -> None:
+    """Refuses a module of the working directory that has the name of one of Python's."""
+    file = next((path for path in (f"{package}.py", package) if os.path.exists(path)), None)
+    if package in sys.stdlib_module_names and file is not None:
+        raise RequestError(
+            f"'{name}': {file} in the working directory has the name of a module of Python's, which"
+            " others import; rename it"
+        )
 
 
 def from_torchvision(name: str, shape: tuple[int, int, int], num_classes: int) -> nn.Module:
@@ -135,6 +166,7 @@ def from_callable(name: str, shape: tuple[int, int, int], num_classes: int) -> n
             returns something that is not a torch.nn.Module.
     """
     module_name, _, attribute = name.partition(":")
+    check_module(name)
     with _working_directory_importable():
         with one_line(f"'{name}': module '{module_name}' cannot be imported {_FORMS}"):
             module = importlib.import_module(module_name)

@@ -41,6 +41,8 @@ class Normalized(nn.Sequential):
 
     normalize: Normalize
     network: nn.Module
+    notes: tuple[str, ...] = ()
+    """What was adapted when the network was built."""
 
     def __init__(self, normalize: Normalize, network: nn.Module) -> None:
         """Joins them.

@@ -22,20 +22,22 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from raybust.errors import RequestError
+from raybust.models.forms import Form, find_form, mismatches, other_types, state_dicts
 from raybust.models.fronted import Fronted
 from raybust.models.normalize import Normalized
+from raybust.models.unpickle import read_tensors
 
-_SHOWN = 3
 _CODE = re.compile(r"GLOBAL (\S+)|reduce for unrecognized|via `add_safe_globals`")
 """What torch says of a pickle that names a function or class, unlike of one that is broken."""
 
 
-def load_weights(network: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Reads a weights file into a network, strictly.
+def load_weights(network: nn.Module, path: str | os.PathLike[str]) -> list[str]:
+    """Reads a weights file into a network, strictly; returns what was read, a line each.
 
-    A PyTorch file holds a state dict, bare or under `state_dict` or `model`; a `module.` in front
-    of all keys goes. For a `Normalized` or `Fronted` network the file may hold the weights of the
-    whole, or of the inner network alone, and the rest then stays as it was built. Counters of batch
+    A PyTorch file holds a state dict in one of many forms, see `forms`; what in it is no tensor is
+    left aside without being imported or called. For a `Normalized` or `Fronted` network the file
+    may hold the weights of the whole, or of the inner network alone; the rest then stays as it was
+    built, but for a normalization that the file has beside them, which is taken. Counters of batch
     norm (`num_batches_tracked`), which old files lack, may be missing.
 
     Args:
@@ -43,30 +45,88 @@ def load_weights(network: nn.Module, path: str | os.PathLike[str]) -> None:
         path: the file.
 
     Raises:
-        RequestError: it cannot be read, it would run code, or its keys and shapes are not the
-            network's.
+        RequestError: it cannot be read, or its keys and shapes are not the network's.
     """
-    weights = _state_dict(_read(os.fspath(path)), path)
+    content, aside = _read(os.fspath(path))
+    if not any(True for _ in state_dicts(content)):
+        raise _no_weights(path)
     targets = [network]
     while isinstance(targets[-1], (Fronted, Normalized)):
         targets.append(targets[-1].network)
-    target = min(targets, key=lambda module: len(module.state_dict().keys() ^ weights.keys()))
-    problems = _mismatches(target.state_dict(), weights)
+    try:
+        found = [(target, *find_form(content, target.state_dict())) for target in targets]
+    except RequestError as error:
+        raise RequestError(f"{path}: not loaded: {error}") from None
+    fitting = [(target, form, others) for target, form, others in found if form is not None]
+    target, form, others = fitting[0] if fitting else (targets[-1], None, [])
+    if form is None:
+        raise RequestError(f"{path}: not loaded, not the weights of this network", *_nearest(
+            content, targets))  # fmt: skip
+    problems = mismatches(target.state_dict(), form.weights)
     if problems:
         raise RequestError(f"{path}: not loaded, not the weights of this network", *problems)
-    target.load_state_dict(weights)
+    lines = [f"weights: {form} of {path}"]
+    lines += _normalize(targets, form, path) if form.mean is not None else []
+    target.load_state_dict(form.weights)
+    if types := other_types(form.weights):
+        lines.append(f"weights: {types} in the file, float32 here")
+    if others:
+        lines.append(f"weights: not read, though they fit too: {'; '.join(others)}")
+    if aside:
+        few = f"{', '.join(aside[:3])}{', ...' * (len(aside) > 3)}"
+        lines.append(f"weights: left aside, neither imported nor called: {few}")
+    return lines
 
 
-def _read(path: str) -> Any:
+def _nearest(content: Any, targets: list[nn.Module]) -> list[str]:
+    """Returns in what the state dict that is nearest to one of the networks differs from it."""
+    pairs = [
+        (target.state_dict(), _bare(weights))
+        for _, weights in state_dicts(content)
+        for target in targets
+    ]
+    expected, weights = min(pairs, key=lambda pair: len(pair[0].keys() ^ pair[1].keys()))
+    return mismatches(expected, weights)
+
+
+def _bare(weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Returns weights without the prefix that all their keys have."""
+    while len({head := key.partition(".")[0] for key in weights}) == 1 and all(
+        "." in key for key in weights
+    ):
+        weights = {key.removeprefix(f"{head}."): value for key, value in weights.items()}
+    return weights
+
+
+def _normalize(targets: list[nn.Module], form: Form, path: str | os.PathLike[str]) -> list[str]:
+    """Puts the file's normalization into the first layer, where there is one."""
+    assert form.mean is not None
+    assert form.std is not None
+    layer = next((one.normalize for one in targets if isinstance(one, Normalized)), None)
+    if layer is None or form.mean.numel() not in (1, layer.mean.numel()):
+        return [f"weights: the normalization in {path} is not used"]
+    layer.mean.copy_(form.mean.reshape(-1, 1, 1).expand_as(layer.mean))
+    layer.std.copy_(form.std.reshape(-1, 1, 1).expand_as(layer.std))
+    return ["weights: the normalization of the first layer is the file's own"]
+
+
+def _read(path: str) -> tuple[Any, list[str]]:
+    """Returns what a file holds, and the names of the objects in it that were left aside."""
     try:
         if path.endswith(".safetensors"):
-            return load_file(path)
+            return load_file(path), []
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Detected pickle protocol")
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True), []
     except OSError as error:
         raise RequestError(f"{path}: cannot be read: {error.strerror or error}") from None
     except pickle.UnpicklingError as error:
+        try:
+            content, aside = read_tensors(path)
+            if any(True for _ in state_dicts(content)):
+                return content, aside
+        except ValueError:
+            pass  # no file of PyTorch's: the message is about the pickle
         asked = _CODE.search(str(error))
         if asked or _calls(path):
             what = f" ({asked[1]})" if asked and asked[1] else ""
@@ -92,39 +152,5 @@ def _calls(path: str) -> bool:
 def _no_weights(path: str | os.PathLike[str]) -> RequestError:
     return RequestError(
         f"{path}: not a weights file; expected a .safetensors file or a PyTorch state dict, bare "
-        "or under 'state_dict' or 'model'"
+        "or in a dictionary"
     )
-
-
-def _state_dict(content: Any, path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Returns the state dict in what the file holds, `module.` stripped."""
-    if isinstance(content, Mapping):
-        nested = (content.get("state_dict"), content.get("model"))
-        content = next((part for part in nested if isinstance(part, Mapping)), content)
-    if (
-        not isinstance(content, Mapping)
-        or not content
-        or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items())
-    ):
-        raise _no_weights(path)
-    prefix = "module." if all(key.startswith("module.") for key in content) else ""
-    return {key.removeprefix(prefix): value for key, value in content.items()}
-
-
-def _mismatches(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> list[str]:
-    """Returns what keeps weights from a strict load: missing, unexpected, of another shape."""
-    missing = [
-        key for key in expected if key not in weights and not key.endswith(".num_batches_tracked")
-    ]
-    unexpected = [key for key in weights if key not in expected]
-    shapes = [
-        f"{key} is {tuple(weights[key].shape)} instead of {tuple(value.shape)}"
-        for key, value in expected.items()
-        if key in weights and weights[key].shape != value.shape
-    ]
-    kinds = (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
-    return [
-        f"{len(found)} {kind}: {', '.join(found[:_SHOWN])}{', ...' * (len(found) > _SHOWN)}"
-        for kind, found in kinds
-        if found
-    ]

@@ -1,0 +1,159 @@
+"""The forms in which training codes write a network's weights, and which of them a file has.
+
+A state dict lies bare or in a dictionary, its keys behind any prefix (`module.`, `_orig_mod.`,
+`model.`, `1.`), the statistics of a normalizing first layer beside it. A form fits only if every
+weight of the network is there; nothing is read in parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from raybust.errors import RequestError
+
+_DEEPEST = 4
+_LATER = ("ema", "average", "avg", "swa", "teacher")
+"""Words of names that come after the others where several state dicts fit."""
+_MEAN, _STD = ("mean", "mu", "means"), ("std", "sigma", "sds", "stds")
+_COUNTER = ".num_batches_tracked"
+_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Form:
+    """A state dict found in a file.
+
+    Attributes:
+        place: the keys that lead to it, "" for the file's own.
+        prefix: what stands before every key.
+        weights: by the network's own keys.
+        mean: of a normalizing first layer beside it, (C,); None where there is none.
+        std: the same.
+    """
+
+    place: str
+    prefix: str
+    weights: dict[str, Tensor]
+    mean: Tensor | None = None
+    std: Tensor | None = None
+
+    def __str__(self) -> str:
+        place = f"'{self.place}'" if self.place else "the whole file"
+        return place + (f", prefix '{self.prefix}'" if self.prefix else "")
+
+
+def find_form(content: Any, expected: Mapping[str, Tensor]) -> tuple[Form | None, list[str]]:
+    """Returns the form in which a file has exactly the weights of a network, and the names of other
+    state dicts that fit too; None where none does.
+
+    Where several fit, the first is taken whose name says nothing of an average (`ema`, `swa`).
+
+    Args:
+        content: what the file holds: nested dictionaries of tensors and other things.
+        expected: the network's state dict.
+
+    Raises:
+        RequestError: one dictionary holds the weights of two such networks.
+    """
+    found = []
+    for place, weights in state_dicts(content):
+        forms = [form for form in _forms(place, weights, expected) if form is not None]
+        if len(forms) > 1:
+            prefixes = " and ".join(f"'{form.prefix}'" for form in forms)
+            raise RequestError(
+                f"the weights of two such networks are in it, with the prefixes {prefixes}; store "
+                "one of them alone"
+            )
+        found += forms
+    found.sort(key=lambda form: any(word in form.place.lower() for word in _LATER))
+    return (found[0] if found else None), [str(form) for form in found[1:]]
+
+
+def state_dicts(content: Any, place: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """Yields every dictionary in a file that holds tensors under texts, with the keys that lead to
+    it; other things in it are left aside."""
+    if not isinstance(content, Mapping) or depth > _DEEPEST:
+        return
+    tensors = {key: value for key, value in content.items()
+               if isinstance(key, str) and isinstance(value, Tensor)}  # fmt: skip
+    if tensors:
+        yield place, tensors
+    for key, value in content.items():
+        if isinstance(key, str):
+            yield from state_dicts(value, f"{place}.{key}" if place else key, depth + 1)
+
+
+def _forms(
+    place: str, weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]
+) -> Iterator[Form | None]:
+    """Yields the form for each prefix with which the weights are all there and nothing else is."""
+    needed = [key for key in expected if not key.endswith(_COUNTER)]
+    if not needed:
+        return
+    longest = max(needed, key=len)
+    prefixes = sorted({
+        key.removesuffix(longest) for key in weights
+        if key == longest or key.endswith(f".{longest}")
+    }, key=len)  # fmt: skip
+    for prefix in prefixes:
+        inside = {key.removeprefix(prefix): value for key, value in weights.items()
+                  if key.startswith(prefix)}  # fmt: skip
+        if any(key not in inside for key in needed):
+            continue
+        outside = {key: value for key, value in weights.items() if not key.startswith(prefix)}
+        strange = {key: inside.pop(key) for key in list(inside) if key not in expected}
+        mean, std, rest = _normalization({**outside, **strange})
+        if any(key in strange for key in rest) or (rest and not prefix):
+            continue
+        if rest and not _another_network(rest, prefix):
+            continue
+        yield Form(place, prefix, inside, mean, std)
+
+
+def _another_network(rest: Mapping[str, Tensor], prefix: str) -> bool:
+    """Returns whether keys beside a prefix are behind prefixes of their own: another network."""
+    first = prefix.partition(".")[0]
+    return first.isidentifier() and all(key.partition(".")[0] != first for key in rest)
+
+
+def _normalization(
+    weights: Mapping[str, Tensor],
+) -> tuple[Tensor | None, Tensor | None, dict[str, Tensor]]:
+    """Returns mean and std of a normalizing layer among some weights, and the rest."""
+    rest, found = dict(weights), {}
+    for kind, names in (("mean", _MEAN), ("std", _STD)):
+        for key, value in weights.items():
+            if key.rpartition(".")[2].lower() in names and value.numel() in (1, 3):
+                found[kind] = rest.pop(key).detach().flatten().float()
+                break
+    if len(found) < 2 or found["mean"].numel() != found["std"].numel():
+        return None, None, dict(weights)
+    return found["mean"], found["std"], rest
+
+
+def mismatches(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> list[str]:
+    """Returns what keeps weights from a strict load: missing, unexpected, of another shape."""
+    missing = [key for key in expected if key not in weights and not key.endswith(_COUNTER)]
+    unexpected = [key for key in weights if key not in expected]
+    shapes = [
+        f"{key} is {tuple(weights[key].shape)} instead of {tuple(value.shape)}"
+        for key, value in expected.items()
+        if key in weights and weights[key].shape != value.shape
+    ]
+    kinds = (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
+    return [
+        f"{len(found)} {kind}: {', '.join(found[:_SHOWN])}{', ...' * (len(found) > _SHOWN)}"
+        for kind, found in kinds
+        if found
+    ]
+
+
+def other_types(weights: Mapping[str, Tensor]) -> str:
+    """Returns the types of floats that are not float32, as a text; "" where there are none."""
+    types = {value.dtype for value in weights.values() if value.is_floating_point()}
+    return ", ".join(sorted(str(one).removeprefix("torch.") for one in types - {torch.float32}))

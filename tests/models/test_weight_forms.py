@@ -1,0 +1,254 @@
+"""Weights as training codes write them: which form was read is told, nothing is read in parts."""
+
+import argparse
+import collections
+import os
+import pickle
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from raybust import models
+from raybust.config.schema import Model
+from raybust.errors import RequestError
+
+SHAPE = (3, 8, 8)
+
+
+def build(seed=0, name="resnet20"):
+    torch.manual_seed(seed)
+    return models.build(Model(name=name), shape=SHAPE, num_classes=10, mean=(0.3,) * 3,
+                        std=(0.2,) * 3).eval()  # fmt: skip
+
+
+def inner(seed=0):
+    network = build(seed)
+    network(torch.rand(2, *SHAPE))
+    return network.network.state_dict()
+
+
+def prefixed(prefix, seed=0):
+    return {prefix + key: value for key, value in inner(seed).items()}
+
+
+LAYER = {"0.mean": torch.tensor([0.5, 0.4, 0.3]), "0.std": torch.tensor([0.3, 0.2, 0.1])}
+FORMS = {
+    "net": lambda: {"net": inner(), "acc": 0.9},
+    "network": lambda: {"network": inner(), "epoch": 3},
+    "model_state_dict": lambda: {
+        "model_state_dict": inner(),
+        "optimizer_state_dict": {"state": {}},
+    },
+    "model_state": lambda: {"model_state": inner()},
+    "ema": lambda: {"ema": inner()},
+    "state": lambda: {"state": {"model": inner()}},
+    "compiled": lambda: prefixed("_orig_mod."),
+    "parallel": lambda: prefixed("module."),
+    "compiled and parallel": lambda: {"state_dict": prefixed("module._orig_mod.")},
+    "lightning": lambda: {"state_dict": prefixed("model."), "hyper_parameters": {"lr": 0.1}},
+    "net prefix": lambda: prefixed("net."),
+    "an ema beside": lambda: {"state_dict": inner(), "state_dict_ema": inner(7)},
+    "an ema before": lambda: {"model_ema": inner(7), "model": inner()},
+    "another network beside": lambda: {**prefixed("student."), "teacher.weight": torch.ones(3)},
+    "an optimizer beside": lambda: {"model": inner(), "optimizer": {"m": inner(7)["conv1.weight"]}},
+}
+
+
+def save(content, path):
+    torch.save(content, path)
+    return path
+
+
+def same(network, state):
+    return all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_common_forms_are_read_and_told(form, tmp_path):
+    network = build(1)
+    lines = models.load_weights(network, save(FORMS[form](), tmp_path / "w.pth"))
+    assert same(network.network, inner())
+    assert network.normalize.mean.flatten().tolist() == pytest.approx([0.3] * 3)
+    assert lines[0].startswith("weights: ")
+    assert ("not read, though they fit too" in " ".join(lines)) == form.startswith("an ema")
+
+
+@pytest.mark.parametrize("prefix", ["1.", "1.module.", "module.1.", "net."])
+@pytest.mark.parametrize("names", [("mean", "std"), ("mu", "sigma"), ("means", "sds")])
+def test_a_normalization_in_the_file_is_taken_and_told(prefix, names, tmp_path):
+    mean, std = LAYER["0.mean"], LAYER["0.std"]
+    layer = {f"0.{names[0]}": mean, f"0.{names[1]}": std.view(1, 3, 1, 1)}
+    network = build(1)
+    lines = models.load_weights(network, save({**layer, **prefixed(prefix)}, tmp_path / "w.pth"))
+    assert same(network.network, inner())
+    assert network.normalize.mean.flatten().tolist() == pytest.approx(mean.tolist())
+    assert network.normalize.std.flatten().tolist() == pytest.approx(std.tolist())
+    assert any("normalization of the first layer is the file's own" in line for line in lines)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_types_of_floats_are_read_and_told(dtype, tmp_path):
+    weights = {key: value.to(dtype) if value.is_floating_point() else value
+               for key, value in inner().items()}  # fmt: skip
+    network = build(1)
+    lines = models.load_weights(network, save(weights, tmp_path / "w.pth"))
+    assert {value.dtype for value in network.network.parameters()} == {torch.float32}
+    assert any(str(dtype).removeprefix("torch.") in line for line in lines)
+
+
+WRONG = {
+    "a layer lacks": lambda: {k: v for k, v in inner().items() if k != "linear.bias"},
+    "a layer too many": lambda: {**inner(), "extra.weight": torch.ones(3)},
+    "too many behind a prefix": lambda: {**prefixed("module."), "module.extra.bias": torch.ones(3)},
+    "of another shape": lambda: {**inner(), "conv1.weight": torch.ones(4, 4)},
+    "something beside": lambda: {**prefixed("1."), "0.weight": torch.ones(3)},
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_nothing_is_read_in_parts(wrong, tmp_path):
+    network = build(1)
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    with pytest.raises(RequestError, match="not loaded") as told:
+        models.load_weights(network, save(WRONG[wrong](), tmp_path / "w.pth"))
+    assert "\n" not in str(told.value)
+    assert same(network, before)
+
+
+def test_two_networks_in_one_dictionary_are_refused(tmp_path):
+    content = {**prefixed("student."), **prefixed("teacher.", 7)}
+    with pytest.raises(RequestError, match="the weights of two such networks are in it"):
+        models.load_weights(build(1), save(content, tmp_path / "w.pth"))
+
+
+BESIDE = {
+    "a numpy scalar": lambda: np.float64(0.9),
+    "a numpy array": lambda: np.arange(3),
+    "a namespace": lambda: argparse.Namespace(lr=0.1, path=Path("x")),
+    "a path": lambda: Path("x"),
+    "a counter": lambda: collections.Counter("abc"),
+    "a default dictionary": lambda: collections.defaultdict(list, a=[1]),
+    "a function": lambda: os.path.join,
+    "an optimizer": lambda: torch.optim.SGD([nn.Parameter(torch.ones(2))], lr=0.1),
+    "a device": lambda: torch.device("cpu"),
+    "a set": lambda: {1, 2},
+}
+
+
+@pytest.mark.parametrize("kind", BESIDE)
+@pytest.mark.parametrize("form", ["state_dict", "net", "model_state_dict"])
+def test_what_is_no_tensor_is_left_aside(kind, form, tmp_path):
+    network = build(1)
+    path = save(
+        {"first": BESIDE[kind](), form: inner(), "best": BESIDE[kind]()}, tmp_path / "w.pth"
+    )
+    models.load_weights(network, path)
+    assert same(network.network, inner())
+
+
+class Bomb:
+    """Makes a folder when it is unpickled, in one of the ways that a pickle has."""
+
+    def __init__(self, how, place):
+        self.how, self.place = how, str(place)
+
+    def __reduce__(self):
+        if self.how == "call":
+            return os.mkdir, (self.place,)
+        if self.how == "nested":
+            return getattr, (os, "mkdir"), None, None, iter([(self.place, 1)])
+        if self.how == "items":
+            return collections.OrderedDict, (), None, None, iter([("x", Inner(self.place))])
+        return eval, (f"__import__('os').mkdir({self.place!r})",)
+
+
+class Inner:
+    def __init__(self, place):
+        self.place = place
+
+    def __reduce__(self):
+        return os.mkdir, (self.place,)
+
+
+@pytest.mark.parametrize("how", ["call", "items", "eval"])
+@pytest.mark.parametrize("where", ["beside", "as a key's neighbor", "in the state dict"])
+def test_hostile_objects_beside_weights_are_not_run(how, where, tmp_path):
+    trace = tmp_path / "was_run"
+    content = {
+        "beside": {"state_dict": inner(), "best": Bomb(how, trace)},
+        "as a key's neighbor": {"best": [1, Bomb(how, trace)], "net": inner()},
+        "in the state dict": {"state_dict": {**inner(), "note": Bomb(how, trace)}},
+    }[where]
+    path = save(content, tmp_path / "w.pth")
+    network = build(1)
+    lines = models.load_weights(network, path)
+    assert not trace.exists()
+    assert same(network.network, inner())
+    assert any("left aside, neither imported nor called" in line for line in lines)
+    torch.load(path, weights_only=False)
+    assert trace.exists(), "the file was not hostile: the test shows nothing"
+
+
+def rewrite(source, target, change):
+    """Copies a file of PyTorch's, its pickle changed by a function."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
+        for name in old.namelist():
+            content = old.read(name)
+            new.writestr(name, change(content) if name.endswith("data.pkl") else content)
+    return target
+
+
+def test_a_tensor_beyond_its_storage_is_refused(tmp_path):
+    from raybust.models.unpickle import read_tensors
+
+    path = save({"best": np.float64(1), "w": torch.arange(300.0)}, tmp_path / "w.pth")
+    assert torch.equal(read_tensors(path)[0]["w"], torch.arange(300.0))
+    size = b"M\x2c\x01"  # 300
+    grown = rewrite(
+        path, tmp_path / "g.pth", lambda pkl: pkl.replace(b"K\x00" + size, b"K\x00M\xff\xff")
+    )
+    with pytest.raises(ValueError, match="beyond its storage"):
+        read_tensors(grown)
+
+
+def test_names_with_dots_and_extensions_import_nothing(tmp_path, monkeypatch):
+    from raybust.models.unpickle import read_tensors
+
+    hostile = b"\x80\x04\x8c\x05torch\x8c\x0c_utils.os.sy\x93)R."
+    path = rewrite(
+        save({"w": torch.ones(2)}, tmp_path / "w.pth"), tmp_path / "h.pth", lambda _: hostile
+    )
+    monkeypatch.setattr("builtins.__import__", lambda *args, **kw: pytest.fail("imported"))
+    content, strange = read_tensors(path)
+    monkeypatch.undo()
+    assert content == {}
+    assert strange == ["torch._utils.os.sy"]
+
+
+def test_compressed_storages_and_torn_archives_are_refused(tmp_path):
+    from raybust.models.unpickle import read_tensors
+
+    path = save({"best": np.float64(1), "w": torch.arange(300.0)}, tmp_path / "w.pth")
+    packed = tmp_path / "packed.pth"
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    with pytest.raises(ValueError, match="compressed"):
+        read_tensors(packed)
+    torn = tmp_path / "torn.pth"
+    torn.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(ValueError, match="no file of PyTorch's"):
+        read_tensors(torn)
+
+
+def test_a_hostile_file_without_weights_is_refused_by_what_it_would_run(tmp_path):
+    trace = tmp_path / "was_run"
+    path = tmp_path / "w.pth"
+    path.write_bytes(pickle.dumps({"state_dict": Inner(str(trace))}))
+    with pytest.raises(RequestError, match="would run code"):
+        models.load_weights(build(1), path)
+    assert not trace.exists()
