@@ -53,27 +53,34 @@ class Identity:
         uid: the run's key in the tracking store, for good.
         kind: "train", "trial" or "sweep".
         config: the resolved configuration, plain.
+        data: digest of the data with which it was begun; "" where that is not known.
     """
 
     uid: str
     kind: str
     config: dict[str, Any]
+    data: str = ""
 
 
-def identify(folder: Path, kind: str, plain: dict[str, Any], resume: bool = True) -> Identity:
-    """Returns the identity of a run folder: made if it is new, checked if it is not.
+def identify(
+    folder: Path, kind: str, plain: dict[str, Any], resume: bool = True, data: str = ""
+) -> Identity:
+    """Returns the identity of a run folder: made if it is new, checked if it is not. A run that
+    failed before anything of it was kept makes room for one of other settings.
 
     Args:
         folder: the run's folder.
         kind: "train", "trial" or "sweep".
         plain: the configuration of what is to run in it, as plain data.
         resume: False moves an existing folder aside (NAME.1, NAME.2, ...) and begins anew.
+        data: digest of the data set; "" is not compared.
 
     Raises:
         RequestError: the folder holds another experiment (the difference is named), or cannot be
             written.
     """
-    if not resume and folder.exists():
+    fresh = (folder / IDENTITY).exists() and _nothing_kept(folder)
+    if folder.exists() and (not resume or (fresh and _difference(folder, kind, plain, data))):
         aside = next(
             path
             for n in range(1, 10**6)
@@ -82,9 +89,9 @@ def identify(folder: Path, kind: str, plain: dict[str, Any], resume: bool = True
         folder.rename(aside)
     path = folder / IDENTITY
     if path.exists():
-        check_same(folder, kind, plain)
+        check_same(folder, kind, plain, data)
         return read_identity(folder)
-    found = Identity(uuid.uuid4().hex, kind, plain)
+    found = Identity(uuid.uuid4().hex, kind, plain, data)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         replace_text(path, json.dumps(vars(found), indent=1, sort_keys=True) + "\n")
@@ -95,28 +102,50 @@ def identify(folder: Path, kind: str, plain: dict[str, Any], resume: bool = True
     return found
 
 
-def check_same(folder: Path, kind: str, plain: dict[str, Any]) -> None:
-    """Refuses to go on in a folder that belongs to another experiment; a new folder is fine.
+def check_same(folder: Path, kind: str, plain: dict[str, Any], data: str = "") -> None:
+    """Refuses to go on in a folder that belongs to another experiment; a new folder is fine, and
+    so is one of which nothing was kept.
 
     Args:
         folder: the run's folder.
         kind: "train", "trial" or "sweep".
         plain: the configuration of what is to run in it.
+        data: digest of the data set; "" is not compared.
 
     Raises:
         RequestError: with every key in which the two differ.
     """
-    if not (folder / IDENTITY).exists():
+    if not (folder / IDENTITY).exists() or _nothing_kept(folder):
         return
+    wrong = _difference(folder, kind, plain, data)
+    if wrong:
+        raise RequestError(f"{folder.name}: {wrong}")
+
+
+def _nothing_kept(folder: Path) -> bool:
+    """Returns whether a run, or every trial of a sweep, ended before its first checkpoint."""
+    trials = (folder / TRIALS).glob("*") if (folder / TRIALS).is_dir() else ()
+    started = (folder / JOURNAL).exists()
+    return started and not any(checkpoint.folders(place) for place in (folder, *trials))
+
+
+def _difference(folder: Path, kind: str, plain: dict[str, Any], data: str) -> str:
+    """Returns why a folder's experiment is another one, with the ways on; "" where it is not."""
     found = read_identity(folder)
     if found.kind != kind:
-        raise RequestError(f"{folder.name}: is a {found.kind}, not a {kind}; choose another --name")
+        return f"is a {found.kind}, not a {kind}; choose another --name"
+    if found.data and data and found.data != data:
+        return (
+            f"was begun with other images, labels or another cut than the data set has now (digest"
+            f" {found.data} -> {data}); choose another --name, or --no-resume to begin anew (the"
+            " old one is kept aside)"
+        )
     differing = {
         text.partition(":")[0]: text for text in configuration.difference(found.config, plain)
     }
     changed = [key for key in differing if _fixed(key)]
     if not changed:
-        return
+        return ""
     advice = "choose another --name, or --no-resume to begin anew (the old one is kept aside)"
     if set(changed) <= set(_SCORING):
         run = f"{folder.name}/NUMBER" if kind == "sweep" else folder.name
@@ -126,7 +155,7 @@ def check_same(folder: Path, kind: str, plain: dict[str, Any]) -> None:
             f" `raybust certify {run} {given}`; or {advice}"
         )
     texts = "; ".join(differing[key] for key in changed)
-    raise RequestError(f"{folder.name}: exists with another configuration ({texts}); {advice}")
+    return f"exists with another configuration ({texts}); {advice}"
 
 
 def fixed_digits(plain: dict[str, Any]) -> str:

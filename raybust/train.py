@@ -32,6 +32,7 @@ from raybust.ranks import Ranks
 from raybust.validate import measure
 
 _CHECK_EVERY = 100
+_TRIED = 8
 
 
 @dataclass(frozen=True)
@@ -181,9 +182,11 @@ class Trainer:
             if over or number % _CHECK_EVERY == 0:
                 mean = self.ranks.mean(loss_sum / number)
                 if not math.isfinite(mean):
-                    return self._diverged(number, mean)
+                    return self._diverged(number, f"the loss became {mean}")
             if over:
                 break
+        if self.ranks.sum(self._not_finite()) > 0:
+            return self._diverged(number, "the network became NaN or infinite")
         self.epoch += 1
         seconds = time.perf_counter() - started
         self.metrics = {
@@ -197,6 +200,16 @@ class Trainer:
             **{key: self.ranks.mean(value / steps[key]) for key, value in sums.items()},
         }
         return None
+
+    @torch.no_grad()
+    def _not_finite(self) -> Tensor:
+        """Returns how many tensors of the network hold NaN or infinity, those of its outputs on a
+        few validation images included: the last update may break what the losses did not show."""
+        images, _ = self.dataset.validation.fetch(range(min(_TRIED, len(self.dataset.validation))))
+        outputs = self.average.eval()(images.to(self.device))
+        parts = [part for part in self.average.state_dict().values() if part.is_floating_point()]
+        broken = [~part.isfinite().all() for part in (*parts, outputs)]
+        return torch.stack(broken).sum().to(torch.float64)
 
     def validate(self) -> dict[str, float]:
         """Returns the epoch's metrics: training, and what `raybust.validate` measures."""
@@ -273,10 +286,10 @@ class Trainer:
             counted.forward_passes, counted.backward_passes = state["passes"]
         self.share = self._spent(0, self.metrics["train/seconds"])
 
-    def _diverged(self, step: int, loss: float) -> str:
+    def _diverged(self, step: int, what: str) -> str:
         kept = f"the checkpoint of epoch {self.epoch} is kept" if self.epoch else "nothing is kept"
         return (
-            f"the loss became {loss} in epoch {self.epoch + 1}, by step {step}; {kept}; "
+            f"{what} in epoch {self.epoch + 1}, by step {step}; {kept}; "
             f"lower train.lr (now {self.config.train.lr:g}) or set train.clip_norm"
         )
 

@@ -51,7 +51,7 @@ def board_of(folder: Path) -> Leaderboard:
     protocol = ""
     if (folder / f"{NAME}.json").exists():
         earlier = Leaderboard.read(folder)
-        found = {entry.trial: entry for entry in earlier.entries if entry.final}
+        found = {entry.trial: entry for entry in earlier.entries if entry.final or entry.reason}
         protocol = earlier.protocol
     study = Study(config, space, folder, identity.uid, reading=True)
     # What the finalists were measured by is the last start's, which may differ from the first's.
@@ -158,6 +158,7 @@ def _entry(record: TrialRecord, folder: Path, measured: Entry | None) -> Entry:
         certified=measured.certified,
         attacked=measured.attacked,
         log=measured.log,
+        reason=measured.reason,
     )
 
 

@@ -6,20 +6,22 @@ cluster; what an earlier start measured is not measured again. Stage tune.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from raybust import config as configuration
 from raybust import runs
 from raybust.cluster import attacked, shards
 from raybust.cluster.launch import Say
 from raybust.config import Config
-from raybust.errors import RequestError
 from raybust.evaluate import clean_accuracy
 from raybust.report.leaderboard import Entry, Leaderboard
 from raybust.rowlog import OtherProtocolError
 from raybust.trained import load_trained
 
+_LONGEST = 300
 _SECTIONS = ("certify", "evaluate", "cluster", "track", "out")
 
 
@@ -47,7 +49,8 @@ def choose(board: Leaderboard, most: int) -> list[Entry]:
 
 
 def measure(config: Config, entry: Entry, folder: Path, say: Say) -> Entry:
-    """Returns an entry with clean accuracy, certificates and attacks on the test set.
+    """Returns an entry with clean accuracy, certificates and attacks on the test set; where one of
+    these fails, with why and with what was measured before.
 
     Args:
         config: the sweep's; its sections `certify` and `evaluate` are the protocol.
@@ -55,28 +58,35 @@ def measure(config: Config, entry: Entry, folder: Path, say: Say) -> Entry:
         folder: the sweep's.
         say: prints a line.
     """
+    try:
+        for found in _figures(config, entry, folder, say):
+            entry = replace(entry, **found)
+    except OtherProtocolError as error:
+        name = f"{folder.name}/{entry.trial}"
+        reason = (
+            f"{error}: as `raybust certify {name} --no-resume`, or evaluate; in this command it"
+            " would begin the search anew"
+        )
+    except Exception as error:  # whatever ends one finalist, the others are measured
+        reason = " ".join(str(error).split())[:_LONGEST] or type(error).__name__
+    else:
+        return replace(entry, reason=None)
+    say(f"warning: trial {entry.trial} could not be measured: {reason}")
+    return replace(entry, reason=reason)
+
+
+def _figures(config: Config, entry: Entry, folder: Path, say: Say) -> Iterator[dict[str, Any]]:
+    """Yields what a finalist reaches, one measurement after the other."""
     plain = configuration.to_dict(config)
     overrides = configuration.leaves_of({key: plain[key] for key in _SECTIONS}, "sweep")
     trained = load_trained(folder / runs.TRIALS / f"{entry.trial:04d}", overrides)
+    for note in trained.notes:
+        say(note)
     say(f"certifying trial {entry.trial} on the {trained.config.certify.split} set")
     accuracy = clean_accuracy(trained.network, trained.dataset, trained.config.evaluate)
-    attacks = None
-    try:
-        certified = shards.certify(trained, say=say)
-        if config.evaluate.attacks:
-            say(f"attacking trial {entry.trial} on the {trained.config.evaluate.split} set")
-            attacks = attacked.evaluate(trained, say=say).metrics
-    except OtherProtocolError as error:
-        name = f"{folder.name}/{entry.trial}"
-        raise RequestError(
-            f"{error}: as `raybust certify {name} --no-resume`, or evaluate; in this command it"
-            " would begin the search anew"
-        ) from None
-    return replace(
-        entry,
-        accuracy=accuracy.accuracy,
-        examples=accuracy.examples,
-        certified=certified.metrics,
-        attacked=attacks,
-        log=certified.log,
-    )
+    yield {"accuracy": accuracy.accuracy, "examples": accuracy.examples}
+    certified = shards.certify(trained, say=say)
+    yield {"certified": certified.metrics, "log": certified.log}
+    if config.evaluate.attacks:
+        say(f"attacking trial {entry.trial} on the {trained.config.evaluate.split} set")
+        yield {"attacked": attacked.evaluate(trained, say=say).metrics}

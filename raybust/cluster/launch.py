@@ -72,7 +72,7 @@ def train(config: Config, *, address: str | None, resume: bool, verbose: bool, s
     )
     check_places(config)
     if resume:
-        runs.check_same(folder, "train", plain)
+        runs.check_same(folder, "train", plain, dataset.digest)
     if newest is not None and checkpoint.read_manifest(newest)["done"]:
         say(f"{folder.name} is trained already; --no-resume trains it anew")
         with locked(folder), sending_rest(folder, open_store(config, out, say), out, say):
@@ -86,7 +86,7 @@ def train(config: Config, *, address: str | None, resume: bool, verbose: bool, s
         say_if_growing(config, ray, say)
         uri = open_store(config, out, say)
         with locked(folder), sending_rest(folder, uri, out, say):
-            identity = runs.identify(folder, "train", plain, resume)
+            identity = runs.identify(folder, "train", plain, resume, dataset.digest)
             newest = checkpoint.newest(folder)
             tell_data(config, dataset, say)
             for note in models.notes_of(network):

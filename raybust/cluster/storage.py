@@ -22,7 +22,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from raybust.config import Config
 from raybust.errors import RequestError
 from raybust.track import safe_uri
-from raybust.track.uri import sqlite_file
+from raybust.track.uri import sqlite_file, sqlite_uri
 
 UNUSABLE = (SQLAlchemyError, OSError, optuna.exceptions.StorageInternalError)
 """What a storage raises that cannot be read or written."""
@@ -131,7 +131,7 @@ def one_line() -> Iterator[None]:
 
 
 def _place(config: Config, folder: Path) -> str:
-    return config.tune.storage or f"sqlite:///{folder / 'study.db'}"
+    return config.tune.storage or sqlite_uri(folder / "study.db")
 
 
 def _find(storage: optuna.storages.BaseStorage, config: Config, uid: str) -> str | None:
@@ -153,5 +153,4 @@ def _file(place: str) -> Path | None:
     """Returns the file of a storage, None where it is a server."""
     if place.startswith(_JOURNAL):
         return Path(place.removeprefix(_JOURNAL))
-    file = sqlite_file(place)
-    return None if file is None else Path(str(file).removeprefix("file:"))
+    return sqlite_file(place)

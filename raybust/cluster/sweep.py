@@ -68,7 +68,7 @@ def run(
 
     Raises:
         RequestError: something of the request is wrong; nothing was begun.
-        WorkError: no trial finished.
+        WorkError: no trial finished, or no finalist could be measured.
     """
     _, space = check_sweep(leaves, block, address=address)
     dataset = data.load(config.data)
@@ -80,7 +80,7 @@ def run(
     folder = out / (config.name or f"sweep-{runs.fixed_digits(plain)}")
     check_storage(config)
     if resume:
-        runs.check_same(folder, "sweep", plain)
+        runs.check_same(folder, "sweep", plain, dataset.digest)
     lesson = _lesson(config, space, out)
     load_ahead()
     with session(address, verbose=verbose, dashboard=config.cluster.workers > 1) as ray:
@@ -89,7 +89,7 @@ def run(
         check_finalists(config, *images, device="cuda" if nodes.gpus(config) else "cpu")  # as it is
         uri = open_store(config, out, say)
         with locked(folder), sending_rest(folder, uri, out, say):
-            identity = runs.identify(folder, "sweep", plain, resume)
+            identity = runs.identify(folder, "sweep", plain, resume, dataset.digest)
             write_space(folder, plain)
             study = Study(config, space, folder, identity.uid, _first(config, leaves, space))
             if learned := study.learn(lesson, str(config.tune.warm_start)):
@@ -101,9 +101,20 @@ def run(
             job = Job(plain, str(folder), identity.uid, folder.name)
             with _parent(job, config, uri) as journal:
                 _search(tune.Sweep(config, leaves, study, folder, job), uri, say)
-                board = _leaderboard(config, study, folder, say)
-                _note(journal, board)
+                board = _note(journal, _leaderboard(config, study, folder, say))
+    _check_measured(board)
     return board
+
+
+def _check_measured(board: Leaderboard) -> None:
+    """Raises where there are finalists and none of them could be measured."""
+    failed = [entry for entry in board.entries if entry.reason]
+    if failed and not board.finalists:
+        reasons = "; ".join(f"trial {entry.trial}: {entry.reason}" for entry in failed)
+        raise WorkError(
+            f"{board.sweep}: no finalist could be measured ({reasons}); the leaderboard is written,"
+            " and the same command tries again"
+        )
 
 
 def _first(config: Config, leaves: Sequence[Leaf], space: Space) -> list[Point]:
@@ -231,8 +242,8 @@ def _parent(job: Job, config: Config, uri: str) -> Iterator[track.Journal]:
         journal.close()
 
 
-def _note(journal: track.Journal, board: Leaderboard) -> None:
-    """Publishes the leaderboard in the sweep's folder and its run; registers the best finalist."""
+def _note(journal: track.Journal, board: Leaderboard) -> Leaderboard:
+    """Publishes a leaderboard in the sweep's folder and its run; registers the best finalist."""
     for path in publish(board):
         journal.artifact(path)
     best = board.finalists[0] if board.finalists else board.entries[0]
@@ -241,3 +252,4 @@ def _note(journal: track.Journal, board: Leaderboard) -> None:
     found = {k: v for k, v in (values | certified | attacked).items() if v is not None}
     journal.metrics(found, step=journal.attempt)  # the best of the last start is the newest step
     register_best(board)
+    return board

@@ -27,10 +27,11 @@ def adapt(network: nn.Module, shape: tuple[int, int, int], num_classes: int) -> 
     """
     notes = []
     types = {part.dtype for part in network.state_dict().values() if part.is_floating_point()}
-    if types - {torch.float32}:
-        network.float()
+    ours = torch.get_default_dtype()
+    if types - {ours}:
+        network.to(ours)
         names = ", ".join(sorted(str(one).removeprefix("torch.") for one in types))
-        notes.append(f"its weights were {names} and are float32 here")
+        notes.append(f"its weights were {names} and are {str(ours).removeprefix('torch.')} here")
     modes = [(module, module.training) for module in network.modules()]
     try:
         with torch.no_grad():

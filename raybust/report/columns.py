@@ -51,6 +51,8 @@ def columns_of(board: Leaderboard) -> list[Column]:
     if board.pareto:
         members = set(board.pareto)
         found.append(Column("Pareto", "search", lambda entry: "yes" * (entry.trial in members)))
+    if any(entry.reason for entry in board.entries):
+        found.append(Column("not measured", "test", lambda entry: entry.reason or ""))
     counts = {entry.examples for entry in board.entries if entry.examples is not None}
     images = f" ({counts.pop()} images)" if len(counts) == 1 else ""  # of an earlier version: none
     found.append(Column("test accuracy" + images, "test", lambda entry: number(entry.accuracy)))

@@ -40,7 +40,7 @@ class Entry:
         history: epoch to value of the optimized metric.
         spent: each of these epochs to what of the budget was spent, in the board's unit.
         feasible: whether it meets the sweep's constraints; None where there are none.
-        reason: why it failed.
+        reason: why it failed, or why as a finalist not all of it could be measured.
         accuracy: clean accuracy on the test set, finalists only.
         examples: of how many of its examples that is, the first ones.
         certified: `certified/*` on the test set, finalists only.
@@ -66,8 +66,8 @@ class Entry:
 
     @property
     def final(self) -> bool:
-        """Whether it was measured on the test set."""
-        return self.accuracy is not None
+        """Whether all was measured on the test set that was to be."""
+        return self.accuracy is not None and self.reason is None
 
     @property
     def passes(self) -> float:

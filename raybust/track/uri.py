@@ -10,11 +10,12 @@ import os
 import re
 from pathlib import Path
 from typing import Protocol
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from raybust.errors import RequestError
 
 _SQLITE = "sqlite:///"
+_FILE = "file:"
 _REMOTE = ("http", "https", "databricks")
 _DATABASES = ("postgresql", "mysql", "mssql", "sqlite")
 _ADVICE = (
@@ -47,7 +48,7 @@ def resolve_uri(track: _Track, out: str | Path) -> str:
                 f"track.uri: not given, and out={safe_uri(str(out))} cannot hold a database;"
                 f" {_ADVICE}"
             )
-        return f"{_SQLITE}{Path(out).absolute() / 'mlflow.db'}"
+        return sqlite_uri(Path(out).absolute() / "mlflow.db")
     scheme = uri.partition(":")[0].partition("+")[0].lower() if ":" in uri else ""
     if scheme in ("", "file") or scheme not in _REMOTE + _DATABASES:
         what = "a file store, which MLflow no longer keeps" if scheme in ("", "file") else "unknown"
@@ -55,11 +56,25 @@ def resolve_uri(track: _Track, out: str | Path) -> str:
     return _absolute_sqlite(uri, source) if scheme == "sqlite" else uri
 
 
+def sqlite_uri(file: Path) -> str:
+    """Returns the URI of a SQLite file, in which every character of its path means itself: a path
+    with ?, % or # goes through SQLite's own form of URIs.
+
+    Args:
+        file: absolute.
+    """
+    path = str(file)
+    if not set(path) & set("?%#"):
+        return f"{_SQLITE}{path}"
+    return f"{_SQLITE}{_FILE}{quote(path)}?uri=true"
+
+
 def sqlite_file(uri: str) -> Path | None:
     """Returns the file of a SQLite URI, or None for any other store."""
     if not uri.startswith(_SQLITE):
         return None
-    return Path(uri[len(_SQLITE) :].partition("?")[0])
+    path = uri[len(_SQLITE) :].partition("?")[0]
+    return Path(unquote(path.removeprefix(_FILE)) if path.startswith(_FILE) else path)
 
 
 def is_database(uri: str) -> bool:
@@ -75,7 +90,8 @@ def artifact_root(uri: str, out: str | Path) -> str | None:
     file = sqlite_file(uri)
     if file is None and "://" in str(out):
         return f"{str(out).rstrip('/')}/mlartifacts"
-    return str((file.parent if file else Path(out).absolute()) / "mlartifacts")
+    root = (file.parent if file else Path(out).absolute()) / "mlartifacts"
+    return root.as_uri() if set(str(root)) & set("?%#") else str(root)
 
 
 def safe_uri(uri: str) -> str:
@@ -100,4 +116,6 @@ def _absolute_sqlite(uri: str, source: str) -> str:
     rest, _, query = uri.removeprefix(_SQLITE).partition("?")
     if not uri.startswith(_SQLITE) or rest in ("", ":memory:"):
         raise RequestError(f"{source}: got '{uri}', expected a file: sqlite:///PATH/mlflow.db")
+    if rest.startswith(_FILE):
+        return uri
     return f"{_SQLITE}{Path(rest).absolute()}" + (f"?{query}" if query else "")

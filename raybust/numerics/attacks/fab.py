@@ -143,33 +143,38 @@ def _run(
 ) -> None:
     """One run towards one class for the examples `rows`; notes what it finds in `nearest`."""
     points = start
+    gaps, slopes, _ = _boundary(network, points, labels[rows], targets[rows])
     for step in range(1, steps + 1):
         clean, truth, target = images[rows], labels[rows], targets[rows]
-        gaps, slopes = _boundary(network, points, truth, target)
         moved = _step(points, clean, gaps, slopes, threat.norm)
-        with torch.no_grad():
-            fooled = network(moved).argmax(1) != truth
+        gaps, slopes, fooled = _boundary(network, moved, truth, target)
         nearest.see(rows, moved, threat.size(moved - clean), fooled, step)
-        back = clean + _BACK * (moved - clean)
-        points = torch.where(fooled.reshape(-1, 1, 1, 1), back, moved)
+        points = moved
+        if bool(fooled.any()):
+            back = clean[fooled] + _BACK * (moved[fooled] - clean[fooled])
+            points[fooled] = back
+            gaps[fooled], slopes[fooled], _ = _boundary(
+                network, back, truth[fooled], target[fooled]
+            )
         done = nearest.distance[rows] <= threat.eps
         if bool(done.all()):
             return
         if float(done.float().mean()) > _CROWDED:
-            rows, points = rows[~done], points[~done]
+            rows, points, gaps, slopes = (part[~done] for part in (rows, points, gaps, slopes))
 
 
 def _boundary(
     network: Network, points: Tensor, labels: Tensor, targets: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Returns z_target - z_label of each point, and its gradient there."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns z_target - z_label of each point, its gradient there, and whether the network is
+    fooled."""
     with torch.enable_grad():
         leaf = points.detach().requires_grad_()
         logits = network(leaf)
         true, target = (logits.gather(1, at[:, None])[:, 0] for at in (labels, targets))
         gaps = target - true
         (slopes,) = torch.autograd.grad(gaps.sum(), leaf)
-    return gaps.detach(), slopes
+    return gaps.detach(), slopes, logits.argmax(1) != labels
 
 
 def _step(points: Tensor, clean: Tensor, gaps: Tensor, slopes: Tensor, norm: Norm) -> Tensor:
