@@ -31,6 +31,7 @@ def collect(texts: Sequence[str], leaves: Sequence[Leaf]) -> list[Any]:
     from raybust.cluster.corrupted import measured_runs, trainings_of
     from raybust.report.attacks import compare_attacks
     from raybust.report.comparison import compare
+    from raybust.report.names import distinct
     from raybust.report.sweep import report_on
     from raybust.report.transfer import compare_transfer
 
@@ -54,6 +55,7 @@ def collect(texts: Sequence[str], leaves: Sequence[Leaf]) -> list[Any]:
     if attacks:
         found.append(compare_attacks(attacks, folder))
     if logs:
-        labels, paths = [label for label, _ in logs], [path for _, path in logs]
+        paths = [path for _, path in logs]
+        labels = distinct([label for label, _ in logs], paths)
         found.append(compare(paths, labels, config.certify.radii, folder))
     return found

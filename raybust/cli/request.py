@@ -96,9 +96,11 @@ def find_logs(text: str, leaves: Sequence[Leaf], *, needed: bool = True) -> list
         leaves: what else was typed; `out` says where runs are.
         needed: whether a run without certificates is an error.
     """
+    from raybust.report.names import name_of
+
     path = Path(text)
     if path.is_file():
-        return [(path.stem, path)]
+        return [(name_of(path), path)]
     folder = find(text, leaves)
     found = _current(text, sorted(folder.glob("**/certified/*.tsv")), _first_line)
     if needed and not found:

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from raybust.files import read_json
+from raybust.report.names import markdown
 
 Curve = Sequence[tuple[float, float, float, float]]
 """(eps, accuracy, lower, upper end of its interval), ascending in eps."""
@@ -64,8 +65,8 @@ def compare_attacks(named: Sequence[tuple[str, Path]], folder: Path) -> AttackCo
         robust, low, high = (f"{100 * row[key]:.2f}" for key in ("robust", "low", "high"))
         robust = f"{'at most ' * row['upper_bound']}{robust}"
         lines.append(
-            f"| {row['run']} | {row['protocol']} | {', '.join(row['attacks'])} | {row['norm']} "
-            f"{row['eps']:.4g} | {100 * row['clean']:.2f} | {robust} [{low}, {high}] | "
+            f"| {markdown(row['run'])} | {row['protocol']} | {', '.join(row['attacks'])} | "
+            f"{row['norm']} {row['eps']:.4g} | {100 * row['clean']:.2f} | {robust} [{low}, {high}] | "
             f"{row['examples']} | {', '.join(row['flags']) or 'none'} |"
         )
     folder.mkdir(parents=True, exist_ok=True)

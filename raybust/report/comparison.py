@@ -52,7 +52,8 @@ def compare(
         radii: columns of the table.
         folder: where the files go; made where it is missing.
     """
-    logs = read_logs(paths, labels)
+    every = read_logs(paths, labels)
+    logs = [log for log in every if len(log)]
     folder.mkdir(parents=True, exist_ok=True)
     markdown = table(paths, radii, labels)
     (folder / "certified.md").write_text(markdown)
@@ -62,7 +63,7 @@ def compare(
     files.append(plot_votes(logs, folder / "votes.png"))
     if importlib.util.find_spec("plotly") is not None:
         files.append(interactive_curves(logs, folder / "certified.html"))
-    return Comparison(markdown, tuple(_figures(log, radii) for log in logs), tuple(files))
+    return Comparison(markdown, tuple(_figures(log, radii) for log in every), tuple(files))
 
 
 def _figures(log: Log, radii: Sequence[float]) -> dict[str, Any]:
@@ -73,7 +74,8 @@ def _figures(log: Log, radii: Sequence[float]) -> dict[str, Any]:
         "examples": len(log),
         "skip": log.skip,
         "n": made.n if made else None,
-        "alpha": made.alpha if made else None,
+        "alpha": made.alpha if made and made.identifiable else None,
+        "alphas": [list(fit) for fit in made.alphas] if made else [],
         "inferred": made.inferred if made else None,
         "acr": average.value,
         "acr_interval": [average.low, average.high],

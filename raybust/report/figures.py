@@ -35,6 +35,8 @@ class Budget:
         sigma: of the noise.
         share: share of the radii that this budget can give; 1 where the header says it.
         inferred: whether it was inferred from the radii.
+        alphas: every alpha that explains the radii at this n, with the share that it explains;
+            where there are several, alpha is not identifiable.
     """
 
     n: int
@@ -42,6 +44,20 @@ class Budget:
     sigma: float
     share: float
     inferred: bool
+    alphas: tuple[tuple[float, float], ...] = ()
+
+    @property
+    def identifiable(self) -> bool:
+        """Whether no other alpha explains the radii as well."""
+        return len(self.alphas) < 2
+
+    def __str__(self) -> str:
+        if not self.inferred:
+            return f"n = {self.n:,}, alpha = {self.alpha:g}"
+        if self.identifiable:
+            return f"n = {self.n:,}, alpha = {self.alpha:g}, inferred"
+        fits = ", ".join(f"{alpha:g} ({100 * share:.1f} %)" for alpha, share in self.alphas)
+        return f"n = {self.n:,}, inferred, alpha not identifiable: radii fit {fits}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,10 +88,7 @@ class Acr:
     @property
     def terms(self) -> str:
         """What the value depends on, in words."""
-        made = "n and alpha unknown"
-        if self.budget:
-            mark = ", inferred" if self.budget.inferred else ""
-            made = f"n = {self.budget.n:,}, alpha = {self.budget.alpha:g}{mark}"
+        made = str(self.budget) if self.budget else "n and alpha unknown"
         skip = "skip unknown" if self.skip is None else f"skip {self.skip}"
         early = ""
         if self.targets:
@@ -157,7 +170,11 @@ def budget(log: Log) -> Budget | None:
     if not tried:
         return None
     share, _, n, alpha, sigma = max(tried)
-    return Budget(n=n, alpha=alpha, sigma=sigma, share=share, inferred=True)
+    fits = sorted(
+        ((one, held) for held, _, draws, one, noise in tried if (draws, noise) == (n, sigma)),
+        reverse=True,
+    )
+    return Budget(n=n, alpha=alpha, sigma=sigma, share=share, inferred=True, alphas=tuple(fits))
 
 
 def on_ladder(log: Log, n: int, alpha: float, sigma: float) -> NDArray[np.bool_]:

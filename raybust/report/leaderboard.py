@@ -15,6 +15,7 @@ from typing import Any
 from raybust.errors import RequestError
 from raybust.files import replace_text
 from raybust.report.columns import columns_of
+from raybust.report.names import markdown
 
 NAME = "leaderboard"
 PAGE = "report.html"
@@ -177,7 +178,7 @@ class Leaderboard:
             [str(rank), *(column.cell(entry) for column in columns)]
             for rank, entry in enumerate(self.entries, 1)
         ]
-        cells = [[cell.replace("|", "\\|") for cell in row] for row in (heads, *rows)]
+        cells = [[markdown(cell) for cell in row] for row in (heads, *rows)]
         widths = [max(len(row[i]) for row in cells) for i in range(len(heads))]
         lines = [
             "| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |"

@@ -17,9 +17,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from raybust.certify.log import COHEN, parse_time
+from raybust.certify.log import COHEN, COLUMNS, Row, parse_time
 from raybust.certify.protocol import Protocol
 from raybust.errors import RequestError
+from raybust.report.names import name_of
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -86,7 +87,7 @@ def read_log(path: str | Path, name: str | None = None, sigma: float | None = No
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        text = path.read_text(encoding="utf-8-sig", errors="replace")
     except OSError as error:
         raise RequestError(f"{path}: cannot be read: {error.strerror or error}") from None
     lines = text.splitlines(keepends=True)
@@ -101,7 +102,7 @@ def read_log(path: str | Path, name: str | None = None, sigma: float | None = No
             f"{' '.join(COHEN)}"
         )
     warnings: list[str] = [] if body[1:] else ["has no rows"]
-    rows = list(_rows(path, columns, body[1:], warnings))
+    rows = list(_rows(path, columns, body[1:], warnings, protocol))
     return _log(rows, warnings, path=path, name=name, sigma=sigma, protocol=protocol)
 
 
@@ -125,7 +126,7 @@ def _log(
             f"its column `correct` is not predict == label in {wrong} of {len(rows)} rows (a "
             "running total in some logs); it was recomputed"
         )
-    stem = path.name.removesuffix(".tsv")
+    stem = name_of(path)
     guess = _SIGMA.findall("/".join([*path.parts[-3:-1], stem]))
     return Log(
         name=name or stem,
@@ -144,14 +145,20 @@ def _log(
 
 
 def _rows(
-    path: Path, columns: list[str], lines: list[str], warnings: list[str]
+    path: Path,
+    columns: list[str],
+    lines: list[str],
+    warnings: list[str],
+    protocol: Protocol | None,
 ) -> Iterator[dict[str, str]]:
     """Yields the whole rows; a torn last line is left out with a warning.
 
     Raises:
-        RequestError: a row that no certification writes, or an example that has two.
+        RequestError: a row that no certification writes, that contradicts itself or the header, or
+            two different rows of an example.
     """
-    seen: set[int] = set()
+    seen: dict[int, dict[str, str]] = {}
+    repeated = 0
     for number, line in enumerate(lines):
         row = dict(zip(columns, line.rstrip("\n").split("\t"), strict=False))
         try:
@@ -163,13 +170,28 @@ def _rows(
                 raise RequestError(f"{path}: no row of a log: {line.strip()!r}") from None
             warnings.append("its last line is torn and was left out")
             return
-        wrong = _impossible(row)
-        if wrong is None and int(row["idx"]) in seen:
-            wrong = f"idx: got {row['idx']} twice, expected each example once"
+        wrong = _impossible(row) or _changed(line, protocol)
+        earlier = seen.setdefault(int(row["idx"]), row) if wrong is None else row
+        if any(earlier[column] != row[column] for column in COHEN[:5]):
+            wrong = f"idx: got {row['idx']} twice, with different rows"
         if wrong is not None:
-            raise RequestError(f"{path}: {wrong}, in the row {line.strip()!r}")
-        seen.add(int(row["idx"]))
+            raise RequestError(f"{path}: {wrong}, in row {number + 1}: {line.strip()!r}")
+        if earlier is not row:
+            repeated += 1
+            continue
         yield row
+    if repeated:
+        warnings.append(f"{repeated} rows are there twice and count once")
+
+
+def _changed(line: str, protocol: Protocol | None) -> str | None:
+    """Returns in what a row of ours contradicts itself or the header, or None."""
+    if protocol is None or line.rstrip("\n").count("\t") + 1 != len(COLUMNS):
+        return None
+    try:
+        return Row.parse(line).fault(protocol)
+    except (ValueError, IndexError) as error:
+        return str(error)
 
 
 def _impossible(row: dict[str, str]) -> str | None:
@@ -179,6 +201,8 @@ def _impossible(row: dict[str, str]) -> str | None:
             return f"{column}: got {row[column]}, expected a whole number"
     if not 0 <= float(row["radius"]) < math.inf:
         return f"radius: got {row['radius']}, expected a finite number >= 0"
+    if int(row["predict"]) < 0 and float(row["radius"]) > 0:
+        return f"radius: got {row['radius']} on an abstention, expected 0"
     return None
 
 

@@ -10,22 +10,23 @@ from collections.abc import Sequence
 
 from raybust.report.figures import Acr, abstention, acr, assured_accuracy, certified_accuracy
 from raybust.report.logs import Log
+from raybust.report.names import latex, markdown
 
 
 def markdown_table(logs: Sequence[Log], radii: Sequence[float], assured: bool = False) -> str:
     """Returns a Markdown table: certified accuracy in per cent at each radius, abstentions, ACR.
 
     Args:
-        logs: one row each.
+        logs: one row each; those without rows of their own have none.
         radii: one column each.
         assured: whether accuracies are the high-probability version.
     """
     head = ["log", *(f"{radius:g}" for radius in radii), "abstain", "ACR [95 %]", "of"]
     lines = [head, ["---", *["---:"] * (len(radii) + 2), "---"]]
-    for log in logs:
+    for log in filter(len, logs):
         found = acr(log)
         spread = f"{found.value:.4f} [{found.low:.4f}, {found.high:.4f}]"
-        lines.append([log.name, *_cells(log, radii, found, assured), spread, found.terms])
+        lines.append([markdown(log.name), *_cells(log, radii, found, assured), spread, found.terms])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
@@ -33,10 +34,11 @@ def latex_table(logs: Sequence[Log], radii: Sequence[float], assured: bool = Fal
     r"""Returns a LaTeX table (`booktabs`) of the same figures; the best of each column is bold.
 
     Args:
-        logs: one row each.
+        logs: one row each; those without rows of their own have none.
         radii: one column each.
         assured: whether accuracies are the high-probability version.
     """
+    logs = [log for log in logs if len(log)]
     found = [acr(log) for log in logs]
     cells = [
         [*_cells(log, radii, value, assured), f"{value.value:.4f}"]
@@ -49,7 +51,7 @@ def latex_table(logs: Sequence[Log], radii: Sequence[float], assured: bool = Fal
                 row[column] = rf"\textbf{{{row[column]}}}"
     head = ["", *(f"{radius:g}" for radius in radii), "abstain", "ACR"]
     rows = [
-        " & ".join([_escape(f"{log.name} ({value.terms})"), *row])
+        " & ".join([latex(f"{log.name} ({value.terms})"), *row])
         for log, value, row in zip(logs, found, cells, strict=True)
     ]
     return (
@@ -65,7 +67,3 @@ def _cells(log: Log, radii: Sequence[float], found: Acr, assured: bool) -> list[
     if assured and found.budget:
         accuracies = assured_accuracy(log, radii, found.budget.alpha)
     return [f"{100 * value:.1f}" for value in (*accuracies, abstention(log))]
-
-
-def _escape(text: str) -> str:
-    return "".join(f"\\{c}" if c in "&%$#_{}" else c for c in text)
