@@ -66,7 +66,8 @@ def compare_attacks(named: Sequence[tuple[str, Path]], folder: Path) -> AttackCo
         robust = f"{'at most ' * row['upper_bound']}{robust}"
         lines.append(
             f"| {markdown(row['run'])} | {row['protocol']} | {', '.join(row['attacks'])} | "
-            f"{row['norm']} {row['eps']:.4g} | {100 * row['clean']:.2f} | {robust} [{low}, {high}] | "
+            f"{row['norm']} {row['eps']:.4g} | {100 * row['clean']:.2f} | "
+            f"{robust} [{low}, {high}] | "
             f"{row['examples']} | {', '.join(row['flags']) or 'none'} |"
         )
     folder.mkdir(parents=True, exist_ok=True)
