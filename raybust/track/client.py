@@ -69,7 +69,16 @@ def open_client(uri: str) -> MlflowClient:
         from mlflow.store.db import utils
 
         utils.MAX_RETRY_COUNT = 1  # else a database that is away blocks the caller for 102 s
+        # MLflow's own makes the folder as the URI spells it, with its escapes: a stray one.
+        utils._make_parent_dirs_if_sqlite = _make_parent
     return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def _make_parent(db_uri: str) -> None:
+    """Makes the folder of a SQLite file."""
+    file = sqlite_file(db_uri)
+    if file is not None and str(file) != ":memory:":
+        file.parent.mkdir(parents=True, exist_ok=True)
 
 
 def reason_of(error: BaseException, uri: str) -> str:

@@ -15,7 +15,7 @@ from urllib.parse import quote, unquote
 from raybust.errors import RequestError
 
 _SQLITE = "sqlite:///"
-_FILE = "file:"
+_SPECIAL = "?%#"
 _REMOTE = ("http", "https", "databricks")
 _DATABASES = ("postgresql", "mysql", "mssql", "sqlite")
 _ADVICE = (
@@ -57,24 +57,21 @@ def resolve_uri(track: _Track, out: str | Path) -> str:
 
 
 def sqlite_uri(file: Path) -> str:
-    """Returns the URI of a SQLite file, in which every character of its path means itself: a path
-    with ?, % or # goes through SQLite's own form of URIs.
+    """Returns the URI of a SQLite file, in which ?, % and # of its path are escaped, so that they
+    mean themselves.
 
     Args:
         file: absolute.
     """
     path = str(file)
-    if not set(path) & set("?%#"):
-        return f"{_SQLITE}{path}"
-    return f"{_SQLITE}{_FILE}{quote(path)}?uri=true"
+    return f"{_SQLITE}{quote(path) if set(path) & set(_SPECIAL) else path}"
 
 
 def sqlite_file(uri: str) -> Path | None:
     """Returns the file of a SQLite URI, or None for any other store."""
     if not uri.startswith(_SQLITE):
         return None
-    path = uri[len(_SQLITE) :].partition("?")[0]
-    return Path(unquote(path.removeprefix(_FILE)) if path.startswith(_FILE) else path)
+    return Path(unquote(uri[len(_SQLITE) :].partition("?")[0]).removeprefix("file:"))
 
 
 def is_database(uri: str) -> bool:
@@ -91,7 +88,7 @@ def artifact_root(uri: str, out: str | Path) -> str | None:
     if file is None and "://" in str(out):
         return f"{str(out).rstrip('/')}/mlartifacts"
     root = (file.parent if file else Path(out).absolute()) / "mlartifacts"
-    return root.as_uri() if set(str(root)) & set("?%#") else str(root)
+    return root.as_uri() if set(str(root)) & set(_SPECIAL) else str(root)
 
 
 def safe_uri(uri: str) -> str:
@@ -116,6 +113,6 @@ def _absolute_sqlite(uri: str, source: str) -> str:
     rest, _, query = uri.removeprefix(_SQLITE).partition("?")
     if not uri.startswith(_SQLITE) or rest in ("", ":memory:"):
         raise RequestError(f"{source}: got '{uri}', expected a file: sqlite:///PATH/mlflow.db")
-    if rest.startswith(_FILE):
+    if rest.startswith("file:"):
         return uri
     return f"{_SQLITE}{Path(rest).absolute()}" + (f"?{query}" if query else "")

@@ -1,13 +1,14 @@
 """Which trials are finalists."""
 
+import re
 import shutil
 
 import kit
 import pytest
 
+from raybust import checkpoint
 from raybust.cluster import finals
 from raybust.cluster.finals import choose
-from raybust.errors import RequestError
 from raybust.report.leaderboard import Entry, Leaderboard
 
 
@@ -67,5 +68,60 @@ def test_another_protocol_names_the_command_that_does_not_begin_the_search_anew(
     first = kit.config(out, "certify.examples=5")
     assert finals.measure(first, entry, folder, said.append).certified["certified/acr"] >= 0
     other = kit.config(out, "certify.examples=5", "certify.seed=1")
-    with pytest.raises(RequestError, match=r"seed: 0 -> 1.*raybust certify sweep/3 --no-resume"):
-        finals.measure(other, entry, folder, said.append)
+    refused = finals.measure(other, entry, folder, said.append)
+    assert re.search(r"seed: 0 -> 1.*raybust certify sweep/3 --no-resume", refused.reason)
+    assert not refused.final
+    assert refused.certified is None
+    again = finals.measure(first, refused, folder, said.append)
+    assert again.final
+    assert again.reason is None
+
+
+@pytest.mark.cluster
+def test_a_finalist_that_fails_is_a_row_with_its_reason_and_what_was_measured(
+    cluster, trained, out
+):
+    folder = out / "sweep"
+    broken = folder / "trials" / "0004"
+    shutil.copytree(trained[1], folder / "trials" / "0003")
+    shutil.copytree(trained[1], broken)
+    newest = checkpoint.newest(broken)
+    weights = {key: value * float("nan") if value.is_floating_point() else value
+               for key, value in checkpoint.read_weights(newest).items()}  # fmt: skip
+    manifest = checkpoint.read_manifest(newest)
+    del manifest["files"]
+    checkpoint.write(newest, weights, checkpoint.read_state(newest), manifest)
+    config = kit.config(out, "certify.examples=5", "evaluate.examples=5", "evaluate.eps=[0.1]",
+                        "evaluate.attacks=[pgd]")  # fmt: skip
+    entries = [Entry(number, "gaussian", "COMPLETE", {}, 0.5, {}, {}) for number in (3, 4, 5)]
+    said = []
+    found = [finals.measure(config, entry, folder, said.append) for entry in entries]
+    assert [entry.final for entry in found] == [True, False, False]
+    assert "NaN" in found[1].reason
+    assert found[1].accuracy is not None
+    assert "0005" in found[2].reason
+    assert sum("could not be measured" in line for line in said) == 2
+    board = Leaderboard("s", "a", "max", tuple(found), (), folder)
+    assert [entry.trial for entry in board.finalists] == [3]
+    assert "not measured" in board.markdown()
+    assert "NaN" in board.markdown()
+
+
+@pytest.mark.cluster
+def test_a_sweep_whose_finalist_diverges_in_its_last_step_keeps_its_result(cluster, out, cli):
+    (out / "space.yaml").write_text(
+        "train: {epochs: 1}\nsearch:\n  train.lr: {choice: [0.05, 1.0e+30]}\n"
+    )
+    settings = [text for text in kit.TINY if not text.startswith(("train.lr", "train.epochs"))]
+    command = ("tune", out / "space.yaml", "--out", out, "--name", "two", *settings,
+               "tune.trials=2", "tune.finalists=2", "tune.sampler=grid")  # fmt: skip
+    done = cli(*command)
+    assert done.code == 0, done.err
+    board = Leaderboard.read(out / "two")
+    assert len(board.finalists) == 1
+    assert board.finalists[0].point["train.lr"] == 0.05
+    assert (out / "two" / "report.html").exists()
+    rows = [*board.entries, *board.others]
+    (failed,) = (entry for entry in rows if entry.point["train.lr"] > 1)
+    assert failed.reason
+    assert not (out / "two" / "trials" / f"{failed.trial:04d}" / "certified").exists()
