@@ -735,3 +735,28 @@ def test_a_split_smaller_than_the_batch_is_one_batch(few):
     trainer = Trainer(make("train.batch_size=64"), few, CPU)
     assert (trainer.batches.steps, trainer.batches.batch_size) == (1, 40)
     assert isinstance(few.train, Split)
+
+
+@pytest.mark.parametrize("part", ["weight", "statistics"])
+def test_an_update_that_breaks_the_network_is_seen_before_it_is_kept(part):
+    """The loss of the last step is finite; what the step leaves behind is not."""
+    name = "small_cnn" if part == "weight" else "resnet20"
+    changed = make("train.epochs=2", f"model.name={name}")
+    dataset = data.load(changed.data)
+    trainer = Trainer(changed, dataset, CPU)
+    step, calls = trainer.step, []
+
+    def breaking(images, labels, progress):
+        loss = step(images, labels, progress)
+        calls.append(None)
+        if len(calls) == trainer.batches.steps:
+            held = trainer.network.state_dict()
+            key = next(k for k in held if k.endswith("weight" if part == "weight" else "_mean"))
+            with torch.no_grad():
+                held[key].view(-1)[0] = float("inf")
+        return loss
+
+    trainer.step = breaking
+    failure = trainer.train_epoch()
+    assert "the network became NaN or infinite in epoch 1" in failure
+    assert trainer.epoch == 0

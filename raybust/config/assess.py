@@ -168,7 +168,7 @@ class Evaluate(Section):
     steps: int = option(100, "Steps of each run of the apgd attacks.", ge=1)
     restarts: int | None = option(None, "Runs of pgd and apgd; 1 (5 in l1) if not given.", ge=1)
     targets: int | None = option(
-        None, "Classes of apgd-t and fab-t; 9 (5 in l1) if not given.", ge=1
+        None, "Classes of apgd-t, and of fab-t up to 5; 9 (5 in l1) if not given.", ge=1
     )
     queries: int = option(5000, "Queries of square.", ge=1)
     rounds: int = option(

@@ -53,7 +53,7 @@ class AttackProtocol:
         pgd_steps: steps of pgd.
         steps: steps of a run of APGD.
         restarts: runs of pgd, apgd-ce and apgd-dlr.
-        targets: classes that apgd-t and fab-t try.
+        targets: classes that apgd-t tries, and fab-t up to 5.
         queries: queries of square.
         rounds: most further rounds where fab-t or square break what apgd had not.
         eot: forward passes averaged.

@@ -28,6 +28,9 @@ ALWAYS = ("fgsm", "pgd", "autoattack")
 """Attacks that meet every example that the network gets right, whatever broke it before."""
 
 _BLIND = ("square",)
+_FAB_TARGETS = 5
+"""Most classes of fab-t, so that the ensemble takes no longer than AutoAttack's (our choice); further
+rounds take all."""
 _STRONG = ("fab-t", "square")
 _LEAST = {"apgd-dlr": 3, "apgd-t": 4}
 """Classes that a loss needs; with fewer, the attack takes the margin, which is then the same."""
