@@ -1,8 +1,8 @@
 """raybust's ensemble beside pyautoattack's standard suite: same networks, images and radii.
 
 The networks: two small CNNs that this script trains on MNIST (against Linf 0.3 and L2 1.5, at fixed
-seeds; their checkpoints are kept in the folder given), and two that others trained on CIFAR-10, in
-../shared/checkpoints. Each is attacked in norms that it was and was not trained against. One thread
+seeds; their checkpoints are kept in the folder given), and one that others trained on CIFAR-10
+against Linf, in ../shared/checkpoints. Each is attacked in norms that it was and was not trained against. One thread
 each, one after the other; seconds are of the processor. Prints a Markdown row as each is done.
 
     python benchmarks/compare_autoattack.py FOLDER [IMAGES] [NETWORK:NORM:EPS ...]
@@ -23,11 +23,9 @@ from torch import Tensor, nn
 from raybust import config as configuration
 from raybust import data, methods
 from raybust.config.assess import Evaluate
-from raybust.config.schema import Model
 from raybust.evaluate import attack_examples, make_attack_protocol, summarize
 from raybust.evaluate.standard import standard_attack, standard_version
-from raybust.models import build, load_weights
-from raybust.models.cifar import ResNet
+from raybust.models import load_weights
 from raybust.models.normalize import Normalize, Normalized
 from raybust.numerics.balls import Threat
 from raybust.objective import assemble
@@ -39,7 +37,6 @@ SETTINGS = (
     "mnist_linf:linf:0.3", "mnist_linf:l2:1.5", "mnist_linf:l1:10",
     "mnist_l2:linf:0.1", "mnist_l2:l2:1.5", "mnist_l2:l1:10",
     "cnn_a_adv:linf:2/255", "cnn_a_adv:l2:1/2", "cnn_a_adv:l1:8",
-    "resnet20:linf:1/510", "resnet20:l2:1/10", "resnet20:l1:2",
 )  # fmt: skip
 TRAINED = {
     "mnist_linf": (
@@ -85,24 +82,12 @@ def cnn_a_adv() -> nn.Module:
     return whole
 
 
-def resnet20() -> nn.Module:
-    """Returns the ordinary CIFAR-10 network in shared/checkpoints."""
-    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    network = build(Model(name="resnet20"), shape=(3, 32, 32), num_classes=10, mean=mean, std=std)
-    assert isinstance(network.network, ResNet)
-    load_weights(network, SHARED / "checkpoints" / "akamaster_resnet20" / "resnet20-12fca82f.th")
-    return network
-
-
 def load(name: str, home: Path, count: int) -> tuple[nn.Module, Tensor, Tensor]:
     """Returns a network in eval mode, the first test images (N, C, H, W) and their labels."""
     if name in TRAINED:
         network, path = mnist(name, home)
     else:
-        network, path = (
-            {"cnn_a_adv": cnn_a_adv, "resnet20": resnet20}[name](),
-            (SHARED / "data" / "cifar10-subset.npz"),
-        )
+        network, path = cnn_a_adv(), SHARED / "data" / "cifar10-subset.npz"
     with np.load(path) as archive:
         images, labels = archive["x_test"][:count], archive["y_test"][:count]
     images = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)

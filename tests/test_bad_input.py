@@ -512,7 +512,7 @@ def rows():
         cells = ["0", "1", "1", "0.5", "1", "3"]
         cells[(1, 2, 4)[number]] = "1.5"
         yield ["report", "log.tsv"], log("\t".join(cells)), [f"{column}: got 1.5", "whole"]
-    again = log("7\t1\t1\t0.5\t1\t3\n7\t1\t1\t0.5\t1\t3")
+    again = log("7\t1\t1\t0.5\t1\t3\n7\t1\t1\t0.25\t1\t3")
     yield ["report", "log.tsv"], again, ["log.tsv", "idx: got 7", "twice"]
     yield ["report", "broken"], broken_sweep, ["broken", "leaderboard.json", "cannot be read"]
     yield (
