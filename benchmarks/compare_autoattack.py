@@ -2,8 +2,9 @@
 
 The networks: two small CNNs that this script trains on MNIST (against Linf 0.3 and L2 1.5, at fixed
 seeds; their checkpoints are kept in the folder given), and one that others trained on CIFAR-10
-against Linf, in ../shared/checkpoints. Each is attacked in norms that it was and was not trained against. One thread
-each, one after the other; seconds are of the processor. Prints a Markdown row as each is done.
+against Linf, in ../shared/checkpoints. Each is attacked in norms that it was and was not trained
+against. One thread each, one after the other; seconds are of the processor. Prints a Markdown row
+as each is done.
 
     python benchmarks/compare_autoattack.py FOLDER [IMAGES] [NETWORK:NORM:EPS ...]
 """
