@@ -31,6 +31,8 @@ _BLIND = ("square",)
 _FAB_TARGETS = 5
 """Most classes of fab-t at first, for the time of the ensemble (our choice); further rounds take
 all."""
+_L1_RUNS = 2
+"""Runs of apgd-t for each class in L1, where starts differ most (our choice)."""
 _STRONG = ("fab-t", "square")
 _LEAST = {"apgd-dlr": 3, "apgd-t": 4}
 """Classes that a loss needs; with fewer, the attack takes the margin, which is then the same."""
@@ -259,7 +261,10 @@ class _Shard:
         if self.classes < _LEAST.get(name, 2):
             return attacks.apgd(*batch, loss=attacks.margin, steps=protocol.steps)
         if name == "apgd-t":
-            return attacks.apgd_targeted(*batch, steps=protocol.steps, targets=protocol.targets)
+            return attacks.apgd_targeted(
+                *batch, steps=protocol.steps, targets=protocol.targets,
+                restarts=_L1_RUNS if threat.norm == "l1" else 1,
+            )  # fmt: skip
         if name == "fab-t":
             return self._nearest(threat, rows, sources)
         if name == "square":

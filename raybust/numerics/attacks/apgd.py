@@ -83,6 +83,7 @@ def apgd_targeted(
     *,
     steps: int = 100,
     targets: int = 9,
+    restarts: int = 1,
 ) -> Outcome:
     """Attacks a batch with targeted DLR, from the likeliest wrong class down; see `apgd`.
 
@@ -94,11 +95,12 @@ def apgd_targeted(
         source: the randomness of the starts, one generator or one for each example.
         steps: gradient steps of each run, >= 1.
         targets: classes tried; at most K - 1 are.
+        restarts: runs for each, from other starts.
 
     Raises:
-        RequestError: fewer than four classes, one step or one target.
+        RequestError: fewer than four classes, one step, one target or one restart.
     """
-    for name, value in (("steps", steps), ("targets", targets)):
+    for name, value in (("steps", steps), ("targets", targets), ("restarts", restarts)):
         if value < 1:
             raise RequestError(f"{name}: got {value}, expected >= 1")
     with torch.no_grad():
@@ -106,7 +108,7 @@ def apgd_targeted(
     check_classes(logits, 4, "targeted APGD")
     ranked = logits.scatter(1, labels[:, None], -torch.inf).argsort(1, descending=True)
     outcome = Outcome.begin(images)
-    for number in range(min(targets, logits.shape[1] - 1)):
+    for number in [*range(min(targets, logits.shape[1] - 1))] * restarts:
         rows = outcome.open
         if not len(rows):
             break
