@@ -64,13 +64,13 @@ def decode(path: Path, how: Decoding = PLAIN) -> Image.Image:
 
 
 def _rgb(image: Image.Image, form: str | None, path: Path, how: Decoding) -> Image.Image:
+    if image.mode.startswith(("I", "F")):
+        return Image.fromarray(_scaled(image, form, path)).convert("RGB")
     if image.mode in _ALPHA or "transparency" in image.info:
         color = tuple(round(255 * value) for value in how.background)
         behind = Image.new("RGBA", image.size, (*color, 255))
         behind.alpha_composite(image.convert("RGBA"))
         return behind.convert("RGB")
-    if image.mode.startswith(("I", "F")):
-        return Image.fromarray(_scaled(image, form, path)).convert("RGB")
     return image.convert("RGB")
 
 
