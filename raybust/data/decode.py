@@ -122,7 +122,8 @@ def _traits(file: Image.Image, how: Decoding) -> list[str]:
         traits.append("with floats in [0, 1]")
     elif file.mode in ("CMYK", "YCCK"):
         traits.append("in CMYK: converted to RGB")
-    if file.mode in _ALPHA or "transparency" in file.info:
+    numbers = file.mode.startswith(("I", "F"))
+    if file.mode in _ALPHA or ("transparency" in file.info and not numbers):
         shown = ", ".join(f"{value:g}" for value in how.background)
         traits.append(f"with transparency: on data.background=[{shown}]")
     if "exif" in file.info and file.getexif().get(_ORIENTATION, 1) not in (0, 1):
