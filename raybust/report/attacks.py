@@ -15,6 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from raybust.errors import RequestError
 from raybust.files import read_json
 from raybust.report.names import markdown
 
@@ -22,6 +23,9 @@ Curve = Sequence[tuple[float, float, float, float]]
 """(eps, accuracy, lower, upper end of its interval), ascending in eps."""
 
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,7 @@ def compare_attacks(named: Sequence[tuple[str, Path]], folder: Path) -> AttackCo
     figures = []
     for label, path in named:
         whole = read_json(path)
+        _check(path, whole)
         for one in (*whole.get("views", {}).values(), whole):
             figures += _figures(label, one)
     lines = ["| run | protocol | attacks | eps | clean | robust [95 %] | examples | distrust |",
@@ -74,6 +79,28 @@ def compare_attacks(named: Sequence[tuple[str, Path]], folder: Path) -> AttackCo
     file = folder / "attacked.md"
     file.write_text("\n".join(lines) + "\n")
     return AttackComparison(file.read_text(), tuple(figures), (file,))
+
+
+def _check(path: Path, summary: Mapping[str, Any]) -> None:
+    """Refuses a summary that its own rows contradict.
+
+    Raises:
+        RequestError: with the radius.
+    """
+    rows = path.with_suffix(".tsv")
+    if not rows.exists():
+        return
+    lines = rows.read_text(encoding="utf-8", errors="replace").splitlines()[1:]
+    names, *cells = (line.split("\t") for line in lines)
+    found = [dict(zip(names, line, strict=False)) for line in cells]
+    for point in summary["points"]:
+        mine = [row for row in found if float(row["eps"]) == point["eps"]]
+        robust = sum(row["robust"] == "1" for row in mine) / max(len(mine), 1)
+        if abs(robust - point["robust"]) > _ROUNDING:
+            raise RequestError(
+                f"{path}: has a robust accuracy of {point['robust']:.4f} at {point['eps']:g}, but"
+                f" its rows have {robust:.4f}; `raybust evaluate` makes it anew"
+            )
 
 
 def _figures(label: str, summary: Mapping[str, Any]) -> list[dict[str, Any]]:

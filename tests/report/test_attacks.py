@@ -2,6 +2,9 @@
 
 import json
 
+import pytest
+
+from raybust.errors import RequestError
 from raybust.report.attacks import compare_attacks
 
 
@@ -32,3 +35,15 @@ def test_rows_name_their_protocol_and_views_stand_before_the_headline(tmp_path):
     plain = json.loads(json.dumps(found.plain()))
     assert [row["front"] for row in plain["attacks"]] == ["", "", "B", "B"]
     assert found.text().endswith("attacked.md")
+
+
+def test_a_summary_that_its_rows_contradict_is_refused(tmp_path):
+    path = tmp_path / "one.json"
+    path.write_text(json.dumps(summary("adaptive", 0.5)))
+    rows = [f"{n}\t0.1\t{int(n < 25)}\n" for n in range(50)] + [f"{n}\t8.0\t0\n" for n in range(50)]
+    table = "# {}\nidx\teps\trobust\n" + "".join(rows)
+    path.with_suffix(".tsv").write_text(table)
+    compare_attacks([("one", path)], tmp_path / "report")
+    path.write_text(json.dumps(summary("adaptive", 0.9)))
+    with pytest.raises(RequestError, match=r"robust accuracy of 0.9000 at 0.1, but its rows have"):
+        compare_attacks([("one", path)], tmp_path / "report")
