@@ -189,6 +189,6 @@ def _short(value: Any) -> str:
     """Returns a value as a message shows it: the start of a digest, the start of a list."""
     if isinstance(value, str) and len(value) >= 16 and set(value) <= set("0123456789abcdef"):
         return value[:8]
-    if isinstance(value, tuple) and len(value) > 8:
-        return f"({', '.join(map(str, value[:3]))}, ...)"
+    if isinstance(value, tuple) and len(value) > 5:
+        return f"({value[0]}, {value[1]}, ...)"
     return str(value)
