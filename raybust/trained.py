@@ -171,7 +171,8 @@ def _load_weights_file(path: Path, overrides: list[Leaf]) -> Trained:
     config = configuration.compose(overrides, methods.get)
     dataset = data.load(config.data)
     network = assemble(config, dataset)
-    notes = models.load_weights(network, path)
+    own = not (config.model.mean or config.model.std)
+    notes = models.load_weights(network, path, normalization=own)
     network.eval()
     notes += [*models.notes_of(network), _normalization(network, config), *_doubt(network, dataset)]
     folder = foreign_folder(config, path)

@@ -7,6 +7,7 @@ A hook picks them, so that the names of the weights stay as they are. Between `e
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -42,12 +43,23 @@ def adapt(network: nn.Module, shape: tuple[int, int, int], num_classes: int) -> 
         for module, mode in modes:
             module.training = mode
     if isinstance(output, Tensor) and output.shape == (2, num_classes):
+        output = _in_training(network, shape, output)
+    if isinstance(output, Tensor) and output.shape == (2, num_classes):
         return notes
     place = _place(output, num_classes)
     if place is not None:
         network.register_forward_hook(Pick(place, num_classes))
         notes.append(f"its logits are picked from its output: {place or 'flattened'}")
     return notes
+
+
+def _in_training(network: nn.Module, shape: tuple[int, int, int], otherwise: Any) -> Any:
+    """Returns what a copy of a network gives in training mode, in which some have further heads."""
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            return copy.deepcopy(network).train()(torch.zeros(2, *shape))
+    except Exception:
+        return otherwise  # training itself tells what is wrong
 
 
 class Pick:

@@ -202,7 +202,7 @@ def one_line(what: str, expected: str = "") -> Iterator[None]:
     """Turns whatever code of others raises inside into "what: type: first line; expected ..."."""
     try:
         yield
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         text = str(error).strip().partition("\n")[0]
         seen = f"{what}: {type(error).__name__}: {text}".rstrip(": ")
         raise RequestError(f"{seen}; expected {expected}" if expected else seen) from error

@@ -20,6 +20,9 @@ _DEEPEST = 4
 _LATER = ("ema", "average", "avg", "swa", "teacher")
 """Words of names that come after the others where several state dicts fit."""
 _MEAN, _STD = ("mean", "mu", "means"), ("std", "sigma", "sds", "stds")
+_LAYERS = ("", "0", "normalize", "normalizer", "normalization", "norm", "preprocess", "module")
+"""Names under which a normalizing first layer stands beside a network."""
+_CHANNELS = 16
 _COUNTER = ".num_batches_tracked"
 _SHOWN = 3
 
@@ -42,6 +45,11 @@ class Form:
     mean: Tensor | None = None
     std: Tensor | None = None
 
+    @property
+    def averaged(self) -> bool:
+        """Whether its name says that it is an average of other weights."""
+        return any(word in f"{self.place}.{self.prefix}".lower() for word in _LATER)
+
     def __str__(self) -> str:
         place = f"'{self.place}'" if self.place else "the whole file"
         return place + (f", prefix '{self.prefix}'" if self.prefix else "")
@@ -58,20 +66,20 @@ def find_form(content: Any, expected: Mapping[str, Tensor]) -> tuple[Form | None
         expected: the network's state dict.
 
     Raises:
-        RequestError: one dictionary holds the weights of two such networks.
+        RequestError: the weights of two such networks are there, neither of them an average.
     """
-    found = []
-    for place, weights in state_dicts(content):
-        forms = [form for form in _forms(place, weights, expected) if form is not None]
-        if len(forms) > 1:
-            prefixes = " and ".join(f"'{form.prefix}'" for form in forms)
-            raise RequestError(
-                f"the weights of two such networks are in it, with the prefixes {prefixes}; store "
-                "one of them alone"
-            )
-        found += forms
-    found.sort(key=lambda form: any(word in form.place.lower() for word in _LATER))
-    return (found[0] if found else None), [str(form) for form in found[1:]]
+    found = [
+        form for place, weights in state_dicts(content) for form in _forms(place, weights, expected)
+    ]
+    whole = [form for form in found if not mismatches(expected, form.weights)]
+    found = whole or found[:1]
+    first = [form for form in found if not form.averaged] or found
+    if any(not _equal(first[0].weights, form.weights) for form in first[1:]):
+        raise RequestError(
+            f"the weights of two such networks are in it: {' and '.join(map(str, first))}; store"
+            " one of them alone"
+        )
+    return (first[0] if first else None), [str(form) for form in found if form is not first[0]]
 
 
 def state_dicts(content: Any, place: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
@@ -90,7 +98,7 @@ def state_dicts(content: Any, place: str = "", depth: int = 0) -> Iterator[tuple
 
 def _forms(
     place: str, weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]
-) -> Iterator[Form | None]:
+) -> Iterator[Form]:
     """Yields the form for each prefix with which the weights are all there and nothing else is."""
     needed = [key for key in expected if not key.endswith(_COUNTER)]
     if not needed:
@@ -125,27 +133,44 @@ def _normalization(
     weights: Mapping[str, Tensor],
 ) -> tuple[Tensor | None, Tensor | None, dict[str, Tensor]]:
     """Returns mean and std of a normalizing layer among some weights, and the rest."""
-    rest, found = dict(weights), {}
-    for kind, names in (("mean", _MEAN), ("std", _STD)):
-        for key, value in weights.items():
-            if key.rpartition(".")[2].lower() in names and value.numel() in (1, 3):
-                found[kind] = rest.pop(key).detach().flatten().float()
-                break
-    if len(found) < 2 or found["mean"].numel() != found["std"].numel():
-        return None, None, dict(weights)
-    return found["mean"], found["std"], rest
+    for key, mean in weights.items():
+        parent, _, name = key.rpartition(".")
+        kind = name.lower().lstrip("_")
+        if kind not in _MEAN or parent.rpartition(".")[2].lower() not in _LAYERS:
+            continue
+        for other, std in weights.items():
+            above, _, last = other.rpartition(".")
+            beside = above == parent and last.lower().lstrip("_") in _STD
+            if beside and mean.numel() == std.numel() <= _CHANNELS:
+                rest = {k: v for k, v in weights.items() if k not in (key, other)}
+                return mean.detach().flatten().float(), std.detach().flatten().float(), rest
+    return None, None, dict(weights)
+
+
+def _equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    return all(torch.equal(value, other[key]) for key, value in one.items() if key in other)
 
 
 def mismatches(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> list[str]:
     """Returns what keeps weights from a strict load: missing, unexpected, of another shape."""
     missing = [key for key in expected if key not in weights and not key.endswith(_COUNTER)]
     unexpected = [key for key in weights if key not in expected]
+    types = [
+        f"{key} is {weights[key].dtype}".replace("torch.", "")
+        for key, value in expected.items()
+        if key in weights and value.is_floating_point() != weights[key].is_floating_point()
+    ]
     shapes = [
         f"{key} is {tuple(weights[key].shape)} instead of {tuple(value.shape)}"
         for key, value in expected.items()
         if key in weights and weights[key].shape != value.shape
     ]
-    kinds = (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
+    kinds = (
+        ("missing", missing),
+        ("unexpected", unexpected),
+        ("of another shape", shapes),
+        ("of another type", types),
+    )
     return [
         f"{len(found)} {kind}: {', '.join(found[:_SHOWN])}{', ...' * (len(found) > _SHOWN)}"
         for kind, found in kinds

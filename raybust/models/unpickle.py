@@ -8,10 +8,12 @@ checked against the bytes that are there. Only the zip form of PyTorch 1.6 and l
 from __future__ import annotations
 
 import collections
+import math
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from torch import Tensor
 _DEEPEST = 8
 _BROKEN = (
     pickle.UnpicklingError, zipfile.BadZipFile, OSError, LookupError, TypeError, AttributeError,
-    EOFError, RuntimeError, RecursionError, OverflowError,
+    EOFError, RuntimeError, RecursionError, OverflowError, MemoryError,
 )  # fmt: skip
 _STORAGES = {
     "DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16,
@@ -80,9 +82,11 @@ class _Reference(StandIn):
     view: tuple[Any, ...]
 
 
-def _parameter(*args: Any) -> Any:
-    """Stands for torch's _rebuild_parameter: the tensor in it."""
-    return args[0] if args and isinstance(args[0], _Reference) else StandIn()
+class _Parameter(StandIn):
+    """Stands for torch's _rebuild_parameter: gives the tensor in it."""
+
+    def __new__(cls, *args: Any, **keywords: Any) -> Any:
+        return args[0] if args and isinstance(args[0], _Reference) else StandIn()
 
 
 class _Unpickler(pickle.Unpickler):
@@ -96,7 +100,7 @@ class _Unpickler(pickle.Unpickler):
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
             return _Reference
         if (module, name) == ("torch._utils", "_rebuild_parameter"):
-            return _parameter
+            return _Parameter
         if module in ("torch", "torch.storage") and name in _STORAGES:
             return _STORAGES[name]
         self.strange.add(f"{module}.{name}")
@@ -131,21 +135,23 @@ def read_tensors(path: str | Path) -> tuple[dict[Any, Any], list[str]]:
             with archive.open(pickled) as file:
                 unpickler = _Unpickler(file)
                 content = unpickler.load()
-            tree = _tree(content, archive, home, {}, 0)
+            read = partial(_tensor, archive=archive, home=home, read={})
+            tree = _tree(content, read, set(), 0)
     except _BROKEN as error:
         raise ValueError(f"no file of PyTorch's: {error}") from None
     return (tree if isinstance(tree, dict) else {}), sorted(unpickler.strange)
 
 
-def _tree(
-    value: Any, archive: zipfile.ZipFile, home: str, read: dict[str, bytearray], depth: int
-) -> Any:
+def _tree(value: Any, read: Callable[[_Reference], Tensor], seen: set[int], depth: int) -> Any:
     """Returns the tensors of a value: alone, or in dictionaries with texts for keys; else None."""
     if isinstance(value, _Reference):
-        return _tensor(value, archive, home, read)
+        return read(value)
     if not isinstance(value, Mapping) or depth > _DEEPEST:
         return None
-    found = {key: _tree(part, archive, home, read, depth + 1)
+    if id(value) in seen:  # a dictionary that occurs twice is read once
+        return None
+    seen.add(id(value))
+    found = {key: _tree(part, read, seen, depth + 1)
              for key, part in value.items() if isinstance(key, str)}  # fmt: skip
     return {key: part for key, part in found.items() if part is not None}
 
@@ -168,6 +174,6 @@ def _tensor(
     if len(size) != len(stride) or not all(isinstance(n, int) and n >= 0 for n in numbers):
         raise ValueError("a tensor whose shape is none")
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-    if 0 not in size and last >= len(whole):
+    if math.prod(size) > len(whole) or (0 not in size and last >= len(whole)):
         raise ValueError("a tensor beyond its storage")
     return whole.as_strided(tuple(size), tuple(stride), offset).clone()

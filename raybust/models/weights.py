@@ -31,7 +31,9 @@ _CODE = re.compile(r"GLOBAL (\S+)|reduce for unrecognized|via `add_safe_globals`
 """What torch says of a pickle that names a function or class, unlike of one that is broken."""
 
 
-def load_weights(network: nn.Module, path: str | os.PathLike[str]) -> list[str]:
+def load_weights(
+    network: nn.Module, path: str | os.PathLike[str], *, normalization: bool = True
+) -> list[str]:
     """Reads a weights file into a network, strictly; returns what was read, a line each.
 
     A PyTorch file holds a state dict in one of many forms, see `forms`; what in it is no tensor is
@@ -43,6 +45,7 @@ def load_weights(network: nn.Module, path: str | os.PathLike[str]) -> list[str]:
     Args:
         network: what `build` returned, or any module.
         path: the file.
+        normalization: whether one that the file has beside the weights is taken.
 
     Raises:
         RequestError: it cannot be read, or its keys and shapes are not the network's.
@@ -66,7 +69,10 @@ def load_weights(network: nn.Module, path: str | os.PathLike[str]) -> list[str]:
     if problems:
         raise RequestError(f"{path}: not loaded, not the weights of this network", *problems)
     lines = [f"weights: {form} of {path}"]
-    lines += _normalize(targets, form, path) if form.mean is not None else []
+    if form.mean is not None:
+        lines += _normalize(targets, form, path) if normalization else [
+            f"weights: the normalization in {path} is not used, another one is set"
+        ]  # fmt: skip
     target.load_state_dict(form.weights)
     if types := other_types(form.weights):
         lines.append(f"weights: {types} in the file, float32 here")
@@ -104,7 +110,14 @@ def _normalize(targets: list[nn.Module], form: Form, path: str | os.PathLike[str
     assert form.std is not None
     layer = next((one.normalize for one in targets if isinstance(one, Normalized)), None)
     if layer is None or form.mean.numel() not in (1, layer.mean.numel()):
-        return [f"weights: the normalization in {path} is not used"]
+        return [f"weights: the normalization in {path} is not used, its channels are others"]
+    mean, std = form.mean.tolist(), form.std.tolist()
+    usable = all(-1 <= value <= 2 for value in mean) and all(0 < value <= 2 for value in std)
+    if not usable:
+        return [
+            f"weights: the normalization in {path} (mean {mean}, std {std}) is not of images in"
+            " [0, 1] and is not used; model.mean=[...] model.std=[...] set another"
+        ]
     layer.mean.copy_(form.mean.reshape(-1, 1, 1).expand_as(layer.mean))
     layer.std.copy_(form.std.reshape(-1, 1, 1).expand_as(layer.std))
     return ["weights: the normalization of the first layer is the file's own"]

@@ -70,3 +70,19 @@ def test_weights_of_other_types_are_cast_and_told(dtype):
     assert str(dtype).removeprefix("torch.") in note
     assert network.layer.weight.dtype == torch.float32
     assert network.eval()(torch.rand(2, *SHAPE)).dtype == torch.float32
+
+
+class WithHead(Net):
+    """Gives a tuple in training mode alone."""
+
+    def forward(self, images):
+        logits = super().forward(images)
+        return (logits, logits) if self.training else logits
+
+
+def test_logits_are_picked_where_only_training_gives_more():
+    network = WithHead(lambda z, x: z)
+    assert any("logits are picked" in note for note in adapt(network, SHAPE, CLASSES))
+    images = torch.rand(3, *SHAPE)
+    assert network.train()(images).shape == (3, CLASSES)
+    assert network.eval()(images).shape == (3, CLASSES)

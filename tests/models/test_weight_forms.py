@@ -120,7 +120,7 @@ def test_nothing_is_read_in_parts(wrong, tmp_path):
 
 
 def test_two_networks_in_one_dictionary_are_refused(tmp_path):
-    content = {**prefixed("student."), **prefixed("teacher.", 7)}
+    content = {**prefixed("first."), **prefixed("second.", 7)}
     with pytest.raises(RequestError, match="the weights of two such networks are in it"):
         models.load_weights(build(1), save(content, tmp_path / "w.pth"))
 
@@ -252,3 +252,62 @@ def test_a_hostile_file_without_weights_is_refused_by_what_it_would_run(tmp_path
     with pytest.raises(RequestError, match="would run code"):
         models.load_weights(build(1), path)
     assert not trace.exists()
+
+
+def test_a_normalization_that_the_user_sets_stays(tmp_path):
+    network = build(1)
+    path = save({**LAYER, **prefixed("1.")}, tmp_path / "w.pth")
+    lines = models.load_weights(network, path, normalization=False)
+    assert network.normalize.mean.flatten().tolist() == pytest.approx([0.3] * 3)
+    assert any("is not used, another one is set" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("mean", "std"),
+    [((0.5,) * 3, (0.0, 1, 1)), ((0.5,) * 3, (float("nan"), 1, 1)), ((123.0,) * 3, (58.0,) * 3)],
+)
+def test_a_normalization_of_other_images_is_not_used_and_told(tmp_path, mean, std):
+    network = build(1)
+    layer = {"0.mean": torch.tensor(mean), "0.std": torch.tensor(std)}
+    lines = models.load_weights(network, save({**layer, **prefixed("1.")}, tmp_path / "w.pth"))
+    assert network.normalize.mean.flatten().tolist() == pytest.approx([0.3] * 3)
+    assert any("is not of images in [0, 1] and is not used" in line for line in lines)
+
+
+def test_means_of_something_else_are_no_normalization(tmp_path):
+    beside = {"criterion.mu": torch.ones(3), "criterion.sigma": torch.ones(3)}
+    network = build(1)
+    models.load_weights(network, save({**beside, **prefixed("net.")}, tmp_path / "w.pth"))
+    assert network.normalize.mean.flatten().tolist() == pytest.approx([0.3] * 3)
+
+
+def test_two_fitting_dictionaries_of_which_none_is_an_average_are_refused(tmp_path):
+    content = {"best": inner(), "last": inner(7)}
+    with pytest.raises(RequestError, match=r"two such networks are in it: 'best'.* and 'last'"):
+        models.load_weights(build(1), save(content, tmp_path / "w.pth"))
+    network = build(1)
+    models.load_weights(network, save({"best": inner(), "last": inner()}, tmp_path / "w.pth"))
+    assert same(network.network, inner())
+
+
+def test_an_average_behind_a_prefix_comes_after_the_network(tmp_path):
+    content = {"state_dict": {**prefixed("model."), **prefixed("ema_model.", 7)}}
+    network = build(1)
+    models.load_weights(network, save(content, tmp_path / "w.pth"))
+    assert same(network.network, inner())
+
+
+def test_integers_are_no_weights(tmp_path):
+    weights = {key: value.long() for key, value in inner().items()}
+    with pytest.raises(RequestError, match="of another type"):
+        models.load_weights(build(1), save(weights, tmp_path / "w.pth"))
+
+
+def test_dictionaries_that_share_parts_are_read_once(tmp_path):
+    from raybust.models.unpickle import read_tensors
+
+    shared = {"w": torch.ones(2)}
+    for _ in range(30):
+        shared = {"a": shared, "b": shared}
+    path = save({"best": np.float64(1), **shared}, tmp_path / "w.pth")
+    read_tensors(path)
