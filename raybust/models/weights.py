@@ -68,6 +68,9 @@ def load_weights(
     problems = mismatches(target.state_dict(), form.weights)
     if problems:
         raise RequestError(f"{path}: not loaded, not the weights of this network", *problems)
+    broken = [key for key, value in form.weights.items() if not bool(value.isfinite().all())]
+    if broken:
+        raise RequestError(f"{path}: not loaded: {broken[0]} holds NaN or infinity")
     lines = [f"weights: {form} of {path}"]
     if form.mean is not None:
         lines += _normalize(targets, form, path) if normalization else [

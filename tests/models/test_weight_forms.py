@@ -311,3 +311,11 @@ def test_dictionaries_that_share_parts_are_read_once(tmp_path):
         shared = {"a": shared, "b": shared}
     path = save({"best": np.float64(1), **shared}, tmp_path / "w.pth")
     read_tensors(path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_diverged_are_refused(tmp_path, value):
+    weights = inner()
+    weights["linear.bias"][3] = value
+    with pytest.raises(RequestError, match=r"linear.bias holds NaN or infinity"):
+        models.load_weights(build(1), save(weights, tmp_path / "w.pth"))
