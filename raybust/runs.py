@@ -126,6 +126,8 @@ def _nothing_kept(folder: Path) -> bool:
     """Returns whether a run, or every trial of a sweep, ended before its first checkpoint."""
     trials = (folder / TRIALS).glob("*") if (folder / TRIALS).is_dir() else ()
     started = (folder / JOURNAL).exists()
+    if read_identity(folder).config.get("cluster", {}).get("storage"):
+        return False  # its checkpoints are elsewhere until it ends
     return started and not any(checkpoint.folders(place) for place in (folder, *trials))
 
 

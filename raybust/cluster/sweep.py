@@ -247,8 +247,11 @@ def _note(journal: track.Journal, board: Leaderboard) -> Leaderboard:
     for path in publish(board):
         journal.artifact(path)
     best = board.finalists[0] if board.finalists else board.entries[0]
-    certified, attacked = best.certified or {}, best.attacked or {}
-    values = {"best/" + board.metric: best.value, "best/test_accuracy": best.accuracy}
+    values = {"best/" + board.metric: best.value}
+    certified = attacked = {}
+    if best.final:
+        certified, attacked = best.certified or {}, best.attacked or {}
+        values["best/test_accuracy"] = best.accuracy
     found = {k: v for k, v in (values | certified | attacked).items() if v is not None}
     journal.metrics(found, step=journal.attempt)  # the best of the last start is the newest step
     register_best(board)

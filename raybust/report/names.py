@@ -43,8 +43,9 @@ def distinct(names: Sequence[str], paths: Sequence[Path]) -> list[str]:
             (n for n in range(1, deepest) if len({parts[-n:] for parts in parents}) == count),
             deepest,
         )
+        alike = len(set(parents)) < count
         for at, parts in zip(places, parents, strict=True):
-            found[at] = "/".join([*parts[-depth:], name])
+            found[at] = str(paths[at]) if alike else "/".join([*parts[-depth:], name])
     return found
 
 

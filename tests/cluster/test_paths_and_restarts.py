@@ -105,3 +105,13 @@ def test_training_is_not_resumed_on_other_data(cluster, out):
     np.savez(path, x_train=images, y_train=labels, x_test=images[:9], y_test=labels[:9])
     with pytest.raises(RequestError, match="begun with other images, labels or another cut"):
         start(out, *data)
+
+
+def test_a_run_whose_checkpoints_are_elsewhere_is_not_taken_for_one_of_which_nothing_is_kept(
+    tmp_path,
+):
+    plain = {"cluster": {"storage": "s3://bucket"}, "train": {"lr": 0.1}}
+    runs.identify(tmp_path / "one", "train", plain)
+    (tmp_path / "one" / runs.JOURNAL).write_text("")
+    with pytest.raises(RequestError, match=r"train.lr: 0.1 -> 0.2"):
+        runs.identify(tmp_path / "one", "train", {**plain, "train": {"lr": 0.2}})
