@@ -1,7 +1,6 @@
 """The conformance suite: what holds for every method that is found, whoever wrote it."""
 
 import copy
-import os
 import pkgutil
 import sys
 from dataclasses import fields
@@ -11,7 +10,7 @@ import checks
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as spawning
+from ranks import run_ranks
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -93,13 +92,10 @@ def test_search_space(name):
 
 def test_distributed(tmp_path):
     """Two ranks under DDP end with the mean of their gradients, whatever the method does."""
-    spawning.spawn(_rank, args=(methods.names(), str(tmp_path / "store")), nprocs=2)
+    run_ranks(_rank, tmp_path, methods.names())
 
 
-def _rank(rank, names, store):
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+def _rank(rank, names):
     for name in names:
         method = methods.get(name)()
         images, labels, classes = checks.batch(method)
@@ -118,7 +114,6 @@ def _rank(rank, names, store):
             torch.testing.assert_close(
                 parameter.grad, own.grad / 2, msg=lambda text, at=f"{name}: {key}": f"{at}: {text}"
             )
-    dist.destroy_process_group()
 
 
 class Careless(Method):

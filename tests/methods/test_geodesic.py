@@ -3,17 +3,15 @@ control arms, and what a step is made of.
 """
 
 import dataclasses
-import datetime
 import math
-import os
 
 import checks
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as spawning
 import torch.nn.functional as F
+from ranks import run_ranks
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -922,17 +920,10 @@ def test_every_space_in_the_conformance_suite(space):
 
 
 def test_t20_two_ranks(tmp_path):
-    running = spawning.spawn(_rank, args=(str(tmp_path / "store"),), nprocs=2, join=False)
-    assert running.join(timeout=240) or running.join(timeout=240)  # one wait for each rank
+    run_ranks(_rank, tmp_path)
 
 
-def _rank(rank, store):
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    torch.set_num_threads(1)
-    limit = datetime.timedelta(seconds=240)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=limit
-    )
+def _rank(rank):
     same = [(6, 6, 6), (6, 6, 6)]
     unequal = [(9, 9, 0), (0, 0, 18)]
     few = [(18,), (1, 0, 0)]
@@ -953,8 +944,6 @@ def _rank(rank, store):
             torch.testing.assert_close(network.head.grad, own, rtol=1e-12, atol=0)
         dist.all_reduce(own)
         torch.testing.assert_close(network.head.grad, own / 2)
-    dist.barrier()  # one that leaves early can abort the other
-    dist.destroy_process_group()
 
 
 # Configuration

@@ -1,13 +1,12 @@
 """What an attack leaves behind: nothing. Modes, flags, buffers, gradients, folding."""
 
 import copy
-import os
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as spawning
 import torch.nn.functional as F
+from ranks import run_ranks
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -187,16 +186,12 @@ METHODS = (Pgd(steps=3), Trades(steps=3), Smoothadv(steps=2))
 
 def test_under_two_ddp_processes(tmp_path):
     """Attacks of a rank do not depend on the other; parameters, buffers and modes stay equal."""
-    spawning.spawn(_rank, args=(str(tmp_path / "store"),), nprocs=2)
+    run_ranks(_rank, tmp_path)
 
 
-def _rank(rank, store):
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+def _rank(rank):
     for method in METHODS:
         _one_step(rank, method)
-    dist.destroy_process_group()
 
 
 def _one_step(rank, method):
