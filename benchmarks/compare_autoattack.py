@@ -25,12 +25,12 @@ from raybust import config as configuration
 from raybust import data, methods
 from raybust.config.assess import Evaluate
 from raybust.evaluate import attack_examples, make_attack_protocol, summarize
-from raybust.evaluate.standard import standard_attack, standard_version
+from raybust.evaluate.autoattack import standard_attack, standard_version
 from raybust.models import load_weights
 from raybust.models.normalize import Normalize, Normalized
 from raybust.numerics.balls import Threat
-from raybust.objective import assemble
-from raybust.train import fit
+from raybust.train.loop import fit
+from raybust.train.objective import assemble
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 SHARD = 100

@@ -9,8 +9,8 @@ from _figures import figure, paired
 from raybust import config as configuration
 from raybust import methods
 from raybust.data import Dataset, Split
-from raybust.objective import assemble
-from raybust.train import Trainer
+from raybust.train.loop import Trainer
+from raybust.train.objective import assemble
 
 BATCH, STEPS, RUNS = 128, 10, 7
 

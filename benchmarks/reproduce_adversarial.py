@@ -22,14 +22,15 @@ from reproduce_attacks import interval
 from reproduce_geodesic import halved
 from torch import nn
 
-from raybust import checkpoint, data, methods
 from raybust import config as configuration
+from raybust import data, methods
 from raybust.config import Config
 from raybust.config.assess import Evaluate
 from raybust.data import Dataset
+from raybust.disk import checkpoint
 from raybust.evaluate import attack_examples, make_attack_protocol, summarize, views_of
-from raybust.objective import assemble
-from raybust.train import fit
+from raybust.train.loop import fit
+from raybust.train.objective import assemble
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "cifar10-subset.npz"
 

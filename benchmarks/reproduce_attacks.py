@@ -22,7 +22,7 @@ from raybust.config import Config
 from raybust.config.assess import Evaluate, FastCertify
 from raybust.data import Dataset
 from raybust.evaluate import attack_examples, make_attack_protocol, summarize
-from raybust.train import Trainer
+from raybust.train.loop import Trainer
 
 EPS = (0.1,)
 ATTACKED = {

@@ -32,7 +32,7 @@ from raybust.methods.gaussian import Gaussian
 from raybust.methods.macer import Macer
 from raybust.models import Normalize, Normalized, cifar
 from raybust.numerics.moments import SCREENING, Rules, screening_radii
-from raybust.objective import Objective
+from raybust.train.objective import Objective
 
 CIFAR = Path(__file__).resolve().parents[2] / "shared" / "data" / "cifar10-subset.npz"
 SEEDS = (0, 1, 2)

@@ -2,7 +2,7 @@
 certification. What is compared runs in turns, so that a busy machine meets both.
 
 Training: each process is bound to a core of its own, and trains 64 images a step. Certification:
-`raybust.cluster.shards` in one open Ray session, with one task at a time and with two.
+`raybust.stages.certified` in one open Ray session, with one task at a time and with two.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def training(workers: int, folder: Path) -> float:
 def worker(rank: int, workers: int, folder: Path) -> None:
     """One process: prints the images per second of all of them in the second of two epochs."""
     os.sched_setaffinity(0, {int(os.environ["CORE"])})
-    from raybust.train import Trainer
+    from raybust.train.loop import Trainer
 
     torch.set_num_threads(1)
     if workers > 1:
@@ -99,9 +99,10 @@ def worker(rank: int, workers: int, folder: Path) -> None:
 
 def certification(root: Path) -> tuple[list[float], list[float]]:
     """Returns the seconds of certifications with one task at a time and with two."""
-    from raybust.cluster import shards
     from raybust.cluster.session import session
-    from raybust.objective import assemble
+    from raybust.stages import certified
+    from raybust.stages.measurement import Options
+    from raybust.train.objective import assemble
     from raybust.trained import Trained
 
     torch.set_num_threads(1)
@@ -112,7 +113,7 @@ def certification(root: Path) -> tuple[list[float], list[float]]:
     )
 
     def certify(tasks: int) -> None:
-        shards.certify(trained, say=lambda _: None, workers=tasks, resume=False)
+        certified.certify(trained, Options(say=lambda _: None, workers=tasks, resume=False))
 
     with session(None, verbose=False):
         return paired(lambda: certify(1), lambda: certify(2), RUNS)

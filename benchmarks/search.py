@@ -16,9 +16,9 @@ from _figures import figure
 
 from raybust import config as configuration
 from raybust import methods
-from raybust.cluster import sweep
 from raybust.cluster.session import session
-from raybust.report.leaderboard import Leaderboard
+from raybust.search.leaderboard import Leaderboard
+from raybust.stages import tuning
 
 SPACE = Path(__file__).parents[1] / "search_spaces" / "gaussian.yaml"
 SETTINGS = [
@@ -68,12 +68,12 @@ def searched(arm: str, seed: int, trials: int, folder: str) -> Leaderboard:
     leaves += configuration.leaves_of_arguments([*SETTINGS, *ARMS[arm], *own])
     config = configuration.compose(leaves, methods.get)
     quiet = {"address": None, "resume": True, "verbose": False}
-    return sweep.run(config, leaves, block, say=lambda text: None, **quiet)  # type: ignore[arg-type]
+    return tuning.tune(config, leaves, block, say=lambda text: None, **quiet)  # type: ignore[arg-type]
 
 
 def best(board: Leaderboard, first: int) -> float:
     """Returns the best value among the first trials, by number."""
-    return max(entry.value or 0.0 for entry in board.entries if entry.trial < first)
+    return max(entry.value or 0.0 for entry in board.entries if entry.number < first)
 
 
 def passes(board: Leaderboard) -> float:

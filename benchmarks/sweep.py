@@ -14,7 +14,7 @@ from pathlib import Path
 import optuna
 from _figures import figure
 
-from raybust import checkpoint, runs
+from raybust.disk import checkpoint, runs
 
 TRIALS, RUNS = 16, int(sys.argv[1]) if sys.argv[1:] else 3
 SECONDS = 10

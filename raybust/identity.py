@@ -21,8 +21,8 @@ PROBES = 4
 """Images of the data, and as many of noise, on which a network is recorded (our choice)."""
 
 TOLERANCE = 1e-4
-"""Share of the largest recorded output within which two runs of one function agree: kernels and
-numbers of threads differ in rounding, by about 1e-6."""
+"""Difference of recorded numbers, all of the order of 1, within which two runs of one function
+agree: kernels and numbers of threads differ in rounding, by about 1e-6."""
 
 _DIGITS = 8
 _FUNCTION, _IMAGES, _LABELS = ("weights", "outputs", "front"), ("data",), ("labels",)
@@ -30,8 +30,9 @@ _RECORDED = ("outputs", "data", "labels")
 
 
 def outputs_of(network: nn.Module, images: Tensor, *, gradients: bool = False) -> tuple[float, ...]:
-    """Returns numbers that tell one function from another: a fixed random projection of the logits
-    for `PROBES` images of the data and as many of uniform noise.
+    """Returns numbers that tell one function from another, of `PROBES` images of the data and as
+    many of uniform noise: size and direction of the logits and of their distances to the largest,
+    through asinh. A huge logit then hides no change of the others, nor does a large offset.
 
     A network that draws at random is recorded at a fixed state of torch's global generator, which
     is put back afterwards.
@@ -39,23 +40,30 @@ def outputs_of(network: nn.Module, images: Tensor, *, gradients: bool = False) -
     Args:
         network: images (B, C, H, W) in [0, 1] to logits (B, K), in eval mode.
         images: float (N, C, H, W) in [0, 1], N at least 1; the first are used.
-        gradients: also record the gradient of each projection by its image, on which attacks
-            depend; zeros where the network gives none.
+        gradients: also record size and direction of each image's gradient, on which attacks depend.
     """
     assert not network.training, "a function is recorded in eval mode"
     own = next(network.parameters(), next(network.buffers(), images))
     draw = torch.Generator().manual_seed(0)
     noise = torch.rand(PROBES, *images.shape[1:], generator=draw)
     inputs = torch.cat([images[:PROBES].float().cpu(), noise]).to(own.device)
-    with _exact(own.device):
-        if not gradients:
-            with torch.no_grad():
-                return _rounded(_project(network(inputs), draw))
-        inputs.requires_grad_()
-        with torch.enable_grad():
-            found = _project(network(inputs), draw)
-            slopes = _gradient(found.sum(), inputs)
-    return _rounded(torch.cat([found, _project(slopes, draw)]))
+    with _exact(own.device), torch.set_grad_enabled(gradients):
+        logits = network(inputs.requires_grad_(gradients))
+        slopes = _gradient(_project(logits, draw).sum(), inputs) if gradients else None
+    rows = logits.detach().flatten(1).double()
+    found = [*_size_and_direction(rows.asinh(), draw)]
+    found += _size_and_direction((rows - rows.max(1, keepdim=True).values).asinh(), draw)
+    if slopes is not None:
+        found += _size_and_direction(slopes.flatten(1).double(), draw)
+    return _rounded(torch.cat(found))
+
+
+def _size_and_direction(rows: Tensor, draw: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Returns, for each row, the logarithm of its root mean square, and a projection of the row
+    over that; zeros for a row of zeros."""
+    size = rows.square().mean(1, keepdim=True).sqrt()
+    direction = torch.where(size > 0, rows / size, 0.0)
+    return torch.where(size > 0, size.log(), 0.0).flatten(), _project(direction, draw)
 
 
 def fixed_images(shape: Sequence[int]) -> Tensor:
@@ -71,8 +79,9 @@ def agree(theirs: Sequence[float], ours: Sequence[float]) -> bool:
     """Returns whether two records of `outputs_of` are of one function, up to rounding."""
     if len(theirs) != len(ours) or not all(map(math.isfinite, (*theirs, *ours))):
         return False
-    allowed = TOLERANCE * max(map(abs, ours), default=0.0)
-    return all(abs(a - b) <= allowed for a, b in zip(theirs, ours, strict=True))
+    return all(
+        abs(a - b) <= TOLERANCE * max(1.0, abs(b)) for a, b in zip(theirs, ours, strict=True)
+    )
 
 
 def weights_digest(network: nn.Module) -> str:

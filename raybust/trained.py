@@ -17,15 +17,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from raybust import checkpoint, data, methods, models
 from raybust import config as configuration
+from raybust import data, methods, models
 from raybust.config import Config, Leaf
 from raybust.data import Dataset
+from raybust.disk import checkpoint
+from raybust.disk.runs import IDENTITY, TRIALS, belongs, out_folder, read_identity
 from raybust.errors import RequestError
 from raybust.evaluate import correct
 from raybust.identity import agree, fixed_images, outputs_of, state_digest
-from raybust.objective import assemble
-from raybust.runs import IDENTITY, TRIALS, belongs, out_folder, read_identity
+from raybust.train.objective import assemble
 
 _TRIED = 200
 """Test images on which weights that raybust did not train are tried."""

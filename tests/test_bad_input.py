@@ -19,10 +19,11 @@ import ray
 import torch
 from PIL import Image
 
-from raybust import checkpoint, data, methods, runs
+from raybust import data, methods
 from raybust.cluster import jobs
 from raybust.config import Leaf, compose, to_dict
-from raybust.train import fit
+from raybust.disk import checkpoint, runs
+from raybust.train.loop import fit
 
 NPZ = ["train", "data.name=npz", "data.path=set.npz"]
 FOLDER = ["train", "data.name=image_folder", "data.path=pictures", "data.image_size=16"]

@@ -10,12 +10,13 @@ import pytest
 import torch
 
 import raybust
-from raybust import checkpoint, data, methods
 from raybust import config as configuration
-from raybust.checkpoint import MANIFEST, STATE, WEIGHTS
+from raybust import data, methods
+from raybust.disk import checkpoint
+from raybust.disk.checkpoint import MANIFEST, STATE, WEIGHTS
 from raybust.errors import RequestError
-from raybust.objective import assemble
-from raybust.train import fit
+from raybust.train.loop import fit
+from raybust.train.objective import assemble
 
 
 def fill(folder, value=1.0):

@@ -17,7 +17,7 @@ from ray.autoscaler._private.aws import utils
 from ray.autoscaler._private.aws.config import bootstrap_aws
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from raybust.cluster.growth import largest
+from raybust.cluster.autoscaler import largest
 
 TEXT = (Path(__file__).resolve().parents[1] / "cluster.yaml").read_text()
 OPEN = ("0.0.0.0/0", "::/0")

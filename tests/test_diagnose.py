@@ -11,8 +11,8 @@ from raybust import methods
 from raybust.config import compose, leaves_of_arguments
 from raybust.data import load
 from raybust.errors import RequestError
-from raybust.evaluate.moments import MODES, diagnose
-from raybust.objective import assemble
+from raybust.studies.moments import MODES, diagnose
+from raybust.train.objective import assemble
 
 
 @pytest.fixture(scope="module")
@@ -48,10 +48,10 @@ def test_only_covariance_is_diagnosed(cli):
 
 
 def test_the_theory_s_two_questions_are_one_command(cli, tmp_path, monkeypatch):
-    monkeypatch.setattr("raybust.numerics.transport.theory.IMAGES", (4, 8))
-    monkeypatch.setattr("raybust.numerics.transport.theory.SIZES", (4, 8))
-    monkeypatch.setattr("raybust.numerics.transport.theory.LOCATIONS", (0.0, 0.5))
-    monkeypatch.setattr("raybust.evaluate.theory.theory.__defaults__", (2,))
+    monkeypatch.setattr("raybust.studies.geodesic.IMAGES", (4, 8))
+    monkeypatch.setattr("raybust.studies.geodesic.SIZES", (4, 8))
+    monkeypatch.setattr("raybust.studies.geodesic.LOCATIONS", (0.0, 0.5))
+    monkeypatch.setattr("raybust.studies.digits.theory.__defaults__", (2,))
     found = cli("methods", "geodesic", "--theory", str(tmp_path / "a" / "b"), "--json")
     assert found.code == 0
     printed = json.loads(found.out)

@@ -4,8 +4,8 @@ import os
 
 import pytest
 
+from raybust.disk.files import is_aside, put_aside, read_json, replace_text, step_of
 from raybust.errors import RequestError
-from raybust.files import is_aside, put_aside, read_json, replace_text, step_of
 
 
 def test_versions_are_kept_with_what_was_made_of_them_and_no_other_table_is_one(tmp_path):

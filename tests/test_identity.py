@@ -51,6 +51,32 @@ def test_two_functions_of_the_same_weights_do_not_agree(other):
     assert not agree(outputs_of(one, IMAGES), outputs_of(changed, IMAGES))
 
 
+SCALES = {
+    "a class that is masked out": lambda z: z + torch.tensor([0.0, 0, 0, 0, -1e9]),
+    "a class that always wins": lambda z: z + torch.tensor([1e9, 0.0, 0, 0, 0]),
+    "a large offset": lambda z: z + 1000,
+    "tiny logits": lambda z: z / 1000,
+    "saturated logits": lambda z: z * 1e6,
+}
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_no_scale_of_the_logits_hides_another_function(scale):
+    shape = SCALES[scale]
+    one, changed, again = (
+        Around(network(), change)
+        for change in (
+            lambda net, x: shape(net(x)),
+            lambda net, x: shape(net(1 - x)),
+            lambda net, x: shape(net(x)),
+        )
+    )
+    for gradients in (False, True):
+        first = outputs_of(one, IMAGES, gradients=gradients)
+        assert not agree(first, outputs_of(changed, IMAGES, gradients=gradients))
+        assert agree(first, outputs_of(again, IMAGES, gradients=gradients))
+
+
 def test_another_activation_has_the_same_keys_and_does_not_agree():
     one, other = network(), network(nn.LeakyReLU(0.02))
     assert weights_digest(one) == weights_digest(other)
@@ -59,7 +85,7 @@ def test_another_activation_has_the_same_keys_and_does_not_agree():
 
 def test_one_function_agrees_with_itself_in_other_arithmetic():
     one = outputs_of(network(), IMAGES)
-    assert len(one) == 2 * PROBES
+    assert len(one) == 8 * PROBES
     assert outputs_of(network(), IMAGES) == one
     threads = torch.get_num_threads()
     torch.set_num_threads(3 - min(threads, 2))
@@ -80,7 +106,7 @@ def test_gradients_tell_networks_of_equal_outputs():
     assert agree(outputs_of(one, IMAGES), outputs_of(other, IMAGES))
     with_gradients = [outputs_of(net, IMAGES, gradients=True) for net in (one, other)]
     assert not agree(*with_gradients)
-    assert len(with_gradients[0]) == 4 * PROBES
+    assert len(with_gradients[0]) == 12 * PROBES
 
 
 @pytest.mark.parametrize(
@@ -89,8 +115,8 @@ def test_gradients_tell_networks_of_equal_outputs():
 )
 def test_a_network_without_gradients_is_recorded_all_the_same(blind):
     found = outputs_of(Around(network(), blind), IMAGES, gradients=True)
-    assert set(found[2 * PROBES :]) == {0.0}
-    assert len(set(found[: 2 * PROBES])) > 1
+    assert set(found[8 * PROBES :]) == {0.0}
+    assert len(set(found[: 8 * PROBES])) > 1
 
 
 def test_a_network_that_draws_is_recorded_alike_and_the_generator_put_back():

@@ -11,8 +11,8 @@ from torch import nn
 
 from raybust import config as configuration
 from raybust import data, methods
-from raybust.cluster import launch
 from raybust.errors import RequestError
+from raybust.stages import progress
 
 DRAW = np.random.default_rng(0)
 X = DRAW.integers(0, 255, (60, 8, 8)).astype(np.uint8)
@@ -33,7 +33,7 @@ def told(cli, tmp_path, monkeypatch):
         config = configuration.compose(leaves, methods.get)
         said = []
         try:
-            launch.tell_data(config, data.load(config.data), said.append)
+            progress.say_data(config, data.load(config.data), said.append)
         except RequestError as error:
             return 2, str(error)
         return 0, "\n".join(said)

@@ -8,10 +8,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from raybust import checkpoint, data, methods, runs
+from raybust import data, methods
 from raybust.config import Config, Leaf, compose, to_dict
+from raybust.disk import checkpoint, runs
 from raybust.errors import RequestError
-from raybust.train import fit
+from raybust.train.loop import fit
 from raybust.trained import load_trained
 
 VALUES = {

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import raybust
-from raybust import checkpoint
+from raybust.disk import checkpoint
 from raybust.errors import RequestError
 
 PACKAGE = Path(raybust.__file__).parent
@@ -91,7 +91,7 @@ def test_a_pickle_is_refused_unexecuted(place, cli, tmp_path, monkeypatch):
 
 
 def test_published_corruptions_are_arrays_only(tmp_path):
-    from raybust.corruptions.files import _arrays
+    from raybust.corruptions.published import _arrays
 
     target = tmp_path / "executed"
     for name in ("labels", "fog"):

@@ -8,15 +8,16 @@ import pytest
 import torch
 from torch import nn
 
-from raybust import checkpoint, data, methods
 from raybust import config as configuration
+from raybust import data, methods
+from raybust.disk import checkpoint
 from raybust.errors import RequestError
 from raybust.methods.beckman import Beckman
 from raybust.methods.geodesic import Geodesic
 from raybust.methods.lp_noise import LpNoise
 from raybust.numerics.transport import penultimate
-from raybust.sources import embedding
-from raybust.train import Trainer, fit
+from raybust.train.initial import embedding
+from raybust.train.loop import Trainer, fit
 
 CPU = torch.device("cpu")
 SMALL = ("model.width=4", "train.epochs=1", "certified_fast.every=0")

@@ -14,12 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from raybust import checkpoint, data, methods
 from raybust import config as configuration
+from raybust import data, methods
 from raybust.data import Batches, Dataset, Split
-from raybust.objective import Objective, assemble
-from raybust.optimize import schedule
-from raybust.train import Trainer, fit
+from raybust.disk import checkpoint
+from raybust.train.loop import Trainer, fit
+from raybust.train.objective import Objective, assemble
+from raybust.train.optimizer import schedule
 
 GOLDEN = Path(__file__).parent / "golden.json"
 CPU = torch.device("cpu")
@@ -545,8 +546,9 @@ def test_golden_losses(digits):
 _GROUP = """
 import sys, torch, torch.distributed as dist
 from pathlib import Path
-from raybust import checkpoint, config as configuration, data, methods
-from raybust.train import Trainer, fit
+from raybust import config as configuration, data, methods
+from raybust.disk import checkpoint
+from raybust.train.loop import Trainer, fit
 store, rank, world, out, *settings = sys.argv[1:]
 torch.set_num_threads(1)
 rank, world = int(rank), int(world)

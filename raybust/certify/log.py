@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from raybust.certify.protocol import Protocol
-from raybust.files import replace_text
+from raybust.disk.files import replace_text
+from raybust.disk.rowlog import RowLog
 from raybust.numerics.bounds import round_down
-from raybust.rowlog import RowLog
 
 COHEN = ("idx", "label", "predict", "radius", "correct", "time")
 COLUMNS = (*COHEN, "top", "n0_count", "count", "n", "p_lower", "draws", "counts")

@@ -13,7 +13,7 @@ from pathlib import Path
 from raybust.certify.log import Row
 from raybust.certify.noise import BLOCK
 from raybust.certify.protocol import Protocol
-from raybust.rowlog import OtherProtocolError
+from raybust.disk.rowlog import OtherProtocolError
 
 ROWS = 4
 """Rows that are computed again: the two least certain ones, the first and the last (our choice)."""

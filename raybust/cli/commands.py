@@ -59,7 +59,7 @@ def train(
     if block is not None:
         raise RequestError(f"{settings[0]}: is a search space; use `raybust tune {settings[0]}`")
     config = compose(leaves)
-    from raybust.cluster import checks
+    from raybust.stages import checks
 
     checks.check_training(config, here=local(address))
     if dry_run:
@@ -67,9 +67,9 @@ def train(
         return
     if submitted(address, leaves, detach):
         return
-    from raybust.cluster import launch
+    from raybust.stages import training
 
-    folder = launch.train(config, address=address, resume=resume, verbose=verbose, say=say)
+    folder = training.train(config, address=address, resume=resume, verbose=verbose, say=say)
     print_trained(folder, config, address, as_json)
 
 
@@ -95,10 +95,10 @@ def tune(
         raise RequestError(
             f"{space}: has no block `search`; add one, or use `raybust train {space}`"
         )
-    from raybust.cluster import launch
+    from raybust.stages import checks
 
     here = local(address)
-    config, domains = launch.check_sweep(leaves, block, address=address, here=here)
+    config, domains = checks.check_sweep(leaves, block, address=address, here=here)
     if dry_run:
         print_config(config, as_json)
         if not as_json:
@@ -108,15 +108,16 @@ def tune(
         return
     if submitted(address, leaves, detach):
         return
-    from raybust.cluster import sweep
+    from raybust.report import leaderboard
+    from raybust.stages import tuning
 
-    result = sweep.run(
+    result = tuning.tune(
         config, leaves, block, address=address, resume=resume, verbose=verbose, say=say
     )
     if as_json:
         click.echo(json.dumps(result.plain(), indent=1))
     else:
-        click.echo(f"{result.text()}\nbrowse it           {browse_command(config)}")
+        click.echo(f"{leaderboard.text(result)}\nbrowse it           {browse_command(config)}")
 
 
 @cli.command()
@@ -145,7 +146,8 @@ def certify(
     leaves, _ = read_leaves(settings, given)
     if not dry_run and submitted(address, leaves, detach):  # RUN is looked up where the job runs
         return
-    from raybust.cluster import checks, shards
+    from raybust.stages import certified, checks
+    from raybust.stages.measurement import Options
 
     trained = open_trained(run, settings, given)
     device = checks.device_before(trained.config, address)
@@ -154,17 +156,11 @@ def certify(
         print_config(trained.config, as_json)
         return
     if only is not None:
-        click.echo(shards.recompute(trained, only, result))
+        click.echo(certified.recompute(trained, only, result))
         return
     say_notes(trained)
-    found = shards.certify(
-        trained,
-        address=address,
-        workers=given["workers"],
-        resume=resume,
-        name=result,
-        verbose=verbose,
-        say=say,
+    found = certified.certify(
+        trained, Options(say, address, given["workers"], resume, result, verbose)
     )
     if cohen:
         say(f"bare columns in {found.export_cohen()}")
@@ -197,7 +193,8 @@ def evaluate(
     leaves, _ = read_leaves(settings, given)
     if not dry_run and submitted(address, leaves, detach):
         return
-    from raybust.cluster import attacked, checks, corrupted
+    from raybust.stages import attacked, checks, corrupted
+    from raybust.stages.measurement import Options
 
     trained = open_trained(run, settings, given)
     device = checks.device_before(trained.config, address)
@@ -208,13 +205,7 @@ def evaluate(
     say_notes(trained)
     stage = corrupted if trained.config.corruptions.asked else attacked
     found = stage.evaluate(
-        trained,
-        address=address,
-        workers=given["workers"],
-        resume=resume,
-        name=result,
-        verbose=verbose,
-        say=say,
+        trained, Options(say, address, given["workers"], resume, result, verbose)
     )
     click.echo(json.dumps(found.plain(), indent=1) if as_json else found.text())
 
@@ -255,7 +246,8 @@ def ui(out: str | None, dry_run: bool, port: int) -> None:
     import os
     import subprocess
 
-    from raybust import runs, track
+    from raybust import track
+    from raybust.disk import runs
 
     config = compose(read_leaves((), {"out": out})[0])
     folder = runs.out_folder(config)
@@ -275,7 +267,7 @@ def ui(out: str | None, dry_run: bool, port: int) -> None:
 @click.option("--theory", metavar="OUT", help="Sweep geodesic's location and sample size into OUT.")
 def methods(name: str | None, as_json: bool, diagnose: str | None, theory: str | None) -> None:
     """List the training methods, or one method's fields."""
-    from raybust import catalog
+    from raybust.cli import facts
 
     if theory is not None:
         if name != "geodesic" or diagnose is not None:
@@ -288,9 +280,9 @@ def methods(name: str | None, as_json: bool, diagnose: str | None, theory: str |
         print_diagnosis(open_trained(diagnose, (), {}), as_json)
         return
     if name is not None and not as_json:
-        text = click.wrap_text(catalog.about(name), width=100, preserve_paragraphs=True)
+        text = click.wrap_text(facts.about(name), width=100, preserve_paragraphs=True)
         click.echo(f"{text}\n")
-    print_rows(catalog.methods(name), as_json)
+    print_rows(facts.methods(name), as_json)
 
 
 @cli.command()
@@ -298,9 +290,9 @@ def methods(name: str | None, as_json: bool, diagnose: str | None, theory: str |
 @options("as_json")
 def datasets(name: str | None, as_json: bool) -> None:
     """List the datasets, or one dataset's facts."""
-    from raybust import catalog
+    from raybust.cli import facts
 
-    print_rows(catalog.datasets(name), as_json)
+    print_rows(facts.datasets(name), as_json)
 
 
 @cli.command()
@@ -308,9 +300,9 @@ def datasets(name: str | None, as_json: bool) -> None:
 @options("as_json")
 def models(name: str | None, as_json: bool) -> None:
     """List the networks, or one network's facts."""
-    from raybust import catalog
+    from raybust.cli import facts
 
-    print_rows(catalog.models(name), as_json)
+    print_rows(facts.models(name), as_json)
 
 
 @cli.command()

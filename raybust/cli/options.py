@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
+from raybust.disk.files import is_aside
 from raybust.errors import RequestError
-from raybust.files import is_aside
 
 _OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "name": (("--name",), {"help": "Name of the run or sweep."}),

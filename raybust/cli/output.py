@@ -38,7 +38,7 @@ def printable(text: str) -> str:
 
 def print_trained(folder: Any, config: Any, address: str | None, as_json: bool) -> None:
     """Prints what a training run left, and what to do next."""
-    from raybust import checkpoint
+    from raybust.disk import checkpoint
 
     newest = checkpoint.newest(folder)
     if newest is None:
@@ -65,8 +65,9 @@ def certify_command(name: str, config: Any, address: str | None) -> str:
 
 def browse_command(config: Any) -> str:
     """Returns where the runs are to be seen: a server's address, or the command that starts one."""
-    from raybust import runs, track
+    from raybust import track
     from raybust.cluster.jobs import ADDRESS
+    from raybust.disk import runs
 
     uri, job = track.resolve_uri(config.track, runs.out_folder(config)), ADDRESS in os.environ
     if not track.is_database(uri):
@@ -113,9 +114,9 @@ def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 def print_diagnosis(trained: Any, as_json: bool) -> None:
     """Writes and prints how far propagated variances are from sampled ones, layer by layer."""
-    from raybust.evaluate.moments import diagnose
-    from raybust.objective import smoothing_sigma
-    from raybust.report.moments import plot_variances, variance_table
+    from raybust.studies.figures import plot_variances, variance_table
+    from raybust.studies.moments import diagnose
+    from raybust.train.objective import smoothing_sigma
 
     sigma = smoothing_sigma(trained.config)
     found = diagnose(trained.network, trained.dataset.test, sigma)
@@ -134,8 +135,8 @@ def print_diagnosis(trained: Any, as_json: bool) -> None:
 
 def print_theory(out: Path, as_json: bool) -> None:
     """Sweeps location and sample size of geodesic augmentation; writes and prints what came."""
-    from raybust.evaluate.theory import theory
-    from raybust.report.theory import plot_theory, theory_table
+    from raybust.studies.figures import plot_theory, theory_table
+    from raybust.studies.geodesic import theory
 
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -26,14 +26,14 @@ def collect(texts: Sequence[str], leaves: Sequence[Leaf]) -> list[Any]:
     Raises:
         RequestError: a name that is none of these, or has nothing to report.
     """
-    from raybust import runs
-    from raybust.cluster.board import sweeps_of
-    from raybust.cluster.corrupted import measured_runs, trainings_of
+    from raybust.disk import runs
     from raybust.report.attacks import compare_attacks
     from raybust.report.comparison import compare
-    from raybust.report.names import distinct
-    from raybust.report.sweep import report_on
+    from raybust.report.naming import distinct
+    from raybust.report.sweep_page import report_on
     from raybust.report.transfer import compare_transfer
+    from raybust.search.board import sweeps_of
+    from raybust.stages.corrupted import measured_runs, trainings_of
 
     config = compose(leaves)
     folder = runs.out_folder(config) / (config.name or "report")

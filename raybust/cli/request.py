@@ -69,7 +69,8 @@ def find(run: str, leaves: Sequence[Leaf]) -> Any:
     """Returns the path that RUN names: a run's name, its MLflow id, or a path."""
     import re
 
-    from raybust import runs, track
+    from raybust import track
+    from raybust.disk import runs
 
     places = [leaf for leaf in leaves if leaf.key in ("out", "track.uri")]
     config = compose(places)
@@ -96,7 +97,7 @@ def find_logs(text: str, leaves: Sequence[Leaf], *, needed: bool = True) -> list
         leaves: what else was typed; `out` says where runs are.
         needed: whether a run without certificates is an error.
     """
-    from raybust.report.names import name_of
+    from raybust.report.naming import name_of
 
     path = Path(text)
     if path.is_file():
@@ -119,7 +120,7 @@ def find_attacks(text: str, leaves: Sequence[Leaf]) -> list[tuple[str, Path]]:
     """
     if Path(text).is_file():
         return []
-    from raybust.files import read_json
+    from raybust.disk.files import read_json
 
     found = sorted(find(text, leaves).glob("**/attacked/*.json"))
     kept = [path for path in found if ".robustbench-" not in path.name]
@@ -131,7 +132,7 @@ def _current(text: str, files: Sequence[Path], header_of: Callable[[Path], Any])
     """Returns the results of a run that are of the weights that it has now; says which are not.
     What was kept aside is left out."""
     from raybust.cli.output import say
-    from raybust.files import is_aside
+    from raybust.disk.files import is_aside
     from raybust.trained import is_current
 
     found = []
@@ -159,7 +160,7 @@ def _first_line(path: Path) -> Any:
 
 def _trial(log: Path) -> str:
     """Returns "trial 7 " for a log of a trial of a sweep, else ""."""
-    from raybust import runs
+    from raybust.disk import runs
 
     home = log.parent.parent
     return f"trial {int(home.name)} " if home.parent.name == runs.TRIALS else ""

@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
-from raybust import runs, track
+from raybust import track
 from raybust.cluster.jobs import CLIENT, versions
 from raybust.cluster.nodes import Node, look
 from raybust.cluster.session import nodes_of, session
 from raybust.config import Config
+from raybust.disk import runs
 from raybust.errors import RequestError
 
 _PACKAGES = ("torch", "torchvision", "ray", "optuna", "mlflow", "omegaconf", "timm", "safetensors")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raybust.cluster.growth import HEAD
+from raybust.cluster.autoscaler import HEAD
 
 _ANSWER_S, _TASK_S = 5.0, 120.0
 _GIB = 2.0**30

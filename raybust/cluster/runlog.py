@@ -12,13 +12,14 @@ from typing import Any
 
 import yaml
 
-from raybust import checkpoint, methods
 from raybust import config as configuration
+from raybust import methods
 from raybust.config import Config
-from raybust.runs import JOURNAL
+from raybust.disk import checkpoint
+from raybust.disk.runs import JOURNAL
 from raybust.track import Flusher, Journal, environment
 from raybust.track.journal import decode
-from raybust.train import Progress
+from raybust.train.loop import Progress
 
 _DRAIN_S = 10.0
 

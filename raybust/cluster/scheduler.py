@@ -18,8 +18,9 @@ from ray.tune.schedulers import (
     TrialScheduler,
 )
 
-from raybust.cluster.study import FINISHED, Study, TrialRecord
 from raybust.config import Config
+from raybust.search.records import FINISHED, TrialRecord
+from raybust.search.study import Study
 
 NUMBER, SPARED = "number", "spared"
 """Keys of a trial's configuration: its number in the study; whether nothing may stop it early."""

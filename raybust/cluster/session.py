@@ -15,7 +15,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from raybust.cluster.growth import HEAD, may_come
+from raybust.cluster.autoscaler import HEAD, may_come
 from raybust.config import Config
 from raybust.errors import RequestError
 

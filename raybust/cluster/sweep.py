@@ -1,258 +1,237 @@
-"""A sweep from start to leaderboard: trials, finalists at publication fidelity, the parent run.
+"""A sweep: Ray Tune schedules and stops trials, the study says what to try and keeps the record.
 
-Search sees the validation part alone; the finalists are certified and attacked on the test set,
-once, after the search. The leaderboard shows both in separate columns. Stage tune.
+The study's database is the one truth. Run again, the same command hands out the trials that were
+running under their own numbers, which go on from their own checkpoints, and then what is left of
+the budget. Early stopping counts in epochs that are checkpointed. Stage tune.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import math
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from optuna.trial import FrozenTrial
+import ray
+from ray import tune
+from ray.tune.search import Searcher
 
 from raybust import config as configuration
-from raybust import data, methods, runs, sources, track
-from raybust.cluster import finals, tune
-from raybust.cluster.board import SEARCH, make_board, write_space
-from raybust.cluster.checks import check_finalists, device_before
-from raybust.cluster.launch import (
-    Say,
-    check_sweep,
-    load_ahead,
-    locked,
-    open_store,
-    say_if_growing,
-    sending_rest,
-    tell_data,
-)
-from raybust.cluster.live import Table
-from raybust.cluster.registered import register_best
-from raybust.cluster.runlog import Job, params_of
-from raybust.cluster.session import nodes_of, session, slots
-from raybust.cluster.space import Point, Space
-from raybust.cluster.storage import check_storage, load_study
-from raybust.cluster.study import FINISHED, POINT, Study, TrialRecord
+from raybust import methods
+from raybust.cluster import session
+from raybust.cluster.runlog import Job, end_if_open
+from raybust.cluster.scheduler import NUMBER, SPARED, make_scheduler
+from raybust.cluster.trial import COMPLETE, FAILURE, TrialActor, nested_trial
+from raybust.cluster.worker import MISSING, cause_of, no_room
 from raybust.config import Config, Leaf
+from raybust.disk import runs
 from raybust.errors import RequestError, WorkError
-from raybust.objective import assemble
-from raybust.report.leaderboard import Leaderboard
-from raybust.report.sweep import publish
+from raybust.search.database import UNUSABLE
+from raybust.search.records import FINISHED, TrialRecord
+from raybust.search.space import Point, at
+from raybust.search.study import Study
 
-_EARLY = 5
-"""Trials that trained to their end, after which a constraint that none meets is told."""
+DRIVER_CPUS = 0.01
+STATE = ".ray"
+"""Tune's own folder in a sweep's while trials run; nothing is read from it."""
+_MAX_REFUSED = 100
+_FEW = 3
+_REASONS = {"COMPLETE": "finished", "PRUNED": "pruned", "FAIL": "failed"}
+
+Listener = Callable[[TrialRecord, int], None]
+"""Is told of each trial that finished, and how many are running."""
 
 
-def run(
-    config: Config,
-    leaves: Sequence[Leaf],
-    block: dict[str, Any],
-    *,
-    address: str | None,
-    resume: bool,
-    verbose: bool,
-    say: Say,
-) -> Leaderboard:
-    """Runs a sweep, or goes on with it; returns its leaderboard.
+@dataclass(frozen=True)
+class Sweep:
+    """What a sweep is while its trials run.
+
+    Attributes:
+        config: the sweep's own configuration.
+        leaves: what it was composed from; a trial's point goes on top.
+        study: the record of the sweep.
+        folder: the sweep's folder.
+        job: name and key of the sweep, which its trials bear.
+    """
+
+    config: Config
+    leaves: Sequence[Leaf]
+    study: Study
+    folder: Path
+    job: Job
+
+
+def run_trials(plan: Sweep, uri: str, listener: Listener) -> None:
+    """Runs the trials that are left of a sweep; returns when all are finished.
 
     Args:
-        config: the sweep's own configuration.
-        leaves: what it was composed from.
-        block: the block `search`.
-        address: of a Ray cluster; None for the embedded one.
-        resume: False moves an earlier sweep of that name aside.
-        verbose: whether Ray's messages are shown.
-        say: prints a line.
+        plan: the sweep; a Ray session is open.
+        uri: tracking URI, which Tune is to write into none of its files.
+        listener: is told of each trial that finished.
 
     Raises:
-        RequestError: something of the request is wrong; nothing was begun.
-        WorkError: no trial finished, or no finalist could be measured.
+        WorkError: no trial finished.
     """
-    _, space = check_sweep(leaves, block, address=address)
-    dataset = data.load(config.data)
-    images = dataset.shape, len(dataset.classes)
-    check_finalists(config, *images, device=device_before(config, address))
-    sources.initialize(assemble(config, dataset), config, dataset)
-    out = runs.out_folder(config)
-    plain = configuration.to_dict(config) | {SEARCH: block}
-    folder = out / (config.name or f"sweep-{runs.fixed_digits(plain)}")
-    check_storage(config)
-    if resume:
-        runs.check_same(folder, "sweep", plain, dataset.digest)
-    lesson = _lesson(config, space, out)
-    load_ahead()
-    with session(address, verbose=verbose, dashboard=config.cluster.workers > 1) as ray:
-        nodes = nodes_of(ray)
-        room = slots(config, nodes, tune.DRIVER_CPUS if config.cluster.workers > 1 else 0.0)
-        check_finalists(config, *images, device="cuda" if nodes.gpus(config) else "cpu")  # as it is
-        uri = open_store(config, out, say)
-        with locked(folder), sending_rest(folder, uri, out, say):
-            identity = runs.identify(folder, "sweep", plain, resume, dataset.digest)
-            write_space(folder, plain)
-            study = Study(config, space, folder, identity.uid, _first(config, leaves, space))
-            if learned := study.learn(lesson, str(config.tune.warm_start)):
-                say(f"{folder.name}: learned from {learned} trials of {config.tune.warm_start}")
-            tell_data(config, dataset, say)
-            at_once = min(room, config.tune.concurrent or room)
-            say(f"{folder.name}: {config.tune.trials} trials, {at_once} at a time, in {folder}")
-            say_if_growing(config, ray, say)
-            job = Job(plain, str(folder), identity.uid, folder.name)
-            with _parent(job, config, uri) as journal:
-                _search(tune.Sweep(config, leaves, study, folder, job), uri, say)
-                board = _note(journal, _leaderboard(config, study, folder, say))
-    _check_measured(board)
-    return board
-
-
-def _check_measured(board: Leaderboard) -> None:
-    """Raises where there are finalists and none of them could be measured."""
-    failed = [entry for entry in board.entries if entry.reason]
-    if failed and not board.finalists:
-        reasons = "; ".join(f"trial {entry.trial}: {entry.reason}" for entry in failed)
-        raise WorkError(
-            f"{board.sweep}: no finalist could be measured ({reasons}); the leaderboard is written,"
-            " and the same command tries again"
-        )
-
-
-def _first(config: Config, leaves: Sequence[Leaf], space: Space) -> list[Point]:
-    """Returns the points tried first; none for a grid, which has them all."""
-    if config.tune.sampler == "grid":
-        return []
-    return [*space.first_points(leaves, methods.get), *config.tune.points]
-
-
-def _lesson(config: Config, space: Space, out: Path) -> list[FrozenTrial]:
-    """Returns the trials of the sweep `tune.warm_start` that lie in this space.
-
-    Raises:
-        RequestError: there is no such sweep, it has other objectives, or no trial lies here.
-    """
-    name = config.tune.warm_start
-    if name is None:
-        return []
-    folder = runs.find(name, out)
-    identity = runs.read_identity(folder)
-    if identity.kind != "sweep":
-        raise RequestError(f"tune.warm_start: {name} is a {identity.kind}, expected a sweep")
-    plain = {key: value for key, value in identity.config.items() if key != SEARCH}
-    earlier = configuration.from_dict(plain, methods.get)
-    theirs, ours = (list(part.tune.directions().items()) for part in (earlier, config))
-    if theirs != ours:  # values are learned by their place
-        raise RequestError(
-            f"tune.warm_start: {name} optimizes {_goals(theirs)}, expected {_goals(ours)}, in that"
-            " order"
-        )
-    trials = load_study(earlier, folder, identity.uid).get_trials(deepcopy=False)
-    known = [trial for trial in trials if space.contains(trial.user_attrs.get(POINT, {}))]
-    if not known:
-        raise RequestError(
-            f"tune.warm_start: none of the {len(trials)} trials of {name} lies in this space"
-        )
-    return known
-
-
-def _goals(directions: Sequence[tuple[str, str]]) -> str:
-    return ", ".join(f"{mode} {metric}" for metric, mode in directions)
-
-
-def _search(plan: tune.Sweep, uri: str, say: Say) -> None:
-    """Runs the trials that are left, with a row for each that finishes."""
-    records, watch = plan.study.records(), _Watch(plan, say)
-    done = sum(record.state in FINISHED for record in records)
-    if done:
-        trials = plan.config.tune.trials
-        say(f"resuming {plan.folder.name}: {done} of {trials} trials are finished")
-    with Table(plan.config, records) as table:
-
-        def listener(record: TrialRecord, running: int) -> None:
-            table.row(record, running)
-            watch.look()
-
-        tune.run(plan, uri, listener)
-
-
-def _leaderboard(config: Config, study: Study, folder: Path, say: Say) -> Leaderboard:
-    """Ranks the trials, measures the finalists on the test set, and writes all of it."""
-    board = make_board(config, study, folder, {})
-    if not board.entries:
-        publish(board)
-        why = board.why_empty
-        raise WorkError(f"{folder.name}: {why[0].lower()}{why[1:].rstrip('.')}")
-    final = finals.choose(board, config.tune.finalists)
-    if not final and config.tune.finalists:
-        say(f"warning: no finalist: no trial meets {' and '.join(config.tune.constraints)}")
-    measured = {entry.trial: finals.measure(config, entry, folder, say) for entry in final}
-    return make_board(config, study, folder, measured)
-
-
-class _Watch:
-    """Says once, early, that no trial meets the constraints."""
-
-    def __init__(self, plan: tune.Sweep, say: Say) -> None:
-        self._config, self._study, self._say = plan.config, plan.study, say
-        self._warned = False
-
-    def look(self) -> None:
-        """Looks at the trials that trained to their end so far."""
-        bounds = self._config.tune.bounds()
-        if self._warned or not bounds:
-            return
-        complete = [r for r in self._study.records() if r.state == "COMPLETE"]
-        if len(complete) < _EARLY or any(record.feasible for record in complete):
-            return
-        self._warned = True
-        for (key, sign, number), text in zip(bounds, self._config.tune.constraints, strict=True):
-            values = [r.metrics[key] for r in complete if key in r.metrics]
-            best = (max if sign == ">=" else min)(values) if values else None
-            if best is None or (best < number if sign == ">=" else best > number):
-                reached = "no trial reports it" if best is None else f"the best has {best:.4g}"
-                self._say(
-                    f"warning: none of the first {len(complete)} trials meets {text}: {reached}"
-                )
-
-
-@contextmanager
-def _parent(job: Job, config: Config, uri: str) -> Iterator[track.Journal]:
-    """The sweep's own run in MLflow: a journal in its folder, flushed while the trials run."""
-    journal = track.Journal(Path(job.folder) / runs.JOURNAL)
-    tuned = {key: str(value) for key, value in job.config["tune"].items()}
-    journal.start(
-        job.uid,
-        config.track.experiment,
-        job.name,
-        tags={
-            "raybust.kind": "sweep",
-            "raybust.dataset": config.data.name,
-            "raybust.folder": job.folder,
-        },
-        params={f"tune.{key}": value for key, value in tuned.items()} | params_of(job.config),
+    config, study, folder = plan.config, plan.study, plan.folder
+    shutil.rmtree(folder / STATE, ignore_errors=True)  # a kill leaves it
+    interrupted = study.interrupted()
+    left = max(0, config.tune.trials - study.finished() - len(interrupted))
+    if not interrupted and not left:
+        _end_runs(study, folder)
+        return
+    nested = config.cluster.workers > 1
+    nodes = session.nodes_of(ray)
+    room = session.slots(config, nodes, DRIVER_CPUS if nested else 0.0)
+    searcher = StudySearch(plan, listener, interrupted, left)
+    tuner = tune.Tuner(
+        _trainable(config, nested, nodes.gpus(config), uri),
+        tune_config=tune.TuneConfig(
+            metric=config.tune.metric,
+            mode=config.tune.mode,
+            num_samples=left + len(interrupted),
+            search_alg=searcher,
+            scheduler=make_scheduler(config, study),
+            max_concurrent_trials=min(room, config.tune.concurrent or room),
+            reuse_actors=not nested,
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=str(folder / STATE),
+            verbose=0,
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            failure_config=tune.FailureConfig(max_failures=config.cluster.max_failures),
+        ),
     )
-    flusher = track.Flusher(journal.path, uri)
     try:
-        yield journal
-        journal.end("FINISHED")
-    except Exception:
-        journal.end("FAILED")
-        raise
+        tuner.fit()
+    except (tune.TuneError, *UNUSABLE) as error:
+        raise WorkError(
+            f"{folder.name}: the sweep ended: {cause_of(error)}; the same command resumes"
+        ) from error
     finally:
-        flusher.close(5)
-        journal.close()
+        shutil.rmtree(folder / STATE, ignore_errors=True)
+    _end_runs(study, folder)
+    if not study.finished():
+        raise WorkError(f"{folder.name}: no trial finished")
 
 
-def _note(journal: track.Journal, board: Leaderboard) -> Leaderboard:
-    """Publishes a leaderboard in the sweep's folder and its run; registers the best finalist."""
-    for path in publish(board):
-        journal.artifact(path)
-    best = board.finalists[0] if board.finalists else board.entries[0]
-    values = {"best/" + board.metric: best.value}
-    certified = attacked = {}
-    if best.final:
-        certified, attacked = best.certified or {}, best.attacked or {}
-        values["best/test_accuracy"] = best.accuracy
-    found = {k: v for k, v in (values | certified | attacked).items() if v is not None}
-    journal.metrics(found, step=journal.attempt)  # the best of the last start is the newest step
-    register_best(board)
-    return board
+class StudySearch(Searcher):
+    """Tune's view of the study: suggests points, passes results on, closes trials truthfully."""
+
+    def __init__(
+        self, plan: Sweep, listener: Listener, interrupted: list[tuple[int, Point]], left: int
+    ) -> None:
+        """Prepares to hand out the interrupted trials, then `left` new ones."""
+        super().__init__(metric=plan.config.tune.metric, mode=plan.config.tune.mode)
+        self._plan, self._study, self._listener = plan, plan.study, listener
+        self._interrupted, self._left = list(interrupted), left
+        self._numbers: dict[str, int] = {}
+        self._last: dict[str, dict[str, Any]] = {}
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """Returns the job of the next trial: an interrupted one first, then a new point."""
+        refused: list[str] = []
+        while len(refused) < _MAX_REFUSED:
+            if self._interrupted:
+                number, point = self._interrupted.pop(0)
+            elif self._left:
+                asked = self._study.ask()
+                if asked is None:
+                    return Searcher.FINISHED
+                self._left -= 1
+                number, point = asked
+            else:
+                return Searcher.FINISHED
+            try:
+                plain = configuration.to_dict(at(self._plan.leaves, point, methods.get))
+            except RequestError as error:
+                refused.append(str(error))
+                self._study.fail(number, str(error))
+                self._tell(number)
+                continue
+            job = self._trial_job(number, plain)
+            self._numbers[trial_id] = number
+            spared = self._plan.config.tune.finish_first and self._study.given(number)
+            return {"job": asdict(job), NUMBER: number, SPARED: spared}
+        raise WorkError(f"the space gives points that the schema refuses: {refused[-1]}")
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Notes an epoch in the study."""
+        self._last[trial_id] = result
+        metric = float(result.get(self._plan.config.tune.metric, math.nan))
+        # Tune's last result has the trial's configuration in it, flattened.
+        keys = [key for key in result if "/" in key and not key.startswith("config/")]
+        metrics = {key: result[key] for key in keys if _is_number(result[key])}
+        self._study.report(self._numbers[trial_id], int(result["epoch"]), metric, metrics)
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Closes the trial: failed, complete, or pruned where it was stopped before its end."""
+        # Tune gives a trial's last result here alone; a failure comes with the epoch before it.
+        known = self._last.get(trial_id, {}).get("epoch")
+        if result is not None and (result.get(FAILURE) or result.get("epoch") != known):
+            self.on_trial_result(trial_id, result)
+        number, last = self._numbers.pop(trial_id), self._last.pop(trial_id, {})
+        if error:
+            self._study.fail(number, "its worker died; --verbose shows more")
+        elif no_room(last.get(FAILURE, "")):  # it stays open, and is gone on with
+            raise WorkError(f"trial {number}: {last[FAILURE]}")
+        elif last.get(FAILURE):
+            self._study.fail(number, last[FAILURE])
+            known = [r for r in self._study.records() if r.state in FINISHED or r.value is not None]
+            # All others would lack it too.
+            if len(known) >= _FEW and all(MISSING in (r.reason or "") for r in known):
+                self._left = 0
+        elif last.get(COMPLETE):
+            self._study.complete(number)
+        else:
+            self._study.prune(number)
+        self._tell(number)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Writes nothing: the study's database is the record."""
+        Path(checkpoint_path).touch()
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Reads nothing; see `save`."""
+
+    def _trial_job(self, number: int, plain: dict[str, Any]) -> Job:
+        """Returns the job of a trial; its folder and identity are made if they are new."""
+        folder = self._plan.folder / runs.TRIALS / f"{number:04d}"
+        identity = runs.identify(folder, "trial", plain)
+        return Job(
+            plain,
+            str(folder),
+            identity.uid,
+            name=f"{self._plan.job.name}/{number}",
+            parent=self._plan.job.uid,
+            tags=(("raybust.trial", str(number)), ("raybust.sweep", self._plan.job.name)),
+        )
+
+    def _tell(self, number: int) -> None:
+        record = next(r for r in self._study.records() if r.number == number)
+        self._listener(record, len(self._numbers))
+
+
+def _end_runs(study: Study, folder: Path) -> None:
+    """Ends the runs whose worker was killed before it could: stopped trials of several workers,
+    and trials whose worker died too often."""
+    for record in study.records():
+        trial = folder / runs.TRIALS / f"{record.number:04d}"
+        if record.state in FINISHED:
+            end_if_open(trial, _REASONS[record.state], record.reason or "")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _trainable(config: Config, nested: bool, gpu: float, uri: str) -> Any:
+    if nested:
+        trainable = tune.with_parameters(nested_trial, uri=uri)
+        return tune.with_resources(trainable, {"CPU": DRIVER_CPUS})
+    needs = {"CPU": config.cluster.cpus_per_worker} | ({"GPU": gpu} if gpu else {})
+    return tune.with_resources(tune.with_parameters(TrialActor, uri=uri), needs)

@@ -1,8 +1,8 @@
 """One trial of a sweep: in a reused Tune actor (one worker), or through a nested trainer (several).
 
-Both run `raybust.train.fit`. The nested trainer costs about ten seconds a trial for its processes;
-the actor costs them once. Checkpoints lie in the trial's own folder, so a trial that was killed
-goes on from them whoever starts it next. Stage tune.
+Both run `raybust.train.loop.fit`. The nested trainer costs about ten seconds a trial for its
+processes; the actor costs them once. Checkpoints lie in the trial's own folder, so a trial that
+was killed resumes from them whoever starts it next. Stage tune.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ import torch
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
-from raybust import checkpoint, data
+from raybust import data
 from raybust.cluster.runlog import Job, RunLog
 from raybust.cluster.worker import COMPLETE, missing_metric, set_threads, train
 from raybust.config import Config
+from raybust.disk import checkpoint
 from raybust.errors import WorkError
-from raybust.train import Progress, fit
+from raybust.train.loop import Progress, fit
 
 FAILURE = "failure"
 

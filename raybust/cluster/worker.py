@@ -35,13 +35,14 @@ from ray.train import (
     TrainingFailedError,
 )
 
-from raybust import checkpoint, data
-from raybust.cluster.growth import may_come
+from raybust import data
+from raybust.cluster.autoscaler import may_come
 from raybust.cluster.runlog import Job, RunLog
 from raybust.cluster.session import must_grow, nodes_of
 from raybust.config import Config
+from raybust.disk import checkpoint
 from raybust.errors import WorkError
-from raybust.train import Progress, fit
+from raybust.train.loop import Progress, fit
 
 COMPLETE = "complete"
 """Metric that tells a run's last epoch from one at which it was stopped."""

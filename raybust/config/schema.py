@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from raybust.config.assess import Certify, Corruptions, Evaluate, FastAttack, FastCertify
-from raybust.config.metrics import SECTIONS, measured
+from raybust.config.measured import SECTIONS, measured
 from raybust.config.options import Section, option
 from raybust.config.tune import Tune
 from raybust.errors import unknown

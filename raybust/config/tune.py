@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from raybust.config.metrics import limits
+from raybust.config.measured import limits
 from raybust.config.options import Section, option
 
 

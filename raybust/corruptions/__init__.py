@@ -5,15 +5,14 @@ After Siedel et al. (VISAPP 2024, arXiv:2305.05400) and Hendrycks and Dietterich
 arXiv:1903.12261). Stage after train, beside certify.
 """
 
-from raybust.corruptions.counts import VERSION, CountsLog, Share
-from raybust.corruptions.engine import (
+from raybust.corruptions.counting import (
     Settings,
     check_corruptions,
     contents,
     evaluate_corruptions,
     named_sets,
 )
-from raybust.corruptions.files import published
+from raybust.corruptions.counts import VERSION, CountsLog, Share
 from raybust.corruptions.generated import GeneratedSplit
 from raybust.corruptions.metrics import (
     COMMON,
@@ -24,6 +23,7 @@ from raybust.corruptions.metrics import (
     mean_corruption_error,
 )
 from raybust.corruptions.noise import NoisySplit
+from raybust.corruptions.published import published
 from raybust.corruptions.results import Cell, Corrupted, merge
 
 __all__ = [

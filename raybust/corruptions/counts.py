@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from raybust import identity
-from raybust.corruptions.engine import Settings, contents
+from raybust.corruptions.counting import Settings, contents
 from raybust.corruptions.results import Cell, Corrupted
 from raybust.data import Part
+from raybust.disk.files import replace_text
+from raybust.disk.rowlog import OtherProtocolError
 from raybust.errors import RequestError
-from raybust.files import replace_text
 from raybust.numerics.lp_sets import Row
-from raybust.rowlog import OtherProtocolError
 
 VERSION = 2
 """Version of the file's format."""

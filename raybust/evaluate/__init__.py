@@ -5,8 +5,7 @@ keeps the rows, `summarize` makes curve, flags of distrust and RobustBench's rec
 """
 
 from raybust.evaluate.accuracy import Accuracy, clean_accuracy, correct
-from raybust.evaluate.distrust import Flag, flags_of_network, flags_of_rows, flags_of_transfer
-from raybust.evaluate.protocol import (
+from raybust.evaluate.attack_protocol import (
     HEADLINE,
     AttackProtocol,
     View,
@@ -14,14 +13,15 @@ from raybust.evaluate.protocol import (
     seen_by,
     views_of,
 )
-from raybust.evaluate.suite import attack_examples, check_classes, check_request
-from raybust.evaluate.summary import (
+from raybust.evaluate.distrust import Flag, flags_of_network, flags_of_rows, flags_of_transfer
+from raybust.evaluate.robustness import (
     Summary,
     curve_points,
     robustbench_record,
     side_by_side,
     summarize,
 )
+from raybust.evaluate.suite import attack_examples, check_classes, check_request
 from raybust.evaluate.table import AttackRow, AttackTable
 
 __all__ = [

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from raybust.evaluate.protocol import AttackProtocol
+from raybust.evaluate.attack_protocol import AttackProtocol
 from raybust.evaluate.table import FURTHER, AttackRow
 from raybust.numerics.attacks import has_gradient
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from raybust.data.seeds import generator, mix
 from raybust.errors import RequestError, WorkError
-from raybust.evaluate.protocol import AttackProtocol, seen_by
-from raybust.evaluate.standard import standard_attack
+from raybust.evaluate.attack_protocol import AttackProtocol, seen_by
+from raybust.evaluate.autoattack import standard_attack
 from raybust.evaluate.table import BEYOND, CLEAN, FURTHER, NOTHING, AttackRow
 from raybust.numerics import attacks
 from raybust.numerics.attacks import Nearest, Outcome

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from raybust.evaluate.protocol import AttackProtocol
-from raybust.rowlog import RowLog
+from raybust.disk.rowlog import RowLog
+from raybust.evaluate.attack_protocol import AttackProtocol
 
 COLUMNS = (
     "idx",

@@ -22,7 +22,7 @@ from raybust.methods.base import StepContext
 from raybust.methods.mixup import blend, column, pairing, probabilities
 from raybust.methods.pgd import STEP, Pgd, accuracy
 from raybust.numerics.attacks import Network, attacked
-from raybust.numerics.attacks.pgd import loss_gradient
+from raybust.numerics.attacks.ascent import loss_gradient
 from raybust.numerics.balls import Threat
 
 _SAME = 1e-12

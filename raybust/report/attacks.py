@@ -15,9 +15,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from raybust.disk.files import read_json
 from raybust.errors import RequestError
-from raybust.files import read_json
-from raybust.report.names import markdown
+from raybust.report.naming import markdown
 
 Curve = Sequence[tuple[float, float, float, float]]
 """(eps, accuracy, lower, upper end of its interval), ascending in eps."""

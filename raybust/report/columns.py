@@ -14,7 +14,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from raybust.report.leaderboard import Entry, Leaderboard
+    from raybust.search.leaderboard import Leaderboard
+from raybust.search.records import TrialRecord
 
 ACCURACY = "validation/accuracy"
 
@@ -32,14 +33,14 @@ class Column:
 
     head: str
     group: Literal["trial", "search", "test"]
-    cell: Callable[[Entry], str]
+    cell: Callable[[TrialRecord], str]
 
 
 def columns_of(board: Leaderboard) -> list[Column]:
     """Returns the columns of a leaderboard, group by group."""
     seen = dict.fromkeys([ACCURACY, *(metric for metric, _ in board.objectives), board.metric])
     found = [
-        Column("trial", "trial", lambda entry: str(entry.trial)),
+        Column("trial", "trial", lambda entry: str(entry.number)),
         Column("method", "trial", lambda entry: entry.method),
         Column("settings", "trial", lambda entry: settings(entry.point)),
     ]
@@ -50,7 +51,7 @@ def columns_of(board: Leaderboard) -> list[Column]:
         found.append(Column("feasible", "search", lambda entry: _YES_NO[entry.feasible]))
     if board.pareto:
         members = set(board.pareto)
-        found.append(Column("Pareto", "search", lambda entry: "yes" * (entry.trial in members)))
+        found.append(Column("Pareto", "search", lambda entry: "yes" * (entry.number in members)))
     if any(entry.reason for entry in board.entries):
         found.append(Column("not measured", "test", lambda entry: entry.reason or ""))
     counts = {entry.examples for entry in board.entries if entry.examples is not None}
@@ -66,11 +67,11 @@ def _published(board: Leaderboard, kind: Literal["certified", "attacked"]) -> li
     return [Column(head, "test", partial(_reached, kind, key)) for _, head, key in found]
 
 
-def _seen(optimized: str, metric: str, entry: Entry) -> str:
+def _seen(optimized: str, metric: str, entry: TrialRecord) -> str:
     return number(entry.value if metric == optimized else entry.metrics.get(metric))
 
 
-def _reached(kind: str, key: str, entry: Entry) -> str:
+def _reached(kind: str, key: str, entry: TrialRecord) -> str:
     return number((getattr(entry, kind) or {}).get(key))
 
 

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from raybust.report.columns import ACCURACY, settings
-from raybust.report.leaderboard import Entry, Leaderboard
 from raybust.report.marks import STATES, Mark, every, finite, marks
 from raybust.report.parallel import Scale, at, scales
+from raybust.search.leaderboard import Leaderboard
+from raybust.search.records import TrialRecord
 
 _SYMBOLS = {
     "o": "circle", "s": "square", "^": "triangle-up", "D": "diamond", "v": "triangle-down",
@@ -62,12 +63,16 @@ def _front(board: Leaderboard) -> Any:
 
 
 def _history(board: Leaderboard) -> Any:
-    points = [(e, float(e.trial), e.value) for e in every(board) if finite(e.value)]
+    points = [(e, float(e.number), e.value) for e in every(board) if finite(e.value)]
     return _scatter(board, points, "Optimisation history", "trial", board.metric)
 
 
 def _scatter(
-    board: Leaderboard, points: list[tuple[Entry, float, float]], title: str, across: str, up: str
+    board: Leaderboard,
+    points: list[tuple[TrialRecord, float, float]],
+    title: str,
+    across: str,
+    up: str,
 ) -> Any:
     """Returns a figure with one trace for each method, or None without a point."""
     import plotly.graph_objects as go
@@ -93,7 +98,7 @@ def _scatter(
     return figure
 
 
-def _marker(mark: Mark, entries: list[Entry]) -> dict[str, Any]:
+def _marker(mark: Mark, entries: list[TrialRecord]) -> dict[str, Any]:
     symbol = _SYMBOLS[mark.marker]
     whole = [entry.state == "COMPLETE" and entry.feasible is not False for entry in entries]
     return {
@@ -103,8 +108,8 @@ def _marker(mark: Mark, entries: list[Entry]) -> dict[str, Any]:
     }
 
 
-def _words(entry: Entry) -> str:
-    notes = [f"trial {entry.trial}, {STATES.get(entry.state, entry.state)}", settings(entry.point)]
+def _words(entry: TrialRecord) -> str:
+    notes = [f"trial {entry.number}, {STATES.get(entry.state, entry.state)}", settings(entry.point)]
     notes += ["misses a constraint"] * (entry.feasible is False) + ["finalist"] * entry.final
     return "<br>".join(escape(note) for note in notes if note)
 
@@ -155,7 +160,7 @@ def _parallel(board: Leaderboard) -> Any:
     return figure
 
 
-def _dimension(board: Leaderboard, one: Scale, shown: list[Entry]) -> dict[str, Any]:
+def _dimension(board: Leaderboard, one: Scale, shown: list[TrialRecord]) -> dict[str, Any]:
     """Returns an axis of places from 0 to 1; a trial without the key stands at -0.15."""
     values = [at(board, entry, one.key) for entry in shown]
     places = [-0.15 if value is None else one.place(value) for value in values]

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from raybust.certify.log import COHEN, COLUMNS, Row, parse_time
 from raybust.certify.protocol import Protocol
 from raybust.errors import RequestError
-from raybust.report.names import name_of
+from raybust.report.naming import name_of
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

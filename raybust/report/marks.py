@@ -17,8 +17,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from raybust.report.leaderboard import Entry, Leaderboard
 from raybust.report.plots import COLORS, STYLES
+from raybust.search.leaderboard import Leaderboard
+from raybust.search.records import TrialRecord
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 RING: dict[str, Any] = {
@@ -54,9 +55,9 @@ def marks(board: Leaderboard) -> dict[str, Mark]:
     }
 
 
-def every(board: Leaderboard) -> list[Entry]:
+def every(board: Leaderboard) -> list[TrialRecord]:
     """Returns all trials that have ended, by number."""
-    return sorted((*board.entries, *board.others), key=lambda entry: entry.trial)
+    return sorted((*board.entries, *board.others), key=lambda entry: entry.number)
 
 
 def canvas(width: float = 7.2, height: float = 4.2, panels: int = 1) -> tuple[Figure, list[Axes]]:

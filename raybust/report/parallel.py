@@ -16,8 +16,9 @@ from typing import Any
 from matplotlib.lines import Line2D
 
 from raybust.report.columns import ACCURACY, short
-from raybust.report.leaderboard import Entry, Leaderboard
 from raybust.report.marks import LONGEST_NAME, canvas, cut, every, finite, legend, marks, save
+from raybust.search.leaderboard import Leaderboard
+from raybust.search.records import TrialRecord
 
 METHOD = "method.name"
 _DECADE = 10.0
@@ -64,7 +65,7 @@ class Scale:
         return [(self.place(value), f"{value:.3g}") for value in (self.low, self.high)]
 
 
-def scales(board: Leaderboard, shown: Sequence[Entry]) -> list[Scale]:
+def scales(board: Leaderboard, shown: Sequence[TrialRecord]) -> list[Scale]:
     """Returns the axes: the method, keys of some trials, keys of all, accuracy, the metric."""
     keys = list(dict.fromkeys(key for entry in shown for key in entry.point))
     of_all = [key for key in keys if all(key in entry.point for entry in shown)]
@@ -102,7 +103,7 @@ def _order(value: Any) -> tuple[bool, float, str]:
     return (not number, value if number else 0.0, short(value))
 
 
-def at(board: Leaderboard, entry: Entry, key: str) -> Any:
+def at(board: Leaderboard, entry: TrialRecord, key: str) -> Any:
     """Returns the value of a searched key or metric of a trial, None where it has none."""
     if key in entry.point:
         return entry.point[key]

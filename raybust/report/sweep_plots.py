@@ -18,7 +18,6 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
 from raybust.report.columns import ACCURACY
-from raybust.report.leaderboard import UNITS, Entry, Leaderboard
 from raybust.report.marks import (
     RING,
     STATES,
@@ -32,6 +31,8 @@ from raybust.report.marks import (
     sign,
 )
 from raybust.report.parallel import plot_parallel
+from raybust.search.leaderboard import UNITS, Leaderboard
+from raybust.search.records import TrialRecord
 
 _GREYS = {"COMPLETE": "#0072B2", "PRUNED": "#E69F00", "FAIL": "#D55E00"}
 _NAMED = 12
@@ -144,16 +145,16 @@ def plot_history(board: Leaderboard, path: Path) -> Path | None:
         mark = known[entry.method]
         if entry.state == "FAIL" or not finite(entry.value):
             foot = axes.get_xaxis_transform()
-            axes.plot(entry.trial, 0.02, "x", color=mark.color, transform=foot, clip_on=False)
+            axes.plot(entry.number, 0.02, "x", color=mark.color, transform=foot, clip_on=False)
             continue
         done = entry.state == "COMPLETE"
         inside = mark.color if done and entry.feasible is not False else "none"
         axes.plot(
-            entry.trial, entry.value, mark.marker if done else "1", color=mark.color,
+            entry.number, entry.value, mark.marker if done else "1", color=mark.color,
             markerfacecolor=inside, markersize=6 if done else 8,
         )  # fmt: skip
         if entry.final:
-            axes.plot(entry.trial, entry.value, "o", **RING)
+            axes.plot(entry.number, entry.value, "o", **RING)
     steps = _best_so_far(board, trials)
     extra = []
     if steps:
@@ -174,7 +175,7 @@ def plot_learning(board: Leaderboard, path: Path) -> Path | None:
     """Draws the metric over what of the budget was spent, epoch by epoch; returns the path, None
     where no trial has two epochs."""
     curves = {
-        e.trial: [(e.spent[k], v) for k, v in sorted(e.history.items()) if finite(v)]
+        e.number: [(e.spent[k], v) for k, v in sorted(e.history.items()) if finite(v)]
         for e in every(board)
     }
     if all(len(curve) < 2 for curve in curves.values()):
@@ -183,18 +184,18 @@ def plot_learning(board: Leaderboard, path: Path) -> Path | None:
     figure, (axes,) = canvas()
     many = len(curves) > 40
     for entry in every(board):
-        if not curves[entry.trial]:
+        if not curves[entry.number]:
             continue
-        first = best is not None and entry.trial == best.trial
+        first = best is not None and entry.number == best.number
         color = known[entry.method].color
         alpha = 0.35 if entry.state != "COMPLETE" else 0.45 if many and not first else 0.85
         axes.plot(
-            *zip(*curves[entry.trial], strict=True), color=color, alpha=alpha,
+            *zip(*curves[entry.number], strict=True), color=color, alpha=alpha,
             linestyle=known[entry.method].line, linewidth=2.6 if first else 1.2,
             zorder=3 if first else 2,
         )  # fmt: skip
         if entry.state == "PRUNED":
-            axes.plot(*curves[entry.trial][-1], "|", color=color, markersize=8, alpha=0.7)
+            axes.plot(*curves[entry.number][-1], "|", color=color, markersize=8, alpha=0.7)
     axes.set(xlabel=UNITS[board.unit], ylabel=cut(_label(board, board.metric)))
     if board.unit == "epoch":
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -263,7 +264,7 @@ def _pairs(board: Leaderboard) -> list[tuple[str, str]]:
     return [("passes" if board.metric == ACCURACY else ACCURACY, board.metric)]
 
 
-def _at(board: Leaderboard, entry: Entry, metric: str) -> float | None:
+def _at(board: Leaderboard, entry: TrialRecord, metric: str) -> float | None:
     if metric == "passes":
         return entry.passes
     return entry.value if metric == board.metric else entry.metrics.get(metric)
@@ -280,7 +281,7 @@ def _label(board: Leaderboard, metric: str) -> str:
 def _front(
     panel: Axes,
     board: Leaderboard,
-    points: Sequence[tuple[Entry, float, float]],
+    points: Sequence[tuple[TrialRecord, float, float]],
     across: str | None,
 ) -> None:
     """Draws the border of what the Pareto set dominates, rings the finalists, and names both.
@@ -291,14 +292,16 @@ def _front(
         points: trials with their places.
         across: the metric across; None for a projection of more objectives, which has no border.
     """
-    members = sorted((x, y) for entry, x, y in points if entry.trial in board.pareto)
+    members = sorted((x, y) for entry, x, y in points if entry.number in board.pareto)
     if across and len(members) > 1:
         where: Literal["pre", "post"] = (
             "pre" if dict(board.objectives).get(across) == "max" else "post"
         )
         panel.step(*zip(*members, strict=True), where=where, color="0.3", linewidth=1.0, zorder=1)
     named = sorted(
-        (x, y, entry.trial) for entry, x, y in points if entry.final or entry.trial in board.pareto
+        (x, y, entry.number)
+        for entry, x, y in points
+        if entry.final or entry.number in board.pareto
     )
     for place, (x, y, trial) in enumerate(named[:_NAMED]):
         offset, side = ((7, 5), "left") if place % 2 else ((-7, -11), "right")
@@ -310,16 +313,16 @@ def _front(
             panel.plot(x, y, "o", **RING)
 
 
-def _best_so_far(board: Leaderboard, trials: Sequence[Entry]) -> list[tuple[int, float]]:
+def _best_so_far(board: Leaderboard, trials: Sequence[TrialRecord]) -> list[tuple[int, float]]:
     best, found = None, []
     better = max if board.mode == "max" else min
     for entry in trials:
         if entry.state == "COMPLETE" and entry.feasible is not False and finite(entry.value):
             best = entry.value if best is None else better(best, entry.value)
         if best is not None:
-            found.append((entry.trial, best))
+            found.append((entry.number, best))
     return found
 
 
-def _has(entries: Sequence[Entry], method: str) -> bool:
+def _has(entries: Sequence[TrialRecord], method: str) -> bool:
     return any(entry.method == method for entry in entries)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from raybust.report.figures import Acr, abstention, acr, assured_accuracy, certified_accuracy
 from raybust.report.logs import Log
-from raybust.report.names import latex, markdown
+from raybust.report.naming import latex, markdown
 
 
 def markdown_table(logs: Sequence[Log], radii: Sequence[float], assured: bool = False) -> str:

@@ -8,7 +8,7 @@ import torch
 from networks import Linear, protocol
 
 from raybust.certify import certify_examples, check_rows
-from raybust.rowlog import OtherProtocolError
+from raybust.disk.rowlog import OtherProtocolError
 
 IMAGES = torch.rand(12, 1, 2, 2, generator=torch.Generator().manual_seed(0))
 HEADER = protocol(sigma=0.5, n=2000)

@@ -52,9 +52,9 @@ def out(new_out, monkeypatch):
 @pytest.fixture(scope="session")
 def trained(cluster, new_out):
     """(out, run folder, lines said) of a run of one worker."""
-    from raybust.cluster import launch
+    from raybust.stages import training
 
     out, said = new_out("trained"), []
     config = kit.config(out, "name=one")
-    folder = launch.train(config, address=None, resume=True, verbose=False, say=said.append)
+    folder = training.train(config, address=None, resume=True, verbose=False, say=said.append)
     return out, folder, said

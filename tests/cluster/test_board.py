@@ -11,15 +11,18 @@ import kit
 import pytest
 
 from raybust import config as configuration
-from raybust import methods, runs
-from raybust.cluster import sweep as run_sweep
-from raybust.cluster.board import SEARCH, board_of, importances, make_board, write_space
-from raybust.cluster.launch import check_sweep
-from raybust.cluster.space import Space
-from raybust.cluster.study import Study
-from raybust.cluster.sweep import _leaderboard, _lesson
+from raybust import methods
+from raybust.disk import runs
 from raybust.errors import RequestError, WorkError
-from raybust.report.leaderboard import Entry, Leaderboard
+from raybust.report import leaderboard
+from raybust.search.board import SEARCH, board_of, importances, make_board, write_space
+from raybust.search.leaderboard import Leaderboard
+from raybust.search.records import TrialRecord
+from raybust.search.space import Space
+from raybust.search.study import Study
+from raybust.stages import tuning as run_sweep
+from raybust.stages.checks import check_sweep
+from raybust.stages.tuning import _leaderboard, _lesson
 
 BLOCK = {"train.lr": {"float": [0.01, 0.2], "log": True, "default": 0.05}}
 FINAL = {"accuracy": 0.875, "certified": {"certified/acr": 0.4321}, "log": None, "attacked": None}
@@ -162,7 +165,7 @@ def test_what_a_trial_spent_stands_in_its_entry(sweep):
     study.complete(number)
     board = board_of(folder)
     assert (board.unit, board.entries[0].spent) == ("passes/per_image", {1: 8.0})
-    board.write()
+    leaderboard.write(board)
     assert Leaderboard.read(folder).entries[0].spent == {1: 8.0}
 
 
@@ -173,7 +176,7 @@ def test_how_many_examples_the_finalists_were_measured_on(sweep):
     log = folder / "log.tsv"
     rows = [f"{idx}\t1\t1\t0.25\t1\t3\n" for idx in range(7)]
     log.write_text("idx\tlabel\tpredict\tradius\tcorrect\ttime\n" + "".join(rows))
-    entry = Entry(0, "gaussian", "COMPLETE", {}, 0.5, {}, accuracy=0.9, examples=20, log=log)
+    entry = TrialRecord(0, "gaussian", "COMPLETE", {}, 0.5, {}, accuracy=0.9, examples=20, log=log)
     config = kit.config(
         folder.parent, "evaluate.examples=20", "evaluate.attacks=[pgd]", "certify.examples=9"
     )
@@ -248,7 +251,7 @@ def test_a_storage_that_cannot_be_used_is_refused_before_a_sweep_is_put_aside(
         leaves = [leaf for leaf in given if leaf.key not in BLOCK]
         config = configuration.compose(leaves, methods.get)
         with pytest.raises(RequestError, match=r"^tune\.storage: "):
-            run_sweep.run(
+            run_sweep.tune(
                 config, leaves, BLOCK, address=None, resume=False, verbose=False, say=print
             )
     assert sorted(path.name for path in folder.parent.iterdir()) == before

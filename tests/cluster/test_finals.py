@@ -6,15 +6,17 @@ import shutil
 import kit
 import pytest
 
-from raybust import checkpoint
-from raybust.cluster import finals
-from raybust.cluster.finals import choose
-from raybust.report.leaderboard import Entry, Leaderboard
+from raybust.disk import checkpoint
+from raybust.report import leaderboard
+from raybust.search.leaderboard import Leaderboard
+from raybust.search.records import TrialRecord
+from raybust.stages import finalists
+from raybust.stages.finalists import choose
 
 
 def board(tmp_path, feasible, pareto=(), objectives=(), methods="gggggggg"):
     entries = tuple(
-        Entry(number, methods[number], "COMPLETE", {}, 1 - number / 10, {}, feasible=fit)
+        TrialRecord(number, methods[number], "COMPLETE", {}, 1 - number / 10, {}, feasible=fit)
         for number, fit in enumerate(feasible)
     )
     return Leaderboard(
@@ -33,7 +35,7 @@ def board(tmp_path, feasible, pareto=(), objectives=(), methods="gggggggg"):
     ],
 )
 def test_the_best_that_meet_the_constraints(tmp_path, feasible, most, expected):
-    assert [entry.trial for entry in choose(board(tmp_path, feasible), most)] == expected
+    assert [entry.number for entry in choose(board(tmp_path, feasible), most)] == expected
 
 
 @pytest.mark.parametrize(
@@ -42,7 +44,7 @@ def test_the_best_that_meet_the_constraints(tmp_path, feasible, most, expected):
 def test_of_a_pareto_set_so_many_spread_over_it(tmp_path, most, expected):
     both = (("a", "max"), ("b", "max"))
     found = choose(board(tmp_path, [None] * 8, [0, 2, 3, 5, 6], both), most)
-    assert [entry.trial for entry in found] == expected
+    assert [entry.number for entry in found] == expected
 
 
 @pytest.mark.parametrize(
@@ -54,7 +56,7 @@ def test_a_small_pareto_set_is_followed_by_the_best_of_each_further_method(
     both = (("a", "max"), ("b", "max"))
     fit = [None, None, None, None, None, False, None, None]
     found = choose(board(tmp_path, fit, [0], both, methods="ggmpmxsg"), most)
-    assert [entry.trial for entry in found] == expected
+    assert [entry.number for entry in found] == expected
 
 
 @pytest.mark.cluster
@@ -63,16 +65,16 @@ def test_another_protocol_names_the_command_that_does_not_begin_the_search_anew(
 ):
     folder = out / "sweep"
     shutil.copytree(trained[1], folder / "trials" / "0003")
-    entry = Entry(3, "gaussian", "COMPLETE", {}, 0.5, {}, {})
+    entry = TrialRecord(3, "gaussian", "COMPLETE", {}, 0.5, {}, {})
     said = []
     first = kit.config(out, "certify.examples=5")
-    assert finals.measure(first, entry, folder, said.append).certified["certified/acr"] >= 0
+    assert finalists.measure(first, entry, folder, said.append).certified["certified/acr"] >= 0
     other = kit.config(out, "certify.examples=5", "certify.seed=1")
-    refused = finals.measure(other, entry, folder, said.append)
+    refused = finalists.measure(other, entry, folder, said.append)
     assert re.search(r"seed: 0 -> 1.*raybust certify sweep/3 --no-resume", refused.reason)
     assert not refused.final
     assert refused.certified is None
-    again = finals.measure(first, refused, folder, said.append)
+    again = finalists.measure(first, refused, folder, said.append)
     assert again.final
     assert again.reason is None
 
@@ -93,18 +95,18 @@ def test_a_finalist_that_fails_is_a_row_with_its_reason_and_what_was_measured(
     checkpoint.write(newest, weights, checkpoint.read_state(newest), manifest)
     config = kit.config(out, "certify.examples=5", "evaluate.examples=5", "evaluate.eps=[0.1]",
                         "evaluate.attacks=[pgd]")  # fmt: skip
-    entries = [Entry(number, "gaussian", "COMPLETE", {}, 0.5, {}, {}) for number in (3, 4, 5)]
+    entries = [TrialRecord(number, "gaussian", "COMPLETE", {}, 0.5, {}, {}) for number in (3, 4, 5)]
     said = []
-    found = [finals.measure(config, entry, folder, said.append) for entry in entries]
+    found = [finalists.measure(config, entry, folder, said.append) for entry in entries]
     assert [entry.final for entry in found] == [True, False, False]
     assert "NaN" in found[1].reason
     assert found[1].accuracy is not None
     assert "0005" in found[2].reason
     assert sum("could not be measured" in line for line in said) == 2
     board = Leaderboard("s", "a", "max", tuple(found), (), folder)
-    assert [entry.trial for entry in board.finalists] == [3]
-    assert "not measured" in board.markdown()
-    assert "NaN" in board.markdown()
+    assert [entry.number for entry in board.finalists] == [3]
+    assert "not measured" in leaderboard.markdown(board)
+    assert "NaN" in leaderboard.markdown(board)
 
 
 @pytest.mark.cluster
@@ -124,4 +126,4 @@ def test_a_sweep_whose_finalist_diverges_in_its_last_step_keeps_its_result(clust
     rows = [*board.entries, *board.others]
     (failed,) = (entry for entry in rows if entry.point["train.lr"] > 1)
     assert failed.reason
-    assert not (out / "two" / "trials" / f"{failed.trial:04d}" / "certified").exists()
+    assert not (out / "two" / "trials" / f"{failed.number:04d}" / "certified").exists()

@@ -3,8 +3,8 @@
 import kit
 import pytest
 
-from raybust.cluster.launch import check_sweep
 from raybust.errors import RequestError
+from raybust.stages.checks import check_sweep
 
 LR = {"train.lr": {"float": [0.01, 0.2]}}
 WRAPPED = {

@@ -15,7 +15,7 @@ from autoscaled import Autoscaled
 from ray.autoscaler._private.kuberay import node_provider
 from ray.autoscaler._private.util import prepare_config
 
-from raybust.cluster import growth, session, worker
+from raybust.cluster import autoscaler, session, worker
 from raybust.errors import RequestError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,7 +59,7 @@ GPU, BIG, PLAIN = {"CPU": 8, "GPU": 1}, {"CPU": 48, "GPU": 4}, {"CPU": 64}
     ],
 )  # fmt: skip
 def test_no_more_than_the_caps_allow_together(file, nodes):
-    assert growth.largest(file) == nodes
+    assert autoscaler.largest(file) == nodes
 
 
 @pytest.mark.parametrize(
@@ -67,14 +67,14 @@ def test_no_more_than_the_caps_allow_together(file, nodes):
     [("cluster.yaml", 64, 8), ("examples/gcp.yaml", 64, 8), ("examples/local.yaml", 0, 0)],
 )
 def test_what_the_files_of_the_repository_allow(name, cpus, gpus):
-    nodes = growth.largest(prepare_config(yaml.safe_load((ROOT / name).read_text())))
+    nodes = autoscaler.largest(prepare_config(yaml.safe_load((ROOT / name).read_text())))
     assert sum(node["CPU"] for node in nodes) == cpus
     assert sum(node["GPU"] for node in nodes) == gpus
 
 
 def test_capacity_is_the_head_with_all_nodes_that_may_be_there(monkeypatch):
     alive = {"Alive": True}
-    head = alive | {"Resources": {growth.HEAD: 1.0, "CPU": 1.0, "GPU": 0.0}}
+    head = alive | {"Resources": {autoscaler.HEAD: 1.0, "CPU": 1.0, "GPU": 0.0}}
     node = alive | {"Resources": {"CPU": 8.0, "GPU": 1.0}}
     ray = SimpleNamespace(nodes=lambda: [head, node, node | {"Alive": False}])
     for coming, most in (([], (9, 1)), ([GPU] * 3, (25, 3))):
@@ -98,8 +98,8 @@ def test_workers_wait_for_nodes_where_an_autoscaler_starts_them(monkeypatch, com
 
 @pytest.mark.cluster
 def test_nothing_comes_to_an_embedded_ray(cluster):
-    assert growth.may_come(cluster) == []
-    assert growth._ask_head(cluster) == {}
+    assert autoscaler.may_come(cluster) == []
+    assert autoscaler._ask_head(cluster) == {}
     nodes = session.nodes_of(cluster)
     assert nodes.most == ()
     assert nodes.total("CPU") == cluster.cluster_resources()["CPU"]
@@ -109,11 +109,11 @@ def test_nothing_comes_to_an_embedded_ray(cluster):
 def test_a_file_that_cannot_be_read_is_told(cluster, monkeypatch, tmp_path):
     ours = f"--gcs-address={cluster.get_runtime_context().gcs_address}"
     command = ["python", "ray/monitor.py", ours, f"--autoscaling-config={tmp_path}/gone"]
-    monkeypatch.setattr(growth, "_commands", lambda: iter([command]))
+    monkeypatch.setattr(autoscaler, "_commands", lambda: iter([command]))
     with pytest.raises(RequestError, match=r"head does not tell .*No such file.*ray status"):
-        growth.may_come(cluster)
+        autoscaler.may_come(cluster)
     command[2] += "0"  # another cluster's
-    assert growth.may_come(cluster) == []
+    assert autoscaler.may_come(cluster) == []
 
 
 class Kubernetes:
@@ -126,8 +126,8 @@ class Kubernetes:
         self.found = {"metadata": {"name": "own", "namespace": "here"}, "spec": spec}
         self.code, self.asked = code, []
         (folder / "namespace").write_text("here")
-        monkeypatch.setattr(growth, "_NAMESPACE", folder / "namespace")
-        monkeypatch.setattr(growth, "_commands", lambda: iter([]))
+        monkeypatch.setattr(autoscaler, "_NAMESPACE", folder / "namespace")
+        monkeypatch.setattr(autoscaler, "_commands", lambda: iter([]))
         monkeypatch.setenv("RAY_CLUSTER_NAME", "own")
         monkeypatch.setattr(node_provider, "load_k8s_secrets", lambda: ({}, "ca", None))
         monkeypatch.setattr(requests, "get", self.get)
@@ -142,7 +142,7 @@ class Kubernetes:
 @pytest.mark.cluster
 def test_kuberay_is_asked_for_its_ray_cluster(cluster, monkeypatch, tmp_path):
     api = Kubernetes(monkeypatch, tmp_path)
-    nodes = growth.may_come(cluster)
+    nodes = autoscaler.may_come(cluster)
     assert [(node["CPU"], node["GPU"]) for node in nodes] == [(8, 1)] * 4
     (url,) = api.asked
     assert url.endswith("/apis/ray.io/v1/namespaces/here/rayclusters/own")
@@ -152,14 +152,14 @@ def test_kuberay_is_asked_for_its_ray_cluster(cluster, monkeypatch, tmp_path):
 @pytest.mark.parametrize("answer", [{"code": 403}, {"scales": False}])
 def test_nothing_comes_to_a_ray_cluster_that_does_not_scale(cluster, monkeypatch, tmp_path, answer):
     Kubernetes(monkeypatch, tmp_path, **answer)
-    assert growth.may_come(cluster) == []
+    assert autoscaler.may_come(cluster) == []
 
 
 @pytest.mark.cluster
 def test_an_api_that_fails_is_told(cluster, monkeypatch, tmp_path):
     Kubernetes(monkeypatch, tmp_path, code=500)
     with pytest.raises(RequestError, match=r"head does not tell .*500 Server Error"):
-        growth.may_come(cluster)
+        autoscaler.may_come(cluster)
 
 
 @pytest.fixture(scope="module", params=["v2", "v1"])
@@ -204,7 +204,7 @@ def test_workers_that_fit_on_no_node_yet_get_theirs_and_finish(autoscaled, new_o
     assert "trained two" in said
     assert "5 CPUs, 0 GPUs on 3 nodes\n" in raybust(autoscaled, "doctor", "--out", out)
     code = (
-        "import ray; from raybust.cluster.growth import may_come;"
+        "import ray; from raybust.cluster.autoscaler import may_come;"
         f" ray.init(address='{autoscaled.address}');"
         " print(ray.get(ray.remote(num_cpus=2)(lambda: may_come(ray)).remote()))"
     )

@@ -16,9 +16,9 @@ from PIL import Image
 from ray.cloudpickle import register_pickle_by_value
 from torch import nn
 
-from raybust import checkpoint
-from raybust.cluster.launch import locked
-from raybust.runs import JOURNAL
+from raybust.disk import checkpoint
+from raybust.disk.lock import locked
+from raybust.disk.runs import JOURNAL
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("cluster")]
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import kit
 import pytest
 
-from raybust.cluster.live import Table
-from raybust.cluster.study import TrialRecord
+from raybust.search.records import TrialRecord
+from raybust.stages.live import Table
 
 
 def record(number, state="COMPLETE", value=0.5, epoch=3, feasible=None, reason=None, **point):

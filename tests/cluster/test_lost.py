@@ -16,7 +16,7 @@ import pytest
 from test_worker import assert_same_weights
 from waiting import wait
 
-from raybust import checkpoint
+from raybust.disk import checkpoint
 
 pytestmark = pytest.mark.drills
 

@@ -6,9 +6,9 @@ import kit
 import numpy as np
 import pytest
 
-from raybust import runs
-from raybust.cluster import launch
+from raybust.disk import runs
 from raybust.errors import RequestError, WorkError
+from raybust.stages import training
 from raybust.track import client
 from raybust.track.uri import artifact_root, resolve_uri, sqlite_file, sqlite_uri
 
@@ -70,7 +70,7 @@ def test_a_study_lies_in_the_folder_that_was_named(cluster, tmp_path, cli, monke
 def start(out, *settings):
     config = kit.config(out, "name=one", "train.epochs=1", *settings)
     said = []
-    folder = launch.train(config, address=None, resume=True, verbose=False, say=said.append)
+    folder = training.train(config, address=None, resume=True, verbose=False, say=said.append)
     return folder, said
 
 

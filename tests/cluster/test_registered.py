@@ -7,15 +7,17 @@ import pytest
 import torch
 from torch import nn
 
-from raybust import checkpoint, data, runs
 from raybust import config as configuration
+from raybust import data
 from raybust.certify import CertificateLog, Protocol, certify_examples
-from raybust.cluster.registered import REGISTERED, register_best
+from raybust.disk import checkpoint, runs
 from raybust.report import acr, read_log
-from raybust.report.leaderboard import Entry, Leaderboard
+from raybust.search.leaderboard import Leaderboard
+from raybust.search.records import TrialRecord
+from raybust.stages.registration import REGISTERED, register_best
 from raybust.track import sync
 from raybust.track.client import open_client
-from raybust.train import fit
+from raybust.train.loop import fit
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +42,7 @@ def sweep(tmp_path_factory):
 
 def board(folder, *trials, feasible=None):
     entries = tuple(
-        Entry(
+        TrialRecord(
             number, "gaussian", "COMPLETE", {"train.lr": 0.05}, 0.5 - number / 10, {},
             feasible=feasible, accuracy=accuracy, examples=150, certified={"certified/acr": 0.1},
             attacked={"attacked/linf_0.03/robust_accuracy": 0.25, "attacked/flags": 0.0},

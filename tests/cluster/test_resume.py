@@ -15,7 +15,7 @@ import psutil
 import pytest
 from waiting import wait
 
-from raybust import checkpoint
+from raybust.disk import checkpoint
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
@@ -219,7 +219,8 @@ def test_a_resumed_trial_ends_like_an_undisturbed_one(history, tmp_path):
     from test_worker import assert_same_weights, undisturbed
 
     from raybust import config as configuration
-    from raybust import methods, runs
+    from raybust import methods
+    from raybust.disk import runs
 
     out, seen = history
     trial = out / "interrupted/trials" / f"{seen['open at kill'][0]:04d}"

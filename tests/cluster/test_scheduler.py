@@ -10,8 +10,8 @@ from test_study import SPACE, study_of
 from raybust import config as configuration
 from raybust import methods
 from raybust.cluster.scheduler import NUMBER, SPARED, make_scheduler
-from raybust.cluster.space import Space
 from raybust.config.tune import Tune
+from raybust.search.space import Space
 
 METRIC = "certified_fast/acr"
 GO, STOP = TrialScheduler.CONTINUE, TrialScheduler.STOP

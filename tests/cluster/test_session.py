@@ -8,7 +8,7 @@ import kit
 import pytest
 
 from raybust.cluster import session as module
-from raybust.cluster.growth import HEAD
+from raybust.cluster.autoscaler import HEAD
 from raybust.cluster.session import Nodes, must_grow, nodes_of, session, slots
 from raybust.errors import RequestError
 

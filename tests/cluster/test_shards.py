@@ -10,11 +10,12 @@ import pytest
 import torch
 from waiting import wait
 
-from raybust import checkpoint, runs
 from raybust import config as configuration
 from raybust.certify import CertificateLog, certify_examples
-from raybust.cluster import shards
+from raybust.disk import checkpoint, runs
 from raybust.errors import RequestError, WorkError
+from raybust.stages import certified
+from raybust.stages.measurement import Options
 from raybust.trained import load_trained
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("cluster")]
@@ -32,7 +33,7 @@ def load(folder, *settings):
 
 
 def certify(trained, **options):
-    return shards.certify(trained, **({"say": silent} | options))
+    return certified.certify(trained, Options(**({"say": silent} | options)))
 
 
 def timeless(path):
@@ -44,7 +45,7 @@ def timeless(path):
 
 @pytest.mark.parametrize(("count", "room"), [(1, 4), (64, 1), (64, 2), (10_000, 8)])
 def test_shards_hold_every_position_once_and_shrink_towards_the_end(count, room):
-    found = list(shards.in_shards(list(range(count)), room))
+    found = list(certified.in_shards(list(range(count)), room))
     assert [at for shard in found for at in shard] == list(range(count))
     sizes = [len(shard) for shard in found]
     assert sizes == sorted(sizes, reverse=True)
@@ -70,7 +71,7 @@ def reference(trained, new_out):
 
 def test_one_task_gives_the_rows_of_the_engine_alone(trained, reference):
     held = load(trained[1])
-    protocol = shards.protocol_of(held, "cpu")
+    protocol = certified.protocol_of(held, "cpu")
     split = held.dataset.test
     chosen = protocol.select(len(split))
     assert len(chosen) == EXAMPLES
@@ -107,7 +108,7 @@ def test_an_mlflow_server_that_is_away_is_only_a_warning(run, reference):
 
 def test_results_are_published(trained, run, reference):
     found = certify(load(run))
-    assert found.curve.read_bytes().startswith(b"\x89PNG")
+    assert found.files["curve"].read_bytes().startswith(b"\x89PNG")
     text = found.log.with_suffix(".md").read_text()
     assert "n = 200, alpha = 0.001; 40 examples" in text
     assert found.text().startswith(found.table)
@@ -208,25 +209,25 @@ def test_a_task_that_is_killed_is_run_again(run, reference, monkeypatch):
 def test_a_row_is_reproduced(run):
     held = load(run)
     found = certify(held)
-    idx = CertificateLog(found.log, shards.protocol_of(held, "cpu")).rows[5].idx
-    assert f"row {idx} of" in shards.recompute(held, idx)
-    assert "is reproduced" in shards.recompute(held, idx)
+    idx = CertificateLog(found.log, certified.protocol_of(held, "cpu")).rows[5].idx
+    assert f"row {idx} of" in certified.recompute(held, idx)
+    assert "is reproduced" in certified.recompute(held, idx)
     before = found.log.read_bytes()
     with pytest.raises(RequestError, match=r"example 987654 is not in"):
-        shards.recompute(held, 987654)
+        certified.recompute(held, 987654)
     text = found.log.read_text().splitlines()
     cells = text[7].split("\t")
     cells[7] = str(int(cells[7]) - 1)  # votes of the pilot, from which nothing else follows
     text[7] = "\t".join(cells)
     found.log.write_text("\n".join(text) + "\n")
     with pytest.raises(WorkError, match="is not reproduced"):
-        shards.recompute(held, int(cells[0]))
+        certified.recompute(held, int(cells[0]))
     assert before != found.log.read_bytes()
 
 
 def test_a_row_of_a_log_that_is_not_there(run):
     with pytest.raises(RequestError, match="no certificates at this protocol yet"):
-        shards.recompute(load(run), 0)
+        certified.recompute(load(run), 0)
 
 
 def test_a_log_of_other_weights_is_refused_and_kept(run):

@@ -7,9 +7,9 @@ import pytest
 import yaml
 
 from raybust import methods
-from raybust.cluster.space import Space, at
 from raybust.config import Leaf
 from raybust.errors import RequestError
+from raybust.search.space import Space, at
 
 TEXT = """
 train.lr: {float: [0.005, 0.5], log: true, default: 0.05}

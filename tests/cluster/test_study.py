@@ -15,12 +15,13 @@ import pytest
 from optuna.storages.journal import JournalFileBackend
 
 from raybust import config as configuration
-from raybust import methods, runs
-from raybust.cluster import sweep
-from raybust.cluster.space import Space
-from raybust.cluster.study import Study
+from raybust import methods
 from raybust.config.tune import Tune
+from raybust.disk import runs
 from raybust.errors import RequestError
+from raybust.search.space import Space
+from raybust.search.study import Study
+from raybust.stages import tuning
 
 SPACE = Space.parse(
     {
@@ -274,7 +275,7 @@ def test_a_storage_that_is_read_only_is_one_line(open_study, tmp_path):
 
 
 def test_a_storage_that_another_holds_is_one_line(open_study, tmp_path, monkeypatch):
-    monkeypatch.setattr("raybust.cluster.storage._LOCKED_S", 0.1)
+    monkeypatch.setattr("raybust.search.database._LOCKED_S", 0.1)
     run(open_study(), 1)
     with sqlite3.connect(tmp_path / "sweep" / "study.db") as holder:
         holder.execute("BEGIN EXCLUSIVE")
@@ -592,7 +593,7 @@ def test_a_sweep_of_the_same_objectives_in_another_order_is_no_lesson(tmp_path):
     runs.identify(tmp_path / "earlier", "sweep", configuration.to_dict(earlier))
     turned = kit.config(tmp_path, both, f"tune.metric={accuracy}", "tune.warm_start=earlier")
     with pytest.raises(RequestError, match=r"tune.warm_start: earlier optimizes .*in that order"):
-        sweep._lesson(turned, SPACE, tmp_path)
+        tuning._lesson(turned, SPACE, tmp_path)
 
 
 def test_two_commands_never_share_a_sweep(out, tmp_path):

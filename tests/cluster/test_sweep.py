@@ -14,16 +14,18 @@ from ray.tune import with_parameters
 from test_worker import assert_same_weights, undisturbed
 from waiting import wait
 
-from raybust import checkpoint, methods, runs, track
 from raybust import config as configuration
-from raybust.cluster import sweep, tune
-from raybust.cluster.board import board_of
+from raybust import methods, track
+from raybust.cluster import sweep
 from raybust.cluster.runlog import Job
 from raybust.cluster.scheduler import NUMBER
-from raybust.cluster.space import Space
-from raybust.cluster.study import Study
 from raybust.cluster.trial import TrialActor
+from raybust.disk import checkpoint, runs
 from raybust.errors import RequestError, WorkError
+from raybust.search.board import board_of
+from raybust.search.space import Space
+from raybust.search.study import Study
+from raybust.stages import tuning
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("cluster")]
 
@@ -52,7 +54,7 @@ def run(out, *settings, block=SPACE, said=None, resume=True, **values):
     say = [].append if said is None else said.append
     leaves = [leaf for leaf in kit.leaves(out, *settings, **values) if leaf.key not in block]
     config = configuration.compose(leaves, methods.get)
-    return sweep.run(config, leaves, block, address=None, resume=resume, verbose=False, say=say)
+    return tuning.tune(config, leaves, block, address=None, resume=resume, verbose=False, say=say)
 
 
 def study_of(out, name="search"):
@@ -105,7 +107,7 @@ def test_all_cpus_are_free_again(searched):
 
 def test_the_leaderboard_ranks_what_trained_to_its_end(searched):
     out, board, _ = searched
-    assert [entry.trial for entry in board.entries] == [0, 1, 5]
+    assert [entry.number for entry in board.entries] == [0, 1, 5]
     assert (board.count("PRUNED"), board.count("FAIL")) == (2, 1)
     best, second = board.entries[:2]
     assert best.log is not None
@@ -123,7 +125,7 @@ def test_the_leaderboard_ranks_what_trained_to_its_end(searched):
     assert "6 trials: 3 trained to the end, 2 stopped early, 1 failed" in table
     assert "test accuracy (20 images)" in table
     assert "clean accuracy of the first 20 test examples; certificates of 30 test" in table
-    assert board.curve.read_bytes().startswith(b"\x89PNG")
+    assert (board.folder / "leaderboard.png").read_bytes().startswith(b"\x89PNG")
     assert len(best.log.read_text().splitlines()) == 2 + 30
 
 
@@ -198,7 +200,7 @@ def test_more_trials_go_on_with_a_sweep_that_has_no_name_and_its_new_best_is_in_
         tune__points=points,
     )  # fmt: skip
     assert again.folder == first.folder
-    assert [entry.trial for entry in again.entries] == [1, 0]
+    assert [entry.number for entry in again.entries] == [1, 0]
     assert again.best.value > first.best.value
     stored = kit.runs_of(out)[first.sweep]
     assert stored.data.metrics["best/validation/accuracy"] == again.best.value
@@ -234,7 +236,7 @@ def test_a_killed_actor_goes_on_from_its_last_checkpoint(out, tmp_path):
     board = run(out, *settings, block=block)
     thread.join()
     assert killed
-    assert [entry.trial for entry in board.entries] == [0]
+    assert [entry.number for entry in board.entries] == [0]
     starts = [e["e"] for e in kit.lines(trial / "journal.jsonl") if e["e"] in ("start", "resume")]
     assert starts == ["start", "resume"]
     config = configuration.from_dict(runs.read_identity(trial).config, methods.get)
@@ -287,7 +289,7 @@ def run_nested(out):
 @pytest.mark.slow
 def test_trials_of_two_workers(nested, cluster):
     out, board = nested
-    assert [entry.trial for entry in board.entries] == [0]
+    assert [entry.number for entry in board.entries] == [0]
     assert [t.state.name for t in study_of(out, "nested").get_trials()] == ["COMPLETE", "PRUNED"]
     manifest = checkpoint.read_manifest(checkpoint.newest(out / "nested" / "trials" / "0000"))
     assert manifest["workers"] == 2
@@ -330,8 +332,8 @@ def searcher(tmp_path):
     study = Study(config, Space.parse(SPACE), tmp_path, "mine", [FIRST])
     job = Job({}, str(tmp_path), "parent", "s")
     told = []
-    plan = tune.Sweep(config, leaves, study, tmp_path, job)
-    search = tune.StudySearch(
+    plan = sweep.Sweep(config, leaves, study, tmp_path, job)
+    search = sweep.StudySearch(
         plan, lambda record, running: told.append(record), interrupted=[], left=2
     )
     return search, study, told
@@ -391,7 +393,7 @@ def test_three_trials_that_lack_the_metric_end_the_sweep(searcher, begin):
     search._left = 9
     for name in "abc":
         search.suggest(name)
-        lacking = f"{begin}tune.metric: no epoch reports gaussian/any"
+        lacking = f"{begin}sweep.metric: no epoch reports gaussian/any"
         search.on_trial_complete(name, result(1, float("nan"), failure=lacking, done=True))
     assert search.suggest("d") == "FINISHED"
     assert [record.state for record in study.records()] == ["FAIL"] * 3
@@ -406,7 +408,9 @@ def test_a_run_left_open_is_ended_when_nothing_is_left_to_do(searcher):
         journal.start(job.uid, "raybust", job.name)
     plan = search._plan
     done = replace(plan.config, tune=replace(plan.config.tune, trials=1))
-    tune.run(replace(plan, config=done), "sqlite:///nowhere.db", lambda record, running: None)
+    sweep.run_trials(
+        replace(plan, config=done), "sqlite:///nowhere.db", lambda record, running: None
+    )
     last = kit.lines(journal.path)[-1]
     assert (last["e"], last["status"], last["reason"]) == ("end", "FINISHED", "finished")
 
@@ -442,8 +446,8 @@ def test_objectives_constraints_and_a_budget_in_passes(cluster, new_out):
     for entry in board.entries:
         assert 6 <= entry.metrics["passes/per_image"] < 6.3
         assert entry.history.keys() == {2, 4}, "0.6 of the budget ends in the second of four epochs"
-    assert set(board.pareto) <= {e.trial for e in board.entries[:2]} == {0, 1}
-    assert {e.trial for e in board.entries if e.final} == {0, 1}
+    assert set(board.pareto) <= {e.number for e in board.entries[:2]} == {0, 1}
+    assert {e.number for e in board.entries if e.final} == {0, 1}
     page = (out / "front" / "report.html").read_text()
     assert "validation/accuracy &gt;= 0.5" in page
     assert board_of(out / "front").plain() == board.plain()
@@ -495,5 +499,5 @@ def test_a_study_that_cannot_be_written_ends_the_sweep_in_one_line(new_out, clus
         run(out, "name=full", "tune.trials=2", block=block)
     monkeypatch.undo()
     board = run(out, "name=full", "tune.trials=2", block=block)
-    assert sorted(entry.trial for entry in (*board.entries, *board.others)) == [0, 1]
+    assert sorted(entry.number for entry in (*board.entries, *board.others)) == [0, 1]
     assert kit.runs_of(out)["full"].info.status == "FINISHED"

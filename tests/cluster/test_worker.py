@@ -12,14 +12,16 @@ import torch
 import yaml
 from waiting import wait
 
-from raybust import checkpoint, data, methods, runs
 from raybust import config as configuration
+from raybust import data, methods
 from raybust.cli.request import find
-from raybust.cluster import launch, worker
+from raybust.cluster import worker
 from raybust.cluster.runlog import Job
 from raybust.cluster.worker import _keep
+from raybust.disk import checkpoint, runs
 from raybust.errors import RequestError, WorkError
-from raybust.train import fit
+from raybust.stages import training
+from raybust.train.loop import fit
 from raybust.trained import load_trained
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("cluster")]
@@ -27,7 +29,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("cluster")]
 
 def train(config, said=None, resume=True):
     say = [].append if said is None else said.append
-    return launch.train(config, address=None, resume=resume, verbose=False, say=say)
+    return training.train(config, address=None, resume=resume, verbose=False, say=say)
 
 
 def undisturbed(config, folder):

@@ -7,7 +7,7 @@ from PIL import Image
 from torch import nn
 
 from raybust.corruptions import COMMON, EXTRA, published
-from raybust.corruptions.engine import _count
+from raybust.corruptions.counting import _count
 from raybust.data import Split, StreamedSplit
 from raybust.errors import RequestError
 

@@ -223,12 +223,12 @@ def test_pyautoattack_is_no_better():
 def test_a_missing_extra_is_said_and_nothing_stands_in(monkeypatch):
     from importlib.metadata import PackageNotFoundError
 
-    from raybust.evaluate import standard
+    from raybust.evaluate import autoattack
 
     def missing(name):
         raise PackageNotFoundError(name)
 
-    monkeypatch.setattr(standard, "version", missing)
+    monkeypatch.setattr(autoattack, "version", missing)
     with pytest.raises(RequestError, match=r"pip install 'raybust\[attacks\]'"):
         protocol(attacks=("pgd", "autoattack"))
 

@@ -7,7 +7,7 @@ from nets import Small, protocol
 from test_suite import run
 
 from raybust.evaluate import curve_points, robustbench_record, summarize
-from raybust.evaluate.summary import show_eps
+from raybust.evaluate.robustness import show_eps
 
 
 @pytest.fixture(scope="module")

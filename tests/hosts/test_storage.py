@@ -11,7 +11,7 @@ from isolated import ROOT, Network
 from lab import furnish
 from waiting import wait
 
-from raybust import checkpoint
+from raybust.disk import checkpoint
 
 pytestmark = pytest.mark.hosts
 

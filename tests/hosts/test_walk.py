@@ -13,9 +13,9 @@ import torch
 from lab import JOBS
 from waiting import wait
 
-from raybust import checkpoint
 from raybust import config as configuration
-from raybust.cluster import shards
+from raybust.disk import checkpoint
+from raybust.stages import certified
 from raybust.trained import load_trained
 
 pytestmark = pytest.mark.hosts
@@ -116,12 +116,12 @@ def test_both_hosts_certify_it(lab):
     assert "curve  /mnt/raybust/runs/two/certified/" in said
     settings = configuration.leaves_of_arguments(["certify.examples=60", *CERTIFY.split()])
     trained = load_trained(lab.shared / "runs/two", settings)
-    log = shards.log_path(trained.folder, shards.protocol_of(trained, "cpu"))
+    log = certified.log_path(trained.folder, certified.protocol_of(trained, "cpu"))
     rows = [line for line in log.read_text().splitlines() if re.match(r"\d", line)]
     assert len(rows) == 60
     for row in rows[::12]:
         number = int(row.split("\t")[0])
-        assert "is reproduced" in shards.recompute(trained, number)
+        assert "is reproduced" in certified.recompute(trained, number)
     tasks = "list_tasks(filters=[('name', '=', '_shard')], detail=True)"
     code = f"from ray.util.state import list_tasks; print(*{{t.node_id for t in {tasks}}})"
     assert len(lab.python(code).split()) == 2, "both hosts computed certificates"

@@ -19,11 +19,11 @@ import yaml
 from torch import nn
 
 from raybust import methods
-from raybust.cluster.space import Space
 from raybust.config import Config, compose, expand, from_dict, leaves_of, read_yaml, to_dict
 from raybust.errors import RequestError
 from raybust.methods import Method, StepContext
-from raybust.objective import CountedNetwork
+from raybust.search.space import Space
+from raybust.train.objective import CountedNetwork
 
 BATCH = 8
 

@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
 
-from raybust import checkpoint, methods
+from raybust import methods
 from raybust.config import compose, leaves_of_arguments
 from raybust.data import load
+from raybust.disk import checkpoint
 from raybust.errors import RequestError
 from raybust.methods import StepContext
 from raybust.methods.beckman import Barycentric, Beckman
@@ -25,7 +26,7 @@ from raybust.methods.trades import Trades
 from raybust.numerics.attacks import pgd
 from raybust.numerics.balls import Threat
 from raybust.numerics.barycenter import rotations
-from raybust.train import Trainer, fit
+from raybust.train.loop import Trainer, fit
 
 CPU = torch.device("cpu")
 SMALL = ("data.limit=200", "train.epochs=1", "train.batch_size=50", "model.width=4",

@@ -19,7 +19,7 @@ from raybust.errors import RequestError
 from raybust.methods import Method
 from raybust.methods.gaussian import Gaussian
 from raybust.methods.standard import Standard
-from raybust.objective import Objective
+from raybust.train.objective import Objective
 
 SPACES = Path(__file__).parents[2] / "search_spaces"
 OWN = sorted({module.name for module in pkgutil.iter_modules(methods.__path__)} - {"base"})

@@ -42,8 +42,8 @@ from raybust.numerics.transport import (
     squared_distances,
     variation,
 )
-from raybust.objective import CountedNetwork, Objective
-from raybust.train import fit
+from raybust.train.loop import fit
+from raybust.train.objective import CountedNetwork, Objective
 
 
 def generator(seed=0):

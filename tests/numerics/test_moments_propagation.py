@@ -10,9 +10,10 @@ from torch import nn
 from raybust.methods import StepContext
 from raybust.methods.covariance import Covariance
 from raybust.models import cifar
-from raybust.numerics.moments import Rules, layer_variances, margin_score, propagate, trace
+from raybust.numerics.moments import Rules, margin_score, propagate, trace
 from raybust.numerics.moments.covariance import CEILING
 from raybust.numerics.moments.propagation import noisy, run
+from raybust.studies.moments import layer_variances
 from raybust.vision import torchvision
 
 SIGMA, R_MAX, RIDGE = 0.25, 0.1, 0.1

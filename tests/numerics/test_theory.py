@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from raybust.numerics.transport import gaussian_distance, mean_classifier_accuracy
-from raybust.numerics.transport.theory import (
+from raybust.studies.geodesic import (
     DIMENSION,
     EPS,
     IMAGES,

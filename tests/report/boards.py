@@ -4,7 +4,8 @@ import math
 import random
 from pathlib import Path
 
-from raybust.report.leaderboard import Entry, Leaderboard
+from raybust.search.leaderboard import Leaderboard
+from raybust.search.records import TrialRecord
 
 METHODS = {
     "standard": (), "gaussian": ("method.sigma",), "macer": ("method.sigma", "method.gamma"),
@@ -29,7 +30,7 @@ def entry(number, method="gaussian", state="COMPLETE", value=0.3, final=False, *
     if known:
         metrics |= {"validation/accuracy": 0.9 - value / 4, "certified_fast/acr": value}
     plain = {
-        "trial": number, "method": method, "state": state, "value": value, "metrics": metrics,
+        "number": number, "method": method, "state": state, "value": value, "metrics": metrics,
         "point": {"method.name": method, "train.lr": 0.05}, "history": history,
         "spent": {epoch: float(epoch) for epoch in history},
     }  # fmt: skip
@@ -43,7 +44,7 @@ def entry(number, method="gaussian", state="COMPLETE", value=0.3, final=False, *
             "attacked/linf_0.0078431/robust_accuracy": 0.5432,
             "attacked/linf_0.0313725/robust_accuracy": 0.1234, "attacked/flags": 0.0,
         }  # fmt: skip
-    return Entry(**plain | changes)
+    return TrialRecord(**plain | changes)
 
 
 def board(folder, entries=(), others=(), **changes):
@@ -90,7 +91,7 @@ def large(folder, trials=40, methods=10, seed=0):
         for place, (number, method, good, fine, looks) in enumerate(entries)
     ]
     front = [
-        one.trial for one in ranked
+        one.number for one in ranked
         if one.feasible and not any(
             other.feasible and other.value > one.value
             and other.metrics["validation/accuracy"] > one.metrics["validation/accuracy"]

@@ -3,8 +3,9 @@
 import torch
 from torch import nn
 
-from raybust.numerics.moments import LayerVariance, Rules, layer_variances
-from raybust.report.moments import plot_variances, variance_table
+from raybust.numerics.moments import Rules
+from raybust.studies.figures import plot_variances, variance_table
+from raybust.studies.moments import LayerVariance, layer_variances
 
 
 def test_table():

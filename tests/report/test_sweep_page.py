@@ -9,10 +9,10 @@ from html.parser import HTMLParser
 import pytest
 from boards import board, entry, large
 
-from raybust.report.leaderboard import Leaderboard
 from raybust.report.parallel import scales
-from raybust.report.sweep import html, publish
+from raybust.report.sweep_page import html, publish
 from raybust.report.sweep_plots import plot_learning
+from raybust.search.leaderboard import Leaderboard
 
 VOID = {"meta", "img", "br", "link"}
 PICTURES = {"pareto", "history", "learning", "importances", "parallel", "compute"}
@@ -133,7 +133,7 @@ def test_search_and_publication_stand_in_groups_of_their_own(whole):
             assert kind in row[at][1].split(), head
     assert groups[heads.index("val. accuracy")][1] != groups[heads.index("ACR")][1]
     ranks = [text for text, _ in column(table, "trial")]
-    assert ranks == [str(one.trial) for one in made.entries]
+    assert ranks == [str(one.number) for one in made.entries]
     reached = [text for text, _ in column(table, TEST_ACCURACY)]
     assert reached == ["0.8765"] * 3 + [""] * (len(made.entries) - 3)
     assert [text for text, _ in column(table, "val. accuracy")] == [
@@ -181,7 +181,7 @@ def test_what_was_asked_failures_compute_versions_and_how_to_run_it_again(whole)
     failed = [one for one in made.others if one.state == "FAIL"]
     assert failed
     rows = page.tables["Failures"][0][1:]
-    assert [row[0][0] for row in rows] == [str(one.trial) for one in failed]
+    assert [row[0][0] for row in rows] == [str(one.number) for one in failed]
     assert all(row[3][0] == failed[0].reason for row in rows)
     compute = page.tables["Compute spent"][0]
     passes = [int(text.replace(",", "")) for text, _ in column(compute, "image passes")]

@@ -9,10 +9,10 @@ from tracking import points, runs_of
 
 from raybust import config as configuration
 from raybust import data, methods
-from raybust.cluster import launch
 from raybust.cluster.runlog import Job, RunLog
+from raybust.stages import tracking
 from raybust.track import prepare, sync
-from raybust.train import fit
+from raybust.train.loop import fit
 
 pytestmark = pytest.mark.drills
 
@@ -73,7 +73,7 @@ def test_what_a_server_that_stays_away_misses_is_sent_by_the_next_command(
     config, said = config_of(experiment), []
     folder, plain = tmp_path / "run", configuration.to_dict(config)
     assert prepare(faulty.uri, tmp_path, experiment) is None
-    with launch.sending_rest(folder, faulty.uri, tmp_path, said.append):
+    with tracking.sending_rest(folder, faulty.uri, tmp_path, said.append):
         log = RunLog(Job(plain, str(folder), f"gone {mode}", mode), config, faulty.uri)
         for progress in fit(config, data.load(config.data), torch.device("cpu")):
             if progress.epoch == 3:
@@ -85,7 +85,7 @@ def test_what_a_server_that_stays_away_misses_is_sent_by_the_next_command(
     assert "journal.jsonl is not in MLflow yet" in warning
     assert "the same command sends it" in warning
     faulty.mode = None
-    with launch.sending_rest(folder, faulty.uri, tmp_path, said.append):
+    with tracking.sending_rest(folder, faulty.uri, tmp_path, said.append):
         pass
     assert said == [warning]
     assert_all_there_once(server, experiment)

@@ -139,8 +139,8 @@ def test_a_sweep_keeps_its_record_there(postgres, tmp_path):
     """`tune.storage` as a user gives it, through raybust's own study."""
     from raybust import config as configuration
     from raybust import methods
-    from raybust.cluster.space import Space
-    from raybust.cluster.study import Study
+    from raybust.search.space import Space
+    from raybust.search.study import Study
 
     uri = postgres[0] + "optuna"
     leaves = configuration.leaves_of_arguments(["method.name=standard", f"tune.storage={uri}"])
@@ -158,9 +158,9 @@ def test_a_sweep_keeps_its_record_there(postgres, tmp_path):
 def test_mlflow_and_optuna_cannot_share_a_database(postgres, tmp_path):
     from raybust import config as configuration
     from raybust import methods
-    from raybust.cluster.space import Space
-    from raybust.cluster.study import Study
     from raybust.errors import RequestError
+    from raybust.search.space import Space
+    from raybust.search.study import Study
 
     uri = postgres[0] + "mlflow"
     prepare(uri, tmp_path, "eight")

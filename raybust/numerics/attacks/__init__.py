@@ -5,6 +5,7 @@ Training takes `ascend` under `attacked`; evaluation takes `fgsm`, `pgd`, `apgd`
 """
 
 from raybust.numerics.attacks.apgd import apgd, apgd_targeted
+from raybust.numerics.attacks.ascent import Network, ascend, fgsm, n_fgsm, pgd
 from raybust.numerics.attacks.expectation import Expectation, mean_log_probability
 from raybust.numerics.attacks.fab import Nearest, fab_targeted
 from raybust.numerics.attacks.fold import foldable, folded
@@ -17,7 +18,6 @@ from raybust.numerics.attacks.losses import (
     targeted_dlr,
 )
 from raybust.numerics.attacks.outcome import Outcome
-from raybust.numerics.attacks.pgd import Network, ascend, fgsm, n_fgsm, pgd
 from raybust.numerics.attacks.square import square
 from raybust.numerics.attacks.state import Statistics, attacked, has_gradient, untracked
 

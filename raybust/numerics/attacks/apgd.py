@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from raybust.errors import RequestError
+from raybust.numerics.attacks.ascent import Network, loss_gradient, without_zeros
 from raybust.numerics.attacks.losses import Loss, check_classes, cross_entropy, targeted_dlr
 from raybust.numerics.attacks.outcome import Outcome
-from raybust.numerics.attacks.pgd import Network, loss_gradient, without_zeros
 from raybust.numerics.balls.source import Source, normal, select
 from raybust.numerics.balls.threat import Threat
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from raybust.errors import RequestError
+from raybust.numerics.attacks.ascent import Network
 from raybust.numerics.attacks.outcome import Outcome
-from raybust.numerics.attacks.pgd import Network
 from raybust.numerics.balls.hyperplane import to_hyperplane
 from raybust.numerics.balls.source import Source, select
 from raybust.numerics.balls.threat import Norm, Threat

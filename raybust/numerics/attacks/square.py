@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from raybust.errors import RequestError
+from raybust.numerics.attacks.ascent import Network
 from raybust.numerics.attacks.losses import margin
 from raybust.numerics.attacks.outcome import Outcome
-from raybust.numerics.attacks.pgd import Network
 from raybust.numerics.balls.source import Source, select, uniform
 from raybust.numerics.balls.threat import Threat
 

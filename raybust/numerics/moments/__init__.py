@@ -6,7 +6,6 @@ screening, never a certificate.
 """
 
 from raybust.numerics.moments.covariance import Convolution, Covariance, Mode, Pooling, Rules
-from raybust.numerics.moments.diagnosis import LayerVariance, layer_variances
 from raybust.numerics.moments.layers import register
 from raybust.numerics.moments.margin import (
     SCREENING,
@@ -31,7 +30,6 @@ __all__ = [
     "SCREENING",
     "Convolution",
     "Covariance",
-    "LayerVariance",
     "LogitMoments",
     "Mode",
     "Moments",
@@ -39,7 +37,6 @@ __all__ = [
     "Rules",
     "expected_relu",
     "flatten",
-    "layer_variances",
     "margin_hinge",
     "margin_score",
     "mean_relu_covariance",

@@ -3,6 +3,12 @@ Wasserstein geodesic that they give, closed forms of Gaussians, and the pairs of
 Part of numerics: tensors in, tensors out.
 """
 
+from raybust.numerics.transport.bures import (
+    bures_geodesic,
+    bures_map,
+    gaussian_distance,
+    mean_classifier_accuracy,
+)
 from raybust.numerics.transport.coupling import (
     assignment,
     assignments,
@@ -12,13 +18,7 @@ from raybust.numerics.transport.coupling import (
     squared_distances,
 )
 from raybust.numerics.transport.curves import Curves, between, climb, jittered, slope
-from raybust.numerics.transport.gaussian import (
-    bures_geodesic,
-    bures_map,
-    gaussian_distance,
-    mean_classifier_accuracy,
-)
-from raybust.numerics.transport.geodesic import (
+from raybust.numerics.transport.interpolation import (
     barycenter,
     displacement,
     interpolate,

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from raybust.numerics.transport.geodesic import check_location, interpolate
+from raybust.numerics.transport.interpolation import check_location, interpolate
 from raybust.numerics.transport.pairs import Paths
 from raybust.numerics.transport.spaces import Space
 

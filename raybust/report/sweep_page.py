@@ -1,0 +1,325 @@
+"""The report of a sweep: one self-contained HTML page, its pictures, the leaderboard as files.
+
+What search saw and what finalists reached on the test set stand under headings of their own, each
+with its protocol. A sweep without a finished trial has a page too, which says why. Stage report.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from raybust.report import leaderboard, page
+from raybust.report.columns import Column, columns_of, number, settings
+from raybust.report.marks import STATES, every
+from raybust.report.sweep_plots import Picture, draw
+from raybust.search.leaderboard import Leaderboard
+from raybust.search.records import TrialRecord
+
+PICTURES = "pictures"
+INTERACTIVE = "interactive.html"
+_MOST_OPEN = 60
+_SHORT = 12
+"""Rows of a space that are shown; a longer one is folded away."""
+
+
+@dataclass(frozen=True)
+class Reports:
+    """What `raybust report SWEEP ...` gives.
+
+    Attributes:
+        boards: of the sweeps.
+        files: what was written.
+    """
+
+    boards: tuple[Leaderboard, ...]
+    files: tuple[Path, ...]
+
+    def text(self) -> str:
+        """Returns what the command line prints."""
+        tables = [line for board in self.boards for line in (leaderboard.markdown(board), "")]
+        return "\n".join([*tables, *map(str, self.files)])
+
+    def plain(self) -> dict[str, Any]:
+        """Returns the same for --json."""
+        return {
+            "sweeps": [board.plain() for board in self.boards],
+            "files": [str(path) for path in self.files],
+        }
+
+
+def report_on(boards: Sequence[Leaderboard]) -> Reports:
+    """Writes the reports of some sweeps, each into its own folder."""
+    return Reports(tuple(boards), tuple(path for board in boards for path in publish(board)))
+
+
+def publish(board: Leaderboard) -> list[Path]:
+    """Writes everything that there is to see of a sweep into its folder: table, data, pictures,
+    the interactive pictures where plotly is installed, and the page; returns the files.
+
+    Args:
+        board: of a sweep that is done, goes on, or failed.
+    """
+    folder = board.folder / PICTURES
+    folder.mkdir(parents=True, exist_ok=True)
+    files = leaderboard.write(board)
+    pictures = draw(board, folder)
+    files += [one.path for one in pictures]
+    lively = _interactive(board, folder / INTERACTIVE)
+    files += [lively] if lively else []
+    curve = leaderboard.draw_finalists(board)
+    files += [curve] if curve else []
+    target = board.folder / leaderboard.PAGE
+    target.write_text(html(board, pictures, lively is not None))
+    return [*files, target]
+
+
+def _interactive(board: Leaderboard, path: Path) -> Path | None:
+    """Writes the interactive pictures; returns their path, None without plotly or a trial."""
+    path.unlink(missing_ok=True)  # of an earlier state of the sweep
+    if importlib.util.find_spec("plotly") is None:
+        return None
+    from raybust.report.interactive import write_interactive
+
+    return write_interactive(board, path)
+
+
+def html(board: Leaderboard, pictures: Sequence[Picture], lively: bool = False) -> str:
+    """Returns the page.
+
+    Args:
+        board: the sweep.
+        pictures: what was drawn of it.
+        lively: whether the interactive pictures were written.
+    """
+    parts = [
+        f"<header>{_title(board)}</header>",
+        page.section("What was asked", _asked(board)),
+        page.section("Leaderboard", *_leaderboard(board)),
+        page.section("Finalists on the test set", *_finalists(board)),
+        page.section("Pictures of the search", *_pictures(pictures, lively)),
+        page.section("Failures", _failures(board)),
+        page.section("Compute spent", *_compute(board)),
+        page.section("All trials", _trials(board)),
+        page.section("Versions", page.facts(board.environment.items())),
+        page.section("Again", *_again(board)),
+    ]
+    return page.page(f"{board.sweep}: sweep", [part for part in parts if part])
+
+
+def _title(board: Leaderboard) -> str:
+    best, found = board.best, ""
+    if best is not None:
+        rule = ", meets the constraints" if best.feasible else ""
+        rule = ", misses a constraint" if best.feasible is False else rule
+        found = (
+            f"Search puts trial {best.number} first ({best.method}): {board.metric}"
+            f" {number(best.value)} on the validation part{rule}."
+        )
+    return "\n".join(
+        [
+            f"<h1>{page.escape(board.sweep)}</h1>",
+            page.text(board.state, "lead"),
+            page.text(found),
+            page.text(board.why_empty, "why"),
+        ]
+    )
+
+
+def _asked(board: Leaderboard) -> str:
+    goals = board.objectives or ((board.metric, board.mode),)
+    words = {"max": "as large as possible", "min": "as small as possible"}
+    facts = page.facts(
+        [
+            ("objectives" if len(goals) > 1 else "objective",
+             "; ".join(f"{metric}, {words[mode]}" for metric, mode in goals)),
+            ("ranked by", board.metric if len(goals) > 1 else ""),
+            ("constraints", "; ".join(board.constraints)),
+            ("budget of a trial", board.budget),
+            ("scored by", board.search),
+        ]
+    )  # fmt: skip
+    heads = [[(head, "", 1) for head in ("searched key", "domain", "default", "only where")]]
+    space = page.table(heads, [[(cell, "text") for cell in row] for row in board.space])
+    if len(board.space) <= _SHORT:
+        return facts + space
+    return facts + page.folded(f"The {len(board.space)} searched keys", space)
+
+
+def _leaderboard(board: Leaderboard) -> list[str]:
+    if not board.entries:
+        return [page.text("Nothing to rank: no trial trained to its end.")]
+    columns = columns_of(board)
+    published = bool(board.finalists)
+    shown = [c for c in columns if c.group != "test" or not c.head.startswith("cert.")]
+    columns = [c for c in shown if published or c.group != "test"]
+    names = {
+        "trial": "tried",
+        "search": "search: validation part, cheap fidelity",
+        "test": "publication: test set, finalists only",
+    }
+    groups = [column.group for column in columns]
+    top = [("", "", 1)] + [
+        (names[group], group, groups.count(group)) for group in dict.fromkeys(groups)
+    ]
+    second = [("rank", "number", 1)] + [(c.head, _class(c), 1) for c in columns]
+    rows = []
+    for rank, entry in enumerate(board.entries, 1):
+        first = (str(rank), "number best" if rank == 1 else "number")
+        rows.append([first, *((column.cell(entry), _class(column)) for column in columns)])
+    body = page.table([top, second], rows)
+    if len(rows) > _MOST_OPEN:
+        body = page.folded(f"{len(rows)} trials", body)
+    notes = ["Ranks go by the search columns alone; the test set never ranks."]
+    if board.constraints:
+        notes.append("Trials that miss a constraint stand below all that meet them.")
+    return [
+        body,
+        page.text(" ".join(notes), "soft"),
+        page.text(f"Search columns: {board.search}" if board.search else "", "soft"),
+        page.text(f"Publication columns: {board.protocol}" if published else "", "soft"),
+        page.text("" if published else "No trial was measured on the test set.", "soft"),
+        _pareto(board),
+    ]
+
+
+def _class(column: Column) -> str:
+    numeric = column.head not in ("method", "settings", "feasible", "Pareto")
+    group = "" if column.group == "trial" else column.group
+    return f"{group} {'number' if numeric else 'text' if column.head == 'settings' else ''}".strip()
+
+
+def _pareto(board: Leaderboard) -> str:
+    if not board.pareto:
+        return ""
+    metrics = [metric for metric, _ in board.objectives]
+    members = [entry for entry in board.entries if entry.number in board.pareto]
+    rows = [
+        [(str(e.number), "number"), (e.method, ""), (settings(e.point), "text")]
+        + [
+            (number(e.value if m == board.metric else e.metrics.get(m)), "search number")
+            for m in metrics
+        ]
+        for e in members
+    ]
+    heads = [("trial", "number", 1), ("method", "", 1), ("settings", "text", 1)]
+    heads += [(metric, "search number", 1) for metric in metrics]
+    return page.heading("Pareto set, on the validation part") + page.table([heads], rows)
+
+
+def _finalists(board: Leaderboard) -> list[str]:
+    if not board.finalists:
+        return []
+    parts = [page.text(board.protocol)]
+    columns = [c for c in columns_of(board) if c.group == "test"]
+    heads = [("trial", "number", 1), ("method", "", 1), *((c.head, _class(c), 1) for c in columns)]
+    rows = [
+        [(str(e.number), "number"), (e.method, ""), *((c.cell(e), _class(c)) for c in columns)]
+        for e in board.finalists
+    ]
+    parts.append(page.table([heads], rows))
+    if any(entry.attacked for entry in board.finalists):
+        parts.append(
+            page.text(
+                "Robust accuracy is the share of test examples that withstood all attacks within"
+                " eps (norm and radius in the head, pixels in [0, 1]): an upper bound, where"
+                " certified accuracy is a lower one.", "soft",
+            )
+        )  # fmt: skip
+    if (curve := leaderboard.curve_of(board)) is not None and curve.exists():
+        caption = "Share of test examples that are certified correctly at each radius."
+        parts.append(page.picture(curve, "Certified accuracy of the finalists", caption))
+    return parts
+
+
+def _pictures(pictures: Sequence[Picture], lively: bool) -> list[str]:
+    if not pictures:
+        return []
+    found = [page.picture(one.path, one.title, one.caption, one.whole) for one in pictures]
+    note = (
+        f"With the mouse, trial by trial: {PICTURES}/{INTERACTIVE} in the sweep's folder."
+        if lively
+        else "Interactive pictures need plotly: pip install 'raybust[plots]'."
+    )
+    return [page.grid(*found), page.text(note, "soft")]
+
+
+def _failures(board: Leaderboard) -> str:
+    failed = [entry for entry in board.others if entry.state == "FAIL"]
+    if not failed:
+        return page.text("No trial failed.") if every(board) else ""
+    heads = [[("trial", "number", 1), ("method", "", 1), ("settings", "text", 1), ("why", "", 1)]]
+    rows = [
+        [(str(e.number), "number"), (e.method, ""), (settings(e.point), "text"),
+         (e.reason or "no reason is known", "text")]
+        for e in failed
+    ]  # fmt: skip
+    return page.table(heads, rows)
+
+
+def _compute(board: Leaderboard) -> list[str]:
+    trials = every(board)
+    if not trials:
+        return []
+    rows = [
+        _spent(name, [entry for entry in trials if entry.method == name])
+        for name in sorted({entry.method for entry in trials})
+    ]
+    total = _spent("all", trials)
+    total[0] = (total[0][0], "best")
+    labels = ("method", "trials", *STATES.values(), "image passes", "seconds")
+    heads = [[(label, "number" if place else "", 1) for place, label in enumerate(labels)]]
+    note = (
+        "Image passes are images through the network in training, forward and backward; seconds"
+        " are of training and validation, each trial's own. Certificates and attacks of the"
+        " finalists are not in it. A trial that failed counts as far as it was measured."
+    )
+    return [page.table(heads, [*rows, total]), page.text(note, "soft")]
+
+
+def _spent(name: str, trials: Sequence[TrialRecord]) -> list[page.Cell]:
+    states = [sum(entry.state == state for entry in trials) for state in STATES]
+    passes, seconds = (sum(getattr(e, key) for e in trials) for key in ("passes", "seconds"))
+    counts = [len(trials), *states]
+    cells = [*(str(count) for count in counts), f"{passes:,.0f}", f"{seconds:,.1f}"]
+    return [(name, ""), *((cell, "number") for cell in cells)]
+
+
+def _trials(board: Leaderboard) -> str:
+    heads = [
+        [("trial", "number", 1), ("state", "", 1), ("method", "", 1), ("settings", "text", 1),
+         ("last epoch", "number", 1), (board.metric, "search number", 1),
+         ("val. accuracy", "search number", 1), ("image passes", "number", 1),
+         ("seconds", "number", 1)]
+    ]  # fmt: skip
+    rows = [
+        [
+            (str(e.number), "number"),
+            (STATES.get(e.state, e.state), ""),
+            (e.method, ""),
+            (settings(e.point), "text"),
+            (str(max(e.history, default=0)), "number"),
+            (number(e.value), "search number"),
+            (number(e.metrics.get("validation/accuracy")), "search number"),
+            (f"{e.passes:,.0f}", "number"),
+            (f"{e.seconds:,.1f}", "number"),
+        ]
+        for e in every(board)
+    ]
+    whole = page.table(heads, rows)
+    return page.folded(f"{len(rows)} trials", whole) if len(rows) > _MOST_OPEN else whole
+
+
+def _again(board: Leaderboard) -> list[str]:
+    return [
+        page.text(
+            "This runs the sweep, or goes on with it where it stopped:" * bool(board.command)
+        ),
+        page.code(board.command),
+        page.text("This writes the page anew from what is on disk:"),
+        page.code(f"raybust report {board.sweep}"),
+        page.text("Runs, parameters and artifacts are in MLflow: raybust ui", "soft"),
+    ]

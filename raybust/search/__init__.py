@@ -1,0 +1,1 @@
+"""Hyper-parameter search without Ray: spaces, samplers and the study, by Optuna."""

@@ -1,0 +1,205 @@
+"""The leaderboard of a sweep from its study: ranks, constraints, Pareto set, importances.
+
+Nothing is measured here; what finalists reached is handed in, or read from the leaderboard that
+lies there.
+"""
+
+from __future__ import annotations
+
+import shlex
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+import yaml
+
+from raybust import config as configuration
+from raybust import methods
+from raybust.config import Config
+from raybust.disk import runs
+from raybust.disk.files import replace_text
+from raybust.errors import RequestError
+from raybust.search.leaderboard import NAME, UNITS, Leaderboard
+from raybust.search.records import TrialRecord
+from raybust.search.space import Space
+from raybust.search.study import Study
+from raybust.track.environment import environment
+
+SEARCH = "search"
+SPACE_FILE = "space.yaml"
+_FEWEST = 4
+
+
+def board_of(folder: Path) -> Leaderboard:
+    """Returns the leaderboard of a sweep as far as it is.
+
+    Args:
+        folder: the sweep's.
+
+    Raises:
+        RequestError: it is no sweep's, or its record cannot be read.
+    """
+    identity = runs.read_identity(folder)
+    plain = dict(identity.config)
+    if SEARCH not in plain:
+        raise RequestError(f"{folder.name}: its {runs.IDENTITY} has no block `{SEARCH}`")
+    space = Space.parse(plain.pop(SEARCH))
+    config = configuration.from_dict(plain, methods.get)
+    found: dict[int, TrialRecord] = {}
+    protocol = ""
+    if (folder / f"{NAME}.json").exists():
+        earlier = Leaderboard.read(folder)
+        found = {r.number: r for r in earlier.entries if r.final or r.reason}
+        protocol = earlier.protocol
+    study = Study(config, space, folder, identity.uid, reading=True)
+    # What the finalists were measured by is the last start's, which may differ from the first's.
+    return make_board(config, study, folder, found, protocol)
+
+
+def sweeps_of(folders: Sequence[Path]) -> list[Leaderboard]:
+    """Returns the leaderboards of the sweeps among some folders.
+
+    Raises:
+        RequestError: a sweep's record cannot be read, or its folder not be written.
+    """
+    found = []
+    for folder in folders:
+        if not (folder / runs.IDENTITY).exists() or runs.read_identity(folder).kind != "sweep":
+            continue
+        runs.check_writable(folder)
+        found.append(board_of(folder))
+    return found
+
+
+def make_board(
+    config: Config,
+    study: Study,
+    folder: Path,
+    measured: Mapping[int, TrialRecord],
+    protocol: str = "",
+) -> Leaderboard:
+    """Returns the leaderboard of a study.
+
+    Args:
+        config: the sweep's configuration.
+        study: its record.
+        folder: the sweep's.
+        measured: number of a finalist to its record with what it reached on the test set.
+        protocol: how the finalists were measured, in one line.
+    """
+    part, records = config.tune, study.records()
+    sign = -1 if part.mode == "max" else 1
+    complete = [r for r in records if r.state == "COMPLETE"]
+    complete.sort(key=lambda r: (r.feasible is False, sign * (r.value or 0.0), r.number))
+    entries = tuple(_measured(record, measured.get(record.number)) for record in complete)
+    others = [record for record in records if record.state in ("PRUNED", "FAIL")]
+    directions = tuple(part.directions().items())
+    several = len(directions) > 1
+    return Leaderboard(
+        sweep=folder.name,
+        metric=part.metric,
+        mode=part.mode,
+        entries=entries,
+        others=tuple(others),
+        folder=folder,
+        objectives=directions if several else (),
+        constraints=part.constraints,
+        pareto=tuple(study.pareto()) if several else (),
+        importances=importances(study),
+        budget=_budget(config, study.space),
+        unit=config.train.budget[0],
+        search=_search(config),
+        protocol=protocol,
+        space=tuple(study.space.rows()),
+        running=len(records) - len(entries) - len(others),
+        environment=environment(),
+        command=_command(folder),
+    )
+
+
+def importances(study: Study) -> dict[str, float]:
+    """Returns the share of the variance of the first metric that each key accounts for among the
+    better complete trials, by Optuna's PED-ANOVA; empty for few or equal trials.
+
+    Keys of too few trials to tell have 0 (a method that was tried once says nothing of its own).
+    """
+    complete = study.study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
+    if len(complete) < _FEWEST or len({trial.values[0] for trial in complete}) < 2:
+        return {}
+    # With a target of its own Optuna takes low for good, and warns of it.
+    sign = -1 if study.study.directions[0] == optuna.study.StudyDirection.MAXIMIZE else 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = optuna.importance.get_param_importances(
+            study.study, target=lambda trial: sign * trial.values[0]
+        )
+    return {key: float(value) for key, value in found.items()}
+
+
+def _measured(record: TrialRecord, found: TrialRecord | None) -> TrialRecord:
+    """Returns the record of a trial with what it reached on the test set, if it was measured."""
+    if found is None:
+        return record
+    keys = ("accuracy", "examples", "certified", "attacked", "log", "reason")
+    return replace(record, **{key: getattr(found, key) for key in keys})
+
+
+def _budget(config: Config, space: Space) -> str:
+    """Returns in one line what a trial might spend; of a budget that is searched, its range."""
+    unit, amount = config.train.budget
+    text = f"{amount:g} {UNITS[unit]}"
+    searched = [v for d in space.domains if d.key == "train.epochs" for v in d.values]
+    if searched and unit == "epoch":
+        text = f"{min(searched):g} to {max(searched):g} {UNITS[unit]} (searched)"
+    scheduler = config.tune.scheduler
+    stopping = (
+        "without early stopping" if scheduler == "none" else f"with early stopping by {scheduler}"
+    )
+    return f"{text} a trial, {stopping}"
+
+
+def _search(config: Config) -> str:
+    """Returns in one line how trials were scored."""
+    fast, attack = config.certified_fast, config.attacked_fast
+    parts = ["validation part"]
+    if fast.every:
+        parts.append(
+            f"certificate of {fast.examples} images with n = {fast.n}, alpha = {fast.alpha:g}"
+        )
+    if attack.every:
+        parts.append(
+            f"PGD of {attack.steps} steps on {attack.examples} images,"
+            f" {attack.norm} <= {attack.eps:.3g}"
+        )
+    return "; ".join(parts) + "; values of the last epoch."
+
+
+def write_space(folder: Path, plain: Mapping[str, Any]) -> None:
+    """Writes the sweep as one file that `raybust tune` takes: its configuration, and the block
+    `search` with what it included in place.
+
+    Args:
+        folder: the sweep's.
+        plain: configuration and block.
+    """
+    searched = {name.partition("@")[0] for name in plain[SEARCH]}
+    fixed = {key: value for key, value in plain.items() if key != SEARCH}
+    tree: dict[str, Any] = {}
+    for leaf in configuration.leaves_of(fixed, SPACE_FILE):
+        if leaf.key in searched:
+            continue
+        node = tree
+        *above, last = leaf.key.split(".")
+        for part in above:
+            node = node.setdefault(part, {})
+        node[last] = leaf.value
+    text = yaml.safe_dump(tree | {SEARCH: dict(plain[SEARCH])}, sort_keys=False, width=100)
+    replace_text(folder / SPACE_FILE, text)
+
+
+def _command(folder: Path) -> str:
+    """Returns the command that goes on with the sweep, or makes it again with another name."""
+    return f"raybust tune {shlex.quote(str(folder / SPACE_FILE))} --name {shlex.quote(folder.name)}"

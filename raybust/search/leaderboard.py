@@ -1,0 +1,185 @@
+"""The leaderboard of a sweep as data: ranked trials, search results and test results apart.
+
+The search (validation part, cheap fidelity) ranks the trials; what finalists reached on the test
+set stands beside it with its protocol and never ranks.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from raybust.errors import RequestError
+from raybust.search.records import TrialRecord
+
+NAME = "leaderboard"
+UNITS = {
+    "epoch": "epochs",
+    "passes/per_image": "forward and backward passes a training image",
+    "train/seconds": "seconds of training",
+}
+"""Metric in which the budget of a trial counts, to its name."""
+
+
+@dataclass(frozen=True)
+class Leaderboard:
+    """A sweep, done or on its way.
+
+    Attributes:
+        sweep: its name.
+        metric: the optimized metric, which early stopping and the ranks go by.
+        mode: "max" or "min".
+        entries: trials that trained to their end, best first; those that meet the constraints
+            before those that do not.
+        others: trials that were stopped early or failed, by number.
+        folder: the sweep's folder.
+        objectives: (metric, "max" or "min") of a sweep of several objectives; else empty.
+        constraints: as the user wrote them, for instance "validation/accuracy >= 0.8".
+        pareto: numbers of the trials that no other one dominates; empty for one objective.
+        importances: searched key to its share of the metric's variance, as far as known.
+        budget: what each trial might spend, in words.
+        unit: in which that counts, a key of `UNITS`.
+        search: how trials were scored, in one line.
+        protocol: how the finalists were measured, in one line; "" where there were none.
+        space: searched keys, each with domain, default and condition, in words.
+        running: trials that have not ended.
+        environment: name to version of what it ran on.
+        command: what runs it again.
+    """
+
+    sweep: str
+    metric: str
+    mode: str
+    entries: tuple[TrialRecord, ...]
+    others: tuple[TrialRecord, ...]
+    folder: Path
+    objectives: tuple[tuple[str, str], ...] = ()
+    constraints: tuple[str, ...] = ()
+    pareto: tuple[int, ...] = ()
+    importances: dict[str, float] = field(default_factory=dict)
+    budget: str = ""
+    unit: str = "epoch"
+    search: str = ""
+    protocol: str = ""
+    space: tuple[tuple[str, str, str, str], ...] = ()
+    running: int = 0
+    environment: dict[str, str] = field(default_factory=dict)
+    command: str = ""
+
+    @property
+    def best(self) -> TrialRecord | None:
+        """The trial that search puts first, or None."""
+        return self.entries[0] if self.entries else None
+
+    @property
+    def finalists(self) -> tuple[TrialRecord, ...]:
+        """The trials that were measured on the test set, in the order of search."""
+        return tuple(entry for entry in self.entries if entry.final)
+
+    @property
+    def state(self) -> str:
+        """How many trials there are in each state, in one sentence."""
+        total = len(self.entries) + len(self.others) + self.running
+        states = [
+            f"{len(self.entries)} trained to the end",
+            f"{self.count('PRUNED')} stopped early",
+        ]
+        states.append(f"{self.count('FAIL')} failed")
+        if self.running:
+            states.append(f"{self.running} not ended yet")
+        return f"{total} trial{'s' * (total != 1)}: {', '.join(states)}."
+
+    @property
+    def why_empty(self) -> str:
+        """Why no trial is ranked; "" where one is."""
+        if self.entries:
+            return ""
+        reasons = sorted({entry.reason for entry in self.others if entry.reason})
+        if reasons:
+            return "No trial trained to its end: " + "; ".join(reasons)
+        if self.running:
+            return "No trial has trained to its end yet; the sweep goes on, or was interrupted."
+        if self.others:
+            return "No trial trained to its end: all were stopped early."
+        return "No trial was begun."
+
+    def count(self, state: str) -> int:
+        """Returns the number of trials that did not train to their end in that state."""
+        return sum(entry.state == state for entry in self.others)
+
+    def plain(self) -> dict[str, Any]:
+        """Returns the leaderboard as JSON data."""
+        listed = {
+            key: [_record(record) for record in getattr(self, key)] for key in ("entries", "others")
+        }
+        for entry in listed["entries"]:  # below the sweep's folder, which may be moved
+            if entry["log"] and Path(entry["log"]).is_relative_to(self.folder):
+                entry["log"] = str(Path(entry["log"]).relative_to(self.folder))
+        return {**_plain(self), **listed}
+
+    @classmethod
+    def read(cls, folder: Path) -> Leaderboard:
+        """Reads what `write` left in a sweep's folder.
+
+        Raises:
+            RequestError: there is none, or it is not one.
+        """
+        path = folder / f"{NAME}.json"
+        if not path.exists():
+            raise RequestError(f"{folder.name}: has no {path.name}; `raybust tune` ends with one")
+        try:
+            return cls._parse(json.loads(path.read_text()), folder)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise RequestError(
+                f"{folder.name}: {path.name} cannot be read ({type(error).__name__}: {error});"
+                " remove it, and `raybust tune` writes it anew"
+            ) from None
+
+    @classmethod
+    def _parse(cls, plain: dict[str, Any], folder: Path) -> Leaderboard:
+        for key in ("entries", "others"):
+            plain[key] = tuple(_parsed(entry, folder) for entry in plain[key])
+        plain["objectives"] = tuple((metric, mode) for metric, mode in plain["objectives"])
+        plain |= {key: tuple(plain[key]) for key in ("constraints", "pareto")}
+        plain["space"] = tuple(tuple(row) for row in plain.get("space", ()))
+        plain.pop("curve", None)  # raybust 0.1 wrote it
+        return cls(**plain | {"folder": folder})
+
+
+def _record(record: TrialRecord) -> dict[str, Any]:
+    plain = _plain(record) | {"point": _point(record.point)}
+    return {"trial": plain.pop("number"), **plain}
+
+
+def _plain(item: TrialRecord | Leaderboard) -> dict[str, Any]:
+    return {key: _json(value) for key, value in vars(item).items()}
+
+
+def _json(value: Any) -> Any:
+    """Returns a value as strict JSON has it: no NaN, no infinity, no path."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _json(item) for key, item in value.items()}
+    return str(value) if isinstance(value, Path) else value
+
+
+def _point(point: dict[str, Any]) -> dict[str, Any]:
+    """Returns a point as strict JSON has it: an infinite value, such as a norm's p, as text."""
+    return {key: str(v) if v in (math.inf, -math.inf) else v for key, v in point.items()}
+
+
+def _parsed(plain: dict[str, Any], folder: Path) -> TrialRecord:
+    history = {int(epoch): v for epoch, v in plain["history"].items() if v is not None}
+    spent = {int(epoch): amount for epoch, amount in plain.get("spent", {}).items()}
+    metrics = {key: value for key, value in plain["metrics"].items() if value is not None}
+    point = {key: float(v) if v in ("inf", "-inf") else v for key, v in plain["point"].items()}
+    log = plain["log"] and folder / plain["log"]
+    plain["number"] = plain.pop("trial")
+    return TrialRecord(
+        **plain
+        | {"history": history, "spent": spent, "metrics": metrics, "point": point, "log": log}
+    )

@@ -1,0 +1,77 @@
+"""One trial of a sweep, as the study records it and the leaderboard shows it.
+
+The study fills in what the search measured on the validation part; finalists also carry what they
+reached on the test set.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+Point = dict[str, Any]
+"""Searched keys to values."""
+
+FINISHED = ("COMPLETE", "PRUNED", "FAIL")
+"""States of a trial that has ended."""
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """One trial.
+
+    Attributes:
+        number: its number in the sweep, from 0.
+        method: key of its method.
+        state: COMPLETE, PRUNED (stopped early), FAIL or RUNNING.
+        point: searched keys to values.
+        value: the optimized metric after the last epoch, or None.
+        metrics: all metrics of that epoch, on the validation part.
+        history: epoch to value of the optimized metric.
+        spent: epoch to the part of the budget that was spent, in its unit.
+        feasible: whether the metrics meet the constraints; None without constraints or metrics.
+        reason: why the trial failed, or why a finalist could not be measured completely.
+        accuracy: clean accuracy on the test set, finalists only.
+        examples: number of test examples of that accuracy, the first ones.
+        certified: `certified/*` on the test set, finalists only.
+        attacked: `attacked/*` on the test set, finalists only.
+        log: the finalist's certificates.
+    """
+
+    number: int
+    method: str
+    state: str
+    point: Point
+    value: float | None
+    metrics: dict[str, float]
+    history: dict[int, float] = field(default_factory=dict)
+    spent: dict[int, float] = field(default_factory=dict)
+    feasible: bool | None = None
+    reason: str | None = None
+    accuracy: float | None = None
+    examples: int | None = None
+    certified: dict[str, float] | None = None
+    attacked: dict[str, float] | None = None
+    log: Path | None = None
+
+    @property
+    def epoch(self) -> int:
+        """The last epoch that was reported, 0 for none."""
+        return max(self.history, default=0)
+
+    @property
+    def final(self) -> bool:
+        """Whether everything was measured on the test set that was to be."""
+        return self.accuracy is not None and self.reason is None
+
+    @property
+    def passes(self) -> float:
+        """Images that went through the network in training, forward and backward."""
+        return self.metrics.get("passes/forward", 0.0) + self.metrics.get("passes/backward", 0.0)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training and validation."""
+        keys = ("train/seconds", "validation/seconds")
+        return sum(self.metrics.get(key, 0.0) for key in keys)

@@ -1,0 +1,275 @@
+"""The study: Optuna's record of a sweep, which is the one truth about its trials.
+
+A sweep that was killed is resumed from here: finished trials stay, running ones are handed out
+again under their own numbers. States are Optuna's: COMPLETE, PRUNED (stopped early), FAIL (NaN,
+error), RUNNING. Stage tune.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from raybust.config import Config
+from raybust.errors import RequestError
+from raybust.search.database import load_study, one_line, open_study
+from raybust.search.records import FINISHED, TrialRecord
+from raybust.search.sampler import Grid, make_sampler
+from raybust.search.space import Point, Space
+
+POINT, REASON, METRICS, HISTORY, EARLIER = "point", "reason", "metrics", "history", "earlier"
+_SPACE, _SWEEP = "space", "sweep"
+_NEVER = 1e9
+"""Violation of a constraint whose metric is not a number."""
+_PARTS = 20
+"""Steps of a budget in passes or seconds. tpe ranks stopped trials by step, then by value: those
+that one rung stopped, each a little beyond it, are to share a step."""
+
+
+class Study:
+    """Asks Optuna for points and tells it what came out.
+
+    Attributes:
+        space: what is searched.
+        study: Optuna's own.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        space: Space,
+        folder: Path,
+        uid: str,
+        first: Sequence[Point] = (),
+        *,
+        reading: bool = False,
+    ) -> None:
+        """Opens the study or creates it, its first points enqueued.
+
+        Args:
+            config: sampler, objectives, storage, seed.
+            space: what is searched.
+            folder: the sweep's folder; holds `study.db` unless the configuration names a storage.
+            uid: the sweep's identity, so that no two sweeps share a study.
+            first: points tried first.
+            reading: the study has to be there, and nothing is written.
+
+        Raises:
+            RequestError: the storage cannot be opened or written, or the study is another sweep's,
+                or, for who only reads, not there.
+        """
+        self.space = space
+        self._directions, self._bounds = config.tune.directions(), config.tune.bounds()
+        self._unit, self._budget = config.train.budget
+        self._method = config.method.key
+        self.study = (load_study if reading else open_study)(config, folder, uid)
+        if not reading:
+            self._claim(uid)
+        trials = self.study.get_trials(deepcopy=False)
+        # A sampler of the same seed would draw the points of the earlier start once more.
+        drawn = hashlib.blake2b(f"{config.seed}/{len(trials)}".encode(), digest_size=4)
+        self.study.sampler = make_sampler(config, space, int.from_bytes(drawn.digest()))
+        self._open: dict[int, optuna.Trial] = {}
+        for point in first:
+            if named := space.named(point):
+                self.study.enqueue_trial(named, skip_if_exists=True)
+
+    def learn(self, trials: Sequence[FrozenTrial], name: str) -> int:
+        """Adds finished trials of another sweep, whose points lie in this space, for the sampler
+        alone; returns how many. Does nothing where some are there.
+
+        Args:
+            trials: of a study of the same metrics.
+            name: of that sweep.
+        """
+        known = self.study.get_trials(deepcopy=False)
+        if any(EARLIER in trial.user_attrs for trial in known):
+            return 0
+        added = 0
+        for trial in trials:
+            if trial.state not in (TrialState.COMPLETE, TrialState.PRUNED):
+                continue
+            if not self.space.contains(point := trial.user_attrs.get(POINT, {})):
+                continue
+            record = self._record(trial)
+            steps: dict[int, float] = {}
+            if record.value is not None and len(self._directions) == 1:
+                # That sweep's budget may be of another unit.
+                steps[self._step(self._spent(record.epoch, record.metrics))] = record.value
+            copy = optuna.trial.create_trial(
+                state=trial.state,
+                values=trial.values if trial.state == TrialState.COMPLETE else None,
+                params=self.space.named(point),
+                distributions=self.space.distributions(point),
+                user_attrs={EARLIER: name},
+                intermediate_values=steps,
+                constraints=self._violations(record.metrics),
+            )
+            self.study.add_trial(copy)
+            added += 1
+        return added
+
+    def ask(self) -> tuple[int, Point] | None:
+        """Returns number and point of a new trial; None where a grid is exhausted."""
+        grid = self.study.sampler
+        if isinstance(grid, Grid) and grid.is_exhausted(self.study):
+            return None
+        trial = self.study.ask()
+        point = self.space.suggest(trial)
+        trial.set_user_attr(POINT, point)
+        self._open[trial.number] = trial
+        return trial.number, point
+
+    def interrupted(self) -> list[tuple[int, Point]]:
+        """Takes up the trials that an earlier start left running; returns numbers and points.
+
+        A trial that was asked for but died before it had its point gets it now: it may be an
+        enqueued one, which would be lost.
+        """
+        found = []
+        for frozen in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            trial = optuna.Trial(self.study, frozen._trial_id)
+            self._open[frozen.number] = trial
+            if POINT not in frozen.user_attrs:
+                trial.set_user_attr(POINT, self.space.suggest(trial))
+            found.append((frozen.number, trial.user_attrs[POINT]))
+        return found
+
+    def given(self, number: int) -> bool:
+        """Returns whether an open trial's point is one of the first, and not the sampler's."""
+        return "fixed_params" in self.study.get_trials(deepcopy=False)[number].system_attrs
+
+    def report(self, number: int, epoch: int, value: float, metrics: dict[str, float]) -> None:
+        """Stores the optimized metric, NaN where the epoch has none, and all metrics of an epoch of
+        an open trial; what was not measured again stays."""
+        trial = self._open[number]
+        trial.set_user_attr(METRICS, trial.user_attrs.get(METRICS, {}) | metrics)
+        if math.isnan(value):
+            return
+        spent = self._spent(epoch, metrics)
+        history = trial.user_attrs.get(HISTORY, {})
+        trial.set_user_attr(HISTORY, history | {str(epoch): [spent, value]})
+        if len(self._directions) == 1:  # Optuna has no intermediate values of several objectives
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # an epoch repeated after a resume
+                trial.report(value, self._step(spent))
+
+    def complete(self, number: int) -> None:
+        """Closes a trial that trained to its end; values that are not finite fail it."""
+        trial = self._open[number]
+        metrics = trial.user_attrs.get(METRICS, {})
+        values = [float(metrics.get(key, math.nan)) for key in self._directions]
+        for key, value in zip(self._directions, values, strict=True):
+            if not math.isfinite(value):
+                self.fail(number, f"its {key} is {value}")
+                return
+        self._constrain(trial)
+        self.study.tell(self._open.pop(number), values)
+
+    def prune(self, number: int) -> None:
+        """Closes a trial that was stopped early."""
+        self._constrain(self._open[number])
+        self.study.tell(self._open.pop(number), state=TrialState.PRUNED)
+
+    def fail(self, number: int, reason: str) -> None:
+        """Closes a trial that failed, with its reason."""
+        trial = self._open.pop(number)
+        trial.set_user_attr(REASON, reason)
+        self.study.tell(trial, state=TrialState.FAIL)
+
+    def records(self) -> list[TrialRecord]:
+        """Returns all trials that have a point, in order of their numbers."""
+        trials = self.study.get_trials(deepcopy=False)
+        return [self._record(trial) for trial in trials if POINT in trial.user_attrs]
+
+    def finished(self) -> int:
+        """Returns the number of trials that are complete, pruned or failed."""
+        return sum(record.state in FINISHED for record in self.records())
+
+    def pareto(self) -> list[int]:
+        """Returns the numbers of the complete, feasible trials that no other one dominates."""
+        complete = [r for r in self.records() if r.state == "COMPLETE" and r.feasible is not False]
+        signs = [1 if mode == "max" else -1 for mode in self._directions.values()]
+        values = {
+            r.number: [s * r.metrics[key] for s, key in zip(signs, self._directions, strict=True)]
+            for r in complete
+        }
+        return [
+            n for n, mine in values.items() if not any(_dominates(o, mine) for o in values.values())
+        ]
+
+    def _claim(self, uid: str) -> None:
+        """Makes the study this sweep's, or checks that it is; writes, so that a storage that is
+        read-only is found now."""
+        rows = {name: " ".join(rest) for name, *rest in self.space.rows()}
+        with one_line():
+            known = self.study.user_attrs
+        if known.get(_SWEEP, uid) != uid:
+            raise RequestError(
+                f"tune.storage: has a study '{self.study.study_name}' of another sweep;"
+                " choose another --name"
+            )
+        changed = sorted(
+            k
+            for k in {**rows, **known.get(_SPACE, rows)}
+            if rows.get(k) != known.get(_SPACE, rows).get(k)
+        )
+        if changed:
+            raise RequestError(
+                f"{self.study.study_name}: its study has another space, in"
+                f" {', '.join(changed)}; choose another --name, or --no-resume to begin anew"
+            )
+        with one_line():
+            self.study.set_user_attr(_SWEEP, uid)
+            self.study.set_user_attr(_SPACE, rows)
+
+    def _spent(self, epoch: int, metrics: dict[str, float]) -> float:
+        """Returns what of the budget is spent after an epoch, in this sweep's unit."""
+        return float(epoch) if self._unit == "epoch" else metrics.get(self._unit, 0.0)
+
+    def _step(self, spent: float) -> int:
+        """Returns Optuna's step: epochs, or parts of the budget."""
+        return int(spent if self._unit == "epoch" else spent * _PARTS / self._budget)
+
+    def _constrain(self, trial: optuna.Trial) -> None:
+        """Tells the sampler how far the last epoch is beyond each constraint."""
+        for text, beyond in self._violations(trial.user_attrs.get(METRICS, {})).items():
+            trial.set_constraint(text, beyond)
+
+    def _violations(self, metrics: dict[str, float]) -> dict[str, float]:
+        """Returns how far metrics are beyond each constraint; at most 0 where they meet it."""
+        found = {}
+        for key, sign, number in self._bounds:
+            value = metrics.get(key, math.nan)
+            beyond = number - value if sign == ">=" else value - number
+            found[f"{key} {sign} {number}"] = beyond if math.isfinite(beyond) else _NEVER
+        return found
+
+    def _record(self, trial: FrozenTrial) -> TrialRecord:
+        listed = {int(k): v for k, v in trial.user_attrs.get(HISTORY, {}).items()}
+        epoch, metrics = max(listed, default=0), trial.user_attrs.get(METRICS, {})
+        missed = [beyond > 0 for beyond in self._violations(metrics).values()]
+        feasible = not any(missed) if missed and metrics else None
+        point = trial.user_attrs[POINT]
+        return TrialRecord(
+            trial.number,
+            str(point.get("method.name", self._method)),
+            trial.state.name,
+            point,
+            listed[epoch][1] if listed else None,
+            metrics,
+            history={key: value for key, (_, value) in listed.items()},
+            spent={key: spent for key, (spent, _) in listed.items()},
+            feasible=feasible,
+            reason=trial.user_attrs.get(REASON),
+        )
+
+
+def _dominates(left: list[float], right: list[float]) -> bool:
+    return all(a >= b for a, b in zip(left, right, strict=True)) and left != right

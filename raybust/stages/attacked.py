@@ -1,0 +1,236 @@
+"""Evaluation under attack over Ray: stateless tasks of one shard each, rows merged by their key.
+
+Shards are cut by the protocol, not by the number of workers, and draws are keyed, so that the table
+ends the same for any number of workers, and a driver that died goes on by the same command. A
+network with a module in front has a table for each view of it. Stage evaluate.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from raybust.config import Config
+from raybust.disk.files import replace_text
+from raybust.evaluate import (
+    HEADLINE,
+    AttackProtocol,
+    AttackRow,
+    AttackTable,
+    Flag,
+    Summary,
+    attack_examples,
+    check_request,
+    clean_accuracy,
+    curve_points,
+    flags_of_network,
+    flags_of_transfer,
+    make_attack_protocol,
+    robustbench_record,
+    seen_by,
+    side_by_side,
+    summarize,
+    views_of,
+)
+from raybust.evaluate.robustness import show_eps
+from raybust.models import Fronted
+from raybust.report.attacks import draw_robust_curve
+from raybust.stages.measurement import Bench, Measurement, Options, bench
+from raybust.stages.progress import Say, progress_bar
+from raybust.trained import Trained
+
+FOLDER = "attacked"
+_PROBE = 32
+
+
+def evaluate(trained: Trained, options: Options) -> Measurement:
+    """Attacks a network at the protocol of its configuration, or resumes its evaluation. Without
+    attacks it measures clean accuracy alone.
+
+    Args:
+        trained: network, data, configuration.
+        options: how it runs.
+
+    Raises:
+        OtherProtocolError: the table there is of another function, images, labels or protocol.
+        RequestError: the network cannot be attacked, or another command is measuring the run.
+        WorkError: a task failed for good; finished rows are kept.
+    """
+    if not trained.config.evaluate.attacks:
+        return _clean(trained)
+    summaries: list[Summary] = []
+    rows: list[list[AttackRow]] = []
+    with bench(trained, options) as at:
+        protocol = protocol_of(trained, at.device)
+        check_request(trained.network, _probe(trained, protocol), protocol)
+        for one in views_of(trained.network, protocol):
+            flags = _flags(trained, one, options.say)
+            table = _table(at, one)
+            rows.append(_rows(at, table))
+            if one.view == HEADLINE and len(rows) > 1:
+                flags += flags_of_transfer(rows[-1], rows[-2], one)
+            summaries.append(summarize(rows[-1], one, flags))
+        return _publish(at, summaries, table)
+
+
+def _clean(trained: Trained) -> Measurement:
+    """Returns clean accuracy, and that of the network without its front where it has one."""
+    network, dataset, section = trained.network, trained.dataset, trained.config.evaluate
+    found = clean_accuracy(network, dataset, section)
+    metrics, lines, result = {"attacked/clean_accuracy": found.accuracy}, [str(found)], vars(found)
+    if isinstance(network, Fronted):
+        bare = clean_accuracy(network.network, dataset, section)
+        metrics["attacked/alone/clean_accuracy"] = bare.accuracy
+        lines.append(f"without its front: {bare}")
+        result = {**result, "views": {"alone": vars(bare)}}
+    return Measurement("\n".join(lines), metrics, {}, result)
+
+
+def protocol_of(trained: Trained, device: str) -> AttackProtocol:
+    """Returns the protocol at which a network is attacked on a type of device."""
+    dataset, section = trained.dataset, trained.config.evaluate
+    part = getattr(dataset, section.split)
+    protocol = make_attack_protocol(
+        section, shape=dataset.shape, total=len(part), device=device, dataset=dataset.name
+    )
+    return protocol.about(trained.network, part)
+
+
+def table_path(folder: Path, protocol: AttackProtocol, name: str | None = None) -> Path:
+    """Returns where the rows of a protocol lie: one file for split, norm, radii, attacks, view; or
+    for the name and the view."""
+    radii = "-".join(show_eps(eps).replace("/255", "of255") for eps in protocol.eps)
+    parts = [name] if name else [protocol.split, protocol.norm, radii, *protocol.attacks]
+    parts += [] if protocol.view == HEADLINE else [protocol.view]
+    return folder / FOLDER / ("_".join(parts) + ".tsv")
+
+
+def _probe(trained: Trained, protocol: AttackProtocol) -> Tensor:
+    """Returns the first images of the split, on which the network is tried."""
+    split = getattr(trained.dataset, protocol.split)
+    images: Tensor = split.fetch(range(min(_PROBE, protocol.examples)))[0]
+    return images
+
+
+def _flags(trained: Trained, protocol: AttackProtocol, say: Say) -> list[Flag]:
+    """Returns, and tells, what is doubtful about the network that is attacked in a view."""
+    if protocol.view == "oblivious":
+        return []  # it is the one of `alone`
+    attacked, _ = seen_by(trained.network, protocol.view)
+    flags = flags_of_network(attacked, _probe(trained, protocol), protocol.eot)
+    for flag in flags:
+        say(f"warning: {flag.text}")
+    return flags
+
+
+def _table(at: Bench, protocol: AttackProtocol) -> AttackTable:
+    """Returns the table of a protocol; its rows, if any, are proven to be of the network at hand
+    by what their header records of it."""
+    path = at.place(table_path(at.trained.folder, protocol, at.options.name))
+    table = AttackTable(path, protocol)
+    split = getattr(at.trained.dataset, protocol.split)
+    indices, labels = (part[: protocol.examples].tolist() for part in (split.indices, split.labels))
+    table.check_examples(dict(zip(indices, labels, strict=True)))
+    return table
+
+
+def _rows(at: Bench, table: AttackTable) -> list[AttackRow]:
+    """Returns all rows of a table; attacks what it lacks."""
+    protocol, say = table.protocol, at.options.say
+    split = getattr(at.trained.dataset, protocol.split)
+    shards = protocol.shards()
+    todo = [part for part in shards if not table.has(split.indices[list(part)].tolist())]
+    if len(todo) < len(shards):
+        done = len(shards) - len(todo)
+        say(f"resuming {table.path.name}: {done} of {len(shards)} shards are done")
+    if not todo:
+        return table.finish()
+    config, network = at.trained.config, at.ray.put(at.trained.network)
+    calls = (
+        (network, (*split.fetch(list(part)), split.indices[list(part)].tolist()), protocol, config)
+        for part in todo
+    )
+    done = len(table.rows) // len(protocol.threats)
+    what = "attacked" if protocol.view == HEADLINE else f"attacked, {protocol.view}"
+    with progress_bar(protocol.examples, what, done) as bar:
+        for rows in at.run(_shard, calls):
+            table.append(rows)
+            bar.update(len(rows) // len(protocol.threats))
+            _show(table, protocol, bar, say)
+    return table.finish()
+
+
+def _show(table: AttackTable, protocol: AttackProtocol, bar: Any, say: Say) -> None:
+    """Shows the robust accuracy so far: on the bar, or as a line away from a terminal."""
+    parts = []
+    for eps in protocol.eps:
+        hits = [row.robust for row in table.rows if row.eps == eps]
+        parts.append(f"{100 * sum(hits) / len(hits):.1f} % at {show_eps(eps)}")
+    text = ", ".join(parts)
+    bar.set_postfix_str(text)
+    if not sys.stderr.isatty():
+        count = len(table.rows) // len(protocol.threats)
+        view = "" if protocol.view == HEADLINE else f" ({protocol.view})"
+        say(f"attacked {count} of {protocol.examples}{view}: robust so far {text}")
+
+
+def _shard(
+    network: nn.Module,
+    examples: tuple[Tensor, Tensor, list[int]],
+    protocol: AttackProtocol,
+    config: Config,
+) -> list[AttackRow]:
+    """The task: the rows of one shard."""
+    from raybust.cluster.worker import set_threads
+
+    set_threads(config)
+    images, labels, indices = examples
+    network = network.to(protocol.device).eval()
+    images, labels = images.to(protocol.device), labels.to(protocol.device)
+    return attack_examples(network, images, labels, indices, protocol)
+
+
+def _publish(at: Bench, summaries: Sequence[Summary], table: AttackTable) -> Measurement:
+    """Writes summary, curve and records beside the rows and sends all of it to MLflow."""
+    headline, others, path = summaries[-1], summaries[:-1], table.path
+    files = {"rows": path, "summary": path.with_suffix(".json"), "curve": path.with_suffix(".png")}
+    for one in others:
+        view = one.protocol.view
+        files[f"rows {view}"] = path.with_name(f"{path.stem}_{view}{path.suffix}")
+    result = headline.plain()
+    if others:
+        result["views"] = {one.protocol.view: one.plain() for one in others}
+    replace_text(files["summary"], json.dumps(result, indent=1) + "\n")
+    label, norm = at.trained.folder.name, headline.protocol.norm
+    curves = {label: curve_points(headline)}
+    curves |= {f"{label}, {one.protocol.view}": curve_points(one) for one in others}
+    draw_robust_curve(curves, files["curve"], norm=norm)
+    files |= _records(at.trained, headline, path)
+    metrics = {key: value for one in summaries for key, value in one.metrics().items()}
+    flags = ", ".join(flag.name for flag in headline.flags) or "none"
+    at.publish(path, table.header, metrics, files.values(), {"raybust.distrust": flags})
+    text = headline.text()
+    if others:
+        doubts = [f"DISTRUST ({f.name}): {f.text}" for one in others for f in one.flags]
+        text = "\n".join([side_by_side(summaries), *doubts, "", f"{HEADLINE}:", "", text])
+    return Measurement(text, metrics, files, result)
+
+
+def _records(trained: Trained, summary: Summary, path: Path) -> dict[str, Path]:
+    """Writes RobustBench's record of every radius; returns the files."""
+    files = {}
+    architecture = trained.config.model.name
+    for eps in summary.protocol.eps:
+        record = robustbench_record(
+            summary, eps, name=trained.folder.name, architecture=architecture
+        )
+        shown = show_eps(eps).replace("/255", "of255")
+        file = path.with_name(f"{path.stem}.robustbench-{shown}.json")
+        file.write_text(json.dumps(record, indent=1) + "\n")
+        files[f"record {show_eps(eps)}"] = file
+    return files

@@ -1,0 +1,233 @@
+"""Certification over Ray: stateless tasks of a few examples each, rows merged by their key.
+
+A task that dies is run again, a driver that dies is run again by the same command: finished rows
+are in the log, and noise is keyed, so that the file ends the same for any number of workers. Stage
+certify.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from raybust.certify import (
+    CertificateLog,
+    Protocol,
+    Row,
+    certify_examples,
+    check_rows,
+    make_protocol,
+    sigma_warning,
+    summarize,
+    write_cohen,
+)
+from raybust.cluster.worker import set_threads
+from raybust.config import Config
+from raybust.data import Part
+from raybust.disk.files import put_aside
+from raybust.errors import RequestError, WorkError
+from raybust.report import certificates
+from raybust.stages.measurement import Bench, Measurement, Options, bench
+from raybust.stages.progress import progress_bar
+from raybust.train.objective import smoothing_sigma
+from raybust.trained import Trained
+
+FOLDER = "certified"
+Examples = tuple[Tensor, Tensor, Tensor]
+"""Images (N, C, H, W), labels (N,), indices (N,)."""
+
+_SMALLEST_SHARD, _LARGEST_SHARD = 2, 64
+
+
+@dataclass(frozen=True)
+class Certified(Measurement):
+    """A finished certification.
+
+    Attributes:
+        rows: the certificates, by index.
+    """
+
+    rows: tuple[Row, ...] = ()
+
+    @property
+    def log(self) -> Path:
+        """The file of rows."""
+        return self.files["rows"]
+
+    def export_cohen(self) -> Path:
+        """Writes the bare six columns into the folder `cohen` beside the log; returns the file."""
+        target = bare_path(self.log)
+        target.parent.mkdir(exist_ok=True)
+        write_cohen(self.rows, target)
+        return target
+
+
+def certify(trained: Trained, options: Options) -> Certified:
+    """Certifies a network at the protocol of its configuration, or resumes its certification.
+
+    Args:
+        trained: network, data, configuration.
+        options: how it runs.
+
+    Raises:
+        OtherProtocolError: the log there is of another function, images, labels or protocol.
+        RequestError: the network cannot be certified, or another command is measuring the run.
+        WorkError: a task failed for good; finished rows are kept.
+    """
+    with bench(trained, options) as at:
+        protocol = protocol_of(trained, at.device)
+        warning = sigma_warning(protocol.sigma, trained.trained_sigma)
+        if warning:
+            options.say(f"warning: {warning}")
+        path = at.place(log_path(trained.folder, protocol, options.name))
+        if not options.resume:
+            put_aside(bare_path(path))
+        log = CertificateLog(path, protocol)
+        chosen = protocol.select(len(getattr(trained.dataset, protocol.split)))
+        _run(at, log, _missing(at, log, chosen))
+        log.finish()
+        return _publish(at, log)
+
+
+def bare_path(log: Path) -> Path:
+    """Returns where the bare six columns of a log go."""
+    return log.parent / "cohen" / log.name
+
+
+def _missing(at: Bench, log: CertificateLog, chosen: list[int]) -> list[int]:
+    """Returns the positions that a log lacks; proves that its rows are of the network at hand."""
+    trained, protocol = at.trained, log.protocol
+    split = getattr(trained.dataset, protocol.split)
+    places = {int(split.indices[position]): position for position in chosen}
+    log.check_examples({idx: int(split.labels[place]) for idx, place in places.items()})
+    if log.rows:
+        at.options.say(f"resuming {log.path.name}: {len(log.rows)} of {len(chosen)} rows are done")
+
+        def again(indices: list[int], at_protocol: Protocol) -> list[Row]:
+            examples = _examples(split, [places[idx] for idx in indices])
+            call = (copy.deepcopy(trained.network), examples, at_protocol, trained.config)
+            if protocol.device == "cpu" or torch.cuda.is_available():
+                return _in_order(_shard(*call), indices)
+            (rows,) = at.run(_shard, [call], room=1)
+            return _in_order(rows, indices)
+
+        check_rows(log.rows, len(chosen), protocol, log.path, again)
+    return [place for idx, place in places.items() if idx not in log.places]
+
+
+def _in_order(rows: list[Row], indices: list[int]) -> list[Row]:
+    return sorted(rows, key=lambda row: indices.index(row.idx))
+
+
+def _examples(split: Part, positions: list[int]) -> Examples:
+    images, labels = split.fetch(positions)
+    return images, labels, split.indices[positions]
+
+
+def recompute(trained: Trained, idx: int, name: str | None = None) -> str:
+    """Recomputes one row of an existing log; returns what was found.
+
+    Args:
+        trained: network, data, configuration.
+        idx: index of the example in its dataset.
+        name: of the log; made from the protocol where not given.
+
+    Raises:
+        RequestError: there is no log at this protocol, or no such row in it.
+        WorkError: the row differs.
+    """
+    protocol = protocol_of(trained, "cuda" if torch.cuda.is_available() else "cpu")
+    path = log_path(trained.folder, protocol, name)
+    if not path.exists():
+        raise RequestError(f"{path}: no certificates at this protocol yet; run without --only")
+    log = CertificateLog(path, protocol)
+    old = next((row for row in log.rows if row.idx == idx), None)
+    if old is None:
+        raise RequestError(f"--only: example {idx} is not in {path}")
+    split = getattr(trained.dataset, protocol.split)
+    examples = _examples(split, (split.indices == idx).nonzero().flatten().tolist())
+    (new,) = _shard(copy.deepcopy(trained.network), examples, protocol, trained.config)
+    if not new.same(old):
+        raise WorkError(f"row {idx} of {path} is not reproduced: {old} became {new}")
+    return f"row {idx} of {path} is reproduced:\n{new.line().rstrip()}"
+
+
+def protocol_of(trained: Trained, device: str) -> Protocol:
+    """Returns the protocol at which a network is certified on a type of device."""
+    dataset, config = trained.dataset, trained.config
+    protocol = make_protocol(
+        config.certify,
+        sigma=smoothing_sigma(config),
+        shape=dataset.shape,
+        device=device,
+        dataset=dataset.name,
+    )
+    return protocol.about(trained.network, getattr(dataset, protocol.split))
+
+
+def log_path(folder: Path, protocol: Protocol, name: str | None = None) -> Path:
+    """Returns where the rows of a protocol lie: one file for split, noise, n and radii, or the one
+    of that name."""
+    if name is not None:
+        return folder / FOLDER / f"{name}.tsv"
+    noise = f"keep{protocol.keep}" if protocol.noise == "ablation" else f"sigma{protocol.sigma:g}"
+    parts = [protocol.split, protocol.noise, protocol.norm, noise, f"n{protocol.n}"]
+    if protocol.targets:
+        parts.append("r" + "-".join(f"{radius:g}" for radius in protocol.targets))
+    return folder / FOLDER / ("_".join(parts) + ".tsv")
+
+
+def _run(at: Bench, log: CertificateLog, todo: list[int]) -> None:
+    """Certifies positions `todo` of the split."""
+    if not todo:
+        return
+    config, protocol = at.trained.config, log.protocol
+    split, network = getattr(at.trained.dataset, protocol.split), at.ray.put(at.trained.network)
+    calls = (
+        (network, _examples(split, part), protocol, config) for part in in_shards(todo, at.room)
+    )
+    with progress_bar(len(todo), "certified") as bar:
+        for rows in at.run(_shard, calls):
+            log.append(rows)
+            bar.update(len(rows))
+
+
+def in_shards(todo: list[int], room: int) -> Iterator[list[int]]:
+    """Yields positions in shards that shrink towards the end: an eighth of a task's part of what is
+    left (our choice), so that all tasks end together. Shards of one example waste parts of batches.
+    """
+    while todo:
+        size = max(_SMALLEST_SHARD, min(_LARGEST_SHARD, len(todo) // (8 * room)))
+        yield todo[:size]
+        todo = todo[size:]
+
+
+def _shard(network: nn.Module, examples: Examples, protocol: Protocol, config: Config) -> list[Row]:
+    """The task: certificates of a few examples."""
+    set_threads(config)
+    images, labels, indices = examples
+    network = network.to(protocol.device).eval()
+    images, labels = images.to(protocol.device), labels.to(protocol.device)
+    return list(certify_examples(network, images, labels, indices, protocol))
+
+
+def _publish(at: Bench, log: CertificateLog) -> Certified:
+    """Writes curve and table beside the rows and sends all of it to MLflow."""
+    protocol, path, radii = log.protocol, log.path, at.trained.config.certify.radii
+    metrics = summarize(log.rows, radii, "certified")
+    files = {"rows": path, "curve": path.with_suffix(".png"), "table": path.with_suffix(".md")}
+    labels = [at.trained.name]
+    certificates.draw_curve([path], files["curve"], labels=labels)
+    text = certificates.table([path], radii=radii, labels=labels)
+    ablated = protocol.noise == "ablation"
+    amount = f"keep = {protocol.keep}" if ablated else f"sigma = {protocol.sigma:g}"
+    text = f"{text.rstrip()}\n\nNoise: {protocol.noise}, {amount}; radii in {protocol.norm}.\n"
+    files["table"].write_text(text)
+    at.publish(path, log.header, metrics, files.values())
+    details = {"log": str(path), "curve": str(files["curve"])}
+    return Certified(text, metrics, files, details, tuple(log.rows))

@@ -1,0 +1,179 @@
+"""What is seen to be wrong before a plan is printed, a job is submitted or a session begun: names,
+places, and the protocols by which a trained network is measured.
+
+Where a jobs URL is given the command runs on that cluster: `here` is then false, and what that
+machine alone knows (its folders, its runs, its packages) is left to it. Stage cluster.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from raybust import config as configuration
+from raybust import data, methods, models, track
+from raybust.certify import make_protocol
+from raybust.config import Config, Leaf
+from raybust.corruptions import check_corruptions
+from raybust.data import Dataset
+from raybust.disk import runs
+from raybust.errors import RequestError
+from raybust.evaluate import check_classes, make_attack_protocol
+from raybust.search.database import check_form
+from raybust.search.goals import check_goals
+from raybust.search.sampler import check_sampler
+from raybust.search.space import Space
+from raybust.track.uri import sqlite_file
+from raybust.train import initial
+from raybust.train.objective import smoothing_sigma
+
+
+def check_training(config: Config, *, here: bool) -> None:
+    """Checks names and places of a run, and reads no data.
+
+    Args:
+        config: of the run, or of a sweep.
+        here: whether it runs from this machine.
+
+    Raises:
+        RequestError: an unknown name, a path that is needed and not given, a place that cannot be.
+    """
+    data.check(config.data, here=here)
+    models.check(config.model.name, here=here)
+    check_places(config, here=here)
+    if here:
+        initial.check(config)
+
+
+def check_sweep(
+    leaves: Sequence[Leaf], block: Any, *, address: str | None = None, here: bool = True
+) -> tuple[Config, Space]:
+    """Returns configuration and space of a sweep, all of it checked that needs no data.
+
+    Args:
+        leaves: the fixed configuration.
+        block: the block `search` of the file.
+        address: of a Ray cluster; None for the embedded one.
+        here: False where the sweep is to run on the machine of a jobs URL.
+    """
+    config = configuration.compose(leaves, methods.get)
+    space = Space.parse(block)
+    space.check(leaves, methods.get)
+    for point in config.tune.points:
+        space.check_point(point)
+    check_sampler(config, space)
+    check_goals(config, space)
+    check_search(config, space, address=address, here=here)
+    return config, space
+
+
+def check_search(config: Config, space: Space, *, address: str | None, here: bool) -> None:
+    """Checks names and places of a sweep, and what its finalists are to be measured by.
+
+    Args:
+        config: of the sweep.
+        space: its networks are checked by name.
+        address: of a Ray cluster; None for the embedded one.
+        here: whether it runs from this machine.
+
+    Raises:
+        RequestError: as `check_training`, or the finalists could not be measured.
+    """
+    for domain in space.domains:
+        for value in domain.values if domain.key == "model.name" else ():
+            models.check(str(value), here=here)
+    check_training(config, here=here)
+    if here and config.tune.warm_start is not None:
+        try:
+            runs.find(config.tune.warm_start, runs.out_folder(config))
+        except RequestError as error:
+            raise RequestError(f"tune.warm_start: {error}") from None
+    facts = data.describe(config.data.name)
+    if facts["shape"] is not None:  # else the data tell, which are read when the sweep starts
+        device = device_before(config, address)
+        check_finalists(config, facts["shape"], facts["classes"], device=device, here=here)
+
+
+def check_places(config: Config, *, here: bool = True) -> None:
+    """Checks that results and runs can be stored, as far as that is seen without writing; refuses a
+    password that would be stored with them."""
+    out = runs.out_folder(config)
+    for key, uri, instead in (
+        ("track.uri", config.track.uri, "the URI into $MLFLOW_TRACKING_URI"),
+        ("tune.storage", config.tune.storage, "the password into ~/.pgpass or $PGPASSWORD"),
+    ):
+        if uri and track.safe_uri(uri) != uri:
+            raise RequestError(
+                f"{key}: got {track.safe_uri(uri)} with a password, which run.json and MLflow would"
+                f" keep; put {instead}"
+            )
+    if config.tune.storage is not None:
+        check_form(config.tune.storage)
+    if not here:
+        if config.track.uri:
+            track.resolve_uri(config.track, out)
+        return
+    runs.check_writable(out)
+    file = sqlite_file(track.resolve_uri(config.track, out))
+    if file is not None:
+        runs.check_writable(file.parent, "track.uri")
+
+
+def device_before(config: Config, address: str | None) -> str:
+    """Returns the type of device of Ray's tasks, "cpu" or "cuda", as far as it is known before a
+    session: "cuda", of which less is refused, where only the cluster at the address can tell."""
+    gpus = config.cluster.gpus_per_worker
+    if gpus is not None:
+        return "cuda" if gpus else "cpu"
+    return "cuda" if address is not None or torch.cuda.is_available() else "cpu"
+
+
+def check_finalists(
+    config: Config, shape: tuple[int, int, int], classes: int, *, device: str, here: bool = True
+) -> None:
+    """Checks the protocols of a sweep's finalists, where any are asked for.
+
+    Args:
+        config: its sections `certify` and `evaluate`.
+        shape: (C, H, W) of an image.
+        classes: K.
+        device: "cpu" or "cuda".
+        here: whether the packages of this machine are those that attack.
+
+    Raises:
+        RequestError: they could not be certified or attacked.
+    """
+    if config.tune.finalists:
+        check_certify(config, shape, device)
+        check_attacks(config, shape, classes, device=device, here=here)
+
+
+def check_certify(config: Config, shape: tuple[int, int, int], device: str) -> None:
+    """Refuses a certification that cannot be; see `make_protocol`."""
+    sigma = smoothing_sigma(config)
+    make_protocol(config.certify, sigma=sigma, shape=shape, device=device, dataset="")
+
+
+def check_attacks(
+    config: Config, shape: tuple[int, int, int], classes: int, *, device: str, here: bool = True
+) -> None:
+    """Refuses attacks that cannot be; see `make_attack_protocol`."""
+    section = config.evaluate
+    if not here:
+        attacks = tuple(name for name in section.attacks if name != "autoattack")
+        section = dataclasses.replace(section, attacks=attacks)
+    if section.attacks:
+        make_attack_protocol(section, shape=shape, total=1, device=device, dataset="")
+        check_classes(section.attacks, classes)
+
+
+def check_evaluate(config: Config, dataset: Dataset, device: str) -> None:
+    """Refuses an evaluation that cannot be, under corruption or attack."""
+    section = config.corruptions
+    if section.asked:
+        check_corruptions(getattr(dataset, section.split), section, dataset.classes)
+    else:
+        check_attacks(config, dataset.shape, len(dataset.classes), device=device)

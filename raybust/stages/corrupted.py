@@ -1,0 +1,206 @@
+"""Evaluation under corruption over Ray: stateless tasks of a share of the examples each, whose
+counts add up.
+
+The shares are cut by the protocol, not by the number of workers, and noise is keyed, so that the
+counts end the same for any number of workers. Each share's counts are a line of a file: a driver
+that died goes on by the same command. Stage corruptions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from raybust import data, identity, methods
+from raybust.config import Config, from_dict
+from raybust.corruptions import (
+    VERSION,
+    CountsLog,
+    Share,
+    check_corruptions,
+    contents,
+    evaluate_corruptions,
+    merge,
+    named_sets,
+)
+from raybust.data import Part
+from raybust.disk import runs
+from raybust.disk.files import is_aside, read_json, replace_text
+from raybust.errors import RequestError
+from raybust.report.transfer import Training, training_of_metrics
+from raybust.stages.measurement import Bench, Measurement, Options, bench
+from raybust.stages.progress import progress_bar
+from raybust.trained import Trained, is_current
+
+FOLDER = "corrupted"
+_SHARES = 16
+"""Enough for eight workers to end together (our choice)."""
+_ABOUT = ("data", "labels", "weights", "outputs")
+
+
+def evaluate(trained: Trained, options: Options) -> Measurement:
+    """Measures a network under the corruptions of its configuration, or resumes the measurement.
+
+    Args:
+        trained: network, data, configuration.
+        options: how it runs.
+
+    Raises:
+        OtherProtocolError: the counts there are of another function, images, labels or protocol.
+        RequestError: the corruptions cannot be applied, or another command is measuring the run.
+        WorkError: a task failed for good; finished counts are kept.
+    """
+    config, section = trained.config, trained.config.corruptions
+    part, classes = getattr(trained.dataset, section.split), trained.dataset.classes
+    cells = check_corruptions(part, section, classes)
+    with bench(trained, options) as at:
+        protocol = protocol_of(trained, at.device)
+        path = at.place(counts_path(trained.folder, protocol, options.name))
+        log = CountsLog(path, protocol, named_sets(section, part))
+        todo = [share for share in range(_SHARES) if share not in log.shares]
+        if len(todo) < _SHARES:
+            options.say(f"resuming {path.name}: {len(log.shares)} of {_SHARES} shares are done")
+            log.check_images(part, section, classes)
+        images, network = at.ray.put((part, classes)), at.ray.put(trained.network)
+        calls = ((network, images, share, at.device, config) for share in todo)
+        with progress_bar(_SHARES * cells, "cells", len(log.shares) * cells) as bar:
+            for entry in at.run(_do, calls) if todo else ():
+                log.append(entry)
+                bar.update(cells)
+        return _publish(at, log)
+
+
+def protocol_of(trained: Trained, device: str) -> dict[str, Any]:
+    """Returns everything that the counts depend on, as plain data. Of the folder of published
+    images it has the name; each share's counts record the content that they are of."""
+    dataset, section = trained.dataset, trained.config.corruptions
+    part = getattr(dataset, section.split)
+    chosen = range(min(len(part), section.examples or len(part)))
+    settings = dataclasses.asdict(section)
+    del settings["batch"]
+    if section.folder is not None:
+        settings["folder"] = Path(section.folder).resolve().name
+    header = {
+        "version": VERSION,
+        "dataset": dataset.name,
+        "data": part.content(chosen),
+        "labels": part.labeling(chosen),
+        "weights": identity.weights_digest(trained.network),
+        "outputs": identity.outputs_of(trained.network, part.fetch(chosen[: identity.PROBES])[0]),
+        "device": device,
+        "shares": _SHARES,
+        **settings,
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(header))
+    return plain
+
+
+def counts_path(folder: Path, protocol: Mapping[str, Any], name: str | None = None) -> Path:
+    """Returns where the counts of a protocol lie, whatever network and images they are of."""
+    if name is not None:
+        return folder / FOLDER / f"{name}.jsonl"
+    asked = {key: value for key, value in protocol.items() if key not in _ABOUT}
+    digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
+    names = [protocol["split"], *protocol["sets"], *(["rows"] if protocol["rows"] else [])]
+    names += ["published"] if protocol["folder"] else []
+    names += ["generated"] if protocol["generated"] else []
+    return folder / FOLDER / ("_".join([*names, digest]) + ".jsonl")
+
+
+def latest_metrics(folder: Path) -> dict[str, float]:
+    """Returns what evaluations of a run found under corruption, the latest of each metric. Those
+    that were kept aside, or are of other weights than the run has now, are left out."""
+    files = sorted(_results(folder), key=lambda path: path.stat().st_mtime)
+    found: dict[str, float] = {}
+    for file in files:
+        found |= read_json(file)["metrics"]
+    return found
+
+
+def _results(folder: Path) -> list[Path]:
+    return [
+        path
+        for path in (folder / FOLDER).glob("*.json")
+        if not is_aside(path) and is_current(path, read_json(path).get("protocol", {}))
+    ]
+
+
+def measured_runs(folders: Sequence[Path]) -> list[Path]:
+    """Returns the runs among these, and the trials of the sweeps among them, that were measured
+    under corruption."""
+    places = [
+        place for folder in folders for place in (folder, *sorted((folder / runs.TRIALS).glob("*")))
+    ]
+    return [place for place in places if _results(place)]
+
+
+def trainings_of(folders: Sequence[Path]) -> tuple[list[Training], tuple[int, int, int]]:
+    """Returns the columns of the transfer matrix, one a run, and the shape of the images.
+
+    Args:
+        folders: runs that `measured_runs` found.
+
+    Raises:
+        RequestError: a run was not measured under the set C1, or runs are of several datasets.
+    """
+    found, datasets = [], {}
+    for folder in folders:
+        config = from_dict(runs.read_identity(folder).config, methods.get)
+        if config.data not in datasets:
+            datasets[config.data] = data.load(config.data).shape
+        shape = datasets[config.data]
+        noisy = getattr(config.method, "noise_set", None)
+        rows = noisy(shape).rows if noisy and config.method.clean < 1 else ()
+        trial = folder.parent.name == runs.TRIALS
+        name = f"{folder.parent.parent.name}/{int(folder.name)}" if trial else folder.name
+        found.append(training_of_metrics(name, rows, latest_metrics(folder)))
+    if len(datasets) != 1:
+        raise RequestError(f"the runs are of {len(datasets)} datasets; compare those of one")
+    return found, shape
+
+
+def _do(
+    network: nn.Module,
+    images: tuple[Part, tuple[str, ...]],
+    share: int,
+    device: str,
+    config: Config,
+) -> Share:
+    """The task: the counts of one share of the examples."""
+    from raybust.cluster.worker import set_threads
+
+    began = time.perf_counter()
+    set_threads(config)
+    (part, classes), where, shard = images, torch.device(device), (share, _SHARES)
+    found = evaluate_corruptions(
+        network.to(where).eval(), part, config.corruptions, where, classes=classes, shard=shard
+    )
+    seen = dict(contents(part, config.corruptions, classes=classes, shard=shard))
+    return Share(share, found, seen, time.perf_counter() - began)
+
+
+def _publish(at: Bench, log: CountsLog) -> Measurement:
+    """Writes metrics and table beside the counts and sends all of it to MLflow."""
+    path, found = log.path, merge([log.shares[share].found for share in range(_SHARES)])
+    files = {"counts": path, "metrics": path.with_suffix(".json"), "table": path.with_suffix(".md")}
+    metrics, notes = found.metrics(), found.notes()
+    figures = [
+        f"{name:<24} {value:.4f}"
+        for name, value in metrics.items()
+        if not name.startswith(("error/", "generated/error/"))
+    ]
+    text = "\n".join([found.table(), *figures, *(f"note: {note}" for note in notes)])
+    result = Measurement(text, metrics, files, {"notes": notes})
+    plain = {**result.plain(), "protocol": json.loads(log.header)}
+    replace_text(files["metrics"], json.dumps(plain, indent=1) + "\n")
+    files["table"].write_text(found.table() + "".join(f"\n{note}.\n" for note in notes))
+    at.publish(path, log.header, metrics, files.values())
+    return result

@@ -1,0 +1,117 @@
+"""Finalists of a sweep: which trials they are, and what they reach on the test set.
+
+Each is certified and attacked once, by the commands' own protocols, as Ray tasks over the whole
+cluster; what an earlier start measured is not measured again. Stage tune.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from raybust import config as configuration
+from raybust.config import Config
+from raybust.disk import runs
+from raybust.disk.rowlog import OtherProtocolError
+from raybust.evaluate import clean_accuracy
+from raybust.report import read_log
+from raybust.search.leaderboard import Leaderboard
+from raybust.search.records import TrialRecord
+from raybust.stages import attacked, certified
+from raybust.stages.measurement import Options
+from raybust.stages.progress import Say
+from raybust.trained import load_trained
+
+_LONGEST = 300
+_SECTIONS = ("certify", "evaluate", "cluster", "track", "out")
+
+
+def choose(board: Leaderboard, most: int) -> list[TrialRecord]:
+    """Returns the finalists: the best trials that meet the constraints; of several objectives,
+    those of the Pareto set, spread evenly over it by the first metric, both ends included. Where
+    the set is smaller, the best others follow, one of each further method first.
+
+    Args:
+        board: the trials, ranked.
+        most: how many there may be.
+    """
+    fit = [entry for entry in board.entries if entry.feasible is not False]
+    if not board.objectives:
+        return fit[:most]
+    front = [entry for entry in fit if entry.number in board.pareto]
+    if len(front) <= most or most < 2:
+        rest = [entry for entry in fit if entry not in front]
+        best = {e.method: e for e in [*reversed(rest), *reversed(front)]}
+        ahead = [entry for entry in rest if best[entry.method] is entry]
+        rest = [*ahead, *(entry for entry in rest if entry not in ahead)]
+        return [*front, *rest][:most]
+    last = len(front) - 1
+    return [front[round(i * last / (most - 1))] for i in range(most)]
+
+
+def measure(config: Config, entry: TrialRecord, folder: Path, say: Say) -> TrialRecord:
+    """Returns an entry with clean accuracy, certificates and attacks on the test set; where one of
+    these fails, with why and with what was measured before.
+
+    Args:
+        config: the sweep's; its sections `certify` and `evaluate` are the protocol.
+        entry: the trial.
+        folder: the sweep's.
+        say: prints a line.
+    """
+    try:
+        for found in _figures(config, entry, folder, say):
+            entry = replace(entry, **found)
+    except OtherProtocolError as error:
+        name = f"{folder.name}/{entry.number}"
+        reason = (
+            f"{error}: as `raybust certify {name} --no-resume`, or evaluate; in this command it"
+            " would begin the search anew"
+        )
+    except Exception as error:  # whatever ends one finalist, the others are measured
+        reason = " ".join(str(error).split())[:_LONGEST] or type(error).__name__
+    else:
+        return replace(entry, reason=None)
+    say(f"warning: trial {entry.number} could not be measured: {reason}")
+    return replace(entry, reason=reason)
+
+
+def _figures(
+    config: Config, entry: TrialRecord, folder: Path, say: Say
+) -> Iterator[dict[str, Any]]:
+    """Yields what a finalist reaches, one measurement after the other."""
+    plain = configuration.to_dict(config)
+    overrides = configuration.leaves_of({key: plain[key] for key in _SECTIONS}, "sweep")
+    trained = load_trained(folder / runs.TRIALS / f"{entry.number:04d}", overrides)
+    for note in trained.notes:
+        say(note)
+    say(f"certifying trial {entry.number} on the {trained.config.certify.split} set")
+    accuracy = clean_accuracy(trained.network, trained.dataset, trained.config.evaluate)
+    yield {"accuracy": accuracy.accuracy, "examples": accuracy.examples}
+    found = certified.certify(trained, Options(say))
+    yield {"certified": found.metrics, "log": found.log}
+    if config.evaluate.attacks:
+        say(f"attacking trial {entry.number} on the {trained.config.evaluate.split} set")
+        yield {"attacked": attacked.evaluate(trained, Options(say)).metrics}
+
+
+def protocol(config: Config, finalists: Sequence[TrialRecord]) -> str:
+    """Returns in one line how the finalists were measured, each figure with its examples; "" for
+    none."""
+    measured = [record for record in finalists if record.accuracy is not None]
+    if not measured:
+        return ""
+    part, attack, one = config.certify, config.evaluate, measured[0]
+    first = "all" if attack.examples is None else "the first"
+    clean = f"{first} {one.examples} {attack.split} examples"
+    rows = "" if one.log is None else f"{len(read_log(one.log))} "
+    text = (
+        f"clean accuracy of {clean}; certificates of {rows}{part.split} examples, skip {part.skip},"
+        f" by randomized smoothing with n0 = {part.n0}, n = {part.n}, alpha = {part.alpha:g};"
+    )
+    if attack.attacks:
+        radii = ", ".join(f"{eps:.3g}" for eps in attack.eps)
+        text += f" attacks on {clean}: {', '.join(attack.attacks)}, {attack.norm} <= {radii};"
+    return f"{text} intervals stand in each trial's tables."

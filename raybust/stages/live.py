@@ -1,0 +1,120 @@
+"""The live table of a sweep: a row for each trial that finishes, and a bar on a terminal.
+
+Rows go to standard error, aligned, also where it is no terminal; the bar says how many trials are
+running and what is best so far. Stage tune.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from types import TracebackType
+
+from raybust.config import Config
+from raybust.report.columns import ACCURACY, number, settings
+from raybust.search.records import FINISHED, TrialRecord
+from raybust.stages.progress import progress_bar
+
+_STATES = {"COMPLETE": "finished", "PRUNED": "stopped early", "FAIL": "failed"}
+_HEADS = ("trial", "state", "method", "budget", "{metric}", "best", "val. accuracy", "settings")
+_RIGHT = {0, 3, 4, 5, 6}
+
+
+class Table:
+    """Prints the table; a context, because the bar has an end.
+
+    Args:
+        config: the sweep's.
+        records: trials of an earlier start, whose best one counts.
+    """
+
+    def __init__(self, config: Config, records: Sequence[TrialRecord] = ()) -> None:
+        part = config.tune
+        self._config = config
+        self._best: TrialRecord | None = None
+        self._heads = [head.format(metric=part.metric) for head in _HEADS]
+        self._widths = [max(len(head), 6) for head in self._heads[:-1]]
+        self._widths[1], self._widths[2] = len("stopped early"), 12
+        finished = [record for record in records if record.state in FINISHED]
+        for record in finished:
+            self._consider(record)
+        self._bar = progress_bar(part.trials, "trials", len(finished))
+        self._headed = False
+
+    def __enter__(self) -> Table:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.close()
+
+    def row(self, record: TrialRecord, running: int = 0) -> None:
+        """Prints a trial that finished.
+
+        Args:
+            record: the trial.
+            running: trials that are still running.
+        """
+        self._consider(record)
+        notes = [f"{running} running"]
+        if self._best is not None:
+            notes.append(f"best {number(self._best.value)} (trial {self._best.number})")
+        self._bar.set_postfix_str(", ".join(notes), refresh=False)
+        self._bar.update(1)
+        cells = self._cells(record)
+        if not self._headed:
+            self._headed = True
+            self._fit(cells)
+            self._write(self._heads)
+        self._write(cells)
+
+    def _cells(self, record: TrialRecord) -> list[str]:
+        state = _STATES[record.state]
+        if record.state == "COMPLETE" and record.feasible is False:
+            state = "infeasible"
+        words = settings(record.point)
+        if record.reason:
+            words = f"{words}  ({record.reason})"
+        return [
+            str(record.number),
+            state,
+            str(record.point.get("method.name", self._config.method.key)),
+            self._spent(record),
+            number(record.value),
+            number(self._best.value if self._best else None),
+            number(record.metrics.get(ACCURACY)),
+            words,
+        ]
+
+    def _spent(self, record: TrialRecord) -> str:
+        """Returns how much of its budget a trial had: epochs, or a share of passes or seconds."""
+        unit, amount = self._config.train.budget
+        if unit == "epoch":
+            return f"{record.epoch}/{record.point.get('train.epochs', amount):g}"
+        return f"{record.spent.get(record.epoch, 0.0) / amount:.0%}"
+
+    def _consider(self, record: TrialRecord) -> None:
+        """Takes the trial as the best where it is: it trained to its end, meets the constraints."""
+        if record.state != "COMPLETE" or record.feasible is False or record.value is None:
+            return
+        sign = 1 if self._config.tune.mode == "max" else -1
+        if self._best is None or sign * record.value > sign * (self._best.value or 0.0):
+            self._best = record
+
+    def _fit(self, cells: Sequence[str]) -> None:
+        """Widens the columns to the cells; the last one is free."""
+        wider = zip(self._widths, cells[:-1], strict=True)
+        self._widths = [max(width, len(cell)) for width, cell in wider]
+
+    def _write(self, cells: Sequence[str]) -> None:
+        """Prints a row; a column is as wide as the widest cell so far."""
+        self._fit(cells)
+        placed = [
+            cell.rjust(width) if at in _RIGHT else cell.ljust(width)
+            for at, (cell, width) in enumerate(zip(cells, self._widths, strict=False))
+        ]
+        self._bar.write("  ".join([*placed, cells[-1]]), file=sys.stderr)

@@ -1,0 +1,110 @@
+"""What a stage prints while it works: epochs as workers log them, bars, notes on data and nodes.
+
+Epochs are read from the run's journal, so that a worker on another machine needs no connection
+besides the shared folder.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from raybust.cluster.session import must_grow
+from raybust.config import Config
+from raybust.data import Dataset
+from raybust.disk import runs
+
+Say = Callable[[str], None]
+"""Prints one line for the user."""
+
+_POLL_S = 0.3
+_EPOCH = (
+    ("train/loss", "loss"),
+    ("validation/accuracy", "validation accuracy"),
+    ("certified_fast/acr", "fast ACR"),
+    ("attacked_fast/robust_accuracy", "fast robust accuracy"),
+    ("train/images_per_second", "images/s"),
+)
+
+
+def say_data(config: Config, dataset: Dataset, say: Say) -> None:
+    """Prints how the data were read."""
+    for line in dataset.understood(config.model.mean, config.model.std):
+        say(line)
+
+
+def say_if_growing(config: Config, ray: Any, say: Say) -> None:
+    """Prints that the work waits for the autoscaler, if it does."""
+    if must_grow(config, ray):
+        say(
+            "waiting for the autoscaler to add nodes, which takes minutes;"
+            " `ray status` on the head tells why none comes"
+        )
+
+
+def progress_bar(total: int, what: str, initial: int = 0) -> Any:
+    """Returns a tqdm bar on standard error; away from a terminal it prints only what is written."""
+    from tqdm import tqdm
+
+    quiet = not sys.stderr.isatty()
+    return tqdm(total=total, initial=initial, desc=what, disable=quiet, dynamic_ncols=True)
+
+
+@contextmanager
+def epoch_lines(folder: Path, say: Say) -> Iterator[None]:
+    """Prints a line for each epoch that a worker appends to the run's journal."""
+    path = folder / runs.JOURNAL
+    stop = threading.Event()
+    start = path.stat().st_size if path.exists() else 0
+
+    def follow() -> None:
+        offset = start
+        while True:
+            last = stop.wait(_POLL_S)
+            if path.exists():
+                with path.open("rb") as file:
+                    file.seek(offset)
+                    for line in file:
+                        if not line.endswith(b"\n"):
+                            break
+                        offset += len(line)
+                        _say_entry(json.loads(line), say)
+            if last:
+                return
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(timeout=5)
+
+
+def _say_entry(entry: dict[str, Any], say: Say) -> None:
+    if entry.get("e") == "metrics":
+        say(epoch_line(entry["step"], entry["values"]))
+    elif "raybust.hosts" in entry.get("tags", {}):
+        say(group_line(entry["tags"]))
+
+
+def group_line(tags: dict[str, str]) -> str:
+    """Returns the host of each rank as one line."""
+    hosts = enumerate(tags["raybust.hosts"].split())
+    ranks = ", ".join(f"rank {rank} on {host}" for rank, host in hosts)
+    return f"process group ({tags['raybust.backend']}): {ranks}"
+
+
+def epoch_line(epoch: int, metrics: dict[str, Any]) -> str:
+    """Returns an epoch's metrics as one line."""
+    parts = [f"epoch {epoch:3d}"]
+    for key, label in _EPOCH:
+        if key in metrics:
+            digits = 0 if key.endswith("second") else 4
+            parts.append(f"{label} {float(metrics[key]):.{digits}f}")
+    return "  ".join(parts)

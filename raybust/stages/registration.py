@@ -1,0 +1,104 @@
+"""The best finalist of a sweep in the model registry, with what its certificate says.
+
+Best is what search put first: the test set never chooses. The trial's own journal carries it, so a
+server that is away gets it later. Stage tune.
+"""
+
+from __future__ import annotations
+
+from raybust.disk import checkpoint, runs
+from raybust.report import acr, read_log
+from raybust.report.columns import number, settings
+from raybust.search.leaderboard import Leaderboard
+from raybust.search.records import TrialRecord
+from raybust.track import Journal
+
+REGISTERED = f"registered.{runs.JOURNAL}"
+"""Journal of the registration, in the trial's folder."""
+_FOLDER = "checkpoint"
+
+
+def register_best(board: Leaderboard) -> TrialRecord | None:
+    """Records the weights of the best finalist that meets the constraints for registration under
+    the sweep's name; returns it, or None where there is none.
+
+    Args:
+        board: of a sweep whose finalists are measured.
+    """
+    best = next((entry for entry in board.finalists if entry.feasible is not False), None)
+    if best is None:
+        return None
+    folder = board.folder / runs.TRIALS / f"{best.number:04d}"
+    newest = checkpoint.newest(folder)
+    if newest is None:
+        return None
+    identity = runs.read_identity(folder)
+    digest = checkpoint.read_manifest(newest)["files"][checkpoint.WEIGHTS]
+    tags = {
+        "raybust.sweep": board.sweep,
+        "raybust.trial": best.number,
+        "raybust.method": best.method,
+        "raybust.dataset": identity.config["data"]["name"],
+        "raybust.clean_accuracy": best.accuracy,
+        "raybust.clean_examples": best.examples,
+        **certificate(best),
+        **{f"raybust.{key}": value for key, value in (best.attacked or {}).items()
+           if key.endswith("/robust_accuracy")},
+    }  # fmt: skip
+    with Journal(folder / REGISTERED) as journal:
+        journal.attach(identity.uid, identity.config["track"]["experiment"])
+        journal.register(
+            board.sweep,
+            [newest / checkpoint.WEIGHTS, newest / checkpoint.MANIFEST],
+            folder=_FOLDER,
+            digest=digest,
+            description=describe(board, best, digest),
+            tags=tags,
+        )
+    return best
+
+
+def certificate(entry: TrialRecord) -> dict[str, object]:
+    """Returns the summary of an entry's certificates as tags, with all that it depends on."""
+    if entry.log is None:
+        return {}
+    log = read_log(entry.log)
+    found, protocol = acr(log), log.protocol
+    tags: dict[str, object] = {
+        "raybust.acr": found.value,
+        "raybust.acr_low": found.low,
+        "raybust.acr_high": found.high,
+        "raybust.examples": found.examples,
+        "raybust.skip": found.skip,
+    }
+    if protocol is not None:
+        keys = ("noise", "norm", "sigma", "n0", "n", "alpha", "split", "weights")
+        tags |= {f"raybust.{key}": getattr(protocol, key) for key in keys}
+    return tags
+
+
+def describe(board: Leaderboard, entry: TrialRecord, digest: str) -> str:
+    """Returns what a person reads of a registered version, as Markdown.
+
+    Args:
+        board: the sweep.
+        entry: the trial.
+        digest: SHA-256 of the file of weights.
+    """
+    lines = [
+        f"Trial {entry.number} of sweep {board.sweep}: {entry.method}, {settings(entry.point)}.",
+        f"Chosen by {board.metric} {number(entry.value)} on the validation part, not by the test"
+        " set.",
+    ]
+    if entry.log is not None:
+        log = read_log(entry.log)
+        made = log.protocol
+        how = f" ({made.noise} noise, sigma = {made.sigma:g}; {made.split} set)" if made else ""
+        lines.append(f"Certificate{how}: ACR {acr(log)}.")
+    if entry.accuracy is not None:
+        lines.append(
+            f"Clean accuracy of the network on {entry.examples} test examples:"
+            f" {entry.accuracy:.4f}."
+        )
+    lines.append(f"SHA-256 of {checkpoint.WEIGHTS}: {digest}.")
+    return "\n\n".join(lines)

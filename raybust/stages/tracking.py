@@ -1,0 +1,42 @@
+"""The MLflow store of a stage: opened before the work, brought up to date after it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from raybust import track
+from raybust.config import Config
+from raybust.errors import WorkError
+from raybust.stages.progress import Say
+
+
+def load_ahead() -> None:
+    """Imports MLflow in a thread, while Ray's processes start: both take seconds."""
+    threading.Thread(target=track.load_mlflow, daemon=True).start()
+
+
+def open_store(config: Config, out: Path, say: Say) -> str:
+    """Returns the tracking URI of a store that is ready; warns if its server is unreachable."""
+    uri = track.resolve_uri(config.track, out)
+    warning = track.prepare(uri, out, config.track.experiment)
+    if warning:
+        say(f"warning: {warning}")
+    return uri
+
+
+@contextmanager
+def sending_rest(folder: Path, uri: str, out: Path, say: Say) -> Iterator[None]:
+    """Sends what workers left unsent, also after a failure; warns about what stays unsent."""
+    failure = None
+    try:
+        yield
+    except WorkError as error:
+        failure = error
+    result = track.sync(folder, uri, out)
+    for journal, reason in result.left:
+        say(f"warning: {journal} is not in MLflow yet ({reason}); the same command sends it")
+    if failure is not None:
+        raise failure

@@ -1,0 +1,88 @@
+"""`raybust train`: checks all that needs no cluster, then trains one run on Ray.
+
+Nothing is submitted before data, network and store are ready; a run that is trained already is
+only brought up to date in MLflow.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from raybust import config as configuration
+from raybust import data, models
+from raybust.cluster.runlog import Job, end_if_open
+from raybust.cluster.session import nodes_of, session, slots
+from raybust.config import Config
+from raybust.disk import checkpoint, runs
+from raybust.disk.lock import locked
+from raybust.stages.checks import check_places
+from raybust.stages.progress import Say, epoch_lines, say_data, say_if_growing
+from raybust.stages.tracking import load_ahead, open_store, sending_rest
+from raybust.train import initial
+from raybust.train.objective import assemble, check_batch
+
+
+def default_name(config: Config) -> str:
+    """Returns the name of a run that was given none: the same for the same experiment."""
+    model = config.model.name.replace(":", "-")
+    digits = runs.fixed_digits(configuration.to_dict(config))
+    return f"{config.data.name}-{config.method.key}-{model}-{digits}"
+
+
+def train(config: Config, *, address: str | None, resume: bool, verbose: bool, say: Say) -> Path:
+    """Trains one run, or goes on with it; returns its folder.
+
+    Args:
+        config: the whole configuration.
+        address: of a Ray cluster; None for the embedded one.
+        resume: False moves an earlier run of that name aside.
+        verbose: whether Ray's messages are shown.
+        say: prints a line.
+
+    Raises:
+        RequestError: something of the request is wrong; nothing was begun.
+        WorkError: training failed; the last good checkpoint is kept.
+    """
+    dataset = data.load(config.data)
+    out = runs.out_folder(config)
+    folder = out / (config.name or default_name(config))
+    plain = configuration.to_dict(config)
+    newest = checkpoint.newest(folder, say) if resume else None
+    network = assemble(config, dataset)
+    if newest is None:
+        initial.initialize(network, config, dataset)
+    check_batch(network, config, dataset)
+    initial.embedding(config, dataset, "cpu")
+    data.fitting_batch(
+        dataset.train.labels,
+        config.train.batch_size,
+        world=config.cluster.workers,
+        classes=config.train.batch_classes or config.method.balanced_classes,
+    )
+    check_places(config)
+    if resume:
+        runs.check_same(folder, "train", plain, dataset.digest)
+    if newest is not None and checkpoint.read_manifest(newest)["done"]:
+        say(f"{folder.name} is trained already; --no-resume trains it anew")
+        with locked(folder), sending_rest(folder, open_store(config, out, say), out, say):
+            end_if_open(folder, "finished")
+            return folder
+    from raybust.cluster import worker
+
+    load_ahead()
+    with session(address, verbose=verbose, dashboard=True) as ray:
+        slots(config, nodes_of(ray))
+        say_if_growing(config, ray, say)
+        uri = open_store(config, out, say)
+        with locked(folder), sending_rest(folder, uri, out, say):
+            identity = runs.identify(folder, "train", plain, resume, dataset.digest)
+            newest = checkpoint.newest(folder)
+            say_data(config, dataset, say)
+            for note in models.notes_of(network):
+                say(note)
+            start = f"resuming at epoch {checkpoint.epoch_of(newest)}" if newest else "training"
+            say(f"{folder.name}: {start}, {config.cluster.workers} workers, in {folder}")
+            job = Job(plain, str(folder), identity.uid, folder.name)
+            with epoch_lines(folder, say):
+                worker.train(config, job, uri)
+    return folder

@@ -1,0 +1,257 @@
+"""A sweep from start to leaderboard: trials, finalists at publication fidelity, the parent run.
+
+Search sees the validation part alone; the finalists are certified and attacked on the test set,
+once, after the search. The leaderboard shows both in separate columns. Stage tune.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from optuna.trial import FrozenTrial
+
+from raybust import config as configuration
+from raybust import data, methods, track
+from raybust.cluster import sweep
+from raybust.cluster.runlog import Job, params_of
+from raybust.cluster.session import nodes_of, session, slots
+from raybust.config import Config, Leaf
+from raybust.disk import runs
+from raybust.disk.lock import locked
+from raybust.errors import RequestError, WorkError
+from raybust.report.sweep_page import publish
+from raybust.search.board import SEARCH, make_board, write_space
+from raybust.search.database import check_storage, load_study
+from raybust.search.leaderboard import Leaderboard
+from raybust.search.records import FINISHED, TrialRecord
+from raybust.search.space import Point, Space
+from raybust.search.study import POINT, Study
+from raybust.stages import finalists
+from raybust.stages.checks import check_finalists, check_sweep, device_before
+from raybust.stages.live import Table
+from raybust.stages.progress import Say, say_data, say_if_growing
+from raybust.stages.registration import register_best
+from raybust.stages.tracking import load_ahead, open_store, sending_rest
+from raybust.train import initial
+from raybust.train.objective import assemble
+
+_EARLY = 5
+"""Trials that trained to their end, after which a constraint that none meets is told."""
+
+
+def tune(
+    config: Config,
+    leaves: Sequence[Leaf],
+    block: dict[str, Any],
+    *,
+    address: str | None,
+    resume: bool,
+    verbose: bool,
+    say: Say,
+) -> Leaderboard:
+    """Runs a sweep, or goes on with it; returns its leaderboard.
+
+    Args:
+        config: the sweep's own configuration.
+        leaves: what it was composed from.
+        block: the block `search`.
+        address: of a Ray cluster; None for the embedded one.
+        resume: False moves an earlier sweep of that name aside.
+        verbose: whether Ray's messages are shown.
+        say: prints a line.
+
+    Raises:
+        RequestError: something of the request is wrong; nothing was begun.
+        WorkError: no trial finished, or no finalist could be measured.
+    """
+    _, space = check_sweep(leaves, block, address=address)
+    dataset = data.load(config.data)
+    images = dataset.shape, len(dataset.classes)
+    check_finalists(config, *images, device=device_before(config, address))
+    initial.initialize(assemble(config, dataset), config, dataset)
+    out = runs.out_folder(config)
+    plain = configuration.to_dict(config) | {SEARCH: block}
+    folder = out / (config.name or f"sweep-{runs.fixed_digits(plain)}")
+    check_storage(config)
+    if resume:
+        runs.check_same(folder, "sweep", plain, dataset.digest)
+    lesson = _lesson(config, space, out)
+    load_ahead()
+    with session(address, verbose=verbose, dashboard=config.cluster.workers > 1) as ray:
+        nodes = nodes_of(ray)
+        room = slots(config, nodes, sweep.DRIVER_CPUS if config.cluster.workers > 1 else 0.0)
+        check_finalists(config, *images, device="cuda" if nodes.gpus(config) else "cpu")  # as it is
+        uri = open_store(config, out, say)
+        with locked(folder), sending_rest(folder, uri, out, say):
+            identity = runs.identify(folder, "sweep", plain, resume, dataset.digest)
+            write_space(folder, plain)
+            study = Study(config, space, folder, identity.uid, _first(config, leaves, space))
+            if learned := study.learn(lesson, str(config.tune.warm_start)):
+                say(f"{folder.name}: learned from {learned} trials of {config.tune.warm_start}")
+            say_data(config, dataset, say)
+            at_once = min(room, config.tune.concurrent or room)
+            say(f"{folder.name}: {config.tune.trials} trials, {at_once} at a time, in {folder}")
+            say_if_growing(config, ray, say)
+            job = Job(plain, str(folder), identity.uid, folder.name)
+            with _parent(job, config, uri) as journal:
+                _search(sweep.Sweep(config, leaves, study, folder, job), uri, say)
+                board = _note(journal, _leaderboard(config, study, folder, say))
+    _check_measured(board)
+    return board
+
+
+def _check_measured(board: Leaderboard) -> None:
+    """Raises where there are finalists and none of them could be measured."""
+    failed = [entry for entry in board.entries if entry.reason]
+    if failed and not board.finalists:
+        reasons = "; ".join(f"trial {entry.number}: {entry.reason}" for entry in failed)
+        raise WorkError(
+            f"{board.sweep}: no finalist could be measured ({reasons}); the leaderboard is written,"
+            " and the same command tries again"
+        )
+
+
+def _first(config: Config, leaves: Sequence[Leaf], space: Space) -> list[Point]:
+    """Returns the points tried first; none for a grid, which has them all."""
+    if config.tune.sampler == "grid":
+        return []
+    return [*space.first_points(leaves, methods.get), *config.tune.points]
+
+
+def _lesson(config: Config, space: Space, out: Path) -> list[FrozenTrial]:
+    """Returns the trials of the sweep `sweep.warm_start` that lie in this space.
+
+    Raises:
+        RequestError: there is no such sweep, it has other objectives, or no trial lies here.
+    """
+    name = config.tune.warm_start
+    if name is None:
+        return []
+    folder = runs.find(name, out)
+    identity = runs.read_identity(folder)
+    if identity.kind != "sweep":
+        raise RequestError(f"tune.warm_start: {name} is a {identity.kind}, expected a sweep")
+    plain = {key: value for key, value in identity.config.items() if key != SEARCH}
+    earlier = configuration.from_dict(plain, methods.get)
+    theirs, ours = (list(part.tune.directions().items()) for part in (earlier, config))
+    if theirs != ours:  # values are learned by their place
+        raise RequestError(
+            f"tune.warm_start: {name} optimizes {_goals(theirs)}, expected {_goals(ours)}, in that"
+            " order"
+        )
+    trials = load_study(earlier, folder, identity.uid).get_trials(deepcopy=False)
+    known = [trial for trial in trials if space.contains(trial.user_attrs.get(POINT, {}))]
+    if not known:
+        raise RequestError(
+            f"tune.warm_start: none of the {len(trials)} trials of {name} lies in this space"
+        )
+    return known
+
+
+def _goals(directions: Sequence[tuple[str, str]]) -> str:
+    return ", ".join(f"{mode} {metric}" for metric, mode in directions)
+
+
+def _search(plan: sweep.Sweep, uri: str, say: Say) -> None:
+    """Runs the trials that are left, with a row for each that finishes."""
+    records, watch = plan.study.records(), _Watch(plan, say)
+    done = sum(record.state in FINISHED for record in records)
+    if done:
+        trials = plan.config.tune.trials
+        say(f"resuming {plan.folder.name}: {done} of {trials} trials are finished")
+    with Table(plan.config, records) as table:
+
+        def listener(record: TrialRecord, running: int) -> None:
+            table.row(record, running)
+            watch.look()
+
+        sweep.run_trials(plan, uri, listener)
+
+
+def _leaderboard(config: Config, study: Study, folder: Path, say: Say) -> Leaderboard:
+    """Ranks the trials, measures the finalists on the test set, and writes all of it."""
+    board = make_board(config, study, folder, {})
+    if not board.entries:
+        publish(board)
+        why = board.why_empty
+        raise WorkError(f"{folder.name}: {why[0].lower()}{why[1:].rstrip('.')}")
+    final = finalists.choose(board, config.tune.finalists)
+    if not final and config.tune.finalists:
+        say(f"warning: no finalist: no trial meets {' and '.join(config.tune.constraints)}")
+    measured = {entry.number: finalists.measure(config, entry, folder, say) for entry in final}
+    return make_board(
+        config, study, folder, measured, finalists.protocol(config, list(measured.values()))
+    )
+
+
+class _Watch:
+    """Says once, early, that no trial meets the constraints."""
+
+    def __init__(self, plan: sweep.Sweep, say: Say) -> None:
+        self._config, self._study, self._say = plan.config, plan.study, say
+        self._warned = False
+
+    def look(self) -> None:
+        """Looks at the trials that trained to their end so far."""
+        bounds = self._config.tune.bounds()
+        if self._warned or not bounds:
+            return
+        complete = [r for r in self._study.records() if r.state == "COMPLETE"]
+        if len(complete) < _EARLY or any(record.feasible for record in complete):
+            return
+        self._warned = True
+        for (key, sign, number), text in zip(bounds, self._config.tune.constraints, strict=True):
+            values = [r.metrics[key] for r in complete if key in r.metrics]
+            best = (max if sign == ">=" else min)(values) if values else None
+            if best is None or (best < number if sign == ">=" else best > number):
+                reached = "no trial reports it" if best is None else f"the best has {best:.4g}"
+                self._say(
+                    f"warning: none of the first {len(complete)} trials meets {text}: {reached}"
+                )
+
+
+@contextmanager
+def _parent(job: Job, config: Config, uri: str) -> Iterator[track.Journal]:
+    """The sweep's own run in MLflow: a journal in its folder, flushed while the trials run."""
+    journal = track.Journal(Path(job.folder) / runs.JOURNAL)
+    tuned = {key: str(value) for key, value in job.config["tune"].items()}
+    journal.start(
+        job.uid,
+        config.track.experiment,
+        job.name,
+        tags={
+            "raybust.kind": "sweep",
+            "raybust.dataset": config.data.name,
+            "raybust.folder": job.folder,
+        },
+        params={f"tune.{key}": value for key, value in tuned.items()} | params_of(job.config),
+    )
+    flusher = track.Flusher(journal.path, uri)
+    try:
+        yield journal
+        journal.end("FINISHED")
+    except Exception:
+        journal.end("FAILED")
+        raise
+    finally:
+        flusher.close(5)
+        journal.close()
+
+
+def _note(journal: track.Journal, board: Leaderboard) -> Leaderboard:
+    """Publishes a leaderboard in the sweep's folder and its run; registers the best finalist."""
+    for path in publish(board):
+        journal.artifact(path)
+    best = board.finalists[0] if board.finalists else board.entries[0]
+    values = {"best/" + board.metric: best.value}
+    certified = attacked = {}
+    if best.final:
+        certified, attacked = best.certified or {}, best.attacked or {}
+        values["best/test_accuracy"] = best.accuracy
+    found = {k: v for k, v in (values | certified | attacked).items() if v is not None}
+    journal.metrics(found, step=journal.attempt)  # the best of the last start is the newest step
+    register_best(board)
+    return board

@@ -1,0 +1,1 @@
+"""Studies of the methods' theory: geodesic augmentation, propagated moments."""

@@ -1,0 +1,1 @@
+"""Training without Ray: the objective, the loop, the optimizer, the ranks, validation."""

@@ -1,0 +1,306 @@
+"""The training loop: epochs of steps, validation, resumable state. No Ray in here.
+
+`fit` is a generator: it yields a `Progress` after every epoch, and whoever drives it (a Ray Train
+worker, a Tune actor, a test) decides where metrics and checkpoints go. It runs under
+torch.distributed where a process group exists. All randomness derives from (seed, epoch, rank), so
+a run that is resumed at an epoch continues bit for bit on the same number of workers. Stage train.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from raybust import config as configuration
+from raybust.config import Config
+from raybust.data import Batches, Dataset, mix
+from raybust.disk import checkpoint
+from raybust.identity import fixed_images, outputs_of
+from raybust.train import initial
+from raybust.train.objective import Objective, assemble, smoothing_sigma
+from raybust.train.optimizer import autocast, optimizer, schedule
+from raybust.train.ranks import Ranks
+from raybust.train.validation import measure
+
+_CHECK_EVERY = 100
+_TRIED = 8
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What `fit` yields after each epoch.
+
+    Attributes:
+        epoch: epochs that are done, from 1.
+        metrics: scalars by name, the same on every rank but for the seconds.
+        save: writes a checkpoint of this moment into a folder; for rank 0.
+        done: whether this was the last epoch.
+        failure: why training cannot go on, or None; with it nothing is to be saved.
+    """
+
+    epoch: int
+    metrics: dict[str, float]
+    save: Callable[[Path], None]
+    done: bool
+    failure: str | None = None
+
+
+def fit(
+    config: Config, dataset: Dataset, device: torch.device, resume: Path | None = None
+) -> Iterator[Progress]:
+    """Trains; yields after every epoch.
+
+    Args:
+        config: the whole configuration.
+        dataset: as `raybust.data.load` made it.
+        device: where this rank trains.
+        resume: checkpoint folder from which to go on.
+    """
+    trainer = Trainer(config, dataset, device, resume)
+    while not trainer.done:
+        failure = trainer.train_epoch()
+        if failure is not None:
+            epoch = trainer.epoch + 1
+            yield Progress(epoch, {"epoch": epoch}, trainer.save, True, failure)
+            return
+        metrics = trainer.validate()
+        yield Progress(trainer.epoch, metrics, trainer.save, trainer.done)
+
+
+class Trainer:
+    """One rank's half of a run: network, optimizer, batches, and the counters that resume needs.
+
+    Attributes:
+        epoch: epochs that are done.
+        share: share of the run's budget (epochs, passes or seconds) that is spent.
+        network: the network under training, without wrappers.
+        average: the moving average of its weights where `train.ema` is on, else the same network.
+    """
+
+    def __init__(
+        self, config: Config, dataset: Dataset, device: torch.device, resume: Path | None = None
+    ) -> None:
+        """Builds everything, and loads the state of `resume` where it is given.
+
+        Args:
+            config: the whole configuration.
+            dataset: as `raybust.data.load` made it.
+            device: where this rank trains.
+            resume: checkpoint folder, or None.
+        """
+        self.config, self.dataset, self.device = config, dataset, device
+        self.ranks = Ranks.current(device)
+        self.generator = torch.Generator(device)
+        self.epoch, self.share, self._before = 0, 0.0, 0.0
+        self.metrics: dict[str, float] = {}
+        torch.manual_seed(config.seed)
+        self.network = assemble(config, dataset)
+        if resume is None:
+            initial.initialize(self.network, config, dataset)
+        self.network.to(device)
+        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.average = copy.deepcopy(self.network) if config.train.ema else self.network
+        if config.train.compile:
+            self.network.compile()
+        self.objective = Objective(self.network, config.method, autocast(config.train, device))
+        self.objective.embed = initial.embedding(config, dataset, device)
+        count = min(config.method.setup_images(), len(dataset.train))
+        images, labels = dataset.train.fetch(torch.arange(count) * len(dataset.train) // count)
+        self.objective.prepare(images.to(device), labels.to(device))
+        self.batches = Batches(
+            dataset.train,
+            batch_size=config.train.batch_size,
+            device=device,
+            seed=config.seed,
+            augment=dataset.augment,
+            rank=self.ranks.rank,
+            world=self.ranks.world,
+            loader_workers=config.data.loader_workers,
+            classes=config.train.batch_classes or config.method.balanced_classes,
+        )
+        self.optimizer = optimizer(config.train, self.network)
+        if resume is not None:
+            self._load(resume)
+        self.wrapped: nn.Module = self.objective
+        if self.ranks.world > 1:
+            self.wrapped = DistributedDataParallel(self.objective)
+
+    def step(self, images: Tensor, labels: Tensor, progress: float) -> Tensor:
+        """Trains on one batch of this rank; returns its loss, detached.
+
+        Args:
+            images: (B, C, H, W) in [0, 1], on the device.
+            labels: int64 (B,).
+            progress: share of the run that is done, in [0, 1).
+        """
+        train = self.config.train
+        rate = train.lr * schedule(train, progress)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        images = images.contiguous(memory_format=torch.channels_last)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss: Tensor = self.wrapped(images, labels, self.generator, progress)
+        loss.backward()
+        if train.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.network.parameters(), train.clip_norm)
+        self.optimizer.step()
+        if train.ema:
+            _update_average(self.average, self.network, train.ema)
+        return loss.detach()
+
+    @property
+    def done(self) -> bool:
+        """Whether the budget is spent."""
+        return self.share >= 1
+
+    def train_epoch(self) -> str | None:
+        """Trains the next epoch, cut short where the budget ends in it; returns why training cannot
+        go on, or None."""
+        self.objective.train()
+        self.generator.manual_seed(mix(self.config.seed, self.epoch, self.ranks.rank))
+        self._before = self.share
+        before, started = self.metrics.get("train/seconds", 0.0), time.perf_counter()
+        loss_sum = torch.zeros((), device=self.device)
+        sums: dict[str, Tensor] = {}
+        steps: Counter[str] = Counter()  # a method's metrics need not be there in every step
+        for number, (images, labels) in enumerate(self.batches.epoch(self.epoch), 1):
+            loss_sum += self.step(images, labels, self.share)
+            for key, value in self.objective.metrics.items():
+                sums[key] = sums.get(key, torch.zeros((), device=self.device)) + value
+                steps[key] += 1
+            self.share = self._spent(number, before + time.perf_counter() - started)
+            over = self.done or number == self.batches.steps
+            if over or number % _CHECK_EVERY == 0:
+                mean = self.ranks.mean(loss_sum / number)
+                if not math.isfinite(mean):
+                    return self._diverged(number, f"the loss became {mean}")
+            if over:
+                break
+        if self.ranks.sum(self._not_finite()) > 0:
+            return self._diverged(number, "the network became NaN or infinite")
+        self.epoch += 1
+        seconds = time.perf_counter() - started
+        self.metrics = {
+            "epoch": float(self.epoch),
+            "train/loss": mean,
+            "train/lr": self.optimizer.param_groups[0]["lr"],
+            "train/seconds": before + seconds,
+            "validation/seconds": self.metrics.get("validation/seconds", 0.0),
+            "train/images_per_second": number * self.batches.batch_size / seconds,
+            **self._passes(),
+            **{key: self.ranks.mean(value / steps[key]) for key, value in sums.items()},
+        }
+        return None
+
+    @torch.no_grad()
+    def _not_finite(self) -> Tensor:
+        """Returns how many tensors of the network hold NaN or infinity, those of its outputs on a
+        few validation images included: the last update may break what the losses did not show."""
+        images, _ = self.dataset.validation.fetch(range(min(_TRIED, len(self.dataset.validation))))
+        outputs = self.average.eval()(images.to(self.device))
+        parts = [part for part in self.average.state_dict().values() if part.is_floating_point()]
+        broken = [~part.isfinite().all() for part in (*parts, outputs)]
+        return torch.stack(broken).sum().to(torch.float64)
+
+    def validate(self) -> dict[str, float]:
+        """Returns the epoch's metrics: training, and what `raybust.train.validation` measures."""
+        started = time.perf_counter()
+        found = measure(
+            self.average, self.dataset.validation, self.config, self.ranks,
+            epoch=self.epoch, before=self._before, spent=self.share,
+        )  # fmt: skip
+        self.metrics.update(found)
+        self.metrics["validation/seconds"] += time.perf_counter() - started
+        return dict(self.metrics)
+
+    def _spent(self, steps: int, seconds: float) -> float:
+        """Returns the share of the budget that is spent; the same on every rank.
+
+        Args:
+            steps: of the epoch under way that are done.
+            seconds: of training so far, on this rank.
+        """
+        unit, amount = self.config.train.budget
+        if unit == "epoch":
+            return (self.epoch * self.batches.steps + steps) / (amount * self.batches.steps)
+        if unit == "train/seconds":
+            return self.ranks.mean(torch.tensor(seconds / amount))
+        return self._passes()[unit] / amount
+
+    def _passes(self) -> dict[str, float]:
+        """Returns the passes so far of all ranks, whose work need not be the same: how many images
+        a method takes through the network may depend on their labels."""
+        network = self.objective.network
+        forward, backward = (
+            self.ranks.sum(torch.tensor(count, dtype=torch.float64))
+            for count in (network.forward_passes, network.backward_passes)
+        )
+        return {
+            "passes/forward": forward,
+            "passes/backward": backward,
+            "passes/per_image": (forward + backward) / len(self.dataset.train),
+        }
+
+    def save(self, folder: Path) -> None:
+        """Writes a checkpoint of this moment into an existing folder."""
+        state: dict[str, Any] = {
+            "epoch": self.epoch,
+            "optimizer": self.optimizer.state_dict(),
+            "passes": [int(self.metrics[f"passes/{way}"]) for way in ("forward", "backward")],
+        }
+        if self.config.train.ema:
+            state["network"] = self.network.state_dict()
+        manifest = {
+            "config": configuration.to_dict(self.config),
+            "classes": list(self.dataset.classes),
+            "shape": list(self.dataset.shape),
+            "outputs": outputs_of(self.average, fixed_images(self.dataset.shape)),
+            "data_digest": self.dataset.digest,
+            "epoch": self.epoch,
+            "done": self.done,
+            "metrics": self.metrics,
+            "sigma": smoothing_sigma(self.config),
+            "workers": self.ranks.world,
+        }
+        checkpoint.write(folder, self.average.state_dict(), state, manifest)
+
+    def _load(self, folder: Path) -> None:
+        state = checkpoint.read_state(folder)
+        self.average.load_state_dict(checkpoint.read_weights(folder))
+        if self.config.train.ema:
+            self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.epoch = state["epoch"]
+        self.metrics = checkpoint.read_manifest(folder)["metrics"]
+        if self.ranks.rank == 0:  # those of all ranks, of which only the sum counts
+            counted = self.objective.network
+            counted.forward_passes, counted.backward_passes = state["passes"]
+        self.share = self._spent(0, self.metrics["train/seconds"])
+
+    def _diverged(self, step: int, what: str) -> str:
+        kept = f"the checkpoint of epoch {self.epoch} is kept" if self.epoch else "nothing is kept"
+        return (
+            f"{what} in epoch {self.epoch + 1}, by step {step}; {kept}; "
+            f"lower train.lr (now {self.config.train.lr:g}) or set train.clip_norm"
+        )
+
+
+@torch.no_grad()
+def _update_average(average: nn.Module, network: nn.Module, decay: float) -> None:
+    """Moves floating-point weights and buffers towards the network's; copies the others."""
+    means, values = average.state_dict().values(), network.state_dict().values()
+    for mean, value in zip(means, values, strict=True):
+        if mean.is_floating_point():
+            mean.lerp_(value, 1 - decay)
+        else:
+            mean.copy_(value)
