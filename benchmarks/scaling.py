@@ -113,7 +113,7 @@ def certification(root: Path) -> tuple[list[float], list[float]]:
     )
 
     def certify(tasks: int) -> None:
-        certified.certify(trained, Options(say=lambda _: None, workers=tasks, resume=False))
+        certified.certify(trained, Options(echo=lambda _: None, workers=tasks, resume=False))
 
     with session(None, verbose=False):
         return paired(lambda: certify(1), lambda: certify(2), RUNS)

@@ -68,7 +68,7 @@ def searched(arm: str, seed: int, trials: int, folder: str) -> Leaderboard:
     leaves += configuration.leaves_of_arguments([*SETTINGS, *ARMS[arm], *own])
     config = configuration.compose(leaves, methods.get)
     quiet = {"address": None, "resume": True, "verbose": False}
-    return tuning.tune(config, leaves, block, say=lambda text: None, **quiet)  # type: ignore[arg-type]
+    return tuning.tune(config, leaves, block, echo=lambda text: None, **quiet)  # type: ignore[arg-type]
 
 
 def best(board: Leaderboard, first: int) -> float:

@@ -674,7 +674,7 @@ def test_what_only_the_cluster_knows_is_left_to_it(arguments, cli, tmp_path, mon
     monkeypatch.chdir(tmp_path)
     space(LR)()
     sent = []
-    monkeypatch.setattr(jobs, "submit", lambda address, typed, say, detach: sent.append(typed))
+    monkeypatch.setattr(jobs, "submit", lambda address, typed, echo, detach: sent.append(typed))
     job = ["--address", "http://127.0.0.1:9"]
     if not any(word.startswith("out=") for word in arguments):
         job += ["--out", "/there/runs"]

@@ -33,7 +33,7 @@ def told(cli, tmp_path, monkeypatch):
         config = configuration.compose(leaves, methods.get)
         said = []
         try:
-            progress.say_data(config, data.load(config.data), said.append)
+            progress.print_data(config, data.load(config.data), said.append)
         except RequestError as error:
             return 2, str(error)
         return 0, "\n".join(said)

@@ -15,16 +15,16 @@ import click
 from raybust.cli.options import options, result_name
 from raybust.cli.output import (
     browse_command,
+    echo,
     print_config,
     print_diagnosis,
+    print_notes,
     print_rows,
     print_table,
     print_theory,
     print_trained,
-    say,
-    say_notes,
 )
-from raybust.cli.request import compose, local, open_trained, read_leaves, submitted
+from raybust.cli.request import compose, open_trained, read_leaves, runs_locally, submitted
 from raybust.errors import RequestError, WorkError
 
 
@@ -61,7 +61,7 @@ def train(
     config = compose(leaves)
     from raybust.stages import checks
 
-    checks.check_training(config, here=local(address))
+    checks.check_training(config, local=runs_locally(address))
     if dry_run:
         print_config(config, as_json)
         return
@@ -69,7 +69,7 @@ def train(
         return
     from raybust.stages import training
 
-    folder = training.train(config, address=address, resume=resume, verbose=verbose, say=say)
+    folder = training.train(config, address=address, resume=resume, verbose=verbose, echo=echo)
     print_trained(folder, config, address, as_json)
 
 
@@ -97,8 +97,8 @@ def tune(
         )
     from raybust.stages import checks
 
-    here = local(address)
-    config, domains = checks.check_sweep(leaves, block, address=address, here=here)
+    local = runs_locally(address)
+    config, domains = checks.check_sweep(leaves, block, address=address, local=local)
     if dry_run:
         print_config(config, as_json)
         if not as_json:
@@ -112,7 +112,7 @@ def tune(
     from raybust.stages import tuning
 
     result = tuning.tune(
-        config, leaves, block, address=address, resume=resume, verbose=verbose, say=say
+        config, leaves, block, address=address, resume=resume, verbose=verbose, echo=echo
     )
     if as_json:
         click.echo(json.dumps(result.plain(), indent=1))
@@ -158,12 +158,12 @@ def certify(
     if only is not None:
         click.echo(certified.recompute(trained, only, result))
         return
-    say_notes(trained)
+    print_notes(trained)
     found = certified.certify(
-        trained, Options(say, address, given["workers"], resume, result, verbose)
+        trained, Options(echo, address, given["workers"], resume, result, verbose)
     )
     if cohen:
-        say(f"bare columns in {found.export_cohen()}")
+        echo(f"bare columns in {found.export_cohen()}")
     click.echo(json.dumps(found.plain(), indent=1) if as_json else found.text())
 
 
@@ -202,10 +202,10 @@ def evaluate(
     if dry_run:
         print_config(trained.config, as_json)
         return
-    say_notes(trained)
+    print_notes(trained)
     stage = corrupted if trained.config.corruptions.asked else attacked
     found = stage.evaluate(
-        trained, Options(say, address, given["workers"], resume, result, verbose)
+        trained, Options(echo, address, given["workers"], resume, result, verbose)
     )
     click.echo(json.dumps(found.plain(), indent=1) if as_json else found.text())
 
@@ -256,7 +256,7 @@ def ui(out: str | None, dry_run: bool, port: int) -> None:
     if dry_run:
         click.echo(" ".join(command))
         return
-    say(f"MLflow UI of {track.safe_uri(uri)} on http://127.0.0.1:{port} (Ctrl-C ends it)")
+    echo(f"MLflow UI of {track.safe_uri(uri)} on http://127.0.0.1:{port} (Ctrl-C ends it)")
     raise SystemExit(subprocess.run(command, env={**os.environ, **environment}).returncode)  # noqa: S603
 
 

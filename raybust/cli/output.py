@@ -19,16 +19,16 @@ import click
 from raybust.errors import RequestError, WorkError
 
 
-def say(text: str) -> None:
+def echo(text: str) -> None:
     """Prints a line of progress, or a warning, on standard error."""
     click.echo(printable(text), err=True)
 
 
-def say_notes(trained: Any) -> None:
+def print_notes(trained: Any) -> None:
     """Says what the user has to know about a network and its data."""
     first, *others = trained.dataset.notes
     for line in (*trained.notes, f"data  {first}", *(f"data  {note}" for note in others)):
-        say(line)
+        echo(line)
 
 
 def printable(text: str) -> str:
@@ -142,7 +142,7 @@ def print_theory(out: Path, as_json: bool) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RequestError(f"--theory: {out} cannot be written: {error.strerror}") from None
-    say("sweeping location and sample size on two Gaussians and on digits; about a minute")
+    echo("sweeping location and sample size on two Gaussians and on digits; about a minute")
     panels = theory()
     table, picture = out / "theory.md", out / "theory.png"
     table.write_text(theory_table(panels))

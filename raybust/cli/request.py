@@ -131,7 +131,6 @@ def find_attacks(text: str, leaves: Sequence[Leaf]) -> list[tuple[str, Path]]:
 def _current(text: str, files: Sequence[Path], header_of: Callable[[Path], Any]) -> list[Path]:
     """Returns the results of a run that are of the weights that it has now; says which are not.
     What was kept aside is left out."""
-    from raybust.cli.output import say
     from raybust.disk.files import is_aside
     from raybust.trained import is_current
 
@@ -142,7 +141,7 @@ def _current(text: str, files: Sequence[Path], header_of: Callable[[Path], Any])
         if is_current(path, header_of(path) or {}):
             found.append(path)
         else:
-            say(f"warning: {path} is left out: {text} has other weights since")
+            echo(f"warning: {path} is left out: {text} has other weights since")
     return found
 
 
@@ -166,7 +165,7 @@ def _trial(log: Path) -> str:
     return f"trial {int(home.name)} " if home.parent.name == runs.TRIALS else ""
 
 
-def local(address: str | None) -> bool:
+def runs_locally(address: str | None) -> bool:
     """Returns whether the command runs from this machine: at no address, or at one of Ray's."""
     return address is None or not address.startswith(("http://", "https://"))
 
@@ -177,11 +176,11 @@ def submitted(address: str | None, leaves: Sequence[Leaf], detach: bool = False)
     Raises:
         RequestError: the job would write into its working directory, which goes with it.
     """
-    if address is None or local(address):
+    if address is None or runs_locally(address):
         if detach:
             raise RequestError("--detach: is for an --address that is a jobs URL (http://...)")
         return False
-    from raybust.cli.output import say
+    from raybust.cli.output import echo
     from raybust.cluster import jobs
 
     out = compose([leaf for leaf in leaves if leaf.key == "out"]).out
@@ -190,5 +189,5 @@ def submitted(address: str | None, leaves: Sequence[Leaf], detach: bool = False)
             f"out: got {out}, which for a job is a folder that Ray deletes after it; give one that"
             " begins with / and that all nodes share, such as --out /mnt/raybust/runs"
         )
-    jobs.submit(address, sys.argv[1:], say, detach=detach)
+    jobs.submit(address, sys.argv[1:], echo, detach=detach)
     return True

@@ -35,14 +35,14 @@ def versions() -> dict[str, str]:
 
 
 def submit(
-    address: str, arguments: Sequence[str], say: Callable[[str], None], *, detach: bool = False
+    address: str, arguments: Sequence[str], echo: Callable[[str], None], *, detach: bool = False
 ) -> None:
     """Submits `raybust ARGUMENTS` without its --address, and follows the log to its end.
 
     Args:
         address: the jobs URL, for instance http://127.0.0.1:8265.
         arguments: this process's own.
-        say: prints a line.
+        echo: prints a line.
         detach: return once the job is submitted.
 
     Raises:
@@ -65,15 +65,15 @@ def submit(
         )
     except (ConnectionError, RuntimeError, ValueError, RayError) as error:
         raise RequestError(_refusal(address, " ".join(str(error).split())[:200])) from None
-    say(f"submitted as {job}; it goes on if this connection is lost")
+    echo(f"submitted as {job}; it goes on if this connection is lost")
     again = f"ray job logs --follow {job} --address {address}"
     if detach:
-        say(f"its log: {again}")
+        echo(f"its log: {again}")
         return
     try:
-        status = asyncio.run(_follow(client, job, say, again))
+        status = asyncio.run(_follow(client, job, echo, again))
     except KeyboardInterrupt:
-        say(f"{job} goes on; its log: {again}; its end: ray job stop {job} --address {address}")
+        echo(f"{job} goes on; its log: {again}; its end: ray job stop {job} --address {address}")
         raise
     if status != JobStatus.SUCCEEDED:
         code = client.get_job_info(job).driver_exit_code
@@ -81,7 +81,7 @@ def submit(
         raise WorkError(f"job {job} {why}; the lines above say why; the same command resumes")
 
 
-async def _follow(client: Any, job: str, say: Callable[[str], None], again: str) -> Any:
+async def _follow(client: Any, job: str, echo: Callable[[str], None], again: str) -> Any:
     """Says the job's log line by line; returns the state in which it ended."""
     from aiohttp import ClientError
     from ray.exceptions import RayError
@@ -92,24 +92,24 @@ async def _follow(client: Any, job: str, say: Callable[[str], None], again: str)
         try:
             async for text in client.tail_job_logs(job):  # begins at the log's first line
                 if lost is not None:
-                    say("the connection is back")
+                    echo("the connection is back")
                     lost = None
                 *lines, rest = (rest + text).split("\n")
                 for line in lines:
                     seen += 1
                     if seen > told:
                         told = seen
-                        say(line)
+                        echo(line)
             status = client.get_job_status(job)
             if status.is_terminal():
                 if rest and seen >= told:
-                    say(rest)
+                    echo(rest)
                 return status
         except (ClientError, RayError, RuntimeError, OSError):
             pass
         if lost is None:
             lost = time.monotonic()
-            say("connection lost; the job goes on; trying again")
+            echo("connection lost; the job goes on; trying again")
         if time.monotonic() - lost > _PATIENCE_S:
             raise WorkError(
                 f"no connection for {_PATIENCE_S:.0f} s; {job} goes on; follow: {again}"

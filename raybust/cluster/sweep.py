@@ -149,7 +149,7 @@ class StudySearch(Searcher):
             except RequestError as error:
                 refused.append(str(error))
                 self._study.fail(number, str(error))
-                self._tell(number)
+                self._notify(number)
                 continue
             job = self._trial_job(number, plain)
             self._numbers[trial_id] = number
@@ -189,7 +189,7 @@ class StudySearch(Searcher):
             self._study.complete(number)
         else:
             self._study.prune(number)
-        self._tell(number)
+        self._notify(number)
 
     def save(self, checkpoint_path: str) -> None:
         """Writes nothing: the study's database is the record."""
@@ -211,7 +211,7 @@ class StudySearch(Searcher):
             tags=(("raybust.trial", str(number)), ("raybust.sweep", self._plan.job.name)),
         )
 
-    def _tell(self, number: int) -> None:
+    def _notify(self, number: int) -> None:
         record = next(r for r in self._study.records() if r.number == number)
         self._listener(record, len(self._numbers))
 

@@ -64,12 +64,12 @@ def describe(name: str) -> dict[str, Any]:
     return {"name": name, **{field: getattr(source, field) for field in fields}}
 
 
-def check(config: Data, *, here: bool = True) -> None:
+def check(config: Data, *, local: bool = True) -> None:
     """Checks name and path of the section `data`, and reads nothing.
 
     Args:
         config: the section.
-        here: whether the data are read on this machine, so that the path has to be here.
+        local: whether the data are read on this machine, so that the path has to be here.
 
     Raises:
         RequestError: no such dataset, or none at its path.
@@ -80,7 +80,7 @@ def check(config: Data, *, here: bool = True) -> None:
     if config.path is None:
         raise RequestError(f"data.path: got null, expected a {source.path}; pass {source.needs}")
     path = path_of(config)
-    if here and not (path.is_dir() if source.path == "folder" else path.is_file()):
+    if local and not (path.is_dir() if source.path == "folder" else path.is_file()):
         raise RequestError(f"data.path: there is no {source.path} '{path}'")
 
 

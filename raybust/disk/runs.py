@@ -213,13 +213,13 @@ def find(run: str, out: Path) -> Path:
     Raises:
         RequestError: nothing of that name; the message has the nearest spelling.
     """
-    for path in places(run, out):
+    for path in candidates(run, out):
         if (path / IDENTITY).exists() or (path / checkpoint.MANIFEST).exists() or path.is_file():
             return path
     raise unknown("run", run, names(out) or ["(none yet)"])
 
 
-def places(run: str, out: Path) -> list[Path]:
+def candidates(run: str, out: Path) -> list[Path]:
     """Returns where the run that a name or path means may be: a run, any path, a sweep's trial."""
     sweep, _, trial = run.rpartition("/")
     found = [out / run, Path(run)]

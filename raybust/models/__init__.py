@@ -86,12 +86,12 @@ def names() -> list[str]:
     return list(_BUILT_IN)
 
 
-def check(name: str, *, here: bool = True) -> None:
+def check(name: str, *, local: bool = True) -> None:
     """Refuses a name of no network; makes none and runs nobody's code.
 
     Args:
         name: `model.name`. Of module:callable, only whether there is such a module is seen.
-        here: whether the network is made on this machine, so that its module has to be here.
+        local: whether the network is made on this machine, so that its module has to be here.
 
     Raises:
         RequestError: there is no such network.
@@ -102,7 +102,7 @@ def check(name: str, *, here: bool = True) -> None:
             raise unknown("model", name, (*_BUILT_IN, *FORMS))
     elif kind in LIBRARIES:
         external.check_name(kind, rest)
-    elif here:
+    elif local:
         external.check_module(name)
 
 

@@ -68,12 +68,12 @@ def publish(board: Leaderboard) -> list[Path]:
     files = leaderboard.write(board)
     pictures = draw(board, folder)
     files += [one.path for one in pictures]
-    lively = _interactive(board, folder / INTERACTIVE)
-    files += [lively] if lively else []
+    interactive = _interactive(board, folder / INTERACTIVE)
+    files += [interactive] if interactive else []
     curve = leaderboard.draw_finalists(board)
     files += [curve] if curve else []
     target = board.folder / leaderboard.PAGE
-    target.write_text(html(board, pictures, lively is not None))
+    target.write_text(html(board, pictures, interactive is not None))
     return [*files, target]
 
 
@@ -87,20 +87,20 @@ def _interactive(board: Leaderboard, path: Path) -> Path | None:
     return write_interactive(board, path)
 
 
-def html(board: Leaderboard, pictures: Sequence[Picture], lively: bool = False) -> str:
+def html(board: Leaderboard, pictures: Sequence[Picture], interactive: bool = False) -> str:
     """Returns the page.
 
     Args:
         board: the sweep.
         pictures: what was drawn of it.
-        lively: whether the interactive pictures were written.
+        interactive: whether the interactive pictures were written.
     """
     parts = [
         f"<header>{_title(board)}</header>",
         page.section("What was asked", _asked(board)),
         page.section("Leaderboard", *_leaderboard(board)),
         page.section("Finalists on the test set", *_finalists(board)),
-        page.section("Pictures of the search", *_pictures(pictures, lively)),
+        page.section("Pictures of the search", *_pictures(pictures, interactive)),
         page.section("Failures", _failures(board)),
         page.section("Compute spent", *_compute(board)),
         page.section("All trials", _trials(board)),
@@ -235,13 +235,13 @@ def _finalists(board: Leaderboard) -> list[str]:
     return parts
 
 
-def _pictures(pictures: Sequence[Picture], lively: bool) -> list[str]:
+def _pictures(pictures: Sequence[Picture], interactive: bool) -> list[str]:
     if not pictures:
         return []
     found = [page.picture(one.path, one.title, one.caption, one.whole) for one in pictures]
     note = (
         f"With the mouse, trial by trial: {PICTURES}/{INTERACTIVE} in the sweep's folder."
-        if lively
+        if interactive
         else "Interactive pictures need plotly: pip install 'raybust[plots]'."
     )
     return [page.grid(*found), page.text(note, "soft")]

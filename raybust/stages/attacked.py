@@ -41,7 +41,7 @@ from raybust.evaluate.robustness import show_eps
 from raybust.models import Fronted
 from raybust.report.attacks import draw_robust_curve
 from raybust.stages.measurement import Bench, Measurement, Options, bench
-from raybust.stages.progress import Say, progress_bar
+from raybust.stages.progress import Echo, progress_bar
 from raybust.trained import Trained
 
 FOLDER = "attacked"
@@ -69,7 +69,7 @@ def evaluate(trained: Trained, options: Options) -> Measurement:
         protocol = protocol_of(trained, at.device)
         check_request(trained.network, _probe(trained, protocol), protocol)
         for one in views_of(trained.network, protocol):
-            flags = _flags(trained, one, options.say)
+            flags = _flags(trained, one, options.echo)
             table = _table(at, one)
             rows.append(_rows(at, table))
             if one.view == HEADLINE and len(rows) > 1:
@@ -117,14 +117,14 @@ def _probe(trained: Trained, protocol: AttackProtocol) -> Tensor:
     return images
 
 
-def _flags(trained: Trained, protocol: AttackProtocol, say: Say) -> list[Flag]:
+def _flags(trained: Trained, protocol: AttackProtocol, echo: Echo) -> list[Flag]:
     """Returns, and tells, what is doubtful about the network that is attacked in a view."""
     if protocol.view == "oblivious":
         return []  # it is the one of `alone`
     attacked, _ = seen_by(trained.network, protocol.view)
     flags = flags_of_network(attacked, _probe(trained, protocol), protocol.eot)
     for flag in flags:
-        say(f"warning: {flag.text}")
+        echo(f"warning: {flag.text}")
     return flags
 
 
@@ -141,13 +141,13 @@ def _table(at: Bench, protocol: AttackProtocol) -> AttackTable:
 
 def _rows(at: Bench, table: AttackTable) -> list[AttackRow]:
     """Returns all rows of a table; attacks what it lacks."""
-    protocol, say = table.protocol, at.options.say
+    protocol, echo = table.protocol, at.options.echo
     split = getattr(at.trained.dataset, protocol.split)
     shards = protocol.shards()
     todo = [part for part in shards if not table.has(split.indices[list(part)].tolist())]
     if len(todo) < len(shards):
         done = len(shards) - len(todo)
-        say(f"resuming {table.path.name}: {done} of {len(shards)} shards are done")
+        echo(f"resuming {table.path.name}: {done} of {len(shards)} shards are done")
     if not todo:
         return table.finish()
     config, network = at.trained.config, at.ray.put(at.trained.network)
@@ -161,11 +161,11 @@ def _rows(at: Bench, table: AttackTable) -> list[AttackRow]:
         for rows in at.run(_shard, calls):
             table.append(rows)
             bar.update(len(rows) // len(protocol.threats))
-            _show(table, protocol, bar, say)
+            _show(table, protocol, bar, echo)
     return table.finish()
 
 
-def _show(table: AttackTable, protocol: AttackProtocol, bar: Any, say: Say) -> None:
+def _show(table: AttackTable, protocol: AttackProtocol, bar: Any, echo: Echo) -> None:
     """Shows the robust accuracy so far: on the bar, or as a line away from a terminal."""
     parts = []
     for eps in protocol.eps:
@@ -176,7 +176,7 @@ def _show(table: AttackTable, protocol: AttackProtocol, bar: Any, say: Say) -> N
     if not sys.stderr.isatty():
         count = len(table.rows) // len(protocol.threats)
         view = "" if protocol.view == HEADLINE else f" ({protocol.view})"
-        say(f"attacked {count} of {protocol.examples}{view}: robust so far {text}")
+        echo(f"attacked {count} of {protocol.examples}{view}: robust so far {text}")
 
 
 def _shard(

@@ -83,7 +83,7 @@ def certify(trained: Trained, options: Options) -> Certified:
         protocol = protocol_of(trained, at.device)
         warning = sigma_warning(protocol.sigma, trained.trained_sigma)
         if warning:
-            options.say(f"warning: {warning}")
+            options.echo(f"warning: {warning}")
         path = at.place(log_path(trained.folder, protocol, options.name))
         if not options.resume:
             put_aside(bare_path(path))
@@ -106,7 +106,7 @@ def _missing(at: Bench, log: CertificateLog, chosen: list[int]) -> list[int]:
     places = {int(split.indices[position]): position for position in chosen}
     log.check_examples({idx: int(split.labels[place]) for idx, place in places.items()})
     if log.rows:
-        at.options.say(f"resuming {log.path.name}: {len(log.rows)} of {len(chosen)} rows are done")
+        at.options.echo(f"resuming {log.path.name}: {len(log.rows)} of {len(chosen)} rows are done")
 
         def again(indices: list[int], at_protocol: Protocol) -> list[Row]:
             examples = _examples(split, [places[idx] for idx in indices])

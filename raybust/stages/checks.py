@@ -31,25 +31,25 @@ from raybust.train import initial
 from raybust.train.objective import smoothing_sigma
 
 
-def check_training(config: Config, *, here: bool) -> None:
+def check_training(config: Config, *, local: bool) -> None:
     """Checks names and places of a run, and reads no data.
 
     Args:
         config: of the run, or of a sweep.
-        here: whether it runs from this machine.
+        local: whether it runs from this machine.
 
     Raises:
         RequestError: an unknown name, a path that is needed and not given, a place that cannot be.
     """
-    data.check(config.data, here=here)
-    models.check(config.model.name, here=here)
-    check_places(config, here=here)
-    if here:
+    data.check(config.data, local=local)
+    models.check(config.model.name, local=local)
+    check_places(config, local=local)
+    if local:
         initial.check(config)
 
 
 def check_sweep(
-    leaves: Sequence[Leaf], block: Any, *, address: str | None = None, here: bool = True
+    leaves: Sequence[Leaf], block: Any, *, address: str | None = None, local: bool = True
 ) -> tuple[Config, Space]:
     """Returns configuration and space of a sweep, all of it checked that needs no data.
 
@@ -57,7 +57,7 @@ def check_sweep(
         leaves: the fixed configuration.
         block: the block `search` of the file.
         address: of a Ray cluster; None for the embedded one.
-        here: False where the sweep is to run on the machine of a jobs URL.
+        local: False where the sweep is to run on the machine of a jobs URL.
     """
     config = configuration.compose(leaves, methods.get)
     space = Space.parse(block)
@@ -66,27 +66,27 @@ def check_sweep(
         space.check_point(point)
     check_sampler(config, space)
     check_goals(config, space)
-    check_search(config, space, address=address, here=here)
+    check_search(config, space, address=address, local=local)
     return config, space
 
 
-def check_search(config: Config, space: Space, *, address: str | None, here: bool) -> None:
+def check_search(config: Config, space: Space, *, address: str | None, local: bool) -> None:
     """Checks names and places of a sweep, and what its finalists are to be measured by.
 
     Args:
         config: of the sweep.
         space: its networks are checked by name.
         address: of a Ray cluster; None for the embedded one.
-        here: whether it runs from this machine.
+        local: whether it runs from this machine.
 
     Raises:
         RequestError: as `check_training`, or the finalists could not be measured.
     """
     for domain in space.domains:
         for value in domain.values if domain.key == "model.name" else ():
-            models.check(str(value), here=here)
-    check_training(config, here=here)
-    if here and config.tune.warm_start is not None:
+            models.check(str(value), local=local)
+    check_training(config, local=local)
+    if local and config.tune.warm_start is not None:
         try:
             runs.find(config.tune.warm_start, runs.out_folder(config))
         except RequestError as error:
@@ -94,10 +94,10 @@ def check_search(config: Config, space: Space, *, address: str | None, here: boo
     facts = data.describe(config.data.name)
     if facts["shape"] is not None:  # else the data tell, which are read when the sweep starts
         device = device_before(config, address)
-        check_finalists(config, facts["shape"], facts["classes"], device=device, here=here)
+        check_finalists(config, facts["shape"], facts["classes"], device=device, local=local)
 
 
-def check_places(config: Config, *, here: bool = True) -> None:
+def check_places(config: Config, *, local: bool = True) -> None:
     """Checks that results and runs can be stored, as far as that is seen without writing; refuses a
     password that would be stored with them."""
     out = runs.out_folder(config)
@@ -112,7 +112,7 @@ def check_places(config: Config, *, here: bool = True) -> None:
             )
     if config.tune.storage is not None:
         check_form(config.tune.storage)
-    if not here:
+    if not local:
         if config.track.uri:
             track.resolve_uri(config.track, out)
         return
@@ -132,7 +132,7 @@ def device_before(config: Config, address: str | None) -> str:
 
 
 def check_finalists(
-    config: Config, shape: tuple[int, int, int], classes: int, *, device: str, here: bool = True
+    config: Config, shape: tuple[int, int, int], classes: int, *, device: str, local: bool = True
 ) -> None:
     """Checks the protocols of a sweep's finalists, where any are asked for.
 
@@ -141,14 +141,14 @@ def check_finalists(
         shape: (C, H, W) of an image.
         classes: K.
         device: "cpu" or "cuda".
-        here: whether the packages of this machine are those that attack.
+        local: whether the packages of this machine are those that attack.
 
     Raises:
         RequestError: they could not be certified or attacked.
     """
     if config.tune.finalists:
         check_certify(config, shape, device)
-        check_attacks(config, shape, classes, device=device, here=here)
+        check_attacks(config, shape, classes, device=device, local=local)
 
 
 def check_certify(config: Config, shape: tuple[int, int, int], device: str) -> None:
@@ -158,11 +158,11 @@ def check_certify(config: Config, shape: tuple[int, int, int], device: str) -> N
 
 
 def check_attacks(
-    config: Config, shape: tuple[int, int, int], classes: int, *, device: str, here: bool = True
+    config: Config, shape: tuple[int, int, int], classes: int, *, device: str, local: bool = True
 ) -> None:
     """Refuses attacks that cannot be; see `make_attack_protocol`."""
     section = config.evaluate
-    if not here:
+    if not local:
         attacks = tuple(name for name in section.attacks if name != "autoattack")
         section = dataclasses.replace(section, attacks=attacks)
     if section.attacks:

@@ -67,7 +67,7 @@ def evaluate(trained: Trained, options: Options) -> Measurement:
         log = CountsLog(path, protocol, named_sets(section, part))
         todo = [share for share in range(_SHARES) if share not in log.shares]
         if len(todo) < _SHARES:
-            options.say(f"resuming {path.name}: {len(log.shares)} of {_SHARES} shares are done")
+            options.echo(f"resuming {path.name}: {len(log.shares)} of {_SHARES} shares are done")
             log.check_images(part, section, classes)
         images, network = at.ray.put((part, classes)), at.ray.put(trained.network)
         calls = ((network, images, share, at.device, config) for share in todo)

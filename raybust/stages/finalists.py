@@ -21,7 +21,7 @@ from raybust.search.leaderboard import Leaderboard
 from raybust.search.records import TrialRecord
 from raybust.stages import attacked, certified
 from raybust.stages.measurement import Options
-from raybust.stages.progress import Say
+from raybust.stages.progress import Echo
 from raybust.trained import load_trained
 
 _LONGEST = 300
@@ -51,7 +51,7 @@ def choose(board: Leaderboard, most: int) -> list[TrialRecord]:
     return [front[round(i * last / (most - 1))] for i in range(most)]
 
 
-def measure(config: Config, entry: TrialRecord, folder: Path, say: Say) -> TrialRecord:
+def measure(config: Config, entry: TrialRecord, folder: Path, echo: Echo) -> TrialRecord:
     """Returns an entry with clean accuracy, certificates and attacks on the test set; where one of
     these fails, with why and with what was measured before.
 
@@ -59,10 +59,10 @@ def measure(config: Config, entry: TrialRecord, folder: Path, say: Say) -> Trial
         config: the sweep's; its sections `certify` and `evaluate` are the protocol.
         entry: the trial.
         folder: the sweep's.
-        say: prints a line.
+        echo: prints a line.
     """
     try:
-        for found in _figures(config, entry, folder, say):
+        for found in _figures(config, entry, folder, echo):
             entry = replace(entry, **found)
     except OtherProtocolError as error:
         name = f"{folder.name}/{entry.number}"
@@ -74,27 +74,27 @@ def measure(config: Config, entry: TrialRecord, folder: Path, say: Say) -> Trial
         reason = " ".join(str(error).split())[:_LONGEST] or type(error).__name__
     else:
         return replace(entry, reason=None)
-    say(f"warning: trial {entry.number} could not be measured: {reason}")
+    echo(f"warning: trial {entry.number} could not be measured: {reason}")
     return replace(entry, reason=reason)
 
 
 def _figures(
-    config: Config, entry: TrialRecord, folder: Path, say: Say
+    config: Config, entry: TrialRecord, folder: Path, echo: Echo
 ) -> Iterator[dict[str, Any]]:
     """Yields what a finalist reaches, one measurement after the other."""
     plain = configuration.to_dict(config)
     overrides = configuration.leaves_of({key: plain[key] for key in _SECTIONS}, "sweep")
     trained = load_trained(folder / runs.TRIALS / f"{entry.number:04d}", overrides)
     for note in trained.notes:
-        say(note)
-    say(f"certifying trial {entry.number} on the {trained.config.certify.split} set")
+        echo(note)
+    echo(f"certifying trial {entry.number} on the {trained.config.certify.split} set")
     accuracy = clean_accuracy(trained.network, trained.dataset, trained.config.evaluate)
     yield {"accuracy": accuracy.accuracy, "examples": accuracy.examples}
-    found = certified.certify(trained, Options(say))
+    found = certified.certify(trained, Options(echo))
     yield {"certified": found.metrics, "log": found.log}
     if config.evaluate.attacks:
-        say(f"attacking trial {entry.number} on the {trained.config.evaluate.split} set")
-        yield {"attacked": attacked.evaluate(trained, Options(say)).metrics}
+        echo(f"attacking trial {entry.number} on the {trained.config.evaluate.split} set")
+        yield {"attacked": attacked.evaluate(trained, Options(echo)).metrics}
 
 
 def protocol(config: Config, finalists: Sequence[TrialRecord]) -> str:

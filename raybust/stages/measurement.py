@@ -19,7 +19,7 @@ from raybust.cluster.tasks import of_one_task, room_for, run_tasks
 from raybust.disk import runs
 from raybust.disk.files import put_aside, step_of
 from raybust.disk.lock import locked
-from raybust.stages.progress import Say, say_if_growing
+from raybust.stages.progress import Echo, note_growth
 from raybust.stages.tracking import open_store
 from raybust.trained import Trained
 
@@ -29,7 +29,7 @@ class Options:
     """How a measurement runs, whatever it measures.
 
     Attributes:
-        say: prints a line.
+        echo: prints a line.
         address: of a Ray cluster; None for the open session, else for an embedded one.
         workers: tasks at a time; None for as many as the cluster holds.
         resume: False puts earlier results of the same name aside.
@@ -37,7 +37,7 @@ class Options:
         verbose: whether Ray's messages are shown.
     """
 
-    say: Say
+    echo: Echo
     address: str | None = None
     workers: int | None = None
     resume: bool = True
@@ -104,7 +104,7 @@ class Bench:
     ) -> Iterator[Any]:
         """Yields the results of tasks in the order in which they end; see `run_tasks`."""
         config = self.trained.config
-        say_if_growing(of_one_task(config), self.ray, self.options.say)
+        note_growth(of_one_task(config), self.ray, self.options.echo)
         yield from run_tasks(self.ray, config, room or self.room, task, calls)
 
     def publish(
@@ -149,7 +149,7 @@ def bench(trained: Trained, options: Options) -> Iterator[Bench]:
             another command is measuring the same run.
     """
     config = trained.config
-    uri = open_store(config, runs.out_folder(config), options.say)
+    uri = open_store(config, runs.out_folder(config), options.echo)
     with locked(trained.folder), session(options.address, verbose=options.verbose) as ray:
         room = room_for(ray, config, options.workers)
         device: Literal["cpu", "cuda"] = "cuda" if nodes_of(ray).gpus(config) else "cpu"

@@ -19,7 +19,7 @@ from raybust.config import Config
 from raybust.data import Dataset
 from raybust.disk import runs
 
-Say = Callable[[str], None]
+Echo = Callable[[str], None]
 """Prints one line for the user."""
 
 _POLL_S = 0.3
@@ -32,16 +32,16 @@ _EPOCH = (
 )
 
 
-def say_data(config: Config, dataset: Dataset, say: Say) -> None:
+def print_data(config: Config, dataset: Dataset, echo: Echo) -> None:
     """Prints how the data were read."""
     for line in dataset.understood(config.model.mean, config.model.std):
-        say(line)
+        echo(line)
 
 
-def say_if_growing(config: Config, ray: Any, say: Say) -> None:
+def note_growth(config: Config, ray: Any, echo: Echo) -> None:
     """Prints that the work waits for the autoscaler, if it does."""
     if must_grow(config, ray):
-        say(
+        echo(
             "waiting for the autoscaler to add nodes, which takes minutes;"
             " `ray status` on the head tells why none comes"
         )
@@ -56,7 +56,7 @@ def progress_bar(total: int, what: str, initial: int = 0) -> Any:
 
 
 @contextmanager
-def epoch_lines(folder: Path, say: Say) -> Iterator[None]:
+def epoch_lines(folder: Path, echo: Echo) -> Iterator[None]:
     """Prints a line for each epoch that a worker appends to the run's journal."""
     path = folder / runs.JOURNAL
     stop = threading.Event()
@@ -73,7 +73,7 @@ def epoch_lines(folder: Path, say: Say) -> Iterator[None]:
                         if not line.endswith(b"\n"):
                             break
                         offset += len(line)
-                        _say_entry(json.loads(line), say)
+                        _print_entry(json.loads(line), echo)
             if last:
                 return
 
@@ -86,11 +86,11 @@ def epoch_lines(folder: Path, say: Say) -> Iterator[None]:
         thread.join(timeout=5)
 
 
-def _say_entry(entry: dict[str, Any], say: Say) -> None:
+def _print_entry(entry: dict[str, Any], echo: Echo) -> None:
     if entry.get("e") == "metrics":
-        say(epoch_line(entry["step"], entry["values"]))
+        echo(epoch_line(entry["step"], entry["values"]))
     elif "raybust.hosts" in entry.get("tags", {}):
-        say(group_line(entry["tags"]))
+        echo(group_line(entry["tags"]))
 
 
 def group_line(tags: dict[str, str]) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from raybust import track
 from raybust.config import Config
 from raybust.errors import WorkError
-from raybust.stages.progress import Say
+from raybust.stages.progress import Echo
 
 
 def load_ahead() -> None:
@@ -18,17 +18,17 @@ def load_ahead() -> None:
     threading.Thread(target=track.load_mlflow, daemon=True).start()
 
 
-def open_store(config: Config, out: Path, say: Say) -> str:
+def open_store(config: Config, out: Path, echo: Echo) -> str:
     """Returns the tracking URI of a store that is ready; warns if its server is unreachable."""
     uri = track.resolve_uri(config.track, out)
     warning = track.prepare(uri, out, config.track.experiment)
     if warning:
-        say(f"warning: {warning}")
+        echo(f"warning: {warning}")
     return uri
 
 
 @contextmanager
-def sending_rest(folder: Path, uri: str, out: Path, say: Say) -> Iterator[None]:
+def sending_rest(folder: Path, uri: str, out: Path, echo: Echo) -> Iterator[None]:
     """Sends what workers left unsent, also after a failure; warns about what stays unsent."""
     failure = None
     try:
@@ -37,6 +37,6 @@ def sending_rest(folder: Path, uri: str, out: Path, say: Say) -> Iterator[None]:
         failure = error
     result = track.sync(folder, uri, out)
     for journal, reason in result.left:
-        say(f"warning: {journal} is not in MLflow yet ({reason}); the same command sends it")
+        echo(f"warning: {journal} is not in MLflow yet ({reason}); the same command sends it")
     if failure is not None:
         raise failure

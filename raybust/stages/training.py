@@ -16,7 +16,7 @@ from raybust.config import Config
 from raybust.disk import checkpoint, runs
 from raybust.disk.lock import locked
 from raybust.stages.checks import check_places
-from raybust.stages.progress import Say, epoch_lines, say_data, say_if_growing
+from raybust.stages.progress import Echo, epoch_lines, note_growth, print_data
 from raybust.stages.tracking import load_ahead, open_store, sending_rest
 from raybust.train import initial
 from raybust.train.objective import assemble, check_batch
@@ -29,7 +29,7 @@ def default_name(config: Config) -> str:
     return f"{config.data.name}-{config.method.key}-{model}-{digits}"
 
 
-def train(config: Config, *, address: str | None, resume: bool, verbose: bool, say: Say) -> Path:
+def train(config: Config, *, address: str | None, resume: bool, verbose: bool, echo: Echo) -> Path:
     """Trains one run, or goes on with it; returns its folder.
 
     Args:
@@ -37,7 +37,7 @@ def train(config: Config, *, address: str | None, resume: bool, verbose: bool, s
         address: of a Ray cluster; None for the embedded one.
         resume: False moves an earlier run of that name aside.
         verbose: whether Ray's messages are shown.
-        say: prints a line.
+        echo: prints a line.
 
     Raises:
         RequestError: something of the request is wrong; nothing was begun.
@@ -47,7 +47,7 @@ def train(config: Config, *, address: str | None, resume: bool, verbose: bool, s
     out = runs.out_folder(config)
     folder = out / (config.name or default_name(config))
     plain = configuration.to_dict(config)
-    newest = checkpoint.newest(folder, say) if resume else None
+    newest = checkpoint.newest(folder, echo) if resume else None
     network = assemble(config, dataset)
     if newest is None:
         initial.initialize(network, config, dataset)
@@ -63,8 +63,8 @@ def train(config: Config, *, address: str | None, resume: bool, verbose: bool, s
     if resume:
         runs.check_same(folder, "train", plain, dataset.digest)
     if newest is not None and checkpoint.read_manifest(newest)["done"]:
-        say(f"{folder.name} is trained already; --no-resume trains it anew")
-        with locked(folder), sending_rest(folder, open_store(config, out, say), out, say):
+        echo(f"{folder.name} is trained already; --no-resume trains it anew")
+        with locked(folder), sending_rest(folder, open_store(config, out, echo), out, echo):
             end_if_open(folder, "finished")
             return folder
     from raybust.cluster import worker
@@ -72,17 +72,17 @@ def train(config: Config, *, address: str | None, resume: bool, verbose: bool, s
     load_ahead()
     with session(address, verbose=verbose, dashboard=True) as ray:
         slots(config, nodes_of(ray))
-        say_if_growing(config, ray, say)
-        uri = open_store(config, out, say)
-        with locked(folder), sending_rest(folder, uri, out, say):
+        note_growth(config, ray, echo)
+        uri = open_store(config, out, echo)
+        with locked(folder), sending_rest(folder, uri, out, echo):
             identity = runs.identify(folder, "train", plain, resume, dataset.digest)
             newest = checkpoint.newest(folder)
-            say_data(config, dataset, say)
+            print_data(config, dataset, echo)
             for note in models.notes_of(network):
-                say(note)
+                echo(note)
             start = f"resuming at epoch {checkpoint.epoch_of(newest)}" if newest else "training"
-            say(f"{folder.name}: {start}, {config.cluster.workers} workers, in {folder}")
+            echo(f"{folder.name}: {start}, {config.cluster.workers} workers, in {folder}")
             job = Job(plain, str(folder), identity.uid, folder.name)
-            with epoch_lines(folder, say):
+            with epoch_lines(folder, echo):
                 worker.train(config, job, uri)
     return folder

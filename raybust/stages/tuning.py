@@ -32,7 +32,7 @@ from raybust.search.study import POINT, Study
 from raybust.stages import finalists
 from raybust.stages.checks import check_finalists, check_sweep, device_before
 from raybust.stages.live import Table
-from raybust.stages.progress import Say, say_data, say_if_growing
+from raybust.stages.progress import Echo, note_growth, print_data
 from raybust.stages.registration import register_best
 from raybust.stages.tracking import load_ahead, open_store, sending_rest
 from raybust.train import initial
@@ -50,7 +50,7 @@ def tune(
     address: str | None,
     resume: bool,
     verbose: bool,
-    say: Say,
+    echo: Echo,
 ) -> Leaderboard:
     """Runs a sweep, or goes on with it; returns its leaderboard.
 
@@ -61,7 +61,7 @@ def tune(
         address: of a Ray cluster; None for the embedded one.
         resume: False moves an earlier sweep of that name aside.
         verbose: whether Ray's messages are shown.
-        say: prints a line.
+        echo: prints a line.
 
     Raises:
         RequestError: something of the request is wrong; nothing was begun.
@@ -78,27 +78,27 @@ def tune(
     check_storage(config)
     if resume:
         runs.check_same(folder, "sweep", plain, dataset.digest)
-    lesson = _lesson(config, space, out)
+    earlier = _warm_start_trials(config, space, out)
     load_ahead()
     with session(address, verbose=verbose, dashboard=config.cluster.workers > 1) as ray:
         nodes = nodes_of(ray)
         room = slots(config, nodes, sweep.DRIVER_CPUS if config.cluster.workers > 1 else 0.0)
         check_finalists(config, *images, device="cuda" if nodes.gpus(config) else "cpu")  # as it is
-        uri = open_store(config, out, say)
-        with locked(folder), sending_rest(folder, uri, out, say):
+        uri = open_store(config, out, echo)
+        with locked(folder), sending_rest(folder, uri, out, echo):
             identity = runs.identify(folder, "sweep", plain, resume, dataset.digest)
             write_space(folder, plain)
             study = Study(config, space, folder, identity.uid, _first(config, leaves, space))
-            if learned := study.learn(lesson, str(config.tune.warm_start)):
-                say(f"{folder.name}: learned from {learned} trials of {config.tune.warm_start}")
-            say_data(config, dataset, say)
+            if learned := study.learn(earlier, str(config.tune.warm_start)):
+                echo(f"{folder.name}: learned from {learned} trials of {config.tune.warm_start}")
+            print_data(config, dataset, echo)
             at_once = min(room, config.tune.concurrent or room)
-            say(f"{folder.name}: {config.tune.trials} trials, {at_once} at a time, in {folder}")
-            say_if_growing(config, ray, say)
+            echo(f"{folder.name}: {config.tune.trials} trials, {at_once} at a time, in {folder}")
+            note_growth(config, ray, echo)
             job = Job(plain, str(folder), identity.uid, folder.name)
             with _parent(job, config, uri) as journal:
-                _search(sweep.Sweep(config, leaves, study, folder, job), uri, say)
-                board = _note(journal, _leaderboard(config, study, folder, say))
+                _search(sweep.Sweep(config, leaves, study, folder, job), uri, echo)
+                board = _note(journal, _leaderboard(config, study, folder, echo))
     _check_measured(board)
     return board
 
@@ -121,7 +121,7 @@ def _first(config: Config, leaves: Sequence[Leaf], space: Space) -> list[Point]:
     return [*space.first_points(leaves, methods.get), *config.tune.points]
 
 
-def _lesson(config: Config, space: Space, out: Path) -> list[FrozenTrial]:
+def _warm_start_trials(config: Config, space: Space, out: Path) -> list[FrozenTrial]:
     """Returns the trials of the sweep `sweep.warm_start` that lie in this space.
 
     Raises:
@@ -155,13 +155,13 @@ def _goals(directions: Sequence[tuple[str, str]]) -> str:
     return ", ".join(f"{mode} {metric}" for metric, mode in directions)
 
 
-def _search(plan: sweep.Sweep, uri: str, say: Say) -> None:
+def _search(plan: sweep.Sweep, uri: str, echo: Echo) -> None:
     """Runs the trials that are left, with a row for each that finishes."""
-    records, watch = plan.study.records(), _Watch(plan, say)
+    records, watch = plan.study.records(), _Watch(plan, echo)
     done = sum(record.state in FINISHED for record in records)
     if done:
         trials = plan.config.tune.trials
-        say(f"resuming {plan.folder.name}: {done} of {trials} trials are finished")
+        echo(f"resuming {plan.folder.name}: {done} of {trials} trials are finished")
     with Table(plan.config, records) as table:
 
         def listener(record: TrialRecord, running: int) -> None:
@@ -171,7 +171,7 @@ def _search(plan: sweep.Sweep, uri: str, say: Say) -> None:
         sweep.run_trials(plan, uri, listener)
 
 
-def _leaderboard(config: Config, study: Study, folder: Path, say: Say) -> Leaderboard:
+def _leaderboard(config: Config, study: Study, folder: Path, echo: Echo) -> Leaderboard:
     """Ranks the trials, measures the finalists on the test set, and writes all of it."""
     board = make_board(config, study, folder, {})
     if not board.entries:
@@ -180,8 +180,8 @@ def _leaderboard(config: Config, study: Study, folder: Path, say: Say) -> Leader
         raise WorkError(f"{folder.name}: {why[0].lower()}{why[1:].rstrip('.')}")
     final = finalists.choose(board, config.tune.finalists)
     if not final and config.tune.finalists:
-        say(f"warning: no finalist: no trial meets {' and '.join(config.tune.constraints)}")
-    measured = {entry.number: finalists.measure(config, entry, folder, say) for entry in final}
+        echo(f"warning: no finalist: no trial meets {' and '.join(config.tune.constraints)}")
+    measured = {entry.number: finalists.measure(config, entry, folder, echo) for entry in final}
     return make_board(
         config, study, folder, measured, finalists.protocol(config, list(measured.values()))
     )
@@ -190,8 +190,8 @@ def _leaderboard(config: Config, study: Study, folder: Path, say: Say) -> Leader
 class _Watch:
     """Says once, early, that no trial meets the constraints."""
 
-    def __init__(self, plan: sweep.Sweep, say: Say) -> None:
-        self._config, self._study, self._say = plan.config, plan.study, say
+    def __init__(self, plan: sweep.Sweep, echo: Echo) -> None:
+        self._config, self._study, self._echo = plan.config, plan.study, echo
         self._warned = False
 
     def look(self) -> None:
@@ -208,7 +208,7 @@ class _Watch:
             best = (max if sign == ">=" else min)(values) if values else None
             if best is None or (best < number if sign == ">=" else best > number):
                 reached = "no trial reports it" if best is None else f"the best has {best:.4g}"
-                self._say(
+                self._echo(
                     f"warning: none of the first {len(complete)} trials meets {text}: {reached}"
                 )
 

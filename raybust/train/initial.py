@@ -108,7 +108,7 @@ def embedding(config: Config, dataset: Dataset, device: torch.device | str) -> E
 
 def _find(source: str, key: str, config: Config) -> Path:
     """Returns the checkpoint folder or weights file that a method's field `key` names."""
-    places = runs.places(source, runs.out_folder(config))
+    places = runs.candidates(source, runs.out_folder(config))
     path = next((path for path in places if path.exists()), None)
     if path is None:
         raise RequestError(

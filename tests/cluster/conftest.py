@@ -56,5 +56,5 @@ def trained(cluster, new_out):
 
     out, said = new_out("trained"), []
     config = kit.config(out, "name=one")
-    folder = training.train(config, address=None, resume=True, verbose=False, say=said.append)
+    folder = training.train(config, address=None, resume=True, verbose=False, echo=said.append)
     return out, folder, said

@@ -36,7 +36,7 @@ def finished(trained):
     out, folder, _ = trained
     said = []
     run = load(out, folder, *SMALL)
-    found = attacked.evaluate(run, Options(say=said.append, workers=1))
+    found = attacked.evaluate(run, Options(echo=said.append, workers=1))
     return found, said, run, out
 
 
@@ -68,16 +68,16 @@ def test_two_workers_and_a_torn_table_end_with_the_same_bytes(finished, tmp_path
     found, _, run, _ = finished
     whole = found.files["rows"].read_bytes()
     other = replace(run, folder=tmp_path / run.folder.name, uid=None)
-    again = attacked.evaluate(other, Options(say=lambda _: None, workers=2))
+    again = attacked.evaluate(other, Options(echo=lambda _: None, workers=2))
     assert again.files["rows"].read_bytes() == whole
     for share in (0.4, 0.9):
         again.files["rows"].write_bytes(whole[: int(share * len(whole))])
         said = []
-        attacked.evaluate(other, Options(say=said.append, workers=2))
+        attacked.evaluate(other, Options(echo=said.append, workers=2))
         assert again.files["rows"].read_bytes() == whole
         assert any("resuming" in line for line in said)
     said = []
-    attacked.evaluate(other, Options(say=said.append))
+    attacked.evaluate(other, Options(echo=said.append))
     assert "4 of 4 shards are done" in said[-1]
 
 
@@ -85,12 +85,12 @@ def test_two_workers_and_a_torn_table_end_with_the_same_bytes(finished, tmp_path
 def test_another_protocol_needs_no_resume(finished, tmp_path):
     _, _, run, _ = finished
     other = replace(run, folder=tmp_path / "run", uid=None)
-    attacked.evaluate(other, Options(say=print))
+    attacked.evaluate(other, Options(echo=print))
     section = replace(other.config.evaluate, seed=1)
     changed = replace(other, config=replace(other.config, evaluate=section))
     with pytest.raises(RequestError, match=r"seed: 0 -> 1.*--no-resume"):
-        attacked.evaluate(changed, Options(say=print))
-    attacked.evaluate(changed, Options(say=print, resume=False))
+        attacked.evaluate(changed, Options(echo=print))
+    attacked.evaluate(changed, Options(echo=print, resume=False))
     assert len(list((other.folder / "attacked").glob("*.tsv"))) == 2
 
 
@@ -99,7 +99,7 @@ def test_without_attacks_it_is_clean_accuracy(finished):
     found, _, run, _ = finished
     section = replace(run.config.evaluate, attacks=())
     clean = attacked.evaluate(
-        replace(run, config=replace(run.config, evaluate=section)), Options(say=print)
+        replace(run, config=replace(run.config, evaluate=section)), Options(echo=print)
     )
     assert clean.text().startswith("clean accuracy")
     assert clean.metrics["attacked/clean_accuracy"] == pytest.approx(found.result["clean"])
@@ -113,7 +113,7 @@ def defended(cluster, new_out):
     settings = [text for text in kit.TINY if not text.startswith("method.")]
     settings += [f"out={out}", "name=behind", "method.name=beckman", "method.base.steps=1"]
     config = compose(leaves_of_arguments(settings), methods.get)
-    return out, training.train(config, address=None, resume=True, verbose=False, say=print)
+    return out, training.train(config, address=None, resume=True, verbose=False, echo=print)
 
 
 @pytest.mark.cluster
@@ -121,7 +121,7 @@ def test_17_behind_a_front_three_protocols_side_by_side(defended, tmp_path, cli)
     """Told in text, JSON, table headers, MLflow, report; killed in the second, it goes on there."""
     out, folder = defended
     run = load(out, folder, *SMALL)
-    found = attacked.evaluate(run, Options(say=lambda _: None, workers=1))
+    found = attacked.evaluate(run, Options(echo=lambda _: None, workers=1))
     rows = {"alone": found.files["rows alone"], "oblivious": found.files["rows oblivious"],
             "adaptive": found.files["rows"]}  # fmt: skip
     for view, path in rows.items():
@@ -154,14 +154,14 @@ def test_17_behind_a_front_three_protocols_side_by_side(defended, tmp_path, cli)
     torn.write_bytes(whole[: len(whole) // 2])
     (other.folder / "attacked" / rows["adaptive"].name).unlink()
     said = []
-    again = attacked.evaluate(other, Options(say=said.append, workers=2))
+    again = attacked.evaluate(other, Options(echo=said.append, workers=2))
     assert sum("resuming" in line for line in said) == 2
     for name in ("rows", "rows alone", "rows oblivious"):
         assert again.files[name].read_bytes() == found.files[name].read_bytes()
 
     section = replace(run.config.evaluate, attacks=())
     clean = attacked.evaluate(
-        replace(run, config=replace(run.config, evaluate=section)), Options(say=print)
+        replace(run, config=replace(run.config, evaluate=section)), Options(echo=print)
     )
     assert clean.metrics["attacked/alone/clean_accuracy"] == pytest.approx(
         plain["views"]["alone"]["clean"]
@@ -187,9 +187,9 @@ def test_two_workers_that_are_killed_resume_to_the_same_table(finished, tmp_path
         leaves = [Leaf("out", {str(out)!r}, "t"), *leaves_of_arguments({SMALL!r})]
         run = load_trained(Path({str(run.folder)!r}), leaves)
         run = replace(run, folder=Path({str(tmp_path / "run")!r}), uid=None)
-        def say(text):
+        def echo(text):
             print(text, flush=True)
-        attacked.evaluate(run, Options(say=say, workers=2))
+        attacked.evaluate(run, Options(echo=echo, workers=2))
         """
     )
     command = [sys.executable, "-c", script]
@@ -203,6 +203,6 @@ def test_two_workers_that_are_killed_resume_to_the_same_table(finished, tmp_path
     assert path.read_bytes() != whole
     said = []
     other = replace(run, folder=path.parent.parent, uid=None)
-    attacked.evaluate(other, Options(say=said.append, workers=2))
+    attacked.evaluate(other, Options(echo=said.append, workers=2))
     assert any("resuming" in line for line in said)
     assert path.read_bytes() == whole

@@ -252,7 +252,7 @@ def test_a_storage_that_cannot_be_used_is_refused_before_a_sweep_is_put_aside(
         config = configuration.compose(leaves, methods.get)
         with pytest.raises(RequestError, match=r"^tune\.storage: "):
             run_sweep.tune(
-                config, leaves, BLOCK, address=None, resume=False, verbose=False, say=print
+                config, leaves, BLOCK, address=None, resume=False, verbose=False, echo=print
             )
     assert sorted(path.name for path in folder.parent.iterdir()) == before
 

@@ -31,7 +31,7 @@ def measured(trained):
     out, folder, _ = trained
     leaves = [Leaf("out", str(out), "test"), *leaves_of_arguments(ASKED)]
     run = load_trained(folder, leaves)
-    return corrupted.evaluate(run, Options(say=print, workers=2)), run, out
+    return corrupted.evaluate(run, Options(echo=print, workers=2)), run, out
 
 
 def test_two_workers_find_what_one_call_finds(measured):
@@ -71,16 +71,16 @@ def test_what_is_done_is_not_done_again_and_a_torn_line_is(measured, tmp_path):
     lines = whole.splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:9]) + lines[9][:50])
     said = []
-    again = corrupted.evaluate(other, Options(say=said.append))
+    again = corrupted.evaluate(other, Options(echo=said.append))
     assert any("8 of 16 shares are done" in line for line in said)
     assert again.metrics == found.metrics
     assert timeless(path.read_bytes()) == timeless(whole)
     path.write_text('{"version": 0}\n')
     with pytest.raises(RequestError, match=r"another protocol \(version: 0 -> 2.*unproven origin"):
-        corrupted.evaluate(other, Options(say=print))
+        corrupted.evaluate(other, Options(echo=print))
     path.write_text("counts of somebody's\n")
     with pytest.raises(RequestError, match="holds no counts of raybust's"):
-        corrupted.evaluate(other, Options(say=print))
+        corrupted.evaluate(other, Options(echo=print))
 
 
 def test_transfer_of_runs(measured, tmp_path, cli):

@@ -70,7 +70,7 @@ def test_a_study_lies_in_the_folder_that_was_named(cluster, tmp_path, cli, monke
 def start(out, *settings):
     config = kit.config(out, "name=one", "train.epochs=1", *settings)
     said = []
-    folder = training.train(config, address=None, resume=True, verbose=False, say=said.append)
+    folder = training.train(config, address=None, resume=True, verbose=False, echo=said.append)
     return folder, said
 
 

@@ -84,7 +84,7 @@ def test_no_file_of_a_sweep_has_the_password(
     )  # fmt: skip
     leaves = [leaf for leaf in kit.leaves(out, *settings) if leaf.key not in block]
     config = configuration.compose(leaves, methods.get)
-    tuning.tune(config, leaves, block, address=None, resume=True, verbose=False, say=[].append)
+    tuning.tune(config, leaves, block, address=None, resume=True, verbose=False, echo=[].append)
     assert any(found.startswith(title) for found in titles), titles
     ((files, count),) = seen
     assert count > 0

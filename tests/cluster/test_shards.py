@@ -33,7 +33,7 @@ def load(folder, *settings):
 
 
 def certify(trained, **options):
-    return certified.certify(trained, Options(**({"say": silent} | options)))
+    return certified.certify(trained, Options(**({"echo": silent} | options)))
 
 
 def timeless(path):
@@ -99,7 +99,7 @@ def test_the_file_does_not_depend_on_the_number_of_tasks(run, reference, workers
 
 def test_an_mlflow_server_that_is_away_is_only_a_warning(run, reference):
     said = []
-    found = certify(load(run, "track.uri=http://127.0.0.1:9"), say=said.append)
+    found = certify(load(run, "track.uri=http://127.0.0.1:9"), echo=said.append)
     assert sum("MLflow at http://127.0.0.1:9 cannot be used now" in line for line in said) == 1
     assert timeless(found.log) == timeless(reference.log)
     journal = found.log.with_suffix(".journal.jsonl")
@@ -143,7 +143,7 @@ def test_an_interrupted_run_resumes_to_the_same_file(run, reference, monkeypatch
         patch.setattr(
             CertificateLog, "append", lambda self, rows: (done.extend(rows), append(self, rows))
         )
-        found = certify(load(run), say=said.append)
+        found = certify(load(run), echo=said.append)
     assert len(done) == EXAMPLES - count
     assert any(f"{count} of {EXAMPLES} rows are there" in line for line in said)
     assert timeless(found.log) == timeless(reference.log)
@@ -257,7 +257,7 @@ def test_a_log_of_another_protocol_is_refused_and_kept(run, settings):
 def test_another_sigma_has_a_file_of_its_own_and_a_warning(run):
     certify(load(run, "certify.examples=4"))
     said = []
-    found = certify(load(run, "certify.examples=4", "certify.sigma=0.5"), say=said.append)
+    found = certify(load(run, "certify.examples=4", "certify.sigma=0.5"), echo=said.append)
     assert len(list(found.log.parent.glob("*.tsv"))) == 2
     assert any(re.search(r"warning: .*sigma", line) for line in said)
 

@@ -51,10 +51,10 @@ SETTINGS = (
 
 
 def run(out, *settings, block=SPACE, said=None, resume=True, **values):
-    say = [].append if said is None else said.append
+    echo = [].append if said is None else said.append
     leaves = [leaf for leaf in kit.leaves(out, *settings, **values) if leaf.key not in block]
     config = configuration.compose(leaves, methods.get)
-    return tuning.tune(config, leaves, block, address=None, resume=resume, verbose=False, say=say)
+    return tuning.tune(config, leaves, block, address=None, resume=resume, verbose=False, echo=echo)
 
 
 def study_of(out, name="search"):

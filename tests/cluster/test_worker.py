@@ -28,8 +28,8 @@ pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("cluster")]
 
 
 def train(config, said=None, resume=True):
-    say = [].append if said is None else said.append
-    return training.train(config, address=None, resume=resume, verbose=False, say=say)
+    echo = [].append if said is None else said.append
+    return training.train(config, address=None, resume=resume, verbose=False, echo=echo)
 
 
 def undisturbed(config, folder):

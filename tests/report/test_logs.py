@@ -43,7 +43,7 @@ ORACLE = {
 def published(request):
     path = PUBLISHED / f"{request.param}.tsv"
     if not path.exists():
-        pytest.skip(f"{path} is not here")
+        pytest.skip(f"{path} is not local")
     return read_log(path), ORACLE[request.param]
 
 
@@ -99,7 +99,7 @@ def test_votes_are_recovered(published):
 def test_high_probability_version():
     names = sorted(PUBLISHED.glob("*cifar*0.25*.tsv"))
     if not names:
-        pytest.skip(f"{PUBLISHED} is not here")
+        pytest.skip(f"{PUBLISHED} is not local")
     log = read_log(names[0])
     spread = np.log(1000) / 500
     lost = 0.01 + np.sqrt(0.01 * 0.99 * spread) + spread / 3
