@@ -131,6 +131,7 @@ def find_attacks(text: str, leaves: Sequence[Leaf]) -> list[tuple[str, Path]]:
 def _current(text: str, files: Sequence[Path], header_of: Callable[[Path], Any]) -> list[Path]:
     """Returns the results of a run that are of the weights that it has now; says which are not.
     What was kept aside is left out."""
+    from raybust.cli.output import echo
     from raybust.disk.files import is_aside
     from raybust.trained import is_current
 
