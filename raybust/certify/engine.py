@@ -1,9 +1,9 @@
 """The certification engine: CERTIFY of Cohen et al. (2019) for many examples at once.
 
-A flat queue of slots, each a block of 100 draws of one example; a batch is a fixed number of lanes
-of 100. A block's lane follows from its key, so that a draw always meets the network at the same
-place of a batch of the same shape, whatever its neighbors are: rows cannot depend on sharding or
-order. Counts stay on the device until a look. Stage `certify` of the arrow.
+A batch is a fixed number of lanes of 100 draws; each lane has a queue of slots, each slot a block
+of 100 draws of one example. A block's key picks its lane, so a draw always enters the network at
+the same position of a batch of the same shape: rows cannot depend on sharding or order. Counts
+stay on the device until a look.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from raybust.certify.protocol import Protocol
 from raybust.errors import RequestError, WorkError
 
 IN_FLIGHT = 32
-"""Most examples in flight per lane (our choice): they fill every lane while looks are short."""
+"""Maximum examples in flight per lane (our choice): enough to fill every lane when looks are
+short."""
 
 
 def certify_examples(
@@ -39,7 +40,7 @@ def certify_examples(
 ) -> Iterator[Row]:
     """Yields the certificates of a shard, each as soon as it is decided.
 
-    With probability at least 1 - alpha over an example's noise its row abstains or is right: the
+    With probability at least 1 - alpha over an example's noise, its row abstains or is correct: the
     smoothed classifier is constant on the ball and predicts that class.
 
     Args:
@@ -47,16 +48,16 @@ def certify_examples(
         images: float (N, C, H, W) in [0, 1].
         labels: int (N,).
         indices: (N,) index of each example in its dataset, the key of its noise.
-        protocol: everything else.
+        protocol: all other settings.
 
     Raises:
-        RequestError: train mode, dependence on the batch, images outside [0, 1], a device of
-            another type than the protocol's.
-        WorkError: NaN outputs. What was yielded before is valid.
+        RequestError: train mode, dependence on the batch, images outside [0, 1], a device type
+            other than the protocol's.
+        WorkError: NaN outputs. Rows yielded before are valid.
     """
     if images.device.type != protocol.device:
         raise RequestError(
-            f"device: got {images.device.type}, but the protocol is of {protocol.device}, whose "
+            f"device: got {images.device.type}, but the protocol is for {protocol.device}, whose "
             "generator and arithmetic differ"
         )
     check_images(images, protocol.shape)
@@ -68,8 +69,8 @@ def certify_examples(
 
 @dataclass(eq=False)
 class _Case:
-    """An example in flight: `row` is its pair of rows in the table of counts, `open` the number of
-    its slots that have not run, `looks` the votes at each look, `seconds` its share of time."""
+    """An example in flight: `row` is its pair of rows in the count table, `open` its number of
+    slots yet to run, `looks` the votes at each look, `seconds` its share of the time."""
 
     position: int
     row: int
@@ -79,7 +80,7 @@ class _Case:
 
 
 class _Slot(NamedTuple):
-    """A block of draws of a case; the first `valid` of it count."""
+    """A block of draws of a case; the first `valid` draws count."""
 
     case: _Case
     stream: Stream
@@ -111,7 +112,7 @@ class _Engine:
         self.batch = torch.zeros(protocol.batch, *self.pixels.shape[1:], device=device)
         self.lanes: list[deque[_Slot]] = [deque() for _ in range(protocol.batch // BLOCK)]
         self.free = list(range(IN_FLIGHT * len(self.lanes)))
-        # Two rows an example, one for draws that do not count; the last column counts NaN outputs.
+        # Two rows per example and one for unused draws; the last column counts NaN outputs.
         self.unused = 2 * len(self.free)
         self.counts = torch.zeros(
             self.unused + 1, self.classes + 1, dtype=torch.int64, device=device
@@ -149,7 +150,7 @@ class _Engine:
         self._queue(case, "estimate", 0, self.protocol.rule.times[0])
 
     def _queue(self, case: _Case, stream: Stream, first: int, end: int) -> None:
-        """Queues draws first ... end - 1 of a stream; `first` is a multiple of the block."""
+        """Queues draws first ... end - 1 of a stream; `first` is a multiple of BLOCK."""
         for start in range(first, end, BLOCK):
             slot = _Slot(case, stream, start // BLOCK, min(BLOCK, end - start))
             self.lanes[self._seed(slot) % len(self.lanes)].append(slot)
@@ -162,7 +163,7 @@ class _Engine:
 
     @torch.inference_mode()
     def _step(self) -> list[_Case]:
-        """Runs one batch, of which lanes with nothing queued are padding; returns what it ran."""
+        """Runs one batch, in which empty lanes are padding; returns the cases that took part."""
         rows, valid, ran = [], [], []
         for lane, queue in enumerate(self.lanes):
             if not queue:
@@ -189,7 +190,7 @@ class _Engine:
         return ran
 
     def _votes(self, cases: list[_Case]) -> NDArray[np.int64]:
-        """Returns the counts (cases, 2, classes) in one transfer; refuses NaN."""
+        """Returns the counts (cases, 2, classes) in one transfer; raises on NaN."""
         rows = torch.tensor([case.row for case in cases], device=self.counts.device)
         pairs = self.counts[: self.unused].view(-1, 2, self.classes + 1)
         votes: NDArray[np.int64] = pairs[rows].cpu().numpy()
@@ -197,12 +198,12 @@ class _Engine:
             if found[:, -1].any():
                 raise WorkError(
                     f"example {self.indices[case.position]}: the network's outputs are NaN for "
-                    f"{found[:, -1].sum()} noisy copies; what was certified before is kept"
+                    f"{found[:, -1].sum()} noisy copies; earlier rows are kept"
                 )
         return votes[:, :, :-1]
 
     def _look(self, case: _Case, pilot: NDArray[np.int64], votes: NDArray[np.int64]) -> bool:
-        """Takes a look; returns whether the example is done, else queues its next draws."""
+        """Takes a look; returns whether the example is done, or queues its next draws."""
         rule = self.protocol.rule
         case.looks.append(votes)
         top = int(pilot.argmax())
@@ -238,8 +239,7 @@ def make_forward(
 ) -> Callable[[Tensor], Tensor]:
     """Returns the network's forward pass at the protocol's precision.
 
-    TF32 is on or off as the protocol says, cuDNN may pick no kernel by trial: what decides the bits
-    of f must be the same on every worker.
+    TF32 follows the protocol and cuDNN does not autotune: f must be bitwise equal on all workers.
     """
 
     def forward(images: Tensor) -> Tensor:

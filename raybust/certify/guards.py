@@ -1,7 +1,7 @@
-"""What must hold before a certificate means anything: images in [0, 1], a network in eval mode that
-treats every image by itself.
+"""Preconditions of a certificate: images in [0, 1], and a network in eval mode that treats each
+image independently.
 
-Each check refuses with what it saw and how to mend it. Stage `certify` of the arrow.
+Errors state what was found and how to fix it.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from raybust.errors import RequestError
 
 TOLERANCE = {"float32": 1e-3, "tf32": 1e-2, "bf16": 5e-2}
-"""Share of the largest logit by which an image's logits may move with its batch: kernels differ in
-rounding by batch size, a batch norm in train mode moves them by more than tenths."""
+"""Change of an image's logits with its batch that is tolerated, as a share of the largest logit:
+rounding differs by batch size; batch norm in train mode changes them by more than tenths."""
 
 
 def check_images(images: Tensor, shape: tuple[int, int, int]) -> None:
-    """Refuses images that are not float (B, *shape) in [0, 1].
+    """Rejects images that are not float (B, *shape) in [0, 1].
 
     Raises:
         RequestError: wrong shape, a value outside [0, 1], NaN.
@@ -31,36 +31,36 @@ def check_images(images: Tensor, shape: tuple[int, int, int]) -> None:
     low, high = (float(v) for v in images.float().aminmax()) if images.numel() else (0.0, 1.0)
     if not (low >= 0.0 and high <= 1.0):
         raise RequestError(
-            f"images: got values from {low:g} to {high:g}, expected [0, 1]; the network's first "
-            "layer normalizes, so that the noise is in units of pixels"
+            f"images: got values from {low:g} to {high:g}, expected [0, 1]; normalize in the "
+            "network's first layer, so that the noise is in pixel units"
         )
 
 
 def check_mode(network: nn.Module) -> None:
-    """Refuses a network of which any module is in train mode.
+    """Rejects a network with a module in train mode.
 
     Raises:
-        RequestError: naming the first such module.
+        RequestError: names the first such module.
     """
     for name, module in network.named_modules():
         if module.training:
             raise RequestError(
-                f"network: its module '{name or type(module).__name__}' is in train mode, in which "
+                f"network: module '{name or type(module).__name__}' is in train mode, where "
                 "outputs depend on the batch; call network.eval() first"
             )
 
 
 def check_outputs(forward: Callable[[Tensor], Tensor], noisy: Tensor, precision: str) -> int:
-    """Returns the number of classes; refuses a network whose output for an image depends on the
-    other images of its batch, or on chance.
+    """Returns the number of classes; rejects a network whose output for an image depends on the
+    rest of the batch, or is random.
 
     Args:
         forward: images to logits.
         noisy: (B, C, H, W), B >= 2: images as the network will see them.
-        precision: of the protocol, which sets the tolerance.
+        precision: the protocol's, which sets the tolerance.
 
     Raises:
-        RequestError: logits of another shape than (B, K), NaN, dependence on the batch.
+        RequestError: logits are not (B, K), are NaN, or depend on the batch.
     """
     logits = forward(noisy).float()
     if logits.ndim != 2 or len(logits) != len(noisy):
@@ -69,17 +69,16 @@ def check_outputs(forward: Callable[[Tensor], Tensor], noisy: Tensor, precision:
             f"expected ({len(noisy)}, classes)"
         )
     if logits.isnan().any():
-        raise RequestError("network: its outputs are NaN; certify a checkpoint that trained well")
+        raise RequestError("network: its outputs are NaN; the training may have diverged")
     others = torch.cat([noisy[:1], 1.0 - noisy[1:]])
-    apart = max(
+    change = max(
         float((forward(batch)[0].float() - logits[0]).abs().max()) for batch in (noisy[:1], others)
     )
     allowed = TOLERANCE[precision] * max(float(logits.abs().max()), 1e-6)
-    if not apart <= allowed:
+    if not change <= allowed:
         raise RequestError(
-            f"network: the logits of an image move by {apart:.3g} with the other images of its "
-            f"batch (allowed: {allowed:.3g}); certificates need a network that treats images one "
-            "by one and without chance: no batch statistics, no dropout, no attention "
-            "across the batch"
+            f"network: the logits of an image change by {change:.3g} with the rest of its batch "
+            f"(allowed: {allowed:.3g}); certificates need a deterministic network that treats "
+            "images independently: no batch statistics, no dropout, no attention across the batch"
         )
     return logits.shape[1]

@@ -1,7 +1,7 @@
-"""Certification logs: what a row is, and the file of them.
+"""Certification logs: the row and the file.
 
-The form is Cohen et al.'s (2019), `idx label predict radius correct time` with tabs, a first line
-`# {protocol}` and further columns for the counts and the bound. Stage `certify` of the arrow.
+The format is that of Cohen et al. (2019), tab-separated `idx label predict radius correct time`,
+with a first line `# {protocol}` and further columns for the counts and the bound.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from raybust.numerics.bounds import round_down
 COHEN = ("idx", "label", "predict", "radius", "correct", "time")
 COLUMNS = (*COHEN, "top", "n0_count", "count", "n", "p_lower", "draws", "counts")
 _ROUNDING = 1e-9
-"""By how much versions of SciPy may differ in a bound."""
+"""Tolerated difference of a bound between versions of SciPy."""
 ABSTAIN = -1
-"""What `predict` is where the smoothed classifier abstains; the radius is then 0."""
+"""Value of `predict` on abstention; the radius is then 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,13 +35,13 @@ class Row:
         predict: the certified class, or -1 (abstain).
         radius: certified radius in the protocol's norm, rounded down; 0 on abstention.
         time: seconds of computation.
-        top: the class that the pilot chose.
+        top: the class chosen by the pilot draws.
         n0_count: votes for it among the n0 pilot draws.
         count: votes for it among the first `n` estimate draws.
-        n: estimate draws at the look whose bound is the best.
-        p_lower: that bound, the lower bound of the class's probability.
-        draws: estimate draws in all.
-        counts: (class, votes) among all of them, classes with votes only, in order.
+        n: estimate draws at the look with the best bound.
+        p_lower: that bound: the lower bound on the probability of `top`.
+        draws: total estimate draws.
+        counts: (class, votes) over all of them, sorted, without zeros.
     """
 
     idx: int
@@ -59,7 +59,7 @@ class Row:
 
     @property
     def place(self) -> int:
-        """The index, which tells rows apart."""
+        """The index, the key of the row."""
         return self.idx
 
     @property
@@ -68,12 +68,12 @@ class Row:
         return self.predict == self.label
 
     def same(self, other: Row) -> bool:
-        """Returns whether two rows are equal, their `time` apart."""
+        """Returns whether two rows are equal except for `time`."""
         return _cells(self)[:5] + _cells(self)[6:] == _cells(other)[:5] + _cells(other)[6:]
 
     def fault(self, protocol: Protocol) -> str | None:
-        """Returns in what the row contradicts itself or its protocol, or None: bound and radius
-        follow from the count, the class from the bound."""
+        """Returns how the row contradicts itself or its protocol, or None: the count implies bound
+        and radius, the bound implies the class."""
         rule, votes = protocol.rule, dict(self.counts)
         if self.n not in rule.times or self.draws not in rule.times or self.draws < self.n:
             return f"the protocol has no look at {self.n} of {self.draws} draws"
@@ -96,15 +96,15 @@ class Row:
         return None
 
     def line(self) -> str:
-        """Returns the row as a line of a log, with its line end."""
+        """Returns the row as a line of a log, with its newline."""
         return "\t".join(_cells(self)) + "\n"
 
     @classmethod
     def parse(cls, line: str) -> Row:
-        """Returns the row of a line of a log of ours.
+        """Parses a line of one of our logs.
 
         Raises:
-            ValueError: the line is no whole row.
+            ValueError: the line is not a complete row.
         """
         cells = dict(zip(COLUMNS, line.rstrip("\n").split("\t"), strict=True))
         pairs = (pair.split(":") for pair in cells.pop("counts").split(" "))
@@ -120,18 +120,18 @@ class Row:
 
 
 class CertificateLog(RowLog[Row, Protocol]):
-    """The certificates of a protocol on disk, keyed by the example's index."""
+    """A protocol's certificates on disk, keyed by example index."""
 
     row, columns, what = Row, COLUMNS, "log"
 
 
 def write_cohen(rows: Iterable[Row], path: str | Path) -> None:
-    """Writes the bare six columns in the form of the original script: radii of three significant
-    digits, but rounded down.
+    """Writes only the six columns of the original script, in its format: radii with three
+    significant digits, but rounded down.
 
     Args:
-        rows: certificates, in the order of the file.
-        path: the file, put in its place at once.
+        rows: certificates, in file order.
+        path: the file, replaced atomically.
     """
     lines = ["\t".join(COHEN) + "\n"]
     for row in rows:
@@ -142,7 +142,7 @@ def write_cohen(rows: Iterable[Row], path: str | Path) -> None:
 
 
 def format_time(seconds: float) -> str:
-    """Returns seconds as the original script writes them, H:MM:SS.ffffff."""
+    """Formats seconds like the original script, H:MM:SS.ffffff."""
     micros = round(seconds * 1e6)
     minutes, rest = divmod(micros, 60_000_000)
     hours, minutes = divmod(minutes, 60)
@@ -150,10 +150,10 @@ def format_time(seconds: float) -> str:
 
 
 def parse_time(text: str) -> float:
-    """Returns the seconds of either time format: H:MM:SS.ffffff, or plain seconds.
+    """Parses H:MM:SS.ffffff or plain seconds.
 
     Raises:
-        ValueError: neither.
+        ValueError: the text is neither.
     """
     seconds = 0.0
     for part in text.split(":"):

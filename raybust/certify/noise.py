@@ -1,8 +1,8 @@
-"""Noise keyed by (seed, example, stream, draw), and the distributions that it is drawn from.
+"""Noise keyed by (seed, example, stream, draw), and its distributions.
 
-A block of 100 draws comes from one generator whose seed is made of the key, so that a draw's noise
-is the same for every batch size, order and worker. Cohen et al. (2019) for the Gaussian, Yang et
-al. (2020) for the uniform, Levine and Feizi (2020) for the ablation. Stage `certify` of the arrow.
+Each block of 100 draws has its own generator, seeded by the key, so a draw's noise is the same for
+any batch size, order and worker. Gaussian after Cohen et al. (2019), uniform after Yang et al.
+(2020), ablation after Levine and Feizi (2020).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from raybust.errors import RequestError
 from raybust.numerics import bounds
 
 BLOCK = 100
-"""Draws per block; a batch is a multiple of it."""
+"""Draws per block; batches are multiples of it."""
 
 Stream = Literal["pilot", "estimate"]
 """`pilot` draws choose the class, `estimate` draws bound its probability; they are independent."""
@@ -34,25 +34,25 @@ NORMS: dict[str, tuple[Norm, ...]] = {
     "uniform": ("l1",),
     "ablation": ("l0",),
 }
-"""What each noise can certify; the first is its own norm."""
+"""Norms that each noise certifies, the native one first."""
 
 ABLATED = 0.5
 """Value of a pixel that is not kept (our choice; Levine and Feizi add channels instead, which
-needs a network of its own)."""
+needs a special network)."""
 
 
 def block_seed(seed: int, example: int, stream: Stream, block: int) -> int:
-    """Returns the seed of the generator of one block, in [0, 2^63).
+    """Returns the generator seed of a block, in [0, 2^63).
 
-    The high 31 bits and the start of the low 32 are blake2b of (seed, example); the block counts up
-    from that start in the stream `estimate`, down in `pilot`. PyTorch's CPU generator reads the low
-    32 bits alone: hashed seeds would collide within an example about once in 10,000 examples of
-    100,000 draws, counted ones never do.
+    blake2b of (seed, example) gives the high 31 bits and the start of the low 32; the block counts
+    up from that start in stream `estimate`, down in `pilot`. PyTorch's CPU generator reads only the
+    low 32 bits: hashed seeds would collide within about one in 10,000 examples of 100,000 draws,
+    consecutive ones never do.
 
     Args:
         seed: the protocol's seed.
         example: index of the example in its dataset.
-        stream: which of the example's two streams.
+        stream: `pilot` or `estimate`.
         block: number of the block, from 0, below 2^31.
     """
     key = f"raybust noise 1:{seed}:{example}".encode()
@@ -63,14 +63,14 @@ def block_seed(seed: int, example: int, stream: Stream, block: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Smoothing:
-    """A smoothing distribution, the norm that it certifies and the images that it is added to.
+    """A smoothing distribution, the norm it certifies and the shape of its images.
 
     Attributes:
         noise: `gaussian`, `uniform` or `ablation`.
         norm: norm of the radius; one of `NORMS[noise]`.
-        sigma: standard deviation of each coordinate, > 0; for `uniform` the half width is
-            sigma sqrt(3). Not used by `ablation`.
-        keep: pixels kept by `ablation`; not used by the others.
+        sigma: standard deviation per coordinate, > 0; `uniform` has half-width sigma sqrt(3),
+            `ablation` ignores it.
+        keep: pixels kept by `ablation`, ignored by the others.
         shape: (C, H, W) of an image.
     """
 
@@ -90,7 +90,7 @@ class Smoothing:
         if self.noise == "ablation" and not 1 <= self.keep < self.pixels:
             raise RequestError(
                 f"certify.keep: got {self.keep}, expected 1 to {self.pixels - 1}, fewer than the "
-                f"image's {self.pixels} pixels"
+                f"{self.pixels} pixels of the image"
             )
 
     @property
@@ -108,26 +108,24 @@ class Smoothing:
         return lambda p: bounds.gaussian_radius(p, self.sigma) * scale
 
     def radius(self, p: float) -> float:
-        """Returns the radius that a lower bound p of the class's probability certifies, rounded
-        down.
+        """Returns the radius certified by a lower bound p on the class probability, rounded down.
 
-        Linf is the L2 radius over sqrt(d): the Linf ball lies in that L2 ball. 0 at p <= 1/2.
+        Linf is the L2 radius over sqrt(d): the L2 ball contains that Linf ball. 0 at p <= 1/2.
         """
         exact = self._exact_radius(p)
         return exact if self.noise == "ablation" else bounds.round_down(exact)
 
     def probability(self, radius: float) -> float:
-        """Returns the least p that certifies a radius, the inverse of `radius`; 1 where none
-        does."""
+        """Returns the smallest p that certifies a radius (inverse of `radius`), 1 if none does."""
         return bounds.invert_increasing(self.radius, radius) if radius > 0 else 0.5
 
     def fill(self, block: Tensor, image: Tensor, generator: torch.Generator) -> None:
-        """Writes 100 noisy copies of an image into `block`: drawn and added in float32.
+        """Fills `block` with 100 noisy copies of an image, in float32.
 
         Args:
-            block: float32 (100, H, W, C), contiguous: the noise is drawn in this order.
-            image: float32 (H, W, C) in [0, 1], on the same device.
-            generator: at the block's seed, on the same device.
+            block: (100, H, W, C), contiguous: the noise is drawn in this order.
+            image: (H, W, C) in [0, 1], on the same device.
+            generator: seeded for the block, on the same device.
         """
         if self.noise == "gaussian":
             block.normal_(generator=generator).mul_(self.sigma).add_(image)
@@ -149,13 +147,13 @@ class Smoothing:
 
 
 def draws(smoothing: Smoothing, seed: int, image: Tensor, key: tuple[int, Stream, int]) -> Tensor:
-    """Returns the noisy copies (100, C, H, W) of one block: what the network sees, for an audit.
+    """Returns the noisy copies (100, C, H, W) of a block, as the network sees them.
 
     Args:
         smoothing: the distribution.
         seed: the protocol's seed.
-        image: float32 (C, H, W) in [0, 1]; its device decides the generator.
-        key: index of the example in its dataset, `pilot` or `estimate`, number of the block from 0.
+        image: float32 (C, H, W) in [0, 1], on the device whose generator is used.
+        key: index of the example in its dataset, `pilot` or `estimate`, number of the block.
     """
     generator = torch.Generator(image.device)
     generator.manual_seed(block_seed(seed, *key))

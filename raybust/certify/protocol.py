@@ -1,13 +1,14 @@
-"""The certification protocol: everything that decides what a row of a log is, as the log's header.
+"""The certification protocol: everything that determines the rows of a log, stored as its header.
 
-Whoever has the protocol, the network and the data computes the same rows. What a header cannot
-hold it has a digest of: the weights, the images, the labels. Stage `certify` of the arrow.
+The protocol, the network and the data reproduce the rows. The header has digests of what it cannot
+contain: weights, images, labels.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -21,13 +22,14 @@ from raybust.certify.noise import BLOCK, NORMS, NoiseName, Norm, Smoothing
 from raybust.certify.schedule import Schedule, ScheduleName
 from raybust.config.assess import Certify
 from raybust.data import Part
+from raybust.data.digests import labels_digest
 from raybust.errors import RequestError
 
 FORMAT = 1
 """Version of the log's format and of the keys of its noise."""
 
 BATCH = {"cpu": 100, "cuda": 1000}
-"""Noisy images per forward pass where the user gives none (measured: caches on a CPU hold few)."""
+"""Default noisy images per forward pass (measured: CPU caches hold few)."""
 
 Precision = Literal["float32", "tf32", "bf16"]
 
@@ -40,27 +42,27 @@ class Protocol:
         format: version of the format.
         noise: smoothing distribution; see `Smoothing`.
         norm: norm of the radii.
-        sigma: standard deviation of each coordinate, in pixels in [0, 1].
+        sigma: standard deviation per coordinate, pixels in [0, 1].
         keep: pixels that `ablation` keeps, 0 for other noise.
         shape: (C, H, W) of an image.
         n0: draws that choose the class.
-        n: most draws that bound its probability.
-        alpha: probability with which a certificate may be wrong.
+        n: maximum draws that bound its probability.
+        alpha: probability that a certificate is wrong.
         schedule: `fixed`, `looks` or `sequence`.
-        targets: radii that the schedule decides on; empty where all n draws are used.
+        targets: radii to decide; empty to use all n draws.
         seed: seed of the noise.
-        batch: noisy images per forward pass, a multiple of 100; part of the network's arithmetic.
+        batch: noisy images per forward pass, a multiple of 100; it affects rounding.
         dataset: name of the dataset.
-        split: which part of it.
-        data: digest of the content of the images that are certified.
+        split: part of the dataset.
+        data: digest of the certified images.
         labels: digest of their labels.
         skip: every skip-th example.
-        examples: at most so many examples; None: all.
-        weights: digest of the network's weights, see `identity.weights_digest`.
-        outputs: what the network computes on fixed inputs, see `identity.outputs_of`.
-        precision: `float32`, `tf32` (GPU) or `bf16` (autocast): rounding is part of the network.
-        compile: whether torch.compile compiled the network.
-        device: type of the device (its generator and its arithmetic).
+        examples: maximum number of examples; None for all.
+        weights: digest of the weights, see `identity.weights_digest`.
+        outputs: the network's outputs on fixed inputs, see `identity.outputs_of`.
+        precision: `float32`, `tf32` (GPU) or `bf16` (autocast); it affects rounding.
+        compile: whether the network is compiled with torch.compile.
+        device: device type, which determines generator and arithmetic.
         raybust: version.
         torch: version.
     """
@@ -97,7 +99,7 @@ class Protocol:
             raise RequestError(f"certify.batch: got {self.batch}, expected a multiple of {BLOCK}")
         if self.n0 < 1:
             raise RequestError(f"certify.n0: got {self.n0}, expected >= 1")
-        _ = self.smoothing, self.rule  # both check themselves
+        _ = self.smoothing, self.rule  # both validate themselves
 
     @cached_property
     def smoothing(self) -> Smoothing:
@@ -117,12 +119,11 @@ class Protocol:
         )
 
     def select(self, total: int) -> list[int]:
-        """Returns the indices of the examples to certify, out of `total`: i % skip == 0."""
+        """Returns the indices, out of `total`, of the examples to certify: i % skip == 0."""
         return list(range(0, total, self.skip))[: self.examples]
 
     def about(self, network: nn.Module, part: Part) -> Protocol:
-        """Returns this protocol of a network and of the examples of a part of the data that it
-        selects."""
+        """Returns this protocol bound to a network and to the examples it selects from a part."""
         chosen = self.select(len(part))
         return dataclasses.replace(
             self,
@@ -132,24 +133,30 @@ class Protocol:
             outputs=identity.outputs_of(network, part.fetch(chosen[: identity.PROBES])[0]),
         )
 
+    def names(self, labels: Sequence[int], indices: Sequence[int]) -> bool:
+        """Returns whether these are the labels and indices of all examples that a log of this
+        protocol is of, in ascending order of the indices."""
+        of, at = (torch.tensor(list(part), dtype=torch.int64) for part in (labels, indices))
+        return labels_digest(of, at, range(len(labels))) == self.labels
+
     def to_json(self) -> str:
         """Returns the protocol as one line of JSON."""
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> Protocol:
-        """Returns the protocol that `to_json` wrote.
+        """Parses the output of `to_json`.
 
         Raises:
-            ValueError: no JSON object of these fields.
+            ValueError: not a JSON object with these fields.
         """
         return cls(**identity.fields_of(text))
 
     def differences(self, text: str) -> list[str]:
-        """Returns in what a header differs from this one, see `identity.differences`.
+        """Returns how a header differs from this one, see `identity.differences`.
 
         Raises:
-            ValueError: the header is no JSON object.
+            ValueError: the header is not a JSON object.
         """
         return identity.differences(identity.fields_of(text), dataclasses.asdict(self))
 
@@ -162,25 +169,25 @@ def make_protocol(
     device: str,
     dataset: str,
 ) -> Protocol:
-    """Returns the protocol of a configuration's section `certify`.
+    """Returns the protocol for section `certify` of the configuration.
 
     Args:
-        config: the section; None in it stands for what is decided here.
-        sigma: standard deviation of the noise, where `config.sigma` is not given.
+        config: the section; values of None are filled in here.
+        sigma: standard deviation of the noise unless `config.sigma` is set.
         shape: (C, H, W) of an image.
-        device: type of the device, "cpu" or "cuda".
+        device: device type, "cpu" or "cuda".
         dataset: name of the dataset.
 
     Returns:
-        The protocol, which is of no network and no images yet: see `Protocol.about`.
+        The protocol, not yet bound to a network and images: see `Protocol.about`.
 
     Raises:
-        RequestError: a norm that the noise cannot certify, an n that certifies nothing, a
-            precision that the device has not.
+        RequestError: a norm the noise cannot certify, an n that certifies nothing, a precision
+            the device does not support.
     """
     if config.precision == "tf32" and device == "cpu":
         raise RequestError(
-            "certify.precision: got tf32, which a GPU has; expected float32 or bf16 on a CPU"
+            "certify.precision: got tf32, which needs a GPU; expected float32 or bf16 on a CPU"
         )
     targets = config.targets()
     schedule = config.schedule
@@ -208,16 +215,16 @@ def make_protocol(
 
 
 def sigma_warning(sigma: float, trained: float | None) -> str | None:
-    """Returns a warning that says both sigmas where they differ, else None.
+    """Returns a warning with both sigmas if they differ, else None.
 
     Args:
-        sigma: at which the network is certified.
-        trained: for which it was trained; None where it was not trained with noise.
+        sigma: the network is certified at.
+        trained: the network was trained at; None without noise.
     """
     if trained is not None and abs(sigma - trained) <= 1e-9 * sigma:
         return None
     known = "without noise" if trained is None else f"for sigma {trained:g}"
     return (
-        f"certifying at sigma {sigma:g} a network that was trained {known}: certificates are "
-        "valid, but smaller than those of a network that was trained for it"
+        f"certifying at sigma {sigma:g} a network trained {known}: certificates are valid, but "
+        "smaller than those of a network trained for it"
     )

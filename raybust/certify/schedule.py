@@ -1,9 +1,9 @@
-"""When an example has been drawn often enough: the three schedules, each valid at level alpha.
+"""When to stop sampling an example: three schedules, each valid at level alpha.
 
 `fixed` is CERTIFY of Cohen et al. (2019); `looks` spends alpha over cumulative looks (union bound);
 `sequence` is a mixture confidence sequence (Voracek, 2024). Each is a table of counts: at look j
-with n_j draws, k >= `reached[j][t]` proves target t and k <= `futile[j][t]` gives it up. Any
-stopping rule is valid since all bounds of an example hold at once. Stage `certify` of the arrow.
+with n_j draws, k >= `reached[j][t]` proves target t and k <= `futile[j][t]` gives it up. All bounds
+of an example hold simultaneously, so any stopping rule is valid.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from raybust.errors import RequestError
 from raybust.numerics import bounds
 
 FUTILITY = 0.05
-"""Probability, over all looks, with which a target is given up early that the last look would prove
-with even odds (our choice). It costs power alone; no certificate depends on it."""
+"""Probability, over all looks, of giving up a target that the last look would prove with even odds
+(our choice). It only costs power; no certificate depends on it."""
 
 ScheduleName = Literal["fixed", "looks", "sequence"]
 
@@ -29,9 +29,9 @@ class Schedule:
 
     Attributes:
         name: `fixed`, `looks` or `sequence`.
-        n: most draws per example.
-        alpha: probability with which any of an example's bounds may be wrong.
-        targets: probabilities to decide on, each in [1/2, 1]; empty: never stop early.
+        n: maximum draws per example.
+        alpha: probability that any of an example's bounds is wrong.
+        targets: probabilities to decide, each in [1/2, 1]; empty: never stop early.
     """
 
     name: ScheduleName
@@ -56,7 +56,7 @@ class Schedule:
 
     @cached_property
     def levels(self) -> tuple[float, ...]:
-        """Alpha of each look; of `sequence`, whose bounds hold together, the whole of it."""
+        """Alpha of each look; for `sequence`, whose bounds hold jointly, all of it."""
         looks = len(self.times)
         if self.name == "sequence":
             return (self.alpha,) * looks
@@ -64,29 +64,29 @@ class Schedule:
 
     @cached_property
     def reached(self) -> tuple[tuple[int, ...], ...]:
-        """For each look and target, the least count that proves the target."""
+        """For each look and target, the smallest count that proves the target."""
         return tuple(tuple(self.least(j, p) for p in self.targets) for j in range(len(self.times)))
 
     @cached_property
     def futile(self) -> tuple[tuple[int, ...], ...]:
-        """For each look but the last, and target, the largest count that gives it up, or -1."""
+        """For each look but the last and each target, the largest count that gives it up, or -1."""
         looks = range(len(self.times) - 1)
         return tuple(tuple(self._given_up(j, p) for p in self.targets) for j in looks)
 
     def lower(self, k: int, n: int, look: int) -> float:
-        """Returns the lower bound at a look with k of n draws, at that look's share of alpha."""
+        """Returns the lower bound for k of n draws at a look, at its share of alpha."""
         if self.name == "sequence":
             return bounds.mixture_lower(k, n, self.alpha)
         return float(bounds.clopper_pearson_lower(k, n, self.levels[look]))
 
     def least(self, look: int, p: float) -> int:
-        """Returns the least count at a look whose lower bound is at least p."""
+        """Returns the smallest count at a look whose lower bound is at least p."""
         if self.name == "sequence":
             return bounds.mixture_least_count(self.times[look], p, self.alpha)
         return bounds.least_count(self.times[look], p, self.levels[look])
 
     def best(self, counts: Sequence[int]) -> tuple[float, int]:
-        """Returns the greatest lower bound of the looks so far, and its look.
+        """Returns the largest lower bound of the looks so far, and its look.
 
         Args:
             counts: successes at look 0, 1, ..., at least one.
@@ -96,8 +96,8 @@ class Schedule:
         return found[look], look
 
     def stops(self, counts: Sequence[int]) -> bool:
-        """Returns whether an example is done after these looks: all targets proved or given up, or
-        no draws left.
+        """Returns whether an example is done after these looks: every target is proved or given up,
+        or no draws are left.
 
         Args:
             counts: successes at look 0, 1, ..., at least one.
@@ -109,15 +109,9 @@ class Schedule:
             for t in range(len(self.targets))
         )
 
-    def false_certificate(self, p: float) -> float:
-        """Returns the probability that an example's best bound reaches p where p is the truth, were
-        no look left out: exact, and the most that any stopping rule can err."""
-        least = [self.least(j, p) for j in range(len(self.times))]
-        return bounds.crossing_probability(self.times, least, p)
-
     def _given_up(self, look: int, p: float) -> int:
-        """Returns the largest count at a look that would be improbable, were the probability of the
-        class the one at which the last look proves p with even odds."""
+        """Returns the largest count at a look that is improbable under the class probability at
+        which the last look proves p with even odds."""
         n, least = self.times[look], self.least(len(self.times) - 1, p)
         if least > self.n:
             return n

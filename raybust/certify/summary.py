@@ -1,8 +1,8 @@
-"""From rows to figures: certified accuracy, average certified radius, abstention; and the cheap
-certificate of each training epoch.
+"""Metrics of certificates: certified accuracy, average certified radius, abstention; and the cheap
+certificate after a training epoch.
 
-ACR is of Zhai et al. (2020, arXiv 2001.02378). It depends on n, alpha and the examples: print it
-with them. Stage `certify` of the arrow.
+ACR is from Zhai et al. (2020, arXiv 2001.02378). It depends on n, alpha and the examples: print it
+with them.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from raybust.config.assess import FastCertify
 def summarize(rows: Iterable[Row], radii: Iterable[float], prefix: str) -> dict[str, float]:
     """Returns `prefix/acr`, `prefix/accuracy_at/R` for each radius, `prefix/abstention`.
 
-    Means over all rows; an abstention counts as wrong. Empty for no rows.
+    Means over all rows; abstentions count as wrong. Empty without rows.
 
     Args:
         rows: certificates.
         radii: in the rows' norm.
         prefix: "certified" or "certified_fast".
     """
-    found = list(rows)
-    if not found:
+    rows = list(rows)
+    if not rows:
         return {}
 
     def mean(values: Iterable[float]) -> float:
-        return sum(values) / len(found)
+        return sum(values) / len(rows)
 
     return {
-        f"{prefix}/acr": mean(row.radius * row.correct for row in found),
-        f"{prefix}/abstention": mean(row.predict == ABSTAIN for row in found),
+        f"{prefix}/acr": mean(row.radius * row.correct for row in rows),
+        f"{prefix}/abstention": mean(row.predict == ABSTAIN for row in rows),
         **{
             f"{prefix}/accuracy_at/{radius:g}": mean(
-                row.correct and row.radius >= radius for row in found
+                row.correct and row.radius >= radius for row in rows
             )
             for radius in radii
         },
@@ -56,9 +56,9 @@ def fast_certificate(
     config: FastCertify,
     seed: int,
 ) -> dict[str, float]:
-    """Returns the metrics `certified_fast/*` of some examples: for search, never for publication.
+    """Returns the metrics `certified_fast/*` of some examples: for search, not for publication.
 
-    Sound like the full certificate, at the fewer draws of `config`; the same examples get the same
+    As sound as the full certificate, but with the fewer draws of `config`; an example gets the same
     noise in every epoch.
 
     Args:

@@ -94,7 +94,7 @@ def test_another_protocol_is_refused_and_nothing_written_over(rows, tmp_path, ch
 def test_a_file_of_something_else_is_refused(tmp_path, text):
     path = tmp_path / "log.tsv"
     path.write_text(text)
-    with pytest.raises(RequestError, match=r"no log of raybust's|another protocol"):
+    with pytest.raises(RequestError, match=r"not a raybust log|another protocol"):
         CertificateLog(path, HEADER)
     assert path.read_text() == text
 
@@ -103,7 +103,7 @@ def test_a_broken_row_in_the_middle_is_an_error(rows, tmp_path):
     path = tmp_path / "log.tsv"
     CertificateLog(path, HEADER).append(rows[:1])
     path.write_text(path.read_text() + "1\t2\n" + rows[1].line())
-    with pytest.raises(RequestError, match="line 4 is no row"):
+    with pytest.raises(RequestError, match="line 4 is not a row"):
         CertificateLog(path, HEADER)
 
 
@@ -213,7 +213,7 @@ def test_rows_of_other_examples_or_labels_are_refused(rows, tmp_path):
     log.append(rows)
     log.check_examples(dict.fromkeys(range(9), 0))
     for labels in (dict.fromkeys(range(4), 0), {**dict.fromkeys(range(5), 0), 3: 1}):
-        with pytest.raises(RequestError, match="is of no example that the protocol selects"):
+        with pytest.raises(RequestError, match="matches no example that the protocol selects"):
             log.check_examples(labels)
 
 

@@ -1,34 +1,11 @@
-"""PREDICT, and the cheap certificate."""
+"""Metrics of certificates, and the cheap certificate."""
 
 import pytest
 import torch
-from networks import SHAPE, convolutional, protocol, two_class
+from networks import convolutional
 
-from raybust.certify import Row, certify_examples, decide, fast_certificate, predict, summarize
+from raybust.certify import Row, fast_certificate, summarize
 from raybust.config.assess import FastCertify
-from raybust.errors import RequestError
-
-
-def test_eleven_equal_votes_are_the_least_that_decide():
-    assert decide([0, 10], 0.001) == -1
-    assert decide([0, 11], 0.001) == 1
-    assert decide([5, 5], 0.001) == -1
-    assert decide([3, 1000, 0], 0.001) == 1
-
-
-def test_predict_refuses_an_n_that_always_abstains():
-    image = torch.full((1, *SHAPE), 0.5)
-    with pytest.raises(RequestError, match="n: got 10, with which prediction always abstains"):
-        predict(two_class(), image, [0], protocol(), 10)
-
-
-def test_predict_uses_the_keyed_draws():
-    torch.manual_seed(1)
-    images = torch.rand(3, 1, 5, 5)
-    chosen = protocol(shape=(1, 5, 5), n=250)
-    rows = certify_examples(convolutional(), images, torch.zeros(3), range(3), chosen)
-    expected = [decide([dict(row.counts).get(c, 0) for c in range(4)], 0.001) for row in rows]
-    assert predict(convolutional(), images, range(3), chosen, 250) == expected
 
 
 def row(idx, predict, radius):
