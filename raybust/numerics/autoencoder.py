@@ -1,9 +1,8 @@
-"""A plain convolutional autoencoder, trained in one call: codes of images, and images of codes.
+"""A plain convolutional autoencoder, trained in one call.
 
-The space in which `geodesic` mixes when it is asked for a latent one. Zhu et al. (2023) show images
-that look decoded, and how they were encoded was not read: architecture, size of the code and
-training are our choice. Deterministic, with deterministic kernels on a GPU: every rank, and a run
-that is resumed, makes the same one. Part of numerics.
+Its codes are the latent space of method `geodesic`. Zhu et al. (2023) show images that look
+decoded, but we have not read how they were encoded: architecture, code size and training are our
+choice. Training is deterministic, also on a GPU, so all ranks and resumed runs get the same one.
 """
 
 from __future__ import annotations
@@ -17,19 +16,19 @@ from torch import Tensor, nn
 WIDTH = 32
 """Channels of the convolutions."""
 SIDE = 4
-"""Images are halved until no side is longer than that."""
+"""Images are halved until no side is longer than this."""
 _BATCH, _RATE = 64, 2e-3
 
 
 class Autoencoder(nn.Module):
-    """Strided convolutions and a linear layer down to a code, and back by pixel shuffles."""
+    """Strided convolutions and a linear layer to a code, and back by pixel shuffles."""
 
     def __init__(self, shape: tuple[int, int, int], size: int) -> None:
-        """Draws weights from torch's global generator.
+        """Draws the weights from torch's global generator.
 
         Args:
             shape: (C, H, W) of an image.
-            size: numbers in a code.
+            size: dimension of a code.
         """
         super().__init__()
         channels, height, width = shape
@@ -49,38 +48,38 @@ class Autoencoder(nn.Module):
         self.up = nn.Sequential(*up, nn.Conv2d(WIDTH, channels, 3, padding=1), nn.Sigmoid())
 
     def encode(self, images: Tensor) -> Tensor:
-        """Images (B, C, H, W) in [0, 1] to codes (B, size)."""
+        """Encodes images (B, C, H, W) in [0, 1] as codes (B, size)."""
         codes: Tensor = self.down(2 * images - 1)
         return codes
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Codes (B, size) to images (B, C, H, W) in (0, 1)."""
+        """Decodes codes (B, size) to images (B, C, H, W) in (0, 1)."""
         features = self.start(codes).relu().view(-1, WIDTH, *self.grid)
         images: Tensor = self.up(features)
         return images[..., : self.shape[1], : self.shape[2]]
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (B, C, H, W) to their reconstructions."""
+        """Reconstructs images (B, C, H, W)."""
         return self.decode(self.encode(images))
 
 
 def train_autoencoder(images: Tensor, *, size: int, epochs: int, seed: int) -> Autoencoder:
-    """Returns an autoencoder of least squares, frozen, in eval mode, on the images' device and of
-    their dtype: Adam, its rate falling linearly to 0, batches of 64.
+    """Returns an autoencoder trained by least squares, frozen, in eval mode, on the images' device
+    and in their dtype: Adam with a rate that falls linearly to 0, batches of 64.
 
     Args:
         images: (N, C, H, W) in [0, 1].
-        size: numbers in a code.
+        size: dimension of a code.
         epochs: passes over the images.
-        seed: of weights and order; torch's generators stay as they are.
+        seed: seed of weights and order; torch's generators are restored.
 
     Raises:
-        ValueError: there is no image, or one is NaN or infinite.
+        ValueError: there are no images, or one is NaN or infinite.
     """
     if not len(images) or not images.isfinite().all():
         raise ValueError(f"images: got {len(images)}, or NaN among them, expected one or more")
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # the CPU's; torch.manual_seed is all devices'
+        torch.default_generator.manual_seed(seed)  # CPU only; torch.manual_seed seeds all devices
         coder = Autoencoder((images.shape[1], images.shape[2], images.shape[3]), size)
     coder.to(images)
     draw = torch.Generator().manual_seed(seed)

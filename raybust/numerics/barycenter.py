@@ -1,11 +1,11 @@
-"""The unbalanced Beckmann barycenter of K images: closed form where no mass flows, else iterated.
+"""The unbalanced Beckmann barycenter of K images: closed form if no mass flows, else iterative.
 
-Problem and constants are those of the code released with Subramanyam, "Beckman Defense" (2023,
-arXiv:2301.01495); its solver descends from Lee, Bertrand and Rozell (IEEE TCI 6, 2020). Closed form
-and the proof of where the flow is zero are ours. Part of numerics: methods/beckman builds on it.
+Problem and constants are from the code released with Subramanyam, "Beckman Defense" (2023,
+arXiv:2301.01495); its solver derives from Lee, Bertrand and Rozell (IEEE TCI 6, 2020). The closed
+form and the proof of where the flow is zero are ours.
 
-Legend: p_1 ... p_K the measures, values in [0, 1] and not of unit mass; q the barycenter; x_k the
-relaxed measures, m_k flows, r_k sources, d_k duals. Stacked along dimension 0: (K, ..., H, W).
+Notation: measures p_1 ... p_K with values in [0, 1], not of unit mass; barycenter q; relaxed
+measures x_k, flows m_k, sources r_k, duals d_k, stacked along dimension 0: (K, ..., H, W).
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from torch import Tensor
 from raybust.errors import RequestError
 
 _SAFETY = 0.95
-"""Share of the largest product of step sizes with which the iteration provably converges."""
+"""Product of the step sizes, as a share of the largest one that provably converges."""
 
 _CHECK_EVERY = 25
 
 
 @dataclass(frozen=True)
 class Prices:
-    """The constants of the problem; defaults are the released ones.
+    """The constants of the problem; the defaults are the released ones.
 
         minimize   sum_k [ ||m_k||_{2,1} + rho/2 ||x_k - p_k||^2 + mu ||r_k||_1 ] + theta ||q||_1
         subject to Div m_k + x_k - q - r_k = 0,  x_k >= 0,  0 <= q <= 1
 
     Attributes:
         rho: price of moving a measure, > 0.
-        mu: price of a unit of mass made or lost, > 0; to carry it by a pixel costs 1.
+        mu: price of creating or destroying a unit of mass, > 0; carrying it one pixel costs 1.
         theta: price of a unit of the barycenter's mass, >= 0.
     """
 
@@ -54,7 +54,7 @@ class Prices:
 
 
 class Solution(NamedTuple):
-    """What `pdhg` ends with.
+    """The result of `pdhg`.
 
     Attributes:
         barycenter: q, (..., H, W), in [0, 1].
@@ -62,8 +62,8 @@ class Solution(NamedTuple):
         flow: m_k, (2, K, ..., H, W): down and to the right.
         source: r_k, (K, ..., H, W).
         dual: d_k, (K, ..., H, W).
-        iterations: how many were made.
-        residual: largest violation, of the constraints and of optimality, in the last check.
+        iterations: number of iterations.
+        residual: largest violation of constraints and optimality at the last check.
     """
 
     barycenter: Tensor
@@ -87,25 +87,25 @@ class _State(NamedTuple):
 
 
 def flow_is_zero(count: int, prices: Prices) -> bool:
-    """Returns whether no mass flows between pixels, whatever the images in [0, 1] are.
+    """Returns whether no mass flows between pixels, for any images in [0, 1].
 
-    Without flow the duals are d_k = clip(rho (p_k - q), -mu, mu), so that they span at most 2 mu
-    and 2 rho over an image. For K <= 2 they span at most rho: with d_1 + d_2 = theta (<= theta and
+    Without flow the duals are d_k = clip(rho (p_k - q), -mu, mu), so they span at most 2 mu and
+    2 rho over an image. For K <= 2 they span at most rho: with d_1 + d_2 = theta (<= theta and
     d_k >= 0 where q = 0) and |d_1 - d_2| <= rho, both lie in [(theta - rho) / 2, (theta + rho) / 2]
-    where theta <= rho, and in [0, rho] elsewhere. Zero flow is optimal where the gradient of no
-    d_k is longer than 1, and a gradient on the grid is at most sqrt(2) times that span.
+    if theta <= rho, and in [0, rho] otherwise. Zero flow is optimal if no gradient of a d_k is
+    longer than 1, and a gradient on the grid is at most sqrt(2) times that span.
 
     Args:
         count: K.
-        prices: the constants; at the released ones there is no flow.
+        prices: the constants; the released ones give no flow.
     """
     span = min(2 * prices.mu, prices.rho if count <= 2 else 2 * prices.rho)
     return math.sqrt(2) * span <= 1
 
 
 def barycenter(measures: Tensor, prices: Prices) -> Tensor:
-    """Returns the barycenter (..., H, W) of measures (K, ..., H, W) in [0, 1], by `closed_form`
-    where that is exact for every image and by `pdhg` elsewhere; differentiable.
+    """Returns the barycenter (..., H, W) of measures (K, ..., H, W) in [0, 1], differentiable: by
+    `closed_form` if that is exact for all images, else by `pdhg`.
 
     Raises:
         RequestError: K is 0.
@@ -119,17 +119,17 @@ def closed_form(measures: Tensor, prices: Prices) -> Tensor:
     """Returns the barycenter without flow, pixel by pixel: argmin over q in [0, 1] of sum_k H(p_k -
     q) + theta q, H the Huber function of slope rho, capped at mu.
 
-    Stationarity is sum_k clip(rho (p_k - q), -mu, mu) = theta. For K = 2 and 0 < theta < 2 mu that
-    is min(mean - theta / (2 rho), min(p_1, p_2) + (mu - theta) / rho). Where theta is such that a
-    whole interval is optimal (theta = j mu, j and K both even or both odd) the result is its
-    midpoint (our choice). Exact autograd gradients; at kinks one of the two sides.
+    Stationarity is sum_k clip(rho (p_k - q), -mu, mu) = theta. For K = 2 and 0 < theta < 2 mu the
+    solution is min(mean - theta / (2 rho), min(p_1, p_2) + (mu - theta) / rho). If a whole interval
+    is optimal (theta = j mu, j and K both even or both odd), the result is its midpoint (our
+    choice). Autograd gradients are exact; at kinks they are one-sided.
 
     Args:
         measures: (K, ...) in [0, 1].
         prices: the constants.
 
     Returns:
-        (...), in [0, 1]; 0 all over where theta > K mu.
+        (...), in [0, 1]; 0 everywhere if theta > K mu.
 
     Raises:
         RequestError: K is 0.
@@ -148,14 +148,14 @@ def closed_form(measures: Tensor, prices: Prices) -> Tensor:
 def _of_many(measures: Tensor, cap: float, shift: float) -> Tensor:
     """Returns the root q (...) of s(q) = sum_k clip(p_k - q, -cap, cap) = shift for any K.
 
-    s falls along its sorted kinks p_k -+ cap, and between two of them it is linear, with the number
-    of uncapped terms for its slope.
+    s falls along its sorted kinks p_k -+ cap and is linear between them; its slope is the number of
+    uncapped terms.
     """
     count = len(measures)
     kinks = torch.cat([measures - cap, measures + cap]).sort(0).values
     scores = torch.stack([(p - kinks).clamp(-cap, cap) for p in measures]).sum(0)
     close = 8 * count * torch.finfo(measures.dtype).eps * (1 + cap)
-    above = (scores > shift + close).sum(0, keepdim=True)  # kinks left of all that is optimal
+    above = (scores > shift + close).sum(0, keepdim=True)  # kinks left of all optima
     reached = (scores >= shift - close).sum(0, keepdim=True)
     before = (above - 1).clamp(min=0)
     left, right = kinks.gather(0, before), kinks.gather(0, above.clamp(max=2 * count - 1))
@@ -176,24 +176,24 @@ def pdhg(
     most: int = 5000,
     unrolled: int = 100,
 ) -> Solution:
-    """Solves the whole problem, flow included, with the primal-dual iteration of Chambolle and Pock
-    (2011) in the form of the released code; all proximal maps are exact.
+    """Solves the full problem, including flow, with the primal-dual iteration of Chambolle and Pock
+    (2011) as in the released code; all proximal maps are exact.
 
-    The squared norm of the constraints' operator is at most 8 + 2 + K, and the product of the two
-    steps stays inside 1 / (10 + K), which the released 0.1 x 1 is not for K = 2. It ends when
-    constraints and optimality conditions hold to `tolerance` everywhere, or after `most` iterations
-    with a warning. Gradients come from the last `unrolled` iterations, run from the solution (our
-    choice: a whole run would keep thousands of states); they are exact up to what the iteration
-    still forgets. The inputs x are unique; where mass flows q need not be, since a barycenter
-    further along the way costs the same, and is then the one that the iteration meets first from
-    the measures' mean.
+    The squared norm of the constraint operator is at most 8 + 2 + K, and the product of the two
+    steps stays below 1 / (10 + K), which the released 0.1 x 1 violates for K = 2. The iteration
+    ends when constraints and optimality conditions hold to `tolerance` everywhere, or after `most`
+    iterations with a warning. Gradients come from `unrolled` further iterations at the solution
+    (our choice: a whole run would store thousands of states); they are exact up to the iteration's
+    remaining memory of its start. The inputs x are unique. If mass flows, q need not be, since a
+    barycenter further along the path costs the same; the result is then the first one reached from
+    the mean of the measures.
 
     Args:
         measures: (K, ..., H, W) in [0, 1].
         prices: the constants.
-        tolerance: in pixels in [0, 1].
-        most: iterations.
-        unrolled: iterations through which the gradient goes; they run only where one is asked for.
+        tolerance: in units of pixels in [0, 1].
+        most: maximum iterations.
+        unrolled: iterations to differentiate through, run only if a gradient is needed.
 
     Raises:
         RequestError: K is 0.
@@ -211,8 +211,8 @@ def pdhg(
             state = new
     if change > tolerance:
         warnings.warn(
-            f"the barycenter's iteration ended after {most} steps at a residual of {change:.1e},"
-            f" above {tolerance:.0e}",
+            f"the barycenter did not converge in {most} steps: residual {change:.1e}, above"
+            f" {tolerance:.0e}",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -228,7 +228,7 @@ def pdhg(
 def divergence(flow: Tensor) -> Tensor:
     """Returns Div m of a flow (2, ..., H, W), down and to the right: (..., H, W).
 
-    Backward differences; what would flow over the border does not, so that the sum is 0.
+    Backward differences; nothing flows across the border, so the sum is 0.
     """
     down, right = flow[0][..., :-1, :], flow[1][..., :-1]
     vertical = F.pad(down, (0, 0, 0, 1)) - F.pad(down, (0, 0, 1, 0))
@@ -236,8 +236,8 @@ def divergence(flow: Tensor) -> Tensor:
 
 
 def transposed_divergence(dual: Tensor) -> Tensor:
-    """Returns Div^T d, (2, ..., H, W), of d (..., H, W): minus the forward differences, 0 where
-    they would cross the border."""
+    """Returns Div^T d, (2, ..., H, W), of d (..., H, W): negative forward differences, 0 across
+    the border."""
     down = F.pad(dual[..., :-1, :] - dual[..., 1:, :], (0, 0, 0, 1))
     right = F.pad(dual[..., :-1] - dual[..., 1:], (0, 1))
     return torch.stack([down, right])
@@ -246,13 +246,13 @@ def transposed_divergence(dual: Tensor) -> Tensor:
 def rotations(images: Tensor, count: int, angle: float) -> Tensor:
     """Returns rotated copies (K, B, C, H, W) of images (B, C, H, W): nearest pixel, 0 outside.
 
-    Angles run evenly from `angle` to -`angle`, counterclockwise; K = 2 is the released choice,
-    other K are ours; a single copy is rotated by `angle`. Differentiable: a pixel copies one.
+    Angles are evenly spaced from `angle` to -`angle`, counterclockwise; K = 2 is the released
+    choice, other K are ours; a single copy is rotated by `angle`. Differentiable.
 
     Args:
         images: (B, C, H, W).
         count: K, at least 1.
-        angle: of the first copy, in degrees.
+        angle: angle of the first copy, in degrees.
     """
     batch, channels, height, width = images.shape
     sources = _sources(height, width, count, angle, images.device)
@@ -263,9 +263,9 @@ def rotations(images: Tensor, count: int, angle: float) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _sources(height: int, width: int, count: int, angle: float, device: torch.device) -> Tensor:
-    """Returns for each pixel of each copy the pixel that it shows, H W for none: int64 (K H W).
+    """Returns the source pixel of each pixel of each copy, H W for none: int64 (K H W).
 
-    Kept: to make it takes longer than to rotate a batch.
+    Cached: computing it takes longer than rotating a batch.
     """
     with torch.inference_mode(False):
         turns = torch.linspace(angle, -angle, count, dtype=torch.float64).deg2rad()
@@ -285,7 +285,7 @@ def _check(measures: Tensor) -> None:
 
 
 def _start(measures: Tensor) -> _State:
-    """Returns the state of no flow and no source, at the measures and their mean."""
+    """Returns the state without flow and source, at the measures and their mean."""
     zeros = torch.zeros_like(measures)
     mean = measures.mean(0)
     return _State(torch.stack([zeros, zeros]), measures, zeros, mean, zeros, measures - mean)
@@ -308,6 +308,6 @@ def _advance(state: _State, measures: Tensor, prices: Prices, step: float) -> _S
 
 
 def _change(old: _State, new: _State, step: float) -> float:
-    """Returns the largest violation: of the constraints, or of a primal or dual optimality."""
+    """Returns the largest violation of the constraints or of primal or dual optimality."""
     moved = [float((a - b).abs().max()) for a, b in zip(old[:5], new[:5], strict=True)]
     return max(max(moved) / step, float(new.residual.abs().max()))

@@ -1,10 +1,9 @@
-"""The sets of (p, eps) of Siedel et al. (VISAPP 2024, arXiv:2305.05400), and how large a random
-point of an Lp ball is in another norm.
+"""The sets of (p, eps) of Siedel et al. (VISAPP 2024, arXiv:2305.05400), and the root mean square
+of a random point of an Lp ball.
 
-In d dimensions all points of a ball have almost the same size in every norm (Barthe et al., 2005),
-which says which noise looks like which: the sets are matched in the root mean square (rms) of an
-entry, and so are the sets for image sizes that the paper does not have. Used by methods,
-corruptions and report.
+In high dimension d almost all points of a ball have the same size in every norm (Barthe et al.,
+2005), so noises of different norms can be matched by the root mean square (rms) of an entry. Sets
+for image sizes that are not in the paper are matched in the same way.
 """
 
 from __future__ import annotations
@@ -15,14 +14,14 @@ import math
 from dataclasses import dataclass
 
 Row = tuple[float, float]
-"""(p, eps): a norm in (0, inf] and the radius in it, or p = 0 and the share of entries replaced."""
+"""(p, eps): a norm in (0, inf] and its radius, or p = 0 and the share of entries replaced."""
 
 Shape = tuple[int, int, int]
 """(C, H, W)."""
 
 INF = math.inf
 NORMS = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 50.0, 200.0, INF)
-"""The nine norms, as the transfer matrix orders them."""
+"""The nine norms, in the order of the transfer matrix."""
 
 CIFAR_SHAPE: Shape = (3, 32, 32)
 TINY_SHAPE: Shape = (3, 64, 64)
@@ -80,20 +79,18 @@ _ICE_TINY: tuple[Row, ...] = (
 
 LARGE_PATCH = (0.5, 1.0)
 SMALL_PATCH = (0.2, 0.7)
-"""Ranges of a patch's share of the image's area, in the authors' code of 2024."""
-
-NAMES = ("C1", "C2", "C3", "C1_patched", "C2_patched", "iCE")
+"""Ranges of a patch's share of the image area, from the authors' code of 2024."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LpSet:
-    """Noises of which each image meets one, all with the same chance.
+    """A set of noises, one of which is drawn uniformly for each image.
 
     Attributes:
         rows: the (p, eps).
-        shape: (C, H, W) of the images for which these eps are meant.
-        scaled: whether eps is multiplied by U(0, 1), another factor for each image.
-        patch: range of the share of the area to which the noise keeps, or None for all of it.
+        shape: (C, H, W) of the images these eps are for.
+        scaled: whether eps is multiplied by U(0, 1), drawn for each image.
+        patch: range of the share of the area that gets noise; None for the whole image.
     """
 
     rows: tuple[Row, ...]
@@ -102,8 +99,8 @@ class LpSet:
     patch: tuple[float, float] | None = None
 
     def scaled_to(self, shape: Shape) -> LpSet:
-        """Returns the set for images of another shape: each eps changed so that the rms of an
-        entry, see `rms`, stays; shares of p = 0 stay as they are."""
+        """Returns the set for another image shape: each eps changes so that the rms of an entry
+        (see `rms`) does not; shares at p = 0 do not change."""
         old, new = math.prod(self.shape), math.prod(shape)
         rows = tuple(
             (p, eps if p == 0 else eps_of(p, rms(p, eps, old), new)) for p, eps in self.rows
@@ -113,18 +110,18 @@ class LpSet:
 
 @functools.cache
 def named(name: str, shape: Shape) -> LpSet:
-    """Returns a set of the paper for images of a shape.
+    """Returns a set of the paper for an image shape.
 
     C1: nine norms, ten eps each. C2: the ten of p = inf, 2 and 0. C3: the five lowest of each norm.
-    The `_patched` sets of 2024 have one large eps a norm, times U(0, 1), on a patch. iCE: the six
-    noises, hardly visible, of the metric of that name.
+    The `_patched` sets of 2024 have one large eps per norm, times U(0, 1), on a patch. iCE: the six
+    barely visible noises of the metric of that name.
 
-    Images of 3 x 32 x 32 and 3 x 64 x 64 entries have the published values. For others they are
-    scaled by rms from the nearer of the two (our choice), and so are the patched sets, of which one
-    table is published, for 3 x 64 x 64.
+    Images with 3 x 32 x 32 and 3 x 64 x 64 entries get the published values. Other shapes are
+    scaled by rms from the nearer of the two (our choice), and so are the patched sets, published
+    only for 3 x 64 x 64.
 
     Args:
-        name: one of `NAMES`.
+        name: `C1`, `C2`, `C3`, `C1_patched`, `C2_patched` or `iCE`.
         shape: (C, H, W).
     """
     own, table, ice = CIFAR_SHAPE, _CIFAR, _ICE_CIFAR
@@ -147,7 +144,7 @@ def rms(p: float, eps: float, d: int) -> float:
     """Returns the root mean square of an entry of a random point of an Lp ball.
 
     eps (p/d)^(1/p) sqrt(Gamma(3/p) / Gamma(1/p)), for p = inf eps / sqrt(3): the limit of large d,
-    within O(1/d). For p = 0 it depends on the image; sqrt(eps) / 2 is what binary impulses make of
+    within O(1/d). For p = 0 it depends on the image; sqrt(eps) / 2 is the rms of binary impulses on
     a gray one (our choice).
 
     Args:
@@ -155,11 +152,18 @@ def rms(p: float, eps: float, d: int) -> float:
         eps: the radius.
         d: entries of an image.
     """
-    return math.sqrt(eps) / 2 if p == 0 else size_in(p, eps, d, 2.0) / math.sqrt(d)
+    if p == 0:
+        return math.sqrt(eps) / 2
+    if math.isinf(p):
+        return eps * (d / 3) ** 0.5 / math.sqrt(d)
+    moment = math.lgamma(3 / p) - math.lgamma(1 / p)
+    # In logarithms: p = 0.5 has radii of 10^8.
+    size = eps * math.exp((0.5 - 1 / p) * math.log(d) + math.log(p) / p + moment / 2)
+    return size / math.sqrt(d)
 
 
 def eps_of(p: float, entry: float, d: int) -> float:
-    """Returns the radius at which a random point of an Lp ball has a given rms: `rms` inverted.
+    """Returns the radius whose random points have a given rms: the inverse of `rms`.
 
     Args:
         p: in [0, inf].
@@ -167,26 +171,3 @@ def eps_of(p: float, entry: float, d: int) -> float:
         d: entries of an image.
     """
     return 4 * entry**2 if p == 0 else entry / rms(p, 1.0, d)
-
-
-def size_in(p: float, eps: float, d: int, q: float) -> float:
-    """Returns the Lq norm of a random point of an Lp ball, in the limit of large d.
-
-    eps d^(1/q - 1/p) p^(1/p) (Gamma((q + 1)/p) / Gamma(1/p))^(1/q), for p = inf
-    eps (d/(q + 1))^(1/q). It fluctuates by O(1/sqrt d), so that two balls, for a random point, are
-    as good as nested or disjoint. No power is taken before the logarithms are added up: p = 0.5
-    has norms of 10^8.
-
-    Args:
-        p: in [0, inf]; NaN comes out for 0.
-        eps: the radius.
-        d: entries of an image.
-        q: in (0, inf]. For inf the norm is a maximum and does not concentrate: NaN, but eps where p
-            is inf too.
-    """
-    if p == 0 or (math.isinf(q) and not math.isinf(p)):
-        return math.nan
-    if math.isinf(p):
-        return eps if math.isinf(q) else eps * (d / (q + 1)) ** (1 / q)
-    moment = math.lgamma((q + 1) / p) - math.lgamma(1 / p)
-    return eps * math.exp((1 / q - 1 / p) * math.log(d) + math.log(p) / p + moment / q)

@@ -345,8 +345,8 @@ def test_bad_constants():
             solve(torch.empty(0, 1, 4, 4), RELEASED)
 
 
-def test_an_iteration_that_does_not_end_says_so():
-    with pytest.warns(RuntimeWarning, match="ended after 30 steps"):
+def test_an_iteration_that_does_not_converge_warns():
+    with pytest.warns(RuntimeWarning, match="did not converge in 30 steps"):
         pdhg(random(2, 4, 4), FLOWING, most=30)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

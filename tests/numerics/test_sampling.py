@@ -8,8 +8,8 @@ import torch
 from scipy import special, stats
 
 from raybust.errors import RequestError
-from raybust.numerics.balls import ball, impulses, lp_noise, sampling, squares
-from raybust.numerics.lp_sets import CIFAR_SHAPE, TINY_SHAPE, eps_of, named, rms, size_in
+from raybust.numerics.balls import impulses, lp_noise, sampling, squares
+from raybust.numerics.lp_sets import CIFAR_SHAPE, TINY_SHAPE, eps_of, named, rms
 
 INF = math.inf
 FINITE = (0.5, 1.0, 2.0, 5.0, 10.0, 50.0, 200.0)
@@ -21,8 +21,14 @@ def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
+def ball(shape, p, eps, *, sphere=False, seed=0, dtype=torch.float32):
+    """Points (B, d) of balls or spheres, for one p and eps or one per row."""
+    orders, radii = (torch.as_tensor(v, dtype=torch.float64).expand(shape[0]) for v in (p, eps))
+    return sampling._points(shape[1], orders, radii, generator(seed), (sphere, dtype))
+
+
 def grouped(shape, p, *, sphere=False, seed=0, dtype=torch.float32):
-    return ball(shape, p, 1.0, generator=generator(seed), sphere=sphere, dtype=dtype)
+    return ball(shape, p, 1.0, sphere=sphere, seed=seed, dtype=dtype)
 
 
 def at_once(shape, p, *, sphere=False, seed=0, dtype=torch.float32):
@@ -88,8 +94,8 @@ def test_c1_has_the_predicted_size_in_l2():
             noisy = lp_noise(gray, 0.0, eps, generator=generator(number))
             measured, predicted = (noisy - gray).norm(), 0.5 * math.sqrt(round(eps * D))
         else:
-            x = ball((draws, D), p, eps, generator=generator(number))
-            measured, predicted = x.norm(dim=1).mean(), size_in(p, eps, D, 2.0)
+            x = ball((draws, D), p, eps, seed=number)
+            measured, predicted = x.norm(dim=1).mean(), rms(p, eps, D) * math.sqrt(D)
         assert abs(float(measured) / predicted - 1) < 0.01, (p, eps)
 
 
@@ -254,10 +260,10 @@ def test_a_seed_is_a_noise():
 def test_each_row_has_its_own_norm_and_radius():
     p = torch.tensor([*FINITE, INF]).repeat(3)
     eps = torch.linspace(0.1, 5.0, len(p))
-    x = ball((len(p), D), p, eps, generator=generator(), sphere=True)
+    x = ball((len(p), D), p, eps, sphere=True)
     for row, order, radius in zip(x, p.tolist(), eps.tolist(), strict=True):
         assert float(norm(row[None], order)) == pytest.approx(radius, rel=1e-5)
-    assert ball((0, 5), torch.empty(0), 1.0, generator=generator()).shape == (0, 5)
+    assert ball((0, 5), torch.empty(0), 1.0).shape == (0, 5)
 
 
 # 9: impulses
@@ -412,8 +418,3 @@ def test_norm_transfer_of_the_authors_experiment():
     same = {0.5: 248_692, 1.0: 156.8, 10.0: 0.2282, 50.0: 0.1371, INF: 0.1250}
     for p, eps in same.items():
         assert eps_of(p, rms(2.0, 4.0, D), D) == pytest.approx(eps, rel=1e-3)
-    assert size_in(2.0, 4.0, D, 1.0) == pytest.approx(176.9, rel=1e-3)
-    assert size_in(2.0, 4.0, D, 0.5) == pytest.approx(460_389, rel=1e-3)
-    assert math.isnan(size_in(0.0, 0.1, D, 2.0))
-    assert math.isnan(size_in(2.0, 4.0, D, INF))
-    assert size_in(INF, 0.1, D, INF) == 0.1

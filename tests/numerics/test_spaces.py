@@ -9,7 +9,7 @@ from raybust.config.schema import Data
 from raybust.numerics.autoencoder import Autoencoder, train_autoencoder
 from raybust.numerics.transport import (
     Paths,
-    assignment,
+    assignments,
     between,
     feature_cost,
     interpolate,
@@ -83,7 +83,7 @@ def test_bad_images_are_refused(images):
 
 def w2(x, y):
     cost = squared_distances(x, y)
-    return float(cost[torch.arange(len(x)), assignment(cost)].mean().sqrt())
+    return float(cost[torch.arange(len(x)), assignments([cost])[0]].mean().sqrt())
 
 
 def test_latent_curves_are_geodesics_of_codes_decoded(digits, coder):
@@ -116,7 +116,7 @@ def test_features_give_the_cost_and_pixels_are_mixed():
     groups = [(torch.arange(4), torch.arange(4, 8))]
     ((_, by_features),) = match(space.cost, groups)
     cost = squared_distances(images.flatten(1)[:4, :3], images.flatten(1)[4:, :3])
-    assert torch.equal(by_features, 4 + assignment(cost))
+    assert torch.equal(by_features, 4 + assignments([cost])[0])
     assert pixel_space(images).cost is images
 
 

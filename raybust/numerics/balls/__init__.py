@@ -1,8 +1,6 @@
-"""Norm balls: draws from Lp balls, and threat models, what an attacker may do to an image. Part of
-numerics: tensors in, tensors out.
-"""
+"""Norm balls: random points of Lp balls, and threat models."""
 
-from raybust.numerics.balls.sampling import ball, impulses, lp_noise, squares
+from raybust.numerics.balls.sampling import impulses, lp_noise, squares
 from raybust.numerics.balls.source import Source, normal, select, uniform
 from raybust.numerics.balls.threat import Norm, Threat
 
@@ -10,7 +8,6 @@ __all__ = [
     "Norm",
     "Source",
     "Threat",
-    "ball",
     "impulses",
     "lp_noise",
     "normal",

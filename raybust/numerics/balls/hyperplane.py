@@ -1,8 +1,8 @@
 """The nearest point of a hyperplane within the [0, 1] box, in Linf, L2 and L1: exact, by sorting.
 
-Croce and Hein (2020, arXiv:1907.02044, section 3). Every coordinate moves towards the hyperplane or
-not at all, so the problem is one in magnitudes m between 0 and the room r that the box leaves:
-least norm with sum |w_i| m_i = |w . x - b|. Part of numerics.
+Croce and Hein (2020, arXiv:1907.02044, section 3). Each coordinate moves toward the hyperplane or
+not at all, so the variables are magnitudes m between 0 and the room r inside the box: minimize the
+norm subject to sum |w_i| m_i = |w . x - b|.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ _TINY = 1e-30
 
 
 def to_hyperplane(points: Tensor, normals: Tensor, offsets: Tensor, norm: Norm) -> Tensor:
-    """Returns the shortest steps (B, C, H, W) that take points onto their hyperplanes and keep them
-    in the box; where the box does not reach the hyperplane, the steps that come nearest to it.
+    """Returns the shortest steps (B, C, H, W) that move points onto their hyperplanes inside the
+    box, or, if the box does not reach the hyperplane, as close to it as possible.
 
     Args:
         points: x, (B, C, H, W) in [0, 1].
         normals: w, (B, C, H, W).
         offsets: w . x - b, the signed excess of each point over its hyperplane: (B,).
-        norm: in which a step is short.
+        norm: norm of the steps.
     """
     slopes = normals.flatten(1).double().abs()
     excess = offsets.double().abs()[:, None]
@@ -35,7 +35,7 @@ def to_hyperplane(points: Tensor, normals: Tensor, offsets: Tensor, norm: Norm) 
 
 
 def _capped(slopes: Tensor, room: Tensor, excess: Tensor, norm: Norm) -> Tensor:
-    """Returns m = min(c v, r) with sum |w| m = excess: v is 1 in Linf, |w| in L2. The sum is
+    """Returns m = min(c v, r) with sum |w| m = excess: v is 1 for Linf, |w| for L2. The sum is
     piecewise linear in c, with a break where a coordinate reaches its room."""
     speeds = torch.ones_like(slopes) if norm == "linf" else slopes
     breaks = torch.where(speeds > 0, room / speeds.clamp(min=_TINY), torch.inf)
@@ -43,8 +43,8 @@ def _capped(slopes: Tensor, room: Tensor, excess: Tensor, norm: Norm) -> Tensor:
     breaks = breaks.gather(1, order)
     filled = (slopes * room).gather(1, order)
     rates = (slopes * speeds).gather(1, order)
-    done = filled.cumsum(1) - filled  # by the coordinates that are full before a break
-    rate = rates.flip(1).cumsum(1).flip(1)  # of those that are not, the one at the break included
+    done = filled.cumsum(1) - filled  # by coordinates full before a break
+    rate = rates.flip(1).cumsum(1).flip(1)  # of the others, including the one at the break
     reached = done + rate * torch.where(breaks.isfinite(), breaks, torch.zeros_like(breaks))
     at = (reached < excess).sum(1, keepdim=True)
     last = at.clamp(max=slopes.shape[1] - 1)
@@ -54,7 +54,7 @@ def _capped(slopes: Tensor, room: Tensor, excess: Tensor, norm: Norm) -> Tensor:
 
 
 def _greedy(slopes: Tensor, room: Tensor, excess: Tensor) -> Tensor:
-    """Returns m of least sum: the coordinates of the largest |w| go first, to their rooms."""
+    """Returns the m of smallest sum: coordinates with the largest |w| fill their rooms first."""
     order = slopes.argsort(1, descending=True)
     steep, space = slopes.gather(1, order), room.gather(1, order)
     before = (steep * space).cumsum(1) - steep * space

@@ -1,9 +1,9 @@
-"""Exact projections onto an L1 or L2 ball intersected with bounds of either sign.
+"""Exact projections onto the intersection of an L1 or L2 ball with bounds of either sign.
 
-A projection keeps the signs, so that it is a problem in magnitudes m and rooms r (how far a
-coordinate may go in its direction). Solved as continuous quadratic knapsacks (Brucker, 1984;
-Kiwiel, 2008); without bounds the L1 case is Duchi et al. (2008, "Efficient projections onto the
-l1-ball"). The intersection matters: Croce and Hein (2021, arXiv:2103.01208). Part of numerics.
+Projection keeps the signs, so the variables are magnitudes m and rooms r (how far a coordinate may
+move in its direction). Solved as continuous quadratic knapsacks (Brucker, 1984; Kiwiel, 2008);
+without bounds the L1 case is Duchi et al. (2008, "Efficient projections onto the l1-ball"). The
+intersection matters: Croce and Hein (2021, arXiv:2103.01208).
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ _MOST = 100
 
 
 def shrink_l2(magnitude: Tensor, room: Tensor, eps: float) -> Tensor:
-    """Returns min(c m, r) with the largest c <= 1 of which the L2 norm is at most eps.
+    """Returns min(c m, r) for the largest c <= 1 at which its L2 norm is at most eps.
 
-    The set of coordinates at their room grows monotonically while c rises from eps / ||m||, so
-    that the iteration ends after finitely many, usually about five, rounds.
+    The set of coordinates at their room grows monotonically as c rises from eps / ||m||, so the
+    iteration is finite, usually about five rounds.
 
     Args:
         magnitude: m >= 0, (B, ...).
-        room: r >= 0, of the same shape; infinity where there is no bound.
+        room: r >= 0, same shape; infinity for no bound.
         eps: radius, > 0.
     """
     dims = tuple(range(1, magnitude.ndim))
@@ -43,13 +43,13 @@ def shrink_l2(magnitude: Tensor, room: Tensor, eps: float) -> Tensor:
 
 
 def shrink_l1(magnitude: Tensor, room: Tensor, eps: float) -> Tensor:
-    """Returns clip(m - v, 0, r) with the smallest v >= 0 of which the sum is at most eps.
+    """Returns clip(m - v, 0, r) for the smallest v >= 0 at which its sum is at most eps.
 
-    Newton's method on the piecewise linear sum, kept inside a bracket; every fourth round bisects.
+    Bracketed Newton's method on the piecewise linear sum; every fourth round bisects.
 
     Args:
         magnitude: m >= 0, (B, ...).
-        room: r >= 0, of the same shape; infinity where there is no bound.
+        room: r >= 0, same shape; infinity for no bound.
         eps: radius, > 0.
     """
     dims = tuple(range(1, magnitude.ndim))

@@ -1,11 +1,11 @@
 """Random points of Lp balls and spheres for every p in (0, inf], and impulse noise for p = 0.
 
-Calafiore, Dabbene and Tempo (1998) and Barthe, Guedon, Mendelson and Naor (2005, math/0503650) for
-the ball; Siedel et al. (VISAPP 2024, arXiv:2305.05400) for such points as image corruptions. Each
-row of a batch has its own p, eps and noise. Nothing here draws Gamma(1/p), which in float32 falls
-together to one value for p of 50 and more. Used by methods and corruptions.
+Ball: Calafiore, Dabbene and Tempo (1998); Barthe, Guedon, Mendelson and Naor (2005, math/0503650).
+Such points as image corruptions: Siedel et al. (VISAPP 2024, arXiv:2305.05400). Each row of a batch
+has its own p, eps and noise. Nothing here draws Gamma(1/p), which in float32 collapses to a single
+value for p >= 50.
 
-Legend: B rows of d entries; g has a density proportional to exp(-|t|^p), so |g|^p ~ Gamma(1/p).
+Notation: B rows of d entries; g has density proportional to exp(-|t|^p), so |g|^p ~ Gamma(1/p).
 """
 
 from __future__ import annotations
@@ -18,49 +18,10 @@ from torch import Tensor
 from raybust.errors import RequestError
 
 _LEAST = 2.0**-25
-"""Half of the least positive value of torch.rand in float32: keeps its zeros from becoming inf."""
+"""Half of the smallest positive value of torch.rand in float32: keeps zeros from becoming inf."""
 
 _SMALL = 1e-30
-"""Stands for |g|^p below it: nothing beside the other entries' sum."""
-
-
-def ball(
-    shape: tuple[int, int],
-    p: float | Tensor,
-    eps: float | Tensor,
-    *,
-    generator: torch.Generator,
-    sphere: bool = False,
-    dtype: torch.dtype = torch.float32,
-) -> Tensor:
-    """Returns points, each uniform in its own Lp ball.
-
-    x = eps g / (sum |g_i|^p + E)^(1/p), E ~ Exp(1), which is Barthe et al.'s form of the ball. On
-    the sphere x = eps g / ||g||_p, the cone measure: it is the surface measure for p 1 and 2 only,
-    and for p = inf the cube's vertices, x_i = +-eps.
-
-    Args:
-        shape: (B, d); B may be 0, d at least 1.
-        p: in (0, inf], one or (B,). Below 1 a quasi-norm, with the same formula.
-        eps: radius in the p-norm, at least 0, one or (B,); no power of d is taken out of it.
-        generator: source of randomness; its device is the result's. The same state gives other
-            points on a CPU than on a GPU.
-        sphere: whether the points are on the sphere. In the ball the mean radius is d / (d + 1): at
-            the size of images the two hardly differ.
-        dtype: float32 or float64, in which everything is computed.
-
-    Returns:
-        (B, d).
-
-    Raises:
-        RequestError: p or eps outside its range; looked for on the CPU only, as a GPU would have to
-            be waited for.
-    """
-    device = generator.device
-    orders, radii = _per_row(p, shape[0], device), _per_row(eps, shape[0], device)
-    if device.type == "cpu":
-        _check("p", orders, orders > 0, "a norm, > 0")
-    return _points(shape[1], orders, radii, generator, (sphere, dtype))
+"""Lower limit of |g|^p: negligible in the sum over entries."""
 
 
 def impulses(
@@ -71,23 +32,23 @@ def impulses(
     binary: bool = True,
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor]:
-    """Returns impulse noise, the "p = 0" of Siedel et al.: which entries it hits, and their values.
+    """Draws impulse noise, the "p = 0" of Siedel et al.
 
-    Each row has exactly k = round(share d) entries, drawn without replacement; halves round to the
-    even number. An entry is one channel of one pixel.
+    Each row has exactly k = round(share d) impulses, drawn without replacement; halves round to
+    even. An entry is one channel of one pixel.
 
     Args:
         shape: (B, d); B may be 0.
-        share: of the entries, in [0, 1], one or (B,).
-        generator: source of randomness; its device is the results'.
-        binary: whether values are 0 or 1 with equal chances; otherwise uniform in [0, 1).
-        dtype: of the values.
+        share: share of the entries, in [0, 1], one or (B,).
+        generator: source of randomness, on the device of the results.
+        binary: whether values are 0 or 1 with equal probability, or uniform in [0, 1).
+        dtype: dtype of the values.
 
     Returns:
-        chosen bool (B, d), and values (B, d), of which the chosen ones count.
+        The entries hit, bool (B, d), and values (B, d), used where hit.
 
     Raises:
-        RequestError: a share outside [0, 1]; looked for on the CPU only.
+        RequestError: a share outside [0, 1]; checked on the CPU only.
     """
     device = generator.device
     shares = _per_row(share, shape[0], device)
@@ -112,23 +73,29 @@ def lp_noise(
     sphere: bool = False,
     binary: bool = True,
     mask: Tensor | None = None,
-    clip: bool = True,
 ) -> Tensor:
-    """Returns corrupted copies of images: Lp noise added, or impulses put in place where p is 0.
+    """Returns corrupted copies of images: with uniform noise of an Lp ball, or impulses if p is 0.
+
+    x = eps g / (sum |g_i|^p + E)^(1/p), E ~ Exp(1), Barthe et al.'s form of the ball. On the sphere
+    x = eps g / ||g||_p, the cone measure: the surface measure only for p = 1 and 2, and for p = inf
+    the vertices of the cube, x_i = +-eps.
 
     Differentiable: the gradient is 1, and 0 where an entry is clipped or replaced. Noise is drawn
-    and added in float32 at least, and the sum is rounded to the images' type. Nothing is projected:
-    clipping shortens the noise, so that ||result - image||_p <= eps.
+    and added in at least float32, the sum rounded to the images' dtype and clipped to [0, 1], so
+    ||result - image||_p <= eps. The same generator state gives other noise on a CPU than on a GPU.
 
     Args:
         images: (B, ...) in [0, 1], floating point; B may be 0.
-        p: 0 for impulses, else the norm, in (0, inf]; one or (B,).
-        eps: radius in the p-norm; the share of entries that are replaced where p is 0; one or (B,).
+        p: 0 for impulses, else the norm, in (0, inf]; one or (B,). Below 1 a quasi-norm.
+        eps: radius in the p-norm, not scaled by d, or the share of entries replaced; one or (B,).
         generator: source of randomness, on the images' device.
-        sphere: see `ball`.
+        sphere: whether noise is on the sphere. The mean radius in the ball is d / (d + 1), so for
+            images the two hardly differ.
         binary: see `impulses`.
-        mask: bool, broadcast against the images: where there may be noise; everywhere if not given.
-        clip: whether the result is clipped to [0, 1].
+        mask: bool, broadcast to the images: where noise is allowed; everywhere if None.
+
+    Raises:
+        RequestError: p or eps outside its range; checked on the CPU only, since a GPU would stall.
     """
     if not len(images):
         return images.clone()
@@ -144,7 +111,7 @@ def lp_noise(
     if allowed is not None:
         noisy.mul_(allowed)
     noisy.add_(flat)
-    # Off the CPU all rows take part: finding the sparse ones would make the host wait.
+    # On a GPU all rows take part: finding the sparse ones would stall the host.
     everything = torch.arange(shape[0], device=device)
     rows = everything[sparse] if device.type == "cpu" else everything
     if len(rows):
@@ -157,20 +124,18 @@ def lp_noise(
         )
         chosen = chosen if allowed is None else chosen & allowed[rows]
         noisy.index_copy_(0, rows, torch.where(chosen, values, noisy[rows]))
-    if clip:
-        noisy.clamp_(0.0, 1.0)
-    return noisy.view_as(wide).to(images.dtype)
+    return noisy.clamp_(0.0, 1.0).view_as(wide).to(images.dtype)
 
 
 def squares(images: Tensor, share: tuple[float, float], generator: torch.Generator) -> Tensor:
     """Returns a square patch for each image, bool (B, 1, H, W): its share of the area is uniform in
-    a range, its center is any pixel, and the image's border cuts it off.
+    a range, its center is any pixel, and the image border crops it.
 
-    For images that are not square the patch is a rectangle of their aspect (our choice).
+    In images that are not square the patch has the image's aspect ratio (our choice).
 
     Args:
         images: (B, C, H, W).
-        share: least and largest share of the area, in [0, 1], before the cut.
+        share: smallest and largest share of the area, in [0, 1], before cropping.
         generator: source of randomness, on the images' device.
     """
     draws = torch.rand(3, len(images), 1, generator=generator, device=images.device)
@@ -183,8 +148,8 @@ def squares(images: Tensor, share: tuple[float, float], generator: torch.Generat
 
 
 def _choose(shape: tuple[int, int], counts: Tensor, generator: torch.Generator) -> Tensor:
-    """Returns bool (B, d) with exactly `counts` of each row set, every choice with equal chances:
-    the first k distinct ones of a sequence of random entries, or all but those if k > d/2.
+    """Returns bool (B, d) with exactly `counts` entries of each row set, uniform over all choices:
+    the first k distinct ones in a sequence of random entries, or all others if k > d/2.
 
     Sorting random scores, the usual way, takes ten times as long on a CPU.
     """
@@ -199,9 +164,9 @@ def _choose(shape: tuple[int, int], counts: Tensor, generator: torch.Generator) 
         order = steps.expand(rows, -1)
         first = torch.full(shape, len(steps)).scatter_reduce_(1, entries, order, "amin")
         new = first.gather(1, entries) == order
-        rank = new.cumsum(1)  # of the distinct ones, in the order in which they came
+        rank = new.cumsum(1)  # of the distinct ones, in order of appearance
         if (rank[:, -1:] >= wanted).all():
-            break  # else too many were the same, which the length makes very rare
+            break  # too many duplicates are very rare at this length
     met = first < len(steps)
     chosen = met & (rank.gather(1, first.clamp_(max=len(steps) - 1)) <= wanted)
     return chosen ^ inverted[:, None]
@@ -220,7 +185,7 @@ def _per_row(value: float | Tensor, rows: int, device: torch.device) -> Tensor:
 def _points(
     d: int, p: Tensor, eps: Tensor, generator: torch.Generator, kind: tuple[bool, torch.dtype]
 ) -> Tensor:
-    """Returns points (B, d) of the balls or spheres of p and eps, both (B,); zeros where p is 0."""
+    """Returns points (B, d) of the balls or spheres of p and eps, both (B,); zeros if p is 0."""
     sphere, dtype = kind
     if p.device.type != "cpu":
         dense = p > 0
@@ -229,11 +194,11 @@ def _points(
         return drawn.mul_(radii[:, None].to(dtype))
     _check("eps", eps, (p == 0) | ((eps >= 0) & eps.isfinite()), "a radius, >= 0")
     points, radii = torch.zeros(len(p), d, dtype=dtype), eps[:, None].to(dtype)
-    places: dict[float, list[int]] = {}
-    for row, order in enumerate(p.tolist()):  # reading p costs nothing on a CPU
-        places.setdefault(order, []).append(row)
-    for order in sorted(places.keys() - {0.0}):
-        rows = torch.tensor(places[order])
+    rows_of: dict[float, list[int]] = {}
+    for row, order in enumerate(p.tolist()):
+        rows_of.setdefault(order, []).append(row)
+    for order in sorted(rows_of.keys() - {0.0}):
+        rows = torch.tensor(rows_of[order])
         drawn = _one_order((len(rows), d), order, generator, sphere, dtype)
         points.index_copy_(0, rows, drawn)
     return points.mul_(radii)
@@ -242,7 +207,7 @@ def _points(
 def _one_order(
     shape: tuple[int, int], p: float, generator: torch.Generator, sphere: bool, dtype: torch.dtype
 ) -> Tensor:
-    """Returns points (B, d) of the unit ball or sphere of one p, by what is fastest on a CPU."""
+    """Returns points (B, d) of the unit ball or sphere of one p, as fast as possible on a CPU."""
     count = shape[0] * shape[1]
     if math.isinf(p):
         signed = torch.empty(shape, dtype=dtype).uniform_(-1, 1, generator=generator)
@@ -268,8 +233,8 @@ def _one_order(
 def _all_orders(
     shape: tuple[int, int], p: Tensor, generator: torch.Generator, sphere: bool, dtype: torch.dtype
 ) -> Tensor:
-    """Returns points (B, d) of the unit balls or spheres of p (B, 1), without a wait for the device
-    and without a branch on p."""
+    """Returns points (B, d) of the unit balls or spheres of p (B, 1), without synchronizing and
+    without branching on p."""
     signed, power = _by_gamma(shape, p, generator, dtype)
     points = _to_unit(signed, power, p, generator, sphere)
     return torch.where(p.isinf(), torch.where(signed < 0, -1.0, 1.0), points) if sphere else points
@@ -278,11 +243,11 @@ def _all_orders(
 def _to_unit(
     signed: Tensor, power: Tensor, p: Tensor, generator: torch.Generator, sphere: bool
 ) -> Tensor:
-    """Returns g (B, d), whose |g|^p is given too, divided into the unit ball or onto the sphere.
+    """Scales g (B, d), given with |g|^p, into the unit ball or onto the sphere.
 
-    p = inf in the ball: the divisor is (...)^0 = 1, as it should be.
+    For p = inf in the ball the divisor is (...)^0 = 1, as required.
     """
-    if sphere:  # scaled by the largest, for |g|^p may underflow in all of a few entries
+    if sphere:  # scaled by the largest: with few entries, |g|^p may underflow in all
         largest = signed.abs().amax(1, keepdim=True)
         scaled = signed / largest
         return scaled / scaled.abs().pow(p).sum(1, keepdim=True).pow(1 / p)
@@ -294,7 +259,7 @@ def _by_gamma(
     shape: tuple[int, int], p: Tensor, generator: torch.Generator, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """Returns g and |g|^p by g = V G^(1/p), V ~ U(-1, 1), G ~ Gamma(1 + 1/p): exact for every p,
-    and no Gamma variate of a shape below 1 is drawn. p = inf gives g = V."""
+    without Gamma variates of shape below 1. p = inf gives g = V."""
     uniform = torch.empty(shape, dtype=dtype, device=p.device).uniform_(-1, 1, generator=generator)
     gamma = torch._standard_gamma((1 + 1 / p).expand(shape).contiguous(), generator)
     return uniform * gamma.pow(1 / p), uniform.abs().pow(p) * gamma
@@ -303,7 +268,7 @@ def _by_gamma(
 def _of_half_order(
     count: int, generator: torch.Generator, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Returns g and |g|^p of p = 1/2: sqrt|g| ~ Gamma(2) is the sum of two exponentials."""
+    """Returns g and |g|^p for p = 1/2: sqrt|g| ~ Gamma(2) is the sum of two exponentials."""
     coin = torch.empty(count, dtype=dtype).uniform_(-1, 1, generator=generator)
     product = torch.rand(count, generator=generator, dtype=dtype).mul_(coin).abs_()
     power = product.clamp_(min=_LEAST**2).log_().neg_()
@@ -313,7 +278,7 @@ def _of_half_order(
 def _by_rejection(
     count: int, p: float, generator: torch.Generator, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Returns g and |g|^p for p > 1 by rejection; the share Gamma(1 + 1/p) >= 0.88 is accepted."""
+    """Returns g and |g|^p for p > 1 by rejection; the acceptance rate is Gamma(1 + 1/p) >= 0.88."""
     signed, power, accepted = _candidates(count, p, generator, dtype)
     missing = accepted.logical_not().nonzero().flatten()
     while len(missing):
@@ -330,14 +295,14 @@ def _candidates(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns candidates t for g, |t|^p, and which of them are accepted.
 
-    exp(-t^p) lies below the envelope that is 1 up to c = 1 - 1/p and exp(-p (t - c)) beyond, which
-    touches it at t = 1 and whose area is 1: one uniform variate, and the logarithm of what it
-    leaves, give a candidate. Our own construction.
+    exp(-t^p) lies below an envelope that is 1 up to c = 1 - 1/p and exp(-p (t - c)) beyond, touches
+    it at t = 1 and has area 1, so one uniform variate and a logarithm give a candidate. Our own
+    construction.
     """
     size = torch.rand(count, generator=generator, dtype=dtype)
     beyond = ((1 - size) * p).clamp_(max=1).log_().neg_()  # p (t - c) in the tail, else 0
     size = size.clamp_(max=1 - 1 / p).add_(beyond, alpha=1 / p)
-    power = size.clamp(min=_SMALL ** (1 / p)).pow(p)  # numbers below normal ones take ten times
+    power = size.clamp(min=_SMALL ** (1 / p)).pow(p)  # subnormal numbers are ten times slower
     coin = torch.empty(count, dtype=dtype).uniform_(-1, 1, generator=generator)
     accepted = beyond.sub_(power).exp_() > coin.abs()
     return size.copysign_(coin), power, accepted

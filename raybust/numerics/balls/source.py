@@ -1,8 +1,7 @@
-"""Random draws for a batch, from one generator or from one for each example.
+"""Random draws for a batch, from one generator or one per example.
 
 Training draws a batch from the generator of the step. Evaluation keys a generator by (seed,
-example), so that an example's draws do not depend on the batch that it is in. Part of numerics:
-tensors in, tensors out.
+example), so an example's draws do not depend on its batch.
 """
 
 from __future__ import annotations
@@ -17,24 +16,24 @@ Source = torch.Generator | Sequence[torch.Generator]
 
 
 def uniform(like: Tensor, source: Source) -> Tensor:
-    """Returns draws from [0, 1) of the shape, dtype, device and layout of `like`, (B, ...)."""
+    """Draws from U[0, 1) with the shape, dtype, device and layout of `like`, (B, ...)."""
     return _draw(torch.rand, like, source)
 
 
 def normal(like: Tensor, source: Source) -> Tensor:
-    """Returns draws from N(0, 1) of the shape, dtype, device and layout of `like`, (B, ...)."""
+    """Draws from N(0, 1) with the shape, dtype, device and layout of `like`, (B, ...)."""
     return _draw(torch.randn, like, source)
 
 
 def select(source: Source, rows: Tensor) -> Source:
-    """Returns the source of the examples `rows` (int64, any number) of a batch."""
+    """Returns the source for the examples `rows` (int64, any number) of a batch."""
     if isinstance(source, torch.Generator):
         return source
     return [source[row] for row in rows.tolist()]
 
 
 def _draw(draw: Callable[..., Tensor], like: Tensor, source: Source) -> Tensor:
-    """Draws in the order of the indices, whatever the layout of `like` in memory."""
+    """Draws in index order, whatever the memory layout of `like`."""
     if isinstance(source, torch.Generator):
         drawn = draw(like.shape, generator=source, device=like.device, dtype=like.dtype)
     else:

@@ -1,10 +1,9 @@
-"""Threat models: what an attacker may add to an image, as one value object.
+"""Threat models: the perturbations an attacker may add to an image, as a value object.
 
-L1, L2 and Linf balls with and without the [0, 1] box around the image: exact projection, steepest
-step, uniform sampling, norm. Top-k L1 steps are SLIDE's (Tramer and Boneh, 2019,
-arXiv:1904.13000). Part of numerics; methods and attacks build on it.
+L1, L2 and Linf balls with and without the [0, 1] box: exact projection, steepest step, uniform
+sampling, norm. Top-k L1 steps are SLIDE's (Tramer and Boneh, 2019, arXiv:1904.13000).
 
-Legend: B images of shape C x H x W with d = C H W pixels in [0, 1].
+Notation: B images of shape C x H x W with d = C H W pixels in [0, 1].
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from raybust.numerics.balls.source import Source, normal, uniform
 Norm = Literal["linf", "l2", "l1"]
 _ORDERS = {"linf": math.inf, "l2": 2.0, "l1": 1.0}
 _MARGIN = 16
-"""Units of rounding that a projection stays inside of the ball, because image + perturbation is
+"""Rounding units by which a projection stays inside the ball, because image + perturbation is
 rounded again."""
 
 
@@ -50,7 +49,7 @@ class Threat:
             raise RequestError(f"eps: got {self.eps}, expected a number >= 0")
 
     def scaled(self, factor: float) -> Threat:
-        """Returns the threat of `factor` times the radius."""
+        """Returns the threat with `factor` times the radius."""
         return replace(self, eps=factor * self.eps)
 
     def size(self, delta: Tensor) -> Tensor:
@@ -60,13 +59,13 @@ class Threat:
         return sizes
 
     def project(self, delta: Tensor, images: Tensor, *, exact: bool = True) -> Tensor:
-        """Returns the nearest perturbation, in L2, that the threat allows.
+        """Returns the nearest allowed perturbation in L2.
 
         Args:
             delta: (B, C, H, W).
             images: (B, C, H, W) in [0, 1].
-            exact: False takes for L2 with the box the radial one and clips then: it is allowed and
-                cheap, but not the nearest. The other projections are always exact.
+            exact: False projects radially and then clips for L2 with the box: allowed and cheap,
+                but not the nearest. Other projections are always exact.
         """
         if self.eps == 0:
             return torch.zeros_like(delta)
@@ -83,7 +82,7 @@ class Threat:
         return torch.copysign(shrink(delta.abs(), room, eps), delta)
 
     def clip(self, delta: Tensor, images: Tensor) -> Tensor:
-        """Returns the nearest perturbation in the box alone; delta itself where there is none."""
+        """Returns the nearest perturbation inside the box; `delta` itself without one."""
         return torch.maximum(torch.minimum(delta, 1 - images), -images) if self.box else delta
 
     def steepest(
@@ -93,17 +92,17 @@ class Threat:
         *,
         share: float | Tensor | None = None,
     ) -> Tensor:
-        """Returns the direction of norm 1 along which a loss rises most; 0 where its gradient is 0.
+        """Returns the direction of norm 1 of steepest ascent; 0 where the gradient is 0.
 
-        Linf: the sign. L2: the gradient over its norm, exact for the smallest gradients too. L1:
-        the signs of the k coordinates of largest gradient, over k. One coordinate is the steepest
-        of all, but stops at the box: where k is not given it is the number of coordinates that the
-        ball can fill to the box, which is 1 without the box.
+        Linf: the sign. L2: the normalized gradient, exact even for tiny gradients. L1: the signs of
+        the k coordinates with the largest gradient, over k. A single coordinate is steepest, but
+        stops at the box: k defaults to the number of coordinates that the ball can fill up to the
+        box, 1 without the box.
 
         Args:
             gradient: (B, C, H, W).
-            images: (B, C, H, W), around which the ball is, for the rooms of L1.
-            share: k / d of L1, in (0, 1], for all or (B,); k is at least 1. SLIDE takes 0.01.
+            images: (B, C, H, W), the centers of the balls, for the default k.
+            share: k / d for L1, in (0, 1], for all or (B,); k is at least 1. SLIDE uses 0.01.
         """
         if self.norm == "linf":
             return gradient.sign()
@@ -118,8 +117,8 @@ class Threat:
         return _top_signs(gradient, share)
 
     def filled(self, gradient: Tensor, images: Tensor | None) -> Tensor:
-        """Returns how many coordinates, from the largest gradient down, an L1 ball of this radius
-        fills to the box: int64 (B,); 1 without the box or without images."""
+        """Returns how many coordinates, by decreasing gradient, an L1 ball of this radius fills up
+        to the box: int64 (B,); 1 without the box or without images."""
         if not self.box or images is None:
             return torch.ones(len(gradient), dtype=torch.int64, device=gradient.device)
         room = torch.where(gradient > 0, 1 - images, images).flatten(1)
@@ -128,15 +127,14 @@ class Threat:
         return ((used < self.eps).sum(1) + 1).clamp(max=room.shape[1])
 
     def sample(self, images: Tensor, source: Source) -> Tensor:
-        """Returns draws (B, C, H, W) from the uniform distribution on the ball, clipped into the
-        box.
+        """Draws perturbations (B, C, H, W) uniformly from the ball, clipped into the box.
 
         L2: a Gaussian direction and radius eps U^(1/d). L1: exponential spacings with random signs
         (Devroye, 1986, chapter 5).
 
         Args:
             images: (B, C, H, W) in [0, 1].
-            source: the randomness.
+            source: source of randomness.
         """
         pixels = images[0].numel()
         if self.norm == "linf":
@@ -147,7 +145,7 @@ class Threat:
             delta = delta * _column(radius / self.size(delta), delta)
         else:
             signed = uniform(images, source).mul_(2).sub_(1)
-            below = 1 - torch.finfo(signed.dtype).eps / 2  # a draw of 0 has no finite spacing
+            below = 1 - torch.finfo(signed.dtype).eps / 2  # the spacing at 1 is infinite
             spacing = -torch.log1p(-signed.abs().clamp(max=below))
             rest = -torch.log1p(-uniform(images[:, 0, 0, 0], source))
             total = spacing.sum(tuple(range(1, images.ndim))) + rest
@@ -156,12 +154,12 @@ class Threat:
 
 
 def _column(values: Tensor, like: Tensor) -> Tensor:
-    """Returns (B,) as (B, 1, ..., 1), to go with (B, ...)."""
+    """Reshapes (B,) to (B, 1, ..., 1), to broadcast with (B, ...)."""
     return values.reshape(-1, *[1] * (like.ndim - 1))
 
 
 def _top_signs(gradient: Tensor, share: float | Tensor) -> Tensor:
-    """Returns the signs of the k largest coordinates of each example over their number."""
+    """Returns the signs of each example's k largest coordinates, divided by their number."""
     sizes = gradient.abs().flatten(1)
     pixels = sizes.shape[1]
     if isinstance(share, Tensor):

@@ -1,6 +1,5 @@
-"""Optimal transport between small point clouds, for the squared Euclidean cost: couplings, the
-Wasserstein geodesic that they give, closed forms of Gaussians, and the pairs of a labeled batch.
-Part of numerics: tensors in, tensors out.
+"""Optimal transport between small point clouds with squared Euclidean cost: couplings, Wasserstein
+geodesics, closed forms for Gaussians, and pairings of a labeled batch.
 """
 
 from raybust.numerics.transport.bures import (
@@ -9,23 +8,9 @@ from raybust.numerics.transport.bures import (
     gaussian_distance,
     mean_classifier_accuracy,
 )
-from raybust.numerics.transport.coupling import (
-    assignment,
-    assignments,
-    check_plan,
-    full_plan,
-    sinkhorn,
-    squared_distances,
-)
+from raybust.numerics.transport.coupling import assignments, squared_distances
 from raybust.numerics.transport.curves import Curves, between, climb, jittered, slope
-from raybust.numerics.transport.interpolation import (
-    barycenter,
-    displacement,
-    interpolate,
-    project,
-    sinkhorn_barycenter,
-    variation,
-)
+from raybust.numerics.transport.interpolation import interpolate, variation
 from raybust.numerics.transport.location import (
     climbed,
     decoded_accuracy,
@@ -47,21 +32,16 @@ __all__ = [
     "Curves",
     "Paths",
     "Space",
-    "assignment",
     "assignments",
-    "barycenter",
     "between",
     "bures_geodesic",
     "bures_map",
-    "check_plan",
     "class_cycle",
     "climb",
     "climbed",
     "coupled",
     "decoded_accuracy",
-    "displacement",
     "feature_cost",
-    "full_plan",
     "gaussian_distance",
     "grid_of",
     "halves",
@@ -74,10 +54,7 @@ __all__ = [
     "mean_classifier_accuracy",
     "penultimate",
     "pixel_space",
-    "project",
     "reach",
-    "sinkhorn",
-    "sinkhorn_barycenter",
     "slope",
     "squared_distances",
     "variation",

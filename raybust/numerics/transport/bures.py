@@ -1,6 +1,6 @@
-"""Closed forms of Gaussians under the Wasserstein distance: map, geodesic, distance (Olkin and
-Pukelsheim, 1982; Takatsu, Osaka J. Math. 48, 2011). The oracles of the couplings, and of the sweep
-on two Gaussians. Part of numerics; float64 is advised.
+"""Closed forms for Gaussians under the Wasserstein distance: map, geodesic, distance (Olkin and
+Pukelsheim, 1982; Takatsu, Osaka J. Math. 48, 2011). References for the couplings and for the sweep
+on two Gaussians. Use float64.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ def bures_map(s0: Tensor, s1: Tensor) -> Tensor:
 
 def bures_geodesic(s0: Tensor, s1: Tensor, t: float) -> Tensor:
     """Returns S_t = M S0 M (d, d), M = (1 - t) I + t T, the covariance at location t in [0, 1];
-    the mean moves along the straight line.
+    the mean moves on a straight line.
 
     Raises:
-        ValueError: as `bures_map`, or the location is outside [0, 1].
+        ValueError: as in `bures_map`, or the location is outside [0, 1].
     """
     if not 0 <= t <= 1:
         raise ValueError(f"location: got {t}, expected in [0, 1]")
@@ -48,14 +48,14 @@ def gaussian_distance(m0: Tensor, s0: Tensor, m1: Tensor, s1: Tensor) -> Tensor:
 
 
 def _power(matrix: Tensor, power: float) -> Tensor:
-    """Returns a real power of a symmetric positive matrix; eigenvalues of rounding size are 0."""
+    """Returns a real power of a symmetric positive matrix, with tiny eigenvalues rounded to 0."""
     if not matrix.isfinite().all() or not torch.allclose(matrix, matrix.T):
         raise ValueError("covariance: got a matrix that is not symmetric, or NaN")
     values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
     slack = len(values) * torch.finfo(values.dtype).eps * float(values.abs().max())
     if float(values.min()) < -8 * slack or (power < 0 and float(values.min()) <= slack):
         raise ValueError(
-            f"covariance: got the eigenvalue {float(values.min()):g}, expected a positive matrix"
+            f"covariance: got an eigenvalue of {float(values.min()):g}, expected a positive matrix"
         )
     root: Tensor = vectors @ torch.diag(values.clamp(min=0) ** power) @ vectors.T
     return root
@@ -66,16 +66,16 @@ def mean_classifier_accuracy(
 ) -> float:
     """Returns the expected accuracy under L2 perturbations of size eps of x -> sign(w . x), w the
     mean of y x over a sample, for x | y ~ N(y theta, I), y = +-1 (the model of Schmidt et al.,
-    NeurIPS 2018, arXiv:1804.11285). Exact but for a quadrature, to about 1e-4.
+    NeurIPS 2018, arXiv:1804.11285). Exact up to quadrature, about 1e-4.
 
-    The sample has `real` points, and `synthetic` independent ones of the barycenters at t and
-    1 - t, N(+-(1 - 2 t) theta, I), each with the label of its nearer end.
+    The sample has `real` points and `synthetic` independent ones from the barycenters at t and
+    1 - t, N(+-(1 - 2 t) theta, I), each labeled like its nearer end.
 
     Args:
         separation: |theta|, > 0.
         dimension: d, >= 2.
-        real: points of both classes together, >= 1.
-        synthetic: as `real`, >= 0.
+        real: total points of both classes, >= 1.
+        synthetic: total synthetic points, >= 0.
         t: location in [0, 1/2].
         eps: >= 0.
 
@@ -84,7 +84,7 @@ def mean_classifier_accuracy(
     """
     if not 0 <= t <= 0.5:
         raise ValueError(f"location: got {t}, expected in [0, 1/2]")
-    from scipy.stats import chi2, norm  # half a second, which no other rule needs
+    from scipy.stats import chi2, norm  # takes half a second to import
 
     total = real + synthetic
     shares = (np.arange(400) + 0.5) / 400

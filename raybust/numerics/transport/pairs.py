@@ -1,10 +1,10 @@
-"""Which image of a labeled batch goes to which: classes in a random cycle, or halves of a batch.
+"""Pairings of a labeled batch: classes in a random cycle, or halves of the batch.
 
-Each class is transported to its successor, so that every image is a source at most once and there
-are as many problems as classes. Classes of unequal count are cut at random to the smaller one,
-which keeps plans permutations, that is, exact geodesics of the two subsets. Both are our choice:
-Zhu et al. (2023) are not read that far. Halves are k-mixup's (Greenewald et al., TMLR 2023,
-arXiv:2106.02933), here with squared distances. Part of numerics.
+Each class is transported to its successor, so an image is a source at most once and there are as
+many problems as classes. Of two classes the larger is cut at random to the size of the smaller, so
+plans are permutations, that is, exact geodesics of the two subsets. Both are our choice: we have
+not read these details in Zhu et al. (2023). Halves are from k-mixup (Greenewald et al., TMLR 2023,
+arXiv:2106.02933), here with squared distances.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from torch import Tensor
 from raybust.numerics.transport.coupling import assignments, squared_distances
 
 Group = tuple[Tensor, Tensor]
-"""Positions in the batch, int64 (n,) each: the sources of one problem and the targets."""
+"""Positions in the batch, int64 (n,) each: sources and targets of one problem."""
 
 
 class Paths(NamedTuple):
     """M straight paths between images of one batch, all int64 (M,) on the images' device.
 
     Attributes:
-        source: position in the batch where a path begins.
-        partner: where it ends.
-        pair: the problem that it is of, in [0, pairs).
+        source: batch position where each path starts.
+        partner: batch position where it ends.
+        pair: index of its problem, in [0, pairs).
         pairs: number of problems.
     """
 
@@ -39,17 +39,17 @@ class Paths(NamedTuple):
 def class_cycle(
     labels: Tensor, generator: torch.Generator, *, least: int = 4, most: int | None = None
 ) -> tuple[list[Group], Tensor]:
-    """Returns a problem for each class, to the next one in a random cycle, and the positions of
-    the images that are in none, for `halves`. Two classes make two problems, there and back.
+    """Returns a problem from each class to the next in a random cycle, and the positions of the
+    images left over for `halves`. Two classes give two problems, back and forth.
 
-    Left are the images of classes with fewer than `least`, and all images where fewer than two
-    classes have as many. What is cut off a larger class is not left: it just sits out.
+    Left over are images of classes with fewer than `least` images, or all images if fewer than two
+    classes have that many. Images cut from a larger class are not left over: they sit out.
 
     Args:
         labels: int64 (B,).
-        generator: order of classes and of images in a class.
-        least: images that a class must have, >= 1.
-        most: images of a class that take part, at most; None for all.
+        generator: randomizes the order of classes and of images within a class.
+        least: minimum images per class, >= 1.
+        most: maximum images per class; None for all.
     """
     order = _permutation(len(labels), generator)
     known = labels.cpu()[order]
@@ -67,12 +67,12 @@ def class_cycle(
 
 
 def halves(positions: Tensor, generator: torch.Generator) -> list[Group]:
-    """Returns two problems without regard to classes: each from a random half of the images to the
-    other half, the second one from another split; none where there are fewer than two images.
+    """Returns two problems that ignore classes, each from a random half of the images to the other
+    half, with independent splits; none for fewer than two images.
 
     Args:
-        positions: int64 (n,), of an odd number one sits out.
-        generator: the splits.
+        positions: int64 (n,); if n is odd, one sits out.
+        generator: randomizes the splits.
     """
     half = len(positions) // 2
     if not half:
@@ -82,12 +82,12 @@ def halves(positions: Tensor, generator: torch.Generator) -> list[Group]:
 
 
 def match(images: Tensor, groups: list[Group], labels: Tensor | None = None) -> list[Group]:
-    """Returns the groups with their targets in the order of the exact assignment.
+    """Returns the groups with their targets reordered by the exact assignment.
 
     Args:
-        images: (B, ...), or an embedding of them (B, d): where the cost is measured.
-        groups: problems of equally many sources and targets.
-        labels: int64 (B,) where sources must go to another class as far as that is possible.
+        images: (B, ...), or an embedding (B, d), whose distances are the cost.
+        groups: problems with equally many sources and targets.
+        labels: int64 (B,); if given, sources go to another class whenever possible.
 
     Raises:
         ValueError: an image is NaN or infinite.
@@ -97,7 +97,7 @@ def match(images: Tensor, groups: list[Group], labels: Tensor | None = None) -> 
         a, b = a.to(images.device), b.to(images.device)
         cost = squared_distances(images[a], images[b])
         if labels is not None:
-            # More than any sum of costs, and far from what would swamp them in float64.
+            # More than any sum of costs, but too little to swamp them in float64.
             same = labels[a][:, None] == labels[b]
             cost = cost + same * (1 + len(cost) * cost.max())
         costs.append(cost)
@@ -113,17 +113,17 @@ def coupled(
     least: int = 4,
     most: int | None = None,
 ) -> tuple[Paths, int]:
-    """Returns who goes to whom in a batch, and how many images are paired without regard to their
-    class, or not at all, because the batch has fewer than `least` of it.
+    """Pairs the images of a batch; returns the paths and the number of images paired without regard
+    to their class, or not at all, because the batch has fewer than `least` of it.
 
     Args:
         cost: (B, ...), points whose squared distances are the cost.
         labels: int64 (B,).
         pairing: `ot`, classes in a random cycle by transport; `random`, the same classes at random;
             `kmixup`, halves of the batch by transport.
-        generator: of all random choices.
-        least: as of `class_cycle`.
-        most: as of `class_cycle`.
+        generator: source of randomness.
+        least: as in `class_cycle`.
+        most: as in `class_cycle`.
     """
     if pairing == "kmixup":
         every = torch.arange(len(cost))
@@ -136,7 +136,7 @@ def coupled(
 
 
 def join(groups: list[Group], device: torch.device) -> Paths:
-    """Returns the paths from each source to the target at the same place of its group."""
+    """Returns the paths from each source to the corresponding target of its group."""
     empty = torch.zeros(0, dtype=torch.int64)
     source = torch.cat([empty, *(a for a, _ in groups)])
     partner = torch.cat([empty, *(b for _, b in groups)])
@@ -146,5 +146,5 @@ def join(groups: list[Group], device: torch.device) -> Paths:
 
 
 def _permutation(count: int, generator: torch.Generator) -> Tensor:
-    """Returns a random order on the host, whatever the generator's device."""
+    """Returns a random permutation on the host, whatever the generator's device."""
     return torch.randperm(count, generator=generator, device=generator.device).cpu()

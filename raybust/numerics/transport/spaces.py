@@ -1,8 +1,8 @@
-"""Where a batch of images is coupled and mixed: pixels, pixels with the cost of features, codes of
-an autoencoder. Part of numerics.
+"""Spaces in which a batch of images is coupled and mixed: pixels, pixels with a feature cost, codes
+of an autoencoder.
 
-Only where cost and points are the same are the curves geodesics. With the cost of features and a
-mixture of pixels they are straight lines between transported pairs.
+The curves are geodesics only if cost and points are the same. With a feature cost and mixed pixels
+they are straight lines between transported pairs.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from torch import Tensor, nn
 from raybust.numerics.autoencoder import Autoencoder
 
 Counter = Callable[[int], None]
-"""Is told how many images go through another network than the one under training."""
+"""Called with the number of images that pass through a network other than the trained one."""
 
 
 class Space(NamedTuple):
     """A batch of B images as points.
 
     Attributes:
-        cost: (B, ...), the points whose squared distances are the cost.
-        points: (B, ...), what is mixed.
-        decode: from mixed points to images (B, C, H, W); None where they are images.
+        cost: (B, ...), points whose squared distances are the cost.
+        points: (B, ...), points to mix.
+        decode: mixed points to images (B, C, H, W); None if the points are images.
     """
 
     cost: Tensor
@@ -34,15 +34,15 @@ class Space(NamedTuple):
 
 
 def pixel_space(images: Tensor) -> Space:
-    """Returns images (B, C, H, W) as points of their own."""
+    """Returns images (B, C, H, W) as points in pixel space."""
     return Space(images, images)
 
 
 def feature_cost(embed: Callable[[Tensor], Tensor], images: Tensor) -> Space:
-    """Returns images (B, C, H, W) with the cost of their features.
+    """Returns images (B, C, H, W) with the cost between their features.
 
     Args:
-        embed: images to features (B, D), without a gradient.
+        embed: images to features (B, D), without gradient.
         images: (B, C, H, W).
     """
     return Space(embed(images).detach(), images)
@@ -54,7 +54,7 @@ def latent_space(coder: Autoencoder, images: Tensor, count: Counter) -> Space:
     Args:
         coder: frozen.
         images: (B, C, H, W) in [0, 1].
-        count: is told of every image that is encoded or decoded.
+        count: called with the number of images encoded or decoded.
     """
 
     def decode(codes: Tensor) -> Tensor:
@@ -68,15 +68,15 @@ def latent_space(coder: Autoencoder, images: Tensor, count: Counter) -> Space:
 
 
 def penultimate(network: nn.Module, images: Tensor) -> Tensor:
-    """Returns what goes into the network's last linear layer, flattened (B, D), without a gradient;
-    one forward pass in the mode that the network is in.
+    """Returns the flattened input (B, D) of the network's last linear layer, without gradient; one
+    forward pass in the network's current mode.
 
     Args:
-        network: from images to logits, `nn.Linear` at its end.
+        network: images to logits, ending in an `nn.Linear`.
         images: (B, C, H, W).
 
     Raises:
-        ValueError: it has no linear layer, or did not use it once.
+        ValueError: there is no linear layer, or it was not used exactly once.
     """
     layers = [module for module in network.modules() if isinstance(module, nn.Linear)]
     if not layers:
@@ -84,7 +84,7 @@ def penultimate(network: nn.Module, images: Tensor) -> Tensor:
     seen: list[Tensor] = []
     handle = layers[-1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     try:
-        # A compiled network calls no hooks of its layers.
+        # Compiled networks skip the hooks of their layers.
         with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             network(images)
     finally:
