@@ -1,4 +1,4 @@
-"""Networks: published counts, others' weights, normalization, tracing, and what is refused."""
+"""Networks: published parameter counts, external weights, normalization, tracing, rejections."""
 
 import os
 import pickle
@@ -261,7 +261,7 @@ def test_callable_of_a_package_beside_no_working_directory(tmp_path, monkeypatch
         ("torchvision:fasterrcnn_resnet50_fpn", ["unknown torchvision model"]),
         ("torchvision:", ["unknown torchvision model ''"]),
         ("timm:resnet5O", ["unknown timm model", "Did you mean 'resnet50'", "The closest of"]),
-        ("timm:resnet18.nonsense", ["weights' tag of timm:resnet18 'nonsense'", "a1_in1k"]),
+        ("timm:resnet18.nonsense", ["weight tag of timm:resnet18 'nonsense'", "a1_in1k"]),
         ("timm:resnet18.a1_in1", ["tag of timm:resnet18 'a1_in1'", "Did you mean 'a1_in1k'"]),
         ("timm:hf-hub:a/b", ["unknown timm model 'hf-hub:a/b'. The closest of"]),
         ("torchvision:vit_b_16", ["torchvision:vit_b_16", "images of 3x8x8"]),
@@ -275,7 +275,7 @@ def test_callable_of_a_package_beside_no_working_directory(tmp_path, monkeypatch
         ("bad_x:", ["unknown callable of module 'bad_x' ''"]),
         ("bad_x:raises", ["'bad_x:raises' fails", "KeyError", "oops"]),
         ("bad_x:wants_more", ["'bad_x:wants_more' fails", "depth"]),
-        ("bad_x:no_module", ["returns a int", "expected a torch.nn.Module"]),
+        ("bad_x:no_module", ["returned type int", "expected a torch.nn.Module"]),
         ("bad_x:fails_forward", ["bad_x:fails_forward", "images of 3x8x8", "RuntimeError"]),
         ("bad_x:wrong_count", ["shape (2, 11)", "logits of shape (2, 10)"]),
         ("bad_x:not_finite", ["not finite", "logits of shape (2, 10)"]),
@@ -412,7 +412,7 @@ def test_weights_that_do_not_match_leave_the_network_alone(change, words, suffix
 
 
 class Malicious:
-    """Makes a file when it is unpickled."""
+    """Creates a file when unpickled."""
 
     def __init__(self, path):
         self.path = str(path)

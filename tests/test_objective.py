@@ -1,4 +1,4 @@
-"""The objective: what it counts, what it hands on, what it is made of."""
+"""The objective: counting, what it passes on, and its parts."""
 
 from dataclasses import dataclass, replace
 
@@ -83,7 +83,7 @@ def test_autocast_gives_float32_logits(network, images):
 
 @dataclass(frozen=True, kw_only=True)
 class Nosy(Method):
-    """Notes what it is given."""
+    """Records its input."""
 
     def setup(self, network, images, targets):
         assert not isinstance(network, CountedNetwork)

@@ -41,7 +41,7 @@ def make(*settings):
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread():
-    """Tiny networks: more threads would only wait for each other."""
+    """For tiny networks, more threads would only wait for each other."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -72,7 +72,7 @@ def parameters(network):
 
 
 def timeless(metrics):
-    """The metrics that are no time measured."""
+    """The metrics that are not times."""
     assert all(metrics[key] > 0 for key in CLOCKS if key in metrics)
     return {key: value for key, value in metrics.items() if key not in CLOCKS}
 
@@ -82,7 +82,7 @@ def flat(network):
 
 
 def same(left, right):
-    """Bit for bit, through nested containers."""
+    """Compares nested containers bit for bit."""
     if isinstance(left, dict):
         return left.keys() == right.keys() and all(same(left[k], right[k]) for k in left)
     if isinstance(left, (list, tuple)):
@@ -168,7 +168,7 @@ def test_the_rate_of_each_step_is_that_of_its_share_of_the_run(digits, monkeypat
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_sgd_is_a_hand_written_loop(momentum):
-    """Nesterov momentum, decay on matrices and kernels alone, in double precision."""
+    """Nesterov momentum, weight decay on matrices and kernels only, in double precision."""
     config = make(
         "method.name=standard", "data.augment=none", "train.lr=0.1", "train.epochs=1",
         f"train.momentum={momentum}", "train.weight_decay=0.03",
@@ -329,7 +329,7 @@ def test_the_cheap_certificate_comes_when_it_is_due(few):
 
 def test_the_cheap_certificate_comes_at_shares_of_the_budget(few, tmp_path):
     """Ten epochs: a quarter ends in the third, a half with the fifth, three quarters in the eighth;
-    a run that was taken up again in between measures at the same ones."""
+    a resumed run measures in the same epochs."""
     config = make("train.epochs=10", "certified_fast.every=0.25")
 
     def measured(resume=None):
@@ -357,7 +357,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_says_where(digits):
     message = states[0].failure
     assert "nan" in message
     assert "epoch 1" in message
-    assert "nothing is kept" in message
+    assert "no checkpoint was kept" in message
     assert "train.lr (now 1e+06)" in message
 
 
@@ -374,7 +374,7 @@ def test_divergence_keeps_the_last_good_checkpoint(few, tmp_path):
             next(trainer.network.parameters()).data.fill_(float("nan"))
     assert len(messages) == 1
     assert "epoch 3" in messages[0]
-    assert "the checkpoint of epoch 2 is kept" in messages[0]
+    assert "the checkpoint of epoch 2 was kept" in messages[0]
     kept = checkpoint.newest(tmp_path)
     assert checkpoint.epoch_of(kept) == 2
     assert all(v.isfinite().all() for v in checkpoint.read_weights(kept).values())
@@ -465,7 +465,7 @@ def test_training_depends_on_the_seed_alone(few):
     ids=["standard", "gaussian", "pgd", "macer"],
 )
 def test_a_budget_of_passes_is_the_same_work_for_every_method(few, settings, each):
-    """The last step is the one that reaches the budget, wherever in an epoch it is."""
+    """The step that reaches the budget is the last, wherever it falls in an epoch."""
     config = make("train.passes=21", "train.batch_size=10", "certified_fast.every=0", *settings)
     states = list(fit(config, few, CPU))
     metrics = states[-1].metrics
@@ -494,7 +494,7 @@ def test_a_budget_in_seconds_ends_the_run(few):
 
 
 def test_the_cheap_attack_is_that_of_the_evaluation(digits):
-    """PGD from the image itself; and it is measured at the end whatever the interval."""
+    """PGD from the image itself, always measured at the end, whatever the interval."""
     attack = ("attacked_fast.every=2", "attacked_fast.examples=40", "attacked_fast.eps=0.05")
     config = make("train.epochs=3", "method.name=standard", "certified_fast.every=0", *attack)
     states = list(fit(config, digits, CPU))
@@ -518,8 +518,8 @@ def test_the_cheap_attack_is_that_of_the_evaluation(digits):
 
 
 def golden_losses(digits):
-    """Ten steps of `gaussian` on digits in double precision, down to weights and noise, so that no
-    machine's rounding shows in ten digits."""
+    """Ten steps of `gaussian` on digits, all in double precision including weights and noise, so
+    that rounding differences between machines do not show in ten digits."""
     torch.set_default_dtype(torch.float64)
     try:
         config = make("method.name=gaussian", "train.lr=0.05", "seed=0")
@@ -534,8 +534,8 @@ def golden_losses(digits):
 
 
 def test_golden_losses(digits):
-    """A change of these numbers is a change of what is trained: write them anew only for a reason
-    that stands in the commit."""
+    """If these numbers change, training has changed: regenerate them only for a reason stated in
+    the commit."""
     stored = json.loads(GOLDEN.read_text())["gaussian on digits"]
     assert len(stored) == 10
     assert golden_losses(digits) == pytest.approx(stored, rel=1e-10)
@@ -675,7 +675,7 @@ def test_ranks_of_unequal_work_share_one_budget_and_resume_bit_for_bit(tmp_path)
 
 
 def test_a_metric_is_the_mean_over_the_steps_that_have_it(few):
-    """The geodesic begins within the second epoch."""
+    """The geodesic terms start within the second epoch."""
     config = make(
         "method.name=geodesic", "method.location=fixed", "method.at=0.25", "method.penalty=0",
         "method.warmup=0.375", "train.batch_size=10", "train.epochs=4",
@@ -746,7 +746,7 @@ def test_a_split_smaller_than_the_batch_is_one_batch(few):
 
 @pytest.mark.parametrize("part", ["weight", "statistics"])
 def test_an_update_that_breaks_the_network_is_seen_before_it_is_kept(part):
-    """The loss of the last step is finite; what the step leaves behind is not."""
+    """The loss of the last step is finite; the updated network is not."""
     name = "small_cnn" if part == "weight" else "resnet20"
     changed = make("train.epochs=2", f"model.name={name}")
     dataset = data.load(changed.data)

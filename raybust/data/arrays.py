@@ -1,7 +1,7 @@
-"""Datasets that come as arrays: scikit-learn's digits and the user's own `npz`, and the checks that
-every array passes before it becomes a `Split`. Stage `data` of the arrow.
+"""Array datasets: scikit-learn's digits and the user's own `npz`, and the checks that every array
+must pass before it becomes a `Split`.
 
-Legend: N images of shape C x H x W, K classes.
+Notation: N images of shape C x H x W, K classes.
 """
 
 from __future__ import annotations
@@ -25,29 +25,29 @@ from raybust.data.splits import Part, Split, hold_out
 from raybust.errors import RequestError
 
 DIGITS_TEST = 0.2
-"""Share of the digits that is the test set: our choice, as scikit-learn publishes no cut. 359 of
-the 1,797 images, stratified, by a constant seed that no option reaches."""
+"""Test fraction of the digits: our choice, as scikit-learn publishes no split. 359 of the 1,797
+images, stratified, with a fixed seed that is not configurable."""
 
 _DIGITS = "datasets/data/digits.csv.gz"
 _ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 _VALIDATION = ("val", "valid", "validation")
 _DARK = 0.25
-"""Share of a full pixel up to which the largest value of a data set is reported (our choice)."""
+"""Datasets are reported as dark up to this fraction of the maximum pixel value (our choice)."""
 _COMPARED = 400_000_000
-"""Bytes of images up to which training and test set are compared, in under a second."""
+"""Maximum bytes of images for comparing training and test set, which takes under a second."""
 
 
 @dataclass(frozen=True, eq=False)
 class Parts:
-    """What a source hands over: the official parts, not yet cut.
+    """A source's official parts, before splitting.
 
     Attributes:
         classes: names of the K classes.
-        train: the whole official training set.
+        train: the complete official training set.
         test: the official test set.
-        validation: the source's own validation set, or None where it is to be cut from `train`.
-        layout: what was recognized, "" where the name says it.
-        notes: what was converted or left out, a line each.
+        validation: the source's own validation set, or None to split it from `train`.
+        layout: the detected layout, "" if implied by the name.
+        notes: what was converted or left out, one line each.
     """
 
     classes: tuple[str, ...]
@@ -58,11 +58,38 @@ class Parts:
     notes: tuple[str, ...] = ()
 
 
+def wrong_parts(parts: object) -> str | None:
+    """Returns why an object is not valid `Parts`, as the end of an error message, or None.
+
+    Args:
+        parts: the result of another package's source.
+    """
+    if not isinstance(parts, Parts):
+        return f"a {type(parts).__name__}, expected raybust.data.Parts"
+    for name in ("train", "test", "validation"):
+        part = getattr(parts, name)
+        if part is None and name == "validation":
+            continue
+        if not isinstance(part, Part):
+            return f"a {name} part of type {type(part).__name__}, expected raybust.data.Split"
+        labels, count = part.labels, len(parts.classes)
+        if labels.dtype != torch.int64 or labels.ndim != 1 or not len(labels):
+            shape = tuple(labels.shape)
+            return f"labels {labels.dtype} {shape} of the {name} part, expected int64 (N,), N > 0"
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or high >= count:
+            return (
+                f"labels from {low} to {high} in the {name} part, expected 0 to {count - 1}, the"
+                f" {count} classes"
+            )
+    return None
+
+
 def digits(config: Data) -> Parts:
-    """Returns scikit-learn's 1,797 digits of 8 x 8 pixels with values 0 to 16, cut by
+    """Returns scikit-learn's 1,797 digits of 8 x 8 pixels with values 0 to 16, split by
     `DIGITS_TEST`; `indices` are positions among all 1,797.
 
-    The package's file, without its import, which costs every worker of a sweep over a second.
+    Reads the package's file without importing it, which would cost each sweep worker over a second.
     """
     package = importlib.util.find_spec("sklearn")
     assert package is not None
@@ -76,11 +103,11 @@ def digits(config: Data) -> Parts:
 
 
 def npz(config: Data) -> Parts:
-    """Returns the arrays x_train, y_train, x_test, y_test and, if there, a validation part (x_val,
-    x_valid or x_validation, with its y) and class_names of the file `data.path`.
+    """Returns the arrays x_train, y_train, x_test, y_test of the file `data.path` and, if present,
+    a validation part (x_val, x_valid or x_validation, with its y) and class_names.
 
     Raises:
-        RequestError: not an npz, or arrays that are not images and labels.
+        RequestError: the file is not an npz, or its arrays are not images and labels.
     """
     arrays, others = _read_npz(Path(str(config.path)).expanduser())
     names = arrays.get("class_names")
@@ -106,14 +133,14 @@ def parts_of_arrays(
     where: str,
     own: Mapping[str, tuple[Any, Any]] | None = None,
 ) -> Parts:
-    """Returns checked parts.
+    """Validates arrays and returns them as parts.
 
     Args:
         train: images and labels; see `check_images` and `read_labels`.
         test: the same.
         classes: names of the classes; by default "0" to the largest training label.
-        where: start of an error's text, for instance "cifar.npz: ".
-        own: the data set's own validation part by its name, where it has one.
+        where: prefix of error messages, for instance "cifar.npz: ".
+        own: the dataset's own validation part by its name, if any.
 
     Raises:
         RequestError: the arrays are not images and labels of one dataset.
@@ -144,18 +171,18 @@ def parts_of_arrays(
 
 
 def _dark(split: Split, name: str) -> list[str]:
-    """Returns a note where the largest value is far below that of a full pixel."""
+    """Returns a note if the largest value is far below the maximum pixel value."""
     largest = float(split.images.max())
     if largest > _DARK * split.scale:
         return []
     return [
-        f"{name}: the largest value is {largest:g} of {split.scale:g}, nearly black; if it is that"
-        " of a full pixel, scale the images to [0, 1] as floats"
+        f"{name}: the largest value is {largest:g} of {split.scale:g}, nearly black; if that is"
+        " full intensity, scale the images to [0, 1] as floats"
     ]
 
 
 def _shared_images(parts: Parts) -> list[str]:
-    """Returns a note where test images are also in the training set, byte for byte."""
+    """Returns a note if test images are also in the training set, byte for byte."""
     train, test = (part for part in (parts.train, parts.test))
     assert isinstance(train, Split)
     assert isinstance(test, Split)
@@ -163,19 +190,19 @@ def _shared_images(parts: Parts) -> list[str]:
         return []
     known = {image.tobytes() for image in train.images.numpy()}
     count = sum(image.tobytes() in known for image in test.images.numpy())
-    return [f"{count} of {len(test)} test images are in the training set too"] if count else []
+    return [f"{count} of {len(test)} test images are also in the training set"] if count else []
 
 
 def check_images(array: np.ndarray, where: str) -> tuple[Tensor, float]:
-    """Returns images uint8 or float32 (N, C, H, W), and the value of a full pixel.
+    """Returns images uint8 or float32 (N, C, H, W) and the maximum pixel value.
 
     Args:
         array: uint8, bool, or floats in [0, 1]; (N, H, W), (N, H, W, C) or (N, C, H, W) with C 1
-            or 3. Where both the second and the last extent may be channels, the last one is.
-        where: what the array is, for the error's text.
+            or 3. If both the second and the last axis could be channels, the last one is used.
+        where: name of the array, for error messages.
 
     Raises:
-        RequestError: it is none of these, or empty.
+        RequestError: the array is none of these, or empty.
     """
     if array.dtype == np.bool_:
         array = array.astype(np.float32)
@@ -206,17 +233,17 @@ def check_images(array: np.ndarray, where: str) -> tuple[Tensor, float]:
 
 
 def _range_of(array: np.ndarray) -> str:
-    """Returns how to make integers readable, as the end of a message."""
+    """Returns the end of a message that explains how to convert integers."""
     if array.dtype.kind not in "iu" or not array.size:
         return ""
     low, high = int(array.min()), int(array.max())
     if low >= 0 and high <= 255:
-        return "; the values are from 0 to 255: use astype('uint8')"
-    return f"; the values are from {low} to {high}: divide by the value of a full pixel"
+        return "; values are within 0 to 255: use astype('uint8')"
+    return f"; values range from {low} to {high}: divide by the maximum pixel value"
 
 
 def _read_npz(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Returns the arrays that are read, and the names of the others."""
+    """Returns the arrays used, and the names of the others."""
     broken = (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)
     try:
         archive = np.load(path, allow_pickle=False)
@@ -250,6 +277,6 @@ def _read_npz(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
             except broken as error:
                 raise RequestError(
                     f"{path}: {name} cannot be read: {' '.join(str(error).split())}; expected "
-                    "numbers or texts, stored without pickle"
+                    "numbers or strings, stored without pickle"
                 ) from None
         return arrays, [name for name in archive.files if name not in wanted]

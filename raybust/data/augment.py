@@ -1,8 +1,7 @@
-"""Geometric augmentation of training batches: on whole batches of tensors for datasets in memory,
-on one PIL image for streamed ones. Geometry comes first in the order of work on a batch. Stage
-`data` of the arrow.
+"""Geometric augmentation of training batches: on batched tensors for in-memory datasets, on single
+PIL images for streamed ones. Geometry is the first operation on a batch.
 
-Legend: B images of shape C x H x W.
+Notation: B images of shape C x H x W.
 """
 
 from __future__ import annotations
@@ -16,23 +15,23 @@ from PIL import Image
 from torch import Tensor
 
 MARGIN = 4
-"""Pixels of zeros around an image from which a crop of its own size is cut, after Krizhevsky's
+"""Zero padding in pixels around an image before cropping to its original size, after Krizhevsky's
 training on CIFAR-10."""
 
 AREA = (0.08, 1.0)
 RATIO = (3 / 4, 4 / 3)
-"""Shares of the area and aspect ratios of random crops of streamed images, after Szegedy et al.,
-"Going Deeper with Convolutions" (CVPR 2015, arXiv:1409.4842)."""
+"""Ranges of area fraction and aspect ratio of random crops of streamed images, after Szegedy et
+al., "Going Deeper with Convolutions" (CVPR 2015, arXiv:1409.4842)."""
 
 KINDS = ("none", "flip", "crop", "crop_flip")
 
 
 def crops(images: Tensor) -> Tensor:
     """Returns a view (N, C, 2 MARGIN + 1, 2 MARGIN + 1, H, W) of all crops of zero-padded images;
-    `view[n, :, top, left]` is one crop, and the middle one is the image.
+    `view[n, :, top, left]` is one crop, the central crop is the image itself.
 
     Args:
-        images: (N, C, H, W); copied once, with its margin.
+        images: (N, C, H, W); copied once, with padding.
     """
     height, width = images.shape[2:]
     padded = F.pad(images, (MARGIN,) * 4)
@@ -40,7 +39,7 @@ def crops(images: Tensor) -> Tensor:
 
 
 def mirror(images: Tensor, chosen: Tensor) -> Tensor:
-    """Returns the images, the chosen ones with left and right exchanged.
+    """Returns the images, with the chosen ones flipped horizontally.
 
     Args:
         images: (B, C, H, W).
@@ -50,8 +49,8 @@ def mirror(images: Tensor, chosen: Tensor) -> Tensor:
 
 
 def center(image: Image.Image, size: int) -> Image.Image:
-    """Returns the centered square of an image, resized to size x size; the same as resizing the
-    shorter side to `size` and cropping the center, up to the rounding of the longer side."""
+    """Crops the central square of an image and resizes it to size x size; equals resizing the
+    shorter side to `size` and cropping the center, up to rounding of the longer side."""
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     return image.resize(
@@ -60,14 +59,14 @@ def center(image: Image.Image, size: int) -> Image.Image:
 
 
 def random_view(image: Image.Image, size: int, kind: str, seed: int) -> Image.Image:
-    """Returns a training view of size x size.
+    """Returns a randomly augmented view of size x size.
 
     Args:
         image: an RGB image.
-        size: the side of the view, in pixels.
-        kind: one of `KINDS`; a crop takes an area in `AREA` of an aspect in `RATIO`, each side at
-            most the image's, a flip exchanges left and right in half of the cases.
-        seed: of this view's draws.
+        size: side length of the view, in pixels.
+        kind: one of `KINDS`; crops draw an area in `AREA` and an aspect ratio in `RATIO`, with
+            sides clipped to the image's; flips are horizontal with probability 1/2.
+        seed: seed of this view's draws.
     """
     draw = random.Random(seed)
     if "crop" in kind:

@@ -1,12 +1,12 @@
-"""Training batches on the device. Stage `data` of the arrow; the epoch loop walks over them.
+"""Training batches on the device.
 
-The order of an epoch and every augmentation depend on (seed, epoch) alone, and each rank takes its
-own slice of every global batch: any number of workers sees the same images in the same step, and a
-resumed epoch is the same epoch without saved state. Datasets in memory lie on the device as bytes
-and a batch is one gather; streamed ones are decoded by worker processes. Batches may be balanced:
-equally many images of each of some classes.
+Order and augmentation of an epoch depend only on (seed, epoch), and each rank takes its slice of
+every global batch: any number of workers sees the same images in the same step, and resuming needs
+no saved state. In-memory datasets are stored on the device as bytes and a batch is one gather;
+streamed datasets are decoded by worker processes. Balanced batches hold equally many images of each
+of several classes.
 
-Legend: N images of shape C x H x W, B of them in a global batch.
+Notation: N images of shape C x H x W, B of them in a global batch.
 """
 
 from __future__ import annotations
@@ -30,28 +30,28 @@ Batch = tuple[Tensor, Tensor]
 
 
 class Batches:
-    """The batches of one part of a dataset, for one rank.
+    """One rank's batches of one part of a dataset.
 
     Args:
         split: the part.
-        batch_size: B, images per step over all ranks together; a multiple of `world`. Where the
-            part is smaller, it is one batch, rounded down to a multiple of `world`.
-        device: where the batches are wanted.
-        seed: of order and augmentation.
+        batch_size: B, images per step over all ranks; a multiple of `world`. A smaller part becomes
+            one batch, rounded down to a multiple of `world`.
+        device: device of the batches.
+        seed: seed of order and augmentation.
         augment: one of "none", "flip", "crop", "crop_flip".
         rank: this worker, in [0, world).
         world: number of workers.
         loader_workers: decoding processes of this rank; streamed parts only.
-        classes: P, distinct classes in a batch, of B / P images each, on every rank as many of
-            each; 0 for batches without regard to classes. See `balanced`.
+        classes: P distinct classes per batch, with B / P images each, balanced on every rank; 0
+            ignores classes. See `balanced`.
 
     Attributes:
-        steps: batches per epoch, the same on every rank; an incomplete last one is dropped.
-        batch_size: the B that is used.
+        steps: batches per epoch, the same on every rank; an incomplete last batch is dropped.
+        batch_size: the actual B.
 
     Raises:
-        RequestError: B is no multiple of `world` times P, the part is smaller than that, or it has
-            fewer than P classes.
+        RequestError: B is not a multiple of `world` times P, the part is smaller than that, or it
+            has fewer than P classes.
     """
 
     def __init__(
@@ -84,10 +84,10 @@ class Batches:
         """Yields the `steps` batches of an epoch.
 
         Args:
-            number: of the epoch, from 0.
+            number: index of the epoch, from 0.
 
         Raises:
-            RequestError: a streamed file is no image.
+            RequestError: a streamed file is not an image.
         """
         draw = generator(self._seed, number, "order")
         if self._classes:
@@ -101,31 +101,32 @@ class Batches:
 
 
 def fitting_batch(labels: Tensor, batch_size: int, *, world: int = 1, classes: int = 0) -> int:
-    """Returns the B that is used: `batch_size`, or the largest one that a smaller part fills.
+    """Returns the actual B: `batch_size`, or the largest that a smaller part fills.
 
     Args:
         labels: int64 (N,), of the part.
-        batch_size: as of `Batches`, like the others.
+        batch_size: see `Batches`, as for the others.
         world: number of workers.
-        classes: classes in a batch, 0 for any.
+        classes: classes per batch, 0 for any.
 
     Raises:
-        RequestError: as `Batches`.
+        RequestError: see `Batches`.
     """
-    unit, of = world * (classes or 1), f" times {classes} classes a batch" if classes else ""
+    unit, factor = world * (classes or 1), f" times {classes} classes per batch" if classes else ""
+    workers = f"{world} workers{factor}"
     if batch_size % unit:
         raise RequestError(
-            f"train.batch_size: got {batch_size}, expected a multiple of the {world} workers{of}"
+            f"train.batch_size: got {batch_size}, expected a multiple of the {workers}"
         )
     if len(labels) < unit:
         raise RequestError(
-            f"got {len(labels)} training images for {world} workers{of}, expected one each or more"
+            f"got {len(labels)} training images for {workers}, expected at least one for each"
         )
     present = len(labels.unique())
     if classes > present:
         raise RequestError(
-            f"train.batch_classes: got {classes}, expected <= {present}, the classes that the"
-            " training images have"
+            f"train.batch_classes: got {classes}, expected <= {present}, the number of classes"
+            " among the training images"
         )
     return min(batch_size, len(labels) // unit * unit)
 
@@ -133,35 +134,34 @@ def fitting_batch(labels: Tensor, batch_size: int, *, world: int = 1, classes: i
 def balanced(
     labels: Tensor, classes: int, per_class: int, steps: int, draw: torch.Generator
 ) -> Tensor:
-    """Returns the positions of balanced batches one after the other, int64 (steps * classes *
-    per_class,); in each batch the classes take turns, image by image, so that an even part of it
-    is balanced too.
+    """Returns the positions of consecutive balanced batches, int64 (steps * classes * per_class,).
+    Within a batch the classes alternate image by image, so equal slices of it are balanced too.
 
-    In a batch classes are distinct, and so are the images of a class that has enough. Over the
-    batches every class comes equally often within 1, and within a class every image: the least
-    used come first, at random among equals. A class of fewer than `per_class` images gives all it
-    has and begins again, so that its images come more than once in a batch (our choice).
+    The classes in a batch are distinct, and so are a class's images if it has enough. Across
+    batches, all classes occur equally often within 1, and so do all images of a class: the least
+    used come first, with random ties. A class with fewer than `per_class` images uses all of them
+    and starts over, so its images repeat within a batch (our choice).
 
     Args:
         labels: int64 (N,).
-        classes: classes in a batch, at most those that `labels` has.
-        per_class: images of each.
-        steps: batches.
+        classes: classes per batch, at most the number in `labels`.
+        per_class: images per class.
+        steps: number of batches.
         draw: a CPU generator.
     """
     order = labels.argsort(stable=True)
     members = order.split(labels[order].unique_consecutive(return_counts=True)[1].tolist())
-    turns, uses = torch.zeros(len(members)), [torch.zeros(len(of)) for of in members]
+    class_uses, uses = torch.zeros(len(members)), [torch.zeros(len(m)) for m in members]
     batches = []
     for _ in range(steps):
-        chosen = _least_used(turns, classes, draw).tolist()
+        chosen = _least_used(class_uses, classes, draw).tolist()
         parts = [members[at][_least_used(uses[at], per_class, draw)] for at in chosen]
         batches.append(torch.stack(parts, 1).flatten())
     return torch.cat(batches)
 
 
 def _least_used(uses: Tensor, count: int, draw: torch.Generator) -> Tensor:
-    """Returns `count` positions, those of the fewest uses first, and counts them as used."""
+    """Returns the `count` least used positions, in order, and increments their uses."""
     order = (uses + torch.rand(len(uses), generator=draw)).argsort()
     chosen = order.repeat(-(-count // len(order)))[:count]
     uses += chosen.bincount(minlength=len(uses))
@@ -169,7 +169,7 @@ def _least_used(uses: Tensor, count: int, draw: torch.Generator) -> Tensor:
 
 
 class _Memory:
-    """Batches of a part that lies on the device."""
+    """Batches of a part stored on the device."""
 
     def __init__(self, split: Split, device: torch.device, augment: str) -> None:
         images = split.images.to(device)
@@ -181,8 +181,8 @@ class _Memory:
     def epoch(self, order: Tensor, seed: int, number: int) -> Iterator[Batch]:
         """Yields a batch for each row of positions in `order`.
 
-        All draws of the epoch are made at once, on the CPU and for every example: they are then the
-        same on every device and rank, and a step launches nothing but its gather.
+        Makes all draws of the epoch at once, on the CPU and for every example, so they are the same
+        on every device and rank and a step launches only its gather.
         """
         draw = generator(seed, number, "augment")
         count, device = len(self.labels), self.labels.device
@@ -200,7 +200,7 @@ class _Memory:
 
 
 class _Stream:
-    """Batches of a part that is decoded on demand."""
+    """Batches of a part decoded on demand."""
 
     def __init__(
         self, split: StreamedSplit, device: torch.device, augment: str, workers: int
@@ -211,16 +211,16 @@ class _Stream:
             _Decoded(split, augment),
             batch_sampler=self.plan,
             num_workers=workers,
-            collate_fn=_as_is,
+            collate_fn=_identity,
             pin_memory=device.type == "cuda",
             persistent_workers=workers > 0,
-            # Its own generator: without one, each epoch would draw from torch's global state.
+            # Without its own generator, each epoch would draw from torch's global one.
             generator=torch.Generator(),
         )
 
     def epoch(self, order: Tensor, seed: int, number: int) -> Iterator[Batch]:
-        """Yields a batch for each row of positions in `order`; each image's augmentation is seeded
-        by (seed, epoch, position), whichever process decodes it."""
+        """Yields a batch for each row of positions in `order`. Each image's augmentation is seeded
+        by (seed, epoch, position), independent of the decoding process."""
         self.plan[:] = [[(at, mix(seed, number, at)) for at in row] for row in order.tolist()]
         for batch in self.loader:
             if isinstance(batch, RequestError):
@@ -230,8 +230,8 @@ class _Stream:
 
 
 class _Decoded(TorchDataset[Tensor]):
-    """Decodes whole batches in a worker process. An error is returned, not raised: the loader would
-    wrap what is raised in a traceback of many lines."""
+    """Decodes whole batches in a worker process. Errors are returned, not raised, because the
+    loader would wrap exceptions in a long traceback."""
 
     def __init__(self, split: StreamedSplit, augment: str) -> None:
         self.split, self.augment = split, augment
@@ -244,5 +244,5 @@ class _Decoded(TorchDataset[Tensor]):
         return torch.stack(images), self.split.labels[[at for at, _ in keys]]
 
 
-def _as_is(batch: Any) -> Any:
+def _identity(batch: Any) -> Any:
     return batch

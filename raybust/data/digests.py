@@ -1,6 +1,6 @@
-"""Digests of data: what tells the images and labels of a result from others of the same names.
+"""Digests of data, which distinguish the images and labels of a result from others of equal names.
 
-Stage `data` of the arrow; certificates and tables of attacks record them in their headers.
+Certificates and attack tables record them in their headers.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def digest_of(form: str, parts: Iterable[bytes | memoryview]) -> str:
-    """Returns 32 hexadecimal digits of the SHA-256 over a description and some bytes."""
+    """Returns the first 32 hexadecimal digits of the SHA-256 over a description and bytes."""
     digest = hashlib.sha256(form.encode())
     for part in parts:
         digest.update(part)
@@ -21,12 +21,12 @@ def digest_of(form: str, parts: Iterable[bytes | memoryview]) -> str:
 
 
 def labels_digest(labels: Tensor, indices: Tensor, positions: Sequence[int] | Tensor) -> str:
-    """Returns the digest of the labels and indices of some examples, in order.
+    """Returns the digest of the labels and indices of selected examples, in order.
 
     Args:
         labels: int64 (N,).
-        indices: int64 (N,), by which results name the examples.
-        positions: of the examples, in [0, N).
+        indices: int64 (N,), which identify the examples in results.
+        positions: selected examples, in [0, N).
     """
     at = torch.as_tensor(positions, dtype=torch.int64)
     return digest_of("labels", (part[at].numpy().data for part in (labels, indices)))

@@ -1,9 +1,7 @@
-"""The datasets that torchvision reads and downloads: MNIST, Fashion-MNIST, CIFAR-10, CIFAR-100,
-SVHN. Stage `data` of the arrow.
+"""Datasets read and downloaded by torchvision: MNIST, Fashion-MNIST, CIFAR-10, CIFAR-100, SVHN.
 
-torchvision compares the checksums of the CIFAR and SVHN files before it opens them, and of MNIST
-files when it downloads them; the CIFAR files are pickles, so the check stays in front of the
-reading.
+torchvision verifies checksums of CIFAR and SVHN files before opening them and of MNIST files when
+downloading them; CIFAR files are pickles, so the check must precede reading.
 """
 
 from __future__ import annotations
@@ -37,10 +35,10 @@ def packaged(config: Data) -> Parts:
     """Returns the official parts of the dataset `data.name` from the folder `data.root`.
 
     Raises:
-        RequestError: it is not there, is damaged, or cannot be downloaded.
+        RequestError: the dataset is missing, damaged, or cannot be downloaded.
     """
     if config.download:
-        with _alone(Path(config.root)):
+        with _download_lock(Path(config.root)):
             train, test = _open(config, train=True), _open(config, train=False)
     else:
         train, test = _open(config, train=True), _open(config, train=False)
@@ -56,7 +54,7 @@ def _open(config: Data, *, train: bool) -> Any:
     try:
         return cls(config.root, download=config.download, **part)
     except (
-        # What torchvision raises for an absent or damaged file, and what downloads raise.
+        # Raised by torchvision for missing or damaged files, and by downloads.
         RuntimeError,
         ValueError,
         AssertionError,
@@ -64,23 +62,23 @@ def _open(config: Data, *, train: bool) -> Any:
         OSError,
         http.client.HTTPException,
         tarfile.TarError,
-        pickle.UnpicklingError,  # an old MNIST file that is more than plain tensors
+        pickle.UnpicklingError,  # an old MNIST file with more than plain tensors
     ) as error:
         if config.download:
             text = " ".join(str(error).split()) or type(error).__name__
             raise RequestError(
-                f"{config.name}: cannot be downloaded to '{config.root}': {text}; put its files "
-                "there by hand, or pass data.root=FOLDER"
+                f"{config.name}: cannot be downloaded to '{config.root}': {text}; copy its files "
+                "there manually, or pass data.root=FOLDER"
             ) from None
         raise RequestError(
             f"{config.name} is not in '{config.root}', or its files are damaged; pass "
-            "data.download=true to fetch it, or data.root=FOLDER that holds it"
+            "data.download=true to download it, or data.root=FOLDER if it is elsewhere"
         ) from None
 
 
 @contextlib.contextmanager
-def _alone(root: Path) -> Iterator[None]:
-    """Lets one process of a machine download at a time; the others then find the files there."""
+def _download_lock(root: Path) -> Iterator[None]:
+    """Lets one process per machine download at a time; the others then find the files."""
     import fcntl
 
     try:

@@ -1,8 +1,7 @@
-"""What a dataset is once it is read: three parts, their classes and constants, and the seeded cuts
-that make the parts. Stage `data` of the arrow; sources make these objects, batches, certificates
-and evaluation read them.
+"""A loaded dataset: three parts, their classes and constants, and the seeded splits that create the
+parts. Sources create these objects; batches, certificates and evaluation read them.
 
-Legend: N images of shape C x H x W, K classes.
+Notation: N images of shape C x H x W, K classes.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from raybust.data.seeds import generator
 
 _NAMED = 5
 _CHUNK = 1024
-"""Images that are copied at a time where all are read."""
+"""Number of images copied at a time when reading all of them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,9 +30,9 @@ class Split:
     Attributes:
         images: uint8 or float32 (N, C, H, W); `images / scale` is in [0, 1].
         labels: int64 (N,), in [0, K).
-        indices: int64 (N,), the position of each example in the official training or test set, by
-            which certificates name it.
-        scale: the value of a full pixel: 255, 16 (digits) or 1 (floats).
+        indices: int64 (N,), each example's position in the official training or test set, which
+            identifies it in certificates.
+        scale: the maximum pixel value: 255, 16 (digits) or 1 (floats).
     """
 
     images: Tensor
@@ -46,7 +45,7 @@ class Split:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of what `fetch` returns."""
+        """(C, H, W) of the images from `fetch`."""
         channels, height, width = self.images.shape[1:]
         return channels, height, width
 
@@ -60,13 +59,13 @@ class Split:
         return self.images[at].to(torch.float32).div_(self.scale), self.labels[at]
 
     def select(self, positions: Tensor) -> Split:
-        """Returns the part that has only these positions, in their order."""
+        """Returns a part with only these positions, in order."""
         return Split(
             self.images[positions], self.labels[positions], self.indices[positions], self.scale
         )
 
     def content(self, positions: Sequence[int] | Tensor) -> str:
-        """Returns the digest of some images' pixels, in order.
+        """Returns the digest of the selected images' pixels, in order.
 
         Args:
             positions: in this part, in [0, N).
@@ -77,36 +76,36 @@ class Split:
         return digest_of(form, (chunk.numpy().data for chunk in chunks))
 
     def labeling(self, positions: Sequence[int] | Tensor) -> str:
-        """Returns the digest of the labels and indices of some examples, in order."""
+        """Returns the digest of the selected examples' labels and indices, in order."""
         return labels_digest(self.labels, self.indices, positions)
 
     def feed(self, digest: Callable[[bytes | memoryview], None]) -> None:
-        """Passes all that the part is made of to a hash's `update`."""
+        """Passes the part's complete content to a hash's `update`."""
         digest(f"{self.images.dtype} {tuple(self.images.shape)} {self.scale}".encode())
         for tensor in (self.images, self.labels, self.indices):
             digest(tensor.contiguous().numpy().data)
 
 
 Part = Split | StreamedSplit
-"""A part of a dataset, in memory or decoded on demand: the same interface."""
+"""A part of a dataset, in memory or decoded on demand, with the same interface."""
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A dataset that is read and cut.
+    """A loaded dataset, split into three parts.
 
     Attributes:
         name: key of the source, as in `data.name`.
         classes: names of the K classes.
         shape: (C, H, W).
-        mean: mean of each channel, in units of [0, 1]; the network's first layer subtracts it.
-        std: standard deviation of each channel, in the same units, above 0.
-        augment: "none", "flip", "crop" or "crop_flip": what training batches are to use;
-            `data.augment`, or the dataset's own where that says "default".
-        train: what training sees.
-        validation: what search sees.
-        test: what neither sees.
-        notes: what was understood and what was left out, a line each.
+        mean: per-channel mean in units of [0, 1], used by the normalization layer.
+        std: per-channel standard deviation in the same units, > 0.
+        augment: augmentation of training batches: "none", "flip", "crop" or "crop_flip", from
+            `data.augment`, or the dataset's default if that is "default".
+        train: used by training.
+        validation: used by search.
+        test: used by neither.
+        notes: how the data was interpreted and what was left out, one line each.
     """
 
     name: str
@@ -123,12 +122,12 @@ class Dataset:
     def understood(
         self, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
     ) -> list[str]:
-        """Returns what was understood of the data, a line each: parts and their sizes, classes,
-        image size, normalization, what was converted and what was left out.
+        """Describes how the data was interpreted, one line each: parts and their sizes, classes,
+        image size, normalization, conversions and what was left out.
 
         Args:
-            mean: of the network's first layer, where it is not the data set's.
-            std: the same.
+            mean: the normalization layer's mean, if not the dataset's.
+            std: its standard deviation, likewise.
         """
         few = ", ".join(self.classes[:_NAMED]) + ", ..." * (len(self.classes) > _NAMED)
         channels, height, width = self.shape
@@ -142,9 +141,9 @@ class Dataset:
 
     @functools.cached_property
     def digest(self) -> str:
-        """16 hexadecimal digits of the SHA-256 over images, labels and cut. Streamed parts: over
-        paths, labels, cut, and the content of a fixed sample of the files. Computed when first
-        asked for."""
+        """First 16 hexadecimal digits of the SHA-256 over images, labels and split; for streamed
+        parts over paths, labels, split and the content of a fixed sample of the files. Computed on
+        first access."""
         digest = hashlib.sha256()
         for part in ("train", "validation", "test"):
             digest.update(part.encode())
@@ -157,15 +156,15 @@ def _list(values: Sequence[float]) -> str:
 
 
 def hold_out(labels: Tensor, share: float, *keys: int | str) -> tuple[Tensor, Tensor]:
-    """Returns the positions that stay and the positions held out, each ascending.
+    """Returns the remaining and the held-out positions, each ascending.
 
-    The cut is stratified: of each class round(share n) examples within 1, and at least one example
-    of each class stays.
+    The split is stratified: it holds out round(share n) examples of each class within 1 and leaves
+    at least one.
 
     Args:
         labels: int64 (N,).
-        share: the share held out, in (0, 1).
-        keys: what the cut is for; equal keys cut equally.
+        share: fraction to hold out, in (0, 1).
+        keys: purpose of the split; equal keys give equal splits.
     """
     order, rank, size = _shuffled(labels, keys)
     height = (rank + 0.5) / size
@@ -177,29 +176,29 @@ def hold_out(labels: Tensor, share: float, *keys: int | str) -> tuple[Tensor, Te
 
 
 def first(labels: Tensor, count: int, *keys: int | str) -> Tensor:
-    """Returns the positions, ascending, of the first `count` examples of a seeded shuffle in which
-    the classes take turns: equal numbers of each class for as long as each lasts. What a smaller
-    `count` chooses is part of what a larger one chooses.
+    """Returns the ascending positions of the first `count` examples of a seeded shuffle that
+    alternates between classes, so classes are equally represented until exhausted. A smaller
+    `count` selects a subset of a larger one.
 
     Args:
         labels: int64 (N,).
-        count: at most so many, at least 1.
-        keys: what the choice is for; equal keys choose equally.
+        count: maximum number of examples, >= 1.
+        keys: purpose of the selection; equal keys give equal selections.
     """
     order, rank, _ = _shuffled(labels, keys)
     return order[rank.argsort(stable=True)[:count]].sort().values
 
 
 def channel_moments(images: Tensor, scale: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Returns mean and standard deviation of each channel over all images and pixels.
+    """Returns each channel's mean and standard deviation over all images and pixels.
 
     Args:
-        images: (N, C, H, W), N at least 1.
-        scale: the value of a full pixel.
+        images: (N, C, H, W), N >= 1.
+        scale: the maximum pixel value.
 
     Returns:
-        C means and C standard deviations in units of [0, 1], computed in float64. The deviation of
-        a constant channel is given as 1, because the network divides by it.
+        C means and C standard deviations in units of [0, 1], computed in float64. A constant
+        channel gets standard deviation 1, because the network divides by it.
     """
     total = torch.zeros(images.shape[1], dtype=torch.float64)
     squares = torch.zeros_like(total)
@@ -215,7 +214,7 @@ def channel_moments(images: Tensor, scale: float) -> tuple[tuple[float, ...], tu
 
 
 def _shuffled(labels: Tensor, keys: tuple[int | str, ...]) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns a seeded permutation and, in its order, each example's rank in its class (0 first)
+    """Returns a seeded permutation and, in its order, each example's 0-based rank within its class
     and the size of that class."""
     order = torch.randperm(len(labels), generator=generator(*keys))
     shuffled = labels[order]

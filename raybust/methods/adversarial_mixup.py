@@ -1,11 +1,11 @@
 """Adversarially optimized mixup: Bunk, Chattopadhyay, Manjunath and Chandrasekaran (2021,
 arXiv:2103.11589). PGD searches the space between two images, their mixing ratio included.
 
-No code was released, and no more than abstract and introduction could be read: ratio search, label
-rules and defaults are our reconstruction. With a fixed ratio, equal starts and no box at work, both
-endpoints take the same steps, so that perturbing them is perturbing the mixed image.
+No code was released and only the abstract and introduction were available: ratio search, label
+rules and defaults are our reconstruction. With a fixed ratio, equal starts and no clipping, both
+endpoints take the same steps, so perturbing them equals perturbing the mixed image.
 
-Legend: pairs (x_i, y_i), (x_j, y_j); xt = lam (x_i + d_i) + (1 - lam) (x_j + d_j).
+Notation: pairs (x_i, y_i), (x_j, y_j); xt = lam (x_i + d_i) + (1 - lam) (x_j + d_j).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from raybust.numerics.attacks import Network, attacked
 from raybust.numerics.attacks.ascent import loss_gradient
 from raybust.numerics.balls import Threat
 
-_SAME = 1e-12
+_EPSILON = 1e-12
 
 Labels = Literal["projection", "distance_ratio", "ratio"]
 
@@ -39,7 +39,7 @@ class Pair(NamedTuple):
     partner_targets: Tensor
 
     def label(self, ratio: Tensor, logits: Tensor) -> Tensor:
-        """Returns yt = lam y_i + (1 - lam) y_j, (B, K), for ratios (B,); K is the logits'."""
+        """Returns yt = lam y_i + (1 - lam) y_j, (B, K), for ratios (B,); logits define K."""
         first, second = self.ends(logits)
         return blend(first, second, ratio)
 
@@ -53,7 +53,7 @@ class Pair(NamedTuple):
 
 
 class Mixed(NamedTuple):
-    """What the search found: xt (B, C, H, W), and its ratio lam (B,)."""
+    """Result of the search: mixtures xt (B, C, H, W) and their ratios lam (B,)."""
 
     images: Tensor
     ratio: Tensor
@@ -62,44 +62,44 @@ class Mixed(NamedTuple):
 @dataclass(frozen=True, kw_only=True)
 class AdversarialMixup(Pgd):
     """Cross entropy on the worst mixtures: loss = CE(network(xt*), yt*), xt* ~ argmax over d_i, d_j
-    in the ball and lam in its interval of KL(lam y_i + (1 - lam) y_j || p(xt)), yt* the label of
-    where xt* lies between the two images.
+    in the ball and lam in its interval of KL(lam y_i + (1 - lam) y_j || p(xt)), yt* the label at
+    the position of xt* between the two images.
     """
 
-    eps: float = option(8 / 255, "Radius of the ball.", ge=0, unit="norm's, pixels in [0, 1]")
-    alpha: float = option(1.0, "Parameter of the Beta distribution of the first ratio.", gt=0)
+    eps: float = option(8 / 255, "Radius of the ball.", ge=0, unit="pixels in [0, 1], in the norm")
+    alpha: float = option(1.0, "Parameter of the initial ratio's Beta distribution.", gt=0)
     interval: float = option(
-        0.1, "How far the search may move the ratio; 0 keeps it, 1 is the whole segment.", ge=0,
+        0.1, "Maximum change of the ratio; 0 keeps it fixed, 1 allows the whole segment.", ge=0,
         le=1,
     )  # fmt: skip
     ratio_step: float | None = option(
-        None, "Length of the ratio's step; 2.5 interval / steps where not given.", gt=0
+        None, "Step size of the ratio; defaults to 2.5 interval / steps.", gt=0
     )
     endpoints: Literal["both", "mixed"] = option(
-        "both", "What is perturbed: both images, or the mixed one."
+        "both", "Whether to perturb both images or the mixed one."
     )
     labels: Literal["projection", "distance_ratio", "ratio"] = option(
         "projection",
         "Label by the projection onto the segment, by distances to its ends, or by the ratio.",
     )
     mix_share: float = option(
-        1.0, "Weight of the mixtures' loss; the rest is that of plain PGD's images.", gt=0, le=1
+        1.0, "Weight of the mixtures' loss; plain PGD's loss gets the remainder.", gt=0, le=1
     )
     best: bool = option(
-        False, "Whether the worst of all iterates is kept, at a pass more; else the last one."
+        False, "Keep the worst of all iterates, which costs one more pass, instead of the last."
     )
 
     def problems(self) -> list[str]:
-        """Rules across fields, beside the fields' own."""
+        """Adds constraints across fields."""
         found = super().problems()
         if self.start == "n_fgsm":
-            found.append("start: got 'n_fgsm', expected another: the search takes PGD's steps")
+            found.append("start: got 'n_fgsm', expected another start: the search uses PGD steps")
         return found
 
     def loss(
         self, network: nn.Module, images: Tensor, targets: Tensor, context: StepContext
     ) -> Tensor:
-        """Returns the cross entropy of the mixtures, plus plain PGD's by share; see
+        """Returns the mixtures' cross entropy, weighted with plain PGD's by `mix_share`; see
         `Method.loss`."""
         ratio, order = pairing(images, self.alpha, context.generator)
         pair = Pair(images, targets, images[order], targets[order])
@@ -115,15 +115,15 @@ class AdversarialMixup(Pgd):
         return loss
 
     def _search(self, network: Network, pair: Pair, ratio: Tensor, context: StepContext) -> Mixed:
-        """Returns the mixtures after the search of this moment of the run."""
+        """Runs the search with the current schedule and returns the mixtures."""
         threat, steps, step = self.plan(pair.images, context.progress)
-        around = _centers(pair, ratio, 1 if self.endpoints == "mixed" else 2)
+        centers = _centers(pair, ratio, 1 if self.endpoints == "mixed" else 2)
         return search(
             network,
             pair,
             ratio,
             threat,
-            starts=[self._start(images, threat, context.generator) for images in around],
+            starts=[self._start(images, threat, context.generator) for images in centers],
             steps=steps,
             step=step,
             interval=self.interval,
@@ -145,71 +145,71 @@ def search(
     ratio_step: float = 0.0,
     best: bool = False,
 ) -> Mixed:
-    """Ascends the divergence KL(yt || p(xt)) in perturbations and ratio at once: one backward pass
-    a step, signs for the ratio, steepest steps of the norm for the perturbations.
+    """Maximizes the divergence KL(yt || p(xt)) jointly over perturbations and ratio: one backward
+    pass per step, sign steps for the ratio, steepest ascent in the norm for the perturbations.
 
     Args:
         network: see `Network`; freeze it with `attacked`.
-        pair: the images, in [0, 1], and targets.
-        ratio: lam at the start, (B,), in [0, 1].
-        threat: the perturbations that are allowed.
-        starts: the first perturbation of both images (two), or of the mixed one (one).
-        steps: gradient steps.
-        step: their length in the norm, pixels in [0, 1].
+        pair: images in [0, 1], and targets.
+        ratio: initial lam, (B,), in [0, 1].
+        threat: the allowed perturbations.
+        starts: initial perturbations, of both images (two) or of the mixed one (one).
+        steps: number of gradient steps.
+        step: step size in the norm, pixels in [0, 1].
         interval: the ratio stays in [lam - interval, lam + interval] and [0, 1].
-        ratio_step: length of the ratio's step.
-        best: whether the result is the iterate of the largest divergence, not the last one.
+        ratio_step: step size of the ratio.
+        best: whether to return the iterate with the largest divergence instead of the last.
     """
     low, high = (ratio - interval).clamp(0, 1), (ratio + interval).clamp(0, 1)
     deltas = list(starts)
-    kept, most = Mixed(pair.images, ratio), torch.full_like(ratio, -torch.inf)
+    worst, largest = Mixed(pair.images, ratio), torch.full_like(ratio, -torch.inf)
     for number in range(steps + 1):
-        now = Mixed(_point(pair, deltas, ratio), ratio)
+        current = Mixed(_point(pair, deltas, ratio), ratio)
         last = number == steps
         if last and not best:
-            return now
+            return current
         gradient, (logits, values) = loss_gradient(
             network,
-            now.images,
+            current.images,
             ratio,
             lambda logits, lam: divergence(logits, lam, pair),
             forward_only=last,
         )
-        kept, most = _worse(now, values, kept, most)
+        worst, largest = _worse(current, values, worst, largest)
         if last:
             break
-        apart = pair.images - pair.partners
+        difference = pair.images - pair.partners
         if len(deltas) == 2:
-            apart = apart + deltas[0] - deltas[1]
-        slope = ratio_slope(gradient, apart, logits, ratio, pair)
+            difference = difference + deltas[0] - deltas[1]
+        slope = ratio_slope(gradient, difference, logits, ratio, pair)
         ratio = torch.clamp(ratio + ratio_step * slope.sign(), low, high)
-        around = _centers(pair, ratio, len(deltas))
-        steps_up = [threat.steepest(gradient, images) for images in around]
-        moved = [d.add(up, alpha=step) for d, up in zip(deltas, steps_up, strict=True)]
-        deltas = [threat.project(d, x, exact=False) for d, x in zip(moved, around, strict=True)]
-    return kept
+        centers = _centers(pair, ratio, len(deltas))
+        directions = [threat.steepest(gradient, images) for images in centers]
+        moved = [d.add(up, alpha=step) for d, up in zip(deltas, directions, strict=True)]
+        deltas = [threat.project(d, x, exact=False) for d, x in zip(moved, centers, strict=True)]
+    return worst
 
 
-def _worse(now: Mixed, values: Tensor, kept: Mixed, most: Tensor) -> tuple[Mixed, Tensor]:
-    """Returns of each example the mixture of the larger divergence, and that."""
-    better = values > most
-    images = torch.where(column(better, now.images), now.images, kept.images)
-    ratio = torch.where(better, now.ratio, kept.ratio)
-    return Mixed(images, ratio), torch.where(better, values, most)
+def _worse(current: Mixed, values: Tensor, worst: Mixed, largest: Tensor) -> tuple[Mixed, Tensor]:
+    """Returns, per example, the mixture with the larger divergence, and that divergence."""
+    larger = values > largest
+    images = torch.where(column(larger, current.images), current.images, worst.images)
+    ratio = torch.where(larger, current.ratio, worst.ratio)
+    return Mixed(images, ratio), torch.where(larger, values, largest)
 
 
 def _centers(pair: Pair, ratio: Tensor, count: int) -> list[Tensor]:
-    """Returns the images that are perturbed: both of the pair, or the one mixed of them."""
+    """Returns the images to perturb: both images of the pair, or their mixture."""
     if count == 1:
         return [blend(pair.images, pair.partners, ratio)]
     return [pair.images, pair.partners]
 
 
 def divergence(logits: Tensor, ratio: Tensor, pair: Pair) -> Tensor:
-    """Returns KL(yt || softmax(z)), (B,), of logits z (B, K) and yt the label at the ratios (B,).
+    """Returns KL(yt || softmax(z)), (B,), for logits z (B, K) and labels yt at the ratios (B,).
 
-    Cross entropy less the label's entropy: the ratio, which moves the label, would otherwise be
-    driven to 1/2 whatever the network says.
+    Cross entropy minus the label's entropy: without that term the ratio, which changes the label,
+    would drift to 1/2 regardless of the network.
     """
     label = pair.label(ratio, logits)
     cross = F.cross_entropy(logits, label, reduction="none")
@@ -217,31 +217,31 @@ def divergence(logits: Tensor, ratio: Tensor, pair: Pair) -> Tensor:
 
 
 def ratio_slope(
-    gradient: Tensor, apart: Tensor, logits: Tensor, ratio: Tensor, pair: Pair
+    gradient: Tensor, difference: Tensor, logits: Tensor, ratio: Tensor, pair: Pair
 ) -> Tensor:
     """Returns dKL/dlam = <g, a - b> + sum_c (y_i - y_j)_c (ln yt_c - ln p_c), (B,).
 
-    For two labels the sum is CE_i - CE_j + ln(lam / (1 - lam)) if they differ and 0 if not.
+    For two hard labels the sum is CE_i - CE_j + ln(lam / (1 - lam)) if they differ, else 0.
 
     Args:
-        gradient: g, of the divergence for xt, (B, C, H, W).
-        apart: a - b, the perturbed images' difference, (B, C, H, W).
+        gradient: g, of the divergence with respect to xt, (B, C, H, W).
+        difference: a - b, of the perturbed images, (B, C, H, W).
         logits: of xt, (B, K).
         ratio: lam, (B,).
-        pair: for the targets.
+        pair: provides the targets.
     """
     first, second = pair.ends(logits)
     log_label = pair.label(ratio, logits).clamp(min=torch.finfo(logits.dtype).tiny).log()
     moved = (first - second) * (log_label - logits.log_softmax(1))
-    return (gradient * apart).flatten(1).sum(1) + moved.sum(1)
+    return (gradient * difference).flatten(1).sum(1) + moved.sum(1)
 
 
 def position(found: Mixed, pair: Pair, rule: Labels) -> Tensor:
-    """Returns where mixtures lie between their images: t (B,) in [0, 1], 1 at x_i, no gradient.
+    """Returns each mixture's position between its images: t (B,) in [0, 1], 1 at x_i, no gradient.
 
     Without perturbation t = lam. `projection`: <xt - x_j, x_i - x_j> / ||x_i - x_j||^2, clipped.
-    `distance_ratio`: ||xt - x_j|| / (||xt - x_i|| + ||xt - x_j||), which a displacement off the
-    segment pulls to 1/2. `ratio`: lam. Where x_i = x_j it is lam by every rule.
+    `distance_ratio`: ||xt - x_j|| / (||xt - x_i|| + ||xt - x_j||), which displacements off the
+    segment pull to 1/2. `ratio`: lam. If x_i = x_j, every rule gives lam.
 
     Args:
         found: mixtures and their ratios.
@@ -250,18 +250,18 @@ def position(found: Mixed, pair: Pair, rule: Labels) -> Tensor:
     """
     if rule == "ratio":
         return found.ratio
-    apart = (pair.images - pair.partners).flatten(1)
-    onward = (found.images.detach() - pair.partners).flatten(1)
-    length = apart.square().sum(1)
+    segment = (pair.images - pair.partners).flatten(1)
+    offset = (found.images.detach() - pair.partners).flatten(1)
+    length = segment.square().sum(1)
     if rule == "projection":
-        share = ((onward * apart).sum(1) / length.clamp(min=_SAME)).clamp(0, 1)
+        t = ((offset * segment).sum(1) / length.clamp(min=_EPSILON)).clamp(0, 1)
     else:
-        to_first, to_second = (apart - onward).norm(dim=1), onward.norm(dim=1)
-        share = to_second / (to_first + to_second).clamp(min=_SAME)
-    return torch.where(length > _SAME, share, found.ratio)
+        to_first, to_second = (segment - offset).norm(dim=1), offset.norm(dim=1)
+        t = to_second / (to_first + to_second).clamp(min=_EPSILON)
+    return torch.where(length > _EPSILON, t, found.ratio)
 
 
 def _point(pair: Pair, deltas: list[Tensor], ratio: Tensor) -> Tensor:
-    """Returns xt; equal perturbations of both images are that perturbation, to the last bit."""
+    """Returns xt; perturbing both images equally adds exactly that perturbation."""
     delta = blend(deltas[0], deltas[-1], ratio)
     return (blend(pair.images, pair.partners, ratio) + delta).clamp(0, 1)

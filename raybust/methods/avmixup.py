@@ -1,8 +1,8 @@
 """Adversarial vertex mixup: Lee, Lee and Yoon (CVPR 2020, arXiv:2003.02484).
 
-Points between an image and a vertex beyond its adversarial example, with labels smoothed more the
-further out they are. A baseline of `adversarial_mixup`: soft labels look better under attacks on
-the cross entropy than under attacks on the margin, so look at both.
+Trains on points between an image and a vertex beyond its adversarial example, with labels smoothed
+more the farther out they are. A baseline for `adversarial_mixup`: soft labels look better under
+cross-entropy attacks than under margin attacks, so check both.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ class Avmixup(Pgd):
     The point is clipped to [0, 1] (our choice).
     """
 
-    gamma: float = option(2.0, "How far the vertex is, in perturbations.", gt=0)
-    l1: float = option(1.0, "Confidence of the label at the image.", gt=0, le=1)
-    l2: float = option(0.1, "Confidence of the label at the vertex.", ge=0, le=1)
+    gamma: float = option(2.0, "Distance of the vertex, in multiples of the perturbation.", gt=0)
+    l1: float = option(1.0, "Label confidence at the image.", gt=0, le=1)
+    l2: float = option(0.1, "Label confidence at the vertex.", ge=0, le=1)
 
     def loss(
         self, network: nn.Module, images: Tensor, targets: Tensor, context: StepContext
     ) -> Tensor:
-        """Returns the mean cross entropy of the points; see `Method.loss`."""
+        """Returns the mean cross entropy at the points; see `Method.loss`."""
         worst = self.worst(network, images, targets, context)
         share = uniform(images[:, 0, 0, 0], context.generator)
         points = images + column(share, images) * self.gamma * (worst - images)
@@ -46,6 +46,6 @@ class Avmixup(Pgd):
 
 
 def smoothed(labels: Tensor, confidence: float) -> Tensor:
-    """Returns labels (B, K), probabilities, with `confidence` left on the class and the rest spread
-    evenly over the K - 1 others; K >= 2."""
+    """Returns smoothed labels (B, K): `confidence` on the class, the remainder spread evenly over
+    the other K - 1; K >= 2."""
     return confidence * labels + (1 - confidence) * (1 - labels) / (labels.shape[1] - 1)

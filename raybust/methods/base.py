@@ -1,14 +1,13 @@
 """The contract of a robust-training method.
 
-A method is a frozen keyword-only dataclass whose fields are its hyper-parameters. It computes the
-loss of one step and knows no device, no DDP and no Ray: it follows the device and dtype of its
-input and draws from the generator that it is given. Stage method, between data and train.
+A method is a frozen keyword-only dataclass whose fields are its hyperparameters. It computes the
+loss of one step, independently of device, DDP and Ray: it uses the device and dtype of its input
+and draws only from the generator it receives.
 
-Order of work on a batch, which methods that wrap another one keep: geometry, mixing or transport,
-Lp noise, clamp to [0, 1], attack or Gaussian smoothing noise. Smoothing noise is never clamped and
-always comes last.
+Order of operations on a batch, which wrappers preserve: geometry, mixing or transport, Lp noise,
+clamp to [0, 1], attack or Gaussian smoothing noise. Smoothing noise comes last, never clamped.
 
-Legend: B images of shape C x H x W, K classes.
+Notation: B images of shape C x H x W, K classes.
 """
 
 from __future__ import annotations
@@ -25,18 +24,17 @@ from raybust.config.options import Section
 
 @dataclass
 class StepContext:
-    """What a method may use in a step, beside network, images and targets.
+    """Inputs of a training step besides network, images and targets.
 
     Attributes:
-        generator: source of all randomness of the step, on the images' device, another one on each
-            DDP rank.
-        progress: share of the training run that is done, in [0, 1).
-        prepared: what the method's `setup` returned.
-        metrics: scalars that the method wants logged; the loop averages them over the epoch.
-            Tensors stay on the device and must not require a gradient. A sweep goes by those whose
-            names begin with the method's key, `geodesic/distance`.
-        embed: images (B, C, H, W) to features (B, D) of the frozen network that `embedded_by`
-            names, None where it names none. Not a pass of the network under training.
+        generator: source of all randomness in the step, on the images' device; one per DDP rank.
+        progress: completed fraction of the training run, in [0, 1).
+        prepared: the return value of the method's `setup`.
+        metrics: scalars to log; the loop averages them over the epoch. Tensors stay on the device
+            and must not require a gradient. A sweep can optimize those whose names begin with the
+            method's key, such as `geodesic/distance`.
+        embed: maps images (B, C, H, W) to features (B, D) of the frozen network named by
+            `embedded_by`, None without one. Not counted as a pass of the trained network.
     """
 
     generator: torch.Generator
@@ -48,34 +46,34 @@ class StepContext:
 
 @dataclass(frozen=True, kw_only=True)
 class Method(Section):
-    """Base of all methods. A method that wraps another one has a field `base: Method`; what it does
-    not say of itself is as its base says."""
+    """Base class of all methods. A method that wraps another one has a field `base: Method` and by
+    default delegates to it."""
 
     key: ClassVar[str] = ""
-    """The name of the method in a configuration: the name of its file, or of its entry point."""
+    """Name of the method in a configuration: its file name or entry-point name."""
 
     def __init_subclass__(cls) -> None:
         cls.key = cls.__module__.rpartition(".")[2]
 
     @property
     def wrapped(self) -> Method | None:
-        """The method that this one wraps, or None."""
+        """The wrapped method, or None."""
         base = getattr(self, "base", None)
         return base if isinstance(base, Method) else None
 
     @property
     def balanced_classes(self) -> int:
-        """Classes that a batch must hold in equal numbers: the base's, else 0, any batch will
-        do."""
+        """Number of classes in each balanced batch; 0 accepts any batch. Defaults to the base's
+        value, else 0."""
         return self.wrapped.balanced_classes if self.wrapped else 0
 
     def loss(
         self, network: nn.Module, images: Tensor, targets: Tensor, context: StepContext
     ) -> Tensor:
-        """Returns the loss of one step, a scalar whose gradient trains the network.
+        """Returns the scalar loss of one step, whose gradient trains the network.
 
         Args:
-            network: images (B, C, H, W) to logits (B, K), in train mode; calling it counts passes.
+            network: maps images (B, C, H, W) to logits (B, K), in train mode; calls count passes.
             images: (B, C, H, W) in [0, 1].
             targets: int64 (B,), or probabilities (B, K).
             context: generator, progress, prepared state.
@@ -83,38 +81,37 @@ class Method(Section):
         raise NotImplementedError
 
     def setup(self, network: nn.Module, images: Tensor, targets: Tensor) -> Any:
-        """Returns what is computed once before training and passed to each step as
-        `context.prepared`: that of the method it wraps, else None.
+        """Returns state computed once before training, passed to each step as `context.prepared`.
+        Defaults to the base's, else None.
 
         Args:
             network: the network before its first step.
-            images: (B, C, H, W) in [0, 1], training images without augmentation, the same on every
-                rank.
+            images: unaugmented training images (B, C, H, W) in [0, 1], the same on every rank.
             targets: int64 (B,).
         """
         return self.wrapped.setup(network, images, targets) if self.wrapped else None
 
     def setup_images(self) -> int:
-        """Returns how many images `setup` wants, at most, taken evenly over the training part: as
-        many as the method it wraps, else 512."""
+        """Returns the maximum number of images passed to `setup`, taken evenly from the training
+        part. Defaults to the base's, else 512."""
         return self.wrapped.setup_images() if self.wrapped else 512
 
     def embedded_by(self) -> str | None:
         """Returns the run, checkpoint folder or weights file of the frozen network whose features
-        the method uses: that of the method it wraps, else None."""
+        the method uses. Defaults to the base's, else None."""
         return self.wrapped.embedded_by() if self.wrapped else None
 
     def front(self) -> nn.Module | None:
-        """Returns a module to put in front of the network: part of checkpoint, attack and
-        certificate; that of the method it wraps, else None."""
+        """Returns a module to put in front of the network, included in checkpoint, attack and
+        certificate. Defaults to the base's, else None."""
         return self.wrapped.front() if self.wrapped else None
 
     def initial(self) -> str | None:
-        """Returns the run, checkpoint folder or weights file from which the weights start: that of
-        the method it wraps, else None, a fresh initialization."""
+        """Returns the run, checkpoint folder or weights file with the initial weights. Defaults to
+        the base's, else None: random initialization."""
         return self.wrapped.initial() if self.wrapped else None
 
     def noise(self) -> float | None:
-        """Returns the sigma at which the network is to be certified: that of the method it wraps,
-        else None, where the method adds no such noise."""
+        """Returns the sigma for certifying the network, or None if the method adds no smoothing
+        noise. Defaults to the base's, else None."""
         return self.wrapped.noise() if self.wrapped else None

@@ -1,9 +1,9 @@
 """Beckmann barycenter defense: Subramanyam, "Beckman Defense" (2023, arXiv:2301.01495).
 
-The network sees, in place of an image, the barycenter of two rotated copies of it; an adversarially
-trained network is fine-tuned on that for an epoch. Only evaluation code was released: the training
-is our reading of the abstract. The published gains are against an attacker who does not see the
-transform; the transform is part of the network here, so that every attack on it is adaptive.
+Replaces each image by the barycenter of two rotated copies and fine-tunes an adversarially trained
+network on these for one epoch. Only evaluation code was released: training follows our reading of
+the abstract. The published gains assume an attacker unaware of the transform; here it is part of
+the network, so every attack is adaptive.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ Attack = Literal["adaptive", "oblivious", "bpda"]
 
 
 class Barycentric(nn.Module):
-    """The transform, to go in front of a network: x -> (1 - weight) x + weight B(views of x).
+    """Parameter-free transform in front of a network: x -> (1 - weight) x + weight B(views of x).
 
-    It has no parameters. Images outside [0, 1], which smoothing noise makes, are clipped for the
-    barycenter, whose measures are not negative (our choice).
+    The barycenter requires nonnegative measures, so images pushed outside [0, 1] by smoothing noise
+    are clipped for it (our choice).
     """
 
     def __init__(self, prices: Prices, *, views: int, angle: float, weight: float) -> None:
-        """Keeps the settings.
+        """Stores the settings.
 
         Args:
             prices: constants of the barycenter.
-            views: rotated copies, K.
-            angle: of the first copy, in degrees; see `rotations`.
-            weight: share of the barycenter in the result, in [0, 1].
+            views: number K of rotated copies.
+            angle: rotation of the first copy, in degrees; see `rotations`.
+            weight: weight of the barycenter in the result, in [0, 1].
         """
         super().__init__()
         self.prices, self.views, self.angle, self.weight = prices, views, angle, weight
         self.attack: Attack = "adaptive"
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (B, C, H, W) to images of the same shape, in [0, 1] where the images are."""
+        """Transforms images (B, C, H, W), shape unchanged; preserves the range [0, 1]."""
         if self.weight == 0 or (self.attack == "oblivious" and not self.training):
             return images
         copies = rotations(images.clamp(0, 1), self.views, self.angle)
@@ -56,7 +56,7 @@ class Barycentric(nn.Module):
         return result
 
     def extra_repr(self) -> str:
-        """The settings, as tables of attacks name them."""
+        """Returns the settings as shown in attack tables."""
         p = self.prices
         return (
             f"rho={p.rho:g}, mu={p.mu:g}, theta={p.theta:g}, views={self.views},"
@@ -65,11 +65,11 @@ class Barycentric(nn.Module):
 
     @contextmanager
     def attacked_by(self, attack: Attack) -> Iterator[None]:
-        """Shows the module to the attacks in the block as `attack` says: `oblivious` not at all,
-        `bpda` (Athalye et al., 2018, arXiv:1802.00420) with the identity for its gradient.
+        """Sets what attacks in the block see of the module: `oblivious` hides it, `bpda` (Athalye
+        et al., 2018, arXiv:1802.00420) replaces its gradient by the identity.
 
-        Attacks of training put the network in eval mode (`attacked`); the loss, which sees the
-        transform as it is, has it in train mode.
+        Training attacks run in eval mode (`attacked`); the loss runs in train mode and sees the
+        actual transform.
         """
         mode = self.training
         self.training, self.attack = True, attack
@@ -83,44 +83,44 @@ class Barycentric(nn.Module):
 class Beckman(Method):
     """Loss of `base`, adversarial training, on the network behind the barycenter of rotated views.
 
-    Meant as a short fine-tuning of an adversarially trained network: init=RUN, train.epochs=1,
+    Intended for briefly fine-tuning an adversarially trained network: init=RUN, train.epochs=1,
     train.lr=0.01. At the published constants no mass moves between pixels and the barycenter is
-    min(mean - 0.1, p_1, p_2) of the two copies, in [0, 1]. In the release the second copy equals
-    the first by mistake, which is views=1 theta=0.05 here.
+    min(mean - 0.1, p_1, p_2) of the two copies, in [0, 1]. In the release, a bug makes the second
+    copy equal the first, which is views=1 theta=0.05 here.
     """
 
     base: Method = field(default_factory=Pgd)
     init: str | None = option(
         None,
-        "Run, checkpoint folder or weights file from which the weights start; fresh if not given.",
+        "Run, checkpoint folder or weights file with the initial weights; by default random.",
     )
     weight: float = option(
-        1.0, "Share of the barycenter in the network's input, the image being the rest.", ge=0, le=1
+        1.0, "Weight of the barycenter in the network's input; the rest is the image.", ge=0, le=1
     )
-    rho: float = option(0.5, "Price of changing a view's pixels, times half their squares.", gt=0)
-    mu: float = option(0.1, "Price of mass made or lost, over that of carrying it a pixel.", gt=0)
-    theta: float = option(0.1, "Price of the barycenter's mass; theta / (K rho) darker.", ge=0)
-    views: int = option(2, "Rotated copies of the image, K.", ge=1)
+    rho: float = option(0.5, "Cost factor on half the squared change of a view's pixels.", gt=0)
+    mu: float = option(0.1, "Cost of adding or removing mass, relative to moving it a pixel.", gt=0)
+    theta: float = option(0.1, "Cost of the barycenter's mass: darkens by theta / (K rho).", ge=0)
+    views: int = option(2, "Number K of rotated copies of the image.", ge=1)
     angle: float = option(
-        4.0, "Rotation of the first copy; the others to -angle.", ge=0, le=180, unit="degrees"
+        4.0, "Rotation of the first copy; the last has -angle.", ge=0, le=180, unit="degrees"
     )
     attack: Literal["adaptive", "oblivious", "bpda"] = option(
         "adaptive",
-        "What training's attack sees of the transform: all, nothing, or an identity gradient.",
+        "What the training attack sees of the transform: all, nothing, or an identity gradient.",
     )
 
     def problems(self) -> list[str]:
-        """Rules across fields, beside the fields' own."""
+        """Adds constraints across fields."""
         found = super().problems()
         if not found and self.theta > self.views * self.mu:
             found.append(
-                f"theta: got {self.theta:g}, expected <= views mu = {self.views * self.mu:g}: above"
-                " it the barycenter of all images is black"
+                f"theta: got {self.theta:g}, expected <= views mu = {self.views * self.mu:g}, above"
+                " which every barycenter is black"
             )
         return found
 
     def front(self) -> nn.Module:
-        """The transform, before the base's own front where it has one."""
+        """Returns the transform, followed by the base's front module if any."""
         own = Barycentric(
             Prices(self.rho, self.mu, self.theta),
             views=self.views,
@@ -131,14 +131,14 @@ class Beckman(Method):
         return own if other is None else nn.Sequential(own, other)
 
     def initial(self) -> str | None:
-        """`init`, or what the base starts from."""
+        """Returns `init`, else the base's initial weights."""
         return self.init if self.init is not None else self.base.initial()
 
     def loss(
         self, network: nn.Module, images: Tensor, targets: Tensor, context: StepContext
     ) -> Tensor:
-        """Returns the base's loss, its attack seeing the transform as `attack` says; see
-        `Method.loss`. The network has the module of `front` in front."""
+        """Returns the base's loss, with `attack` setting what its attack sees; see `Method.loss`.
+        The network must include the module from `front`."""
         front = next(module for module in network.modules() if isinstance(module, Barycentric))
         with front.attacked_by(self.attack):
             return self.base.loss(network, images, targets, context)

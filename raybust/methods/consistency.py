@@ -1,8 +1,8 @@
 """Consistency regularization: Jeong and Shin, "Consistency Regularization for Certified Robustness
 of Smoothed Classifiers" (NeurIPS 2020, arXiv:2006.04062). The cheapest strong baseline: m passes.
 
-All m copies of a batch share one step; the authors' code cuts the batch into m parts with a step
-each.
+All m copies of a batch share one step; the authors' code splits the batch into m parts and takes
+one step on each.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from raybust.methods.base import Method, StepContext
 class Consistency(Method):
     """loss = mean CE over m noisy copies + weight mean_j KL(p || p_j) + eta H(p), p = mean_j p_j.
 
-    Defaults are those of CIFAR-10 at sigma 0.25; at 0.5 and 1.0 the authors take weight 10, on
-    ImageNet weight 5 (eta 0.1 at sigma 1).
+    Defaults are for CIFAR-10 at sigma 0.25; the authors use weight 10 at 0.5 and 1.0, and weight 5
+    on ImageNet (eta 0.1 at sigma 1).
     """
 
     sigma: float = option(0.25, "Standard deviation of the noise.", gt=0, unit="pixels in [0, 1]")
@@ -48,5 +48,5 @@ class Consistency(Method):
         return total
 
     def noise(self) -> float:
-        """The sigma of training is the sigma of certification."""
+        """Returns the training sigma, which certification also uses."""
         return self.sigma

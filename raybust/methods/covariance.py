@@ -1,9 +1,9 @@
 """Covariance propagation: certified training in one noisy pass, of Zhen, Chakraborty and Singh,
 "Simpler Certified Radius Maximization by Propagating Covariances" (CVPR 2021, arXiv:2104.05888).
 
-The pass carries, beside the features, the covariance that the smoothing noise gives them; a hinge
-on the resulting radius stands in for MACER's k noisy copies. Works on any network that torch.fx
-traces (`raybust.numerics.moments`). The propagated radius is an estimate, never a certificate.
+The pass propagates the features and their covariance under the smoothing noise; a hinge on the
+resulting radius replaces MACER's k noisy copies. Works on any network that torch.fx can trace
+(`raybust.numerics.moments`). The propagated radius is an estimate, never a certificate.
 """
 
 from __future__ import annotations
@@ -31,47 +31,47 @@ from raybust.numerics.moments import (
 
 @dataclass(frozen=True, kw_only=True)
 class Covariance(Method):
-    """loss = CE + weight (H1 + H2), means over the batch of one noisy copy of each image.
+    """loss = CE + weight (H1 + H2), averaged over the batch, one noisy copy of each image.
 
-    CE = -log(softmax(u)_y + 1e-10); H1 = max(0, gamma - z), z the margin of the two largest logits
-    u over the propagated deviation; H2 = gamma - xi where |xi| <= gamma, xi = PHI^-1(q1) -
-    PHI^-1(q2), q the two largest of softmax(beta u). Both hinges count images only whose largest
-    logit is the label's. Defaults are the authors' best where they report one.
+    CE = -log(softmax(u)_y + 1e-10); H1 = max(0, gamma - z), z the margin between the two largest
+    logits u divided by its propagated standard deviation; H2 = gamma - xi where |xi| <= gamma, xi =
+    PHI^-1(q1) - PHI^-1(q2), q the two largest of softmax(beta u). Both hinges include only
+    correctly classified images. Defaults are the authors' best reported values, where available.
     """
 
     sigma: float = option(0.25, "Standard deviation of the noise.", gt=0, unit="pixels in [0, 1]")
     weight: float = option(0.5, "Weight lambda of the two hinges.", ge=0)
-    gamma: float = option(8.0, "Largest score that a hinge rewards.", gt=0, unit="sigma")
+    gamma: float = option(8.0, "Largest score rewarded by a hinge.", gt=0, unit="sigma")
     beta: float = option(16.0, "Inverse temperature of the second hinge.", gt=0)
     warmup: float = option(
-        0.25, "Share of training with weight 0; the authors' 32 of 120 epochs.", ge=0, lt=1
+        0.25, "Fraction of training with weight 0; the authors use 32 of 120 epochs.", ge=0, lt=1
     )
     mode: Literal["channel", "channel_exact", "diagonal", "full"] = option(
-        "channel", "What is propagated; `channel` is the paper's, `full` is for tiny networks."
+        "channel", "What to propagate; `channel` as in the paper, `full` for tiny networks only."
     )
     r_max: float = option(
-        0.1, "Assumed bound on the correlation of pixels, of the two channel modes.", ge=0, le=1
+        0.1, "Assumed bound on pixel correlation in the two channel modes.", ge=0, le=1
     )
     ridge: float = option(
         0.1,
-        "Variance that each ReLU adds in mode `channel`; the authors' 0.1.",
+        "Variance added by each ReLU in mode `channel`; the authors use 0.1.",
         ge=0,
         unit="squared units of the features",
     )
     expected_relu: bool = option(
         False,
-        "Whether means take E relu(X), the paper, or relu(E X), the network's own pass: with E "
-        "relu(X) batch norm learns statistics that the certified network does not have.",
+        "Propagate E relu(X), as in the paper, instead of the network's own relu(E X); batch norm "
+        "then learns statistics that the certified network does not have.",
     )
     detach_covariance: bool = option(
-        True, "Whether covariances are constants for the gradient, as in the authors' code."
+        True, "Treat covariances as constants in the gradient, as in the authors' code."
     )
 
     def setup(self, network: nn.Module, images: Tensor, targets: Tensor) -> fx.Graph:
-        """Returns the network's graph, after a propagation of two images without a gradient.
+        """Traces the network, test-propagates two images without gradient and returns the graph.
 
         Raises:
-            RequestError: the network cannot be traced, or a layer has no rule; it is named.
+            RequestError: the network cannot be traced, or the named layer has no rule.
         """
         modes = [(module, module.training) for module in network.modules()]
         network.eval()
@@ -87,7 +87,7 @@ class Covariance(Method):
         return graph
 
     def rules(self) -> Rules:
-        """Returns the settings of the propagation."""
+        """Returns the propagation settings."""
         return Rules(
             mode=self.mode,
             r_max=self.r_max,
@@ -101,8 +101,8 @@ class Covariance(Method):
     ) -> Tensor:
         """Returns the loss above; see `Method.loss`.
 
-        Metrics: `covariance/radius`, mean of sigma z over images with the right class, others
-        counting 0: an estimate.
+        Metrics: `covariance/radius`, the mean of sigma z, counting misclassified images as 0; an
+        estimate.
         """
         noise = torch.empty_like(images).normal_(generator=context.generator)
         graph, rules = context.prepared, self.rules()
@@ -110,7 +110,7 @@ class Covariance(Method):
         def moments(module: nn.Module, inputs: Tensor) -> LogitMoments:
             return propagate(graph, module, inputs, self.sigma, rules)
 
-        through = getattr(network, "through", None)  # counts the pass where the network counts
+        through = getattr(network, "through", None)  # counts the pass if the network counts passes
         inputs = images + self.sigma * noise
         found = moments(network, inputs) if through is None else through(moments, inputs)
         logits = LogitMoments(*found)
@@ -127,5 +127,5 @@ class Covariance(Method):
         return loss + self.weight * hinges.mean()
 
     def noise(self) -> float:
-        """The sigma of training is the sigma of certification."""
+        """Returns the training sigma, which certification also uses."""
         return self.sigma

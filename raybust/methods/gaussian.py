@@ -1,5 +1,5 @@
 """Gaussian noise augmentation: the training of Cohen et al., "Certified Adversarial Robustness via
-Randomized Smoothing" (ICML 2019, arXiv:1902.02918), after Lecuyer et al. (2019). The baseline of
+Randomized Smoothing" (ICML 2019, arXiv:1902.02918), after Lecuyer et al. (2019). The baseline for
 certified accuracy.
 """
 
@@ -20,7 +20,7 @@ class Gaussian(Method):
     """Cross entropy on one noisy copy of each image: loss = CE(network(x + sigma e), y), e ~ N(0,
     I).
 
-    The noise is not clamped: the certificate is for the network under unclamped noise.
+    The noise is not clamped because the certificate assumes unclamped noise.
     """
 
     sigma: float = option(0.25, "Standard deviation of the noise.", gt=0, unit="pixels in [0, 1]")
@@ -33,5 +33,5 @@ class Gaussian(Method):
         return F.cross_entropy(network(images + self.sigma * noise), targets)
 
     def noise(self) -> float:
-        """The sigma of training is the sigma of certification."""
+        """Returns the training sigma, which certification also uses."""
         return self.sigma

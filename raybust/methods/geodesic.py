@@ -1,9 +1,9 @@
 """Wasserstein-geodesic augmentation: Zhu, Qiu, Guha, Yang, Nguyen, Li and Zhao, "Interpolation for
 Robust Learning: Data Augmentation on Wasserstein Geodesics" (ICML 2023, arXiv:2302.02092).
 
-The paper's, as far as it was read: augment with the worst-case barycenter on the geodesic between
-two subpopulations, as many synthetic images as real ones, and make the model's performance smooth
-along it. All else is our choice, and no default is a setting of the paper. Wraps any method.
+From the parts of the paper that we read: augment with the worst-case barycenter on the geodesic
+between two subpopulations, with as many synthetic as real images, and make performance smooth along
+it. Everything else is our choice; no default is a setting of the paper. Wraps any method.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from raybust.numerics.transport import (
 
 
 class Prepared(NamedTuple):
-    """What `setup` finds: number of classes, what the base prepared, the latent space's coder."""
+    """Result of `setup`: number of classes, the base's prepared state, the latent autoencoder."""
 
     classes: int
     base: Any
@@ -55,88 +55,88 @@ class Prepared(NamedTuple):
 @dataclass(frozen=True, kw_only=True)
 class Geodesic(Method):
     """loss = base(x, y) + weight CE(x_t, y_t) + penalty R, x_t = (1 - t) x + t x' on the geodesics
-    between classes, t the worst location of each, R the mean over geodesics of the variation of
-    the performance along it. Pairs x, x' of an optimal transport plan between two classes.
+    between classes, t the worst location on each, R the mean over geodesics of the performance's
+    variation along them. An optimal transport plan between two classes yields the pairs x, x'.
 
-    The controls are settings: pairing=random, pairing=kmixup, location=random, and of the latent
-    space its reconstructions alone: location=fixed at=0 penalty=0.
+    Settings for controls: pairing=random, pairing=kmixup, location=random, and for the latent
+    space reconstructions alone: location=fixed at=0 penalty=0.
     """
 
     base: Method = field(default_factory=Standard)
     space: Literal["pixel", "feature_cost", "latent"] = option(
         "pixel",
-        "Where images are coupled and mixed: pixels; pixels, but with distances of features for "
-        "the cost, which is no geodesic; or the codes of an autoencoder, decoded.",
+        "Space for coupling and mixing images: pixels; pixels with feature distances as the cost, "
+        "which is no geodesic; or autoencoder codes, decoded.",
     )
     embedding: str | None = option(
         None,
         "Run, checkpoint folder or weights file of the frozen network whose penultimate features "
-        "`feature_cost` takes; where not given the network's own, which costs a pass.",
+        "`feature_cost` uses; defaults to the network's own features, at the cost of a pass.",
     )
-    latent: int = option(128, "Numbers in a code of the latent space.", ge=1)
+    latent: int = option(128, "Dimension of the latent space.", ge=1)
     latent_epochs: int = option(
-        20, "Epochs of the autoencoder, which is trained before the first step.", ge=1
+        20, "Epochs of autoencoder training, which precedes the first step.", ge=1
     )
-    latent_images: int = option(10_000, "Training images that it is trained on, at most.", ge=1)
+    latent_images: int = option(10_000, "Maximum training images for the autoencoder.", ge=1)
     pairing: Literal["ot", "random", "kmixup"] = option(
         "ot",
-        "Who is paired: classes in a random cycle by optimal transport; the same classes at "
-        "random; or halves of the batch by transport, whatever their class.",
+        "How to pair: classes in a random cycle by optimal transport; the same classes at random; "
+        "or halves of the batch by transport, regardless of class.",
     )
     location: Literal["grid", "ascent", "random", "fixed"] = option(
-        "grid", "Where on a geodesic: the worst of a grid, gradient ascent, uniform, or `at`."
+        "grid", "Location on a geodesic: worst of a grid, gradient ascent, uniform, or `at`."
     )
-    points: int = option(5, "Points of the grid; each costs a forward pass.", ge=1)
+    points: int = option(5, "Grid points; each costs a forward pass.", ge=1)
     steps: int = option(
-        3, "Steps of the ascent, of 1/4, 1/8, ...; each costs a pass and its gradient.", ge=1
+        3, "Ascent steps, of 1/4, 1/8, ...; each costs a pass and its gradient.", ge=1
     )
-    at: float = option(0.5, "The location of `fixed`.", ge=0, le=1)
+    at: float = option(0.5, "The location for `fixed`.", ge=0, le=1)
     label: Literal["soft", "nearest", "source"] = option(
-        "soft", "Label of a synthetic image: mixed as the image is, of the nearer end, or x's."
+        "soft", "Label of a synthetic image: mixed like the image, of the nearer end, or of x."
     )
     cap: float = option(
-        0.5, "Largest distance from the end whose label is given, of all but soft.", gt=0, le=0.5
+        0.5, "Largest distance from the end that gives the label, for all but soft.", gt=0, le=0.5
     )
     weight: float = option(1.0, "Weight of the synthetic images.", ge=0)
     synthetic: Literal["plain", "base"] = option(
         "plain",
-        "Their loss: cross entropy, with the base's smoothing noise; or the base's own, attack "
-        "included (macer and covariance then take a soft label's largest class for the radius).",
+        "Loss on synthetic images: cross entropy with the base's smoothing noise, or the base's, "
+        "attack included (macer and covariance then use a soft label's top class for the radius).",
     )
     statistics: Literal["all", "base"] = option(
         "all",
-        "Whose passes enter the running statistics of batch norms: all, or the base's alone, which "
-        "is what is certified; each pass has its own batch's in training.",
+        "Passes that update batch norm's running statistics: all, or only the base's, as certified;"
+        " in training each pass uses its own batch statistics.",
     )
     penalty: float = option(0.1, "Weight of the variation along the geodesics.", ge=0)
     estimate: Literal["differences", "gradient"] = option(
         "differences",
-        "Of the variation: differences on a jittered grid, or the slope at one uniform location, "
-        "a second derivative.",
+        "Estimator of the variation: differences on a jittered grid, or the slope at one uniform "
+        "location, which needs a second derivative.",
     )
     performance: Literal["loss", "probabilities"] = option(
         "loss",
-        "What is to be smooth: cross entropy to the mixed label, or the classes' probabilities, "
-        "whose variation is 2 or more for a perfect classifier.",
+        "Quantity to smooth: cross entropy to the mixed label, or the class probabilities, whose "
+        "variation is at least 2 for a perfect classifier.",
     )
-    segments: int = option(4, "Differences on the grid; costs one pass more than that.", ge=1)
-    power: int = option(1, "Of the slope: 1 total variation, 2 squared.", ge=1, le=2)
-    warmup: float = option(0.05, "Share of the run with the base alone.", ge=0, lt=1)
+    segments: int = option(4, "Differences on the grid; costs one more pass than that.", ge=1)
+    power: int = option(1, "Power of the slope: 1 total variation, 2 squared.", ge=1, le=2)
+    warmup: float = option(0.05, "Fraction of the run that trains the base alone.", ge=0, lt=1)
     ramp: float = option(
-        0.1, "Share of the run over which the penalty's weight rises from 0.", ge=0, le=1
+        0.1, "Fraction of the run over which the penalty's weight rises from 0.", ge=0, le=1
     )
     least: int = option(
         4,
-        "Images that a class must have in a batch; those of smaller classes are paired as in "
-        "`kmixup`, with another class where possible, and counted in `geodesic/fallbacks`.",
+        "Minimum images of a class in a batch; smaller classes are paired as in `kmixup`, across "
+        "classes where possible, and counted in `geodesic/fallbacks`.",
         ge=1,
     )
     most: int | None = option(
-        None, "Images of a class that take part in a step, at most; all where not given.", ge=1
+        None, "Maximum images of a class used in a step; all by default.", ge=1
     )
 
     def problems(self) -> list[str]:
-        """Rules across fields, beside the fields' own."""
+        """Adds constraints across fields."""
         found = super().problems()
         if self.estimate == "gradient" and self.performance != "loss":
             found.append("estimate: got 'gradient', expected 'differences' for the probabilities")
@@ -144,26 +144,26 @@ class Geodesic(Method):
             found.append(f"most: got {self.most}, expected >= least, which is {self.least}")
         if self.embedding is not None and self.space != "feature_cost":
             found.append("embedding: got a network, expected none unless space is feature_cost")
-        away = self.at if self.label == "source" else min(self.at, 1 - self.at)
-        if self.location == "fixed" and self.label != "soft" and away > self.cap:
-            found.append(f"at: got {self.at:g}, {away:g} from its label's end, expected <= cap")
+        distance = self.at if self.label == "source" else min(self.at, 1 - self.at)
+        if self.location == "fixed" and self.label != "soft" and distance > self.cap:
+            found.append(f"at: got {self.at:g}, {distance:g} from its label's end, expected <= cap")
         return found
 
     def embedded_by(self) -> str | None:
-        """`embedding`, or what the base uses."""
+        """Returns `embedding`, else the base's network."""
         return self.embedding if self.embedding is not None else self.base.embedded_by()
 
     def setup_images(self) -> int:
-        """As many as the autoencoder and the base want."""
+        """Returns the larger of the autoencoder's and the base's image counts."""
         own = self.latent_images if self.space == "latent" else 0
         return max(own, self.base.setup_images())
 
     def setup(self, network: nn.Module, images: Tensor, targets: Tensor) -> Prepared:
-        """Returns the number of classes, what the base prepares, and for the latent space an
-        autoencoder trained on the images, seeded by torch's initial seed, the run's.
+        """Returns the number of classes, the base's prepared state, and for the latent space an
+        autoencoder trained on the images, seeded with torch's initial seed (the run's).
 
         Raises:
-            RequestError: the network has no linear layer whose input could be its features.
+            RequestError: the network has no linear layer to take features from.
         """
         with attacked(network, fold=False), torch.no_grad():
             classes = network(images[:1]).shape[1]
@@ -182,17 +182,17 @@ class Geodesic(Method):
     def loss(
         self, network: nn.Module, images: Tensor, targets: Tensor, context: StepContext
     ) -> Tensor:
-        """Returns the loss above; see `Method.loss`. The base's alone during the warm-up, where
-        both weights are 0, and where a batch has one image.
+        """Returns the loss above; see `Method.loss`. Only the base's loss during warm-up, if both
+        weights are 0, or for a batch of one image.
 
-        Metrics: `geodesic/fallbacks` (images that are paired without their class, or not at all,
-        because it is too small), `geodesic/distance` (root mean square of x' - x), where they are
-        computed `geodesic/location`, `geodesic/synthetic`, `geodesic/variation`, and beyond pixels
+        Metrics: `geodesic/fallbacks` (images of classes too small to pair, paired regardless of
+        class or not at all), `geodesic/distance` (root mean square of x' - x); if computed,
+        `geodesic/location`, `geodesic/synthetic`, `geodesic/variation`; and outside pixel space
         `geodesic/other_passes` (images through the embedding, the encoder or the decoder) and
-        `geodesic/reconstruction_accuracy` (of some decoded codes of x, without noise).
+        `geodesic/reconstruction_accuracy` (on some decoded codes of x, without noise).
 
         Raises:
-            WorkError: an image is NaN or infinite, or its features are.
+            WorkError: images or features contain NaN or infinity.
         """
         if not images.isfinite().all():
             raise WorkError("geodesic: got pixels that are NaN or infinite")
@@ -217,23 +217,24 @@ class Geodesic(Method):
         if self.weight:
             t = self.locate(network, curves, context.generator)[curves.pair]
             context.metrics["geodesic/location"] = t.mean()
-        # The search comes first: what it needs is freed before the base's graph is built.
+        # Search first: its memory is freed before the base's graph is built.
         loss = self.base.loss(network, images, targets, inner)
         with untracked(network, self.statistics == "base"):
             if t is not None and self.synthetic == "base":
-                apart, ends = dataclasses.replace(inner, metrics={}), curves.labels(t, self.label)
-                mixed = self.base.loss(network, curves.images(t), ends, apart)
+                separate = dataclasses.replace(inner, metrics={})
+                labels = curves.labels(t, self.label)
+                mixed = self.base.loss(network, curves.images(t), labels, separate)
                 context.metrics["geodesic/synthetic"] = mixed.detach()
                 loss, t = loss + self.weight * mixed, None
             return loss + self._added(network, curves, t, penalty, context)
 
     def spaced(self, network: nn.Module, images: Tensor, context: StepContext) -> Space:
-        """Returns where a batch is coupled and mixed; see `space`.
+        """Returns the space in which a batch is coupled and mixed; see `space`.
 
         Args:
-            network: as in `loss`; it is as it was afterwards.
+            network: as in `loss`; restored afterwards.
             images: (B, C, H, W).
-            context: its metrics count the passes through other networks.
+            context: passes through other networks are counted in its metrics.
         """
         if self.space == "pixel":
             return pixel_space(images)
@@ -251,13 +252,13 @@ class Geodesic(Method):
             return feature_cost(partial(penultimate, network), images)
 
     def paths(self, cost: Tensor, labels: Tensor, context: StepContext) -> Paths:
-        """Returns who goes to whom in a batch of labels (B,), by the squared distances of points
-        `cost` (B, ...); the context's metrics get the fallbacks."""
-        found, alone = coupled(
+        """Pairs the images of a batch with labels (B,) by the squared distances of the points
+        `cost` (B, ...); logs the fallbacks in the context's metrics."""
+        paths, fallbacks = coupled(
             cost, labels, self.pairing, context.generator, least=self.least, most=self.most
         )
-        context.metrics["geodesic/fallbacks"] = float(alone)
-        return found
+        context.metrics["geodesic/fallbacks"] = float(fallbacks)
+        return paths
 
     def curves(
         self,
@@ -267,8 +268,8 @@ class Geodesic(Method):
         generator: torch.Generator,
         space: Space | None = None,
     ) -> Curves:
-        """Returns the paths as curves of images (B, C, H, W) with labels' probabilities (B, K), in
-        pixels where no space is given, and noise of the base's sigma for each path."""
+        """Returns the paths as curves of images (B, C, H, W) with label probabilities (B, K), in
+        pixel space by default, with noise of the base's sigma for each path."""
         noise: Tensor | float = 0.0
         sigma = self.base.noise()
         if sigma is not None:
@@ -277,13 +278,13 @@ class Geodesic(Method):
         return between(space or pixel_space(images), probabilities, paths, noise)
 
     def locate(self, network: nn.Module, curves: Curves, generator: torch.Generator) -> Tensor:
-        """Returns the location (pairs,) on each geodesic, a constant: by the envelope theorem the
-        gradient at the maximum needs no more.
+        """Returns the location (pairs,) on each geodesic, detached: by the envelope theorem the
+        gradient at the maximum does not need its derivative.
 
         Args:
-            network: as in `loss`; it is as it was afterwards.
+            network: as in `loss`; restored afterwards.
             curves: of this batch.
-            generator: of a random location, and of where an ascent starts.
+            generator: draws random locations and ascent starts.
         """
         like = curves.start
         if self.location == "fixed":
@@ -308,8 +309,8 @@ class Geodesic(Method):
         penalty: float,
         context: StepContext,
     ) -> Tensor:
-        """Returns weight times the cross entropy at t (M,), where it is given, plus the penalty; a
-        single forward pass for both."""
+        """Returns weight times the cross entropy at t (M,), if given, plus the penalty, both from a
+        single forward pass."""
         metrics, count = context.metrics, len(curves.start)
         total = torch.zeros((), dtype=curves.start.dtype, device=curves.start.device)
         distance = (curves.end - curves.start).square().flatten(1).sum(1).mean().sqrt()

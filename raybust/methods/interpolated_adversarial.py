@@ -1,7 +1,7 @@
 """Interpolated adversarial training: Lamb, Verma, Kannala and Bengio (AISec 2019,
-arXiv:1906.06784). Images are attacked before they are mixed, with their own labels.
+arXiv:1906.06784). Images are attacked with their own labels before they are mixed.
 
-A baseline of `adversarial_mixup`; it is known to be weak under AutoAttack.
+A baseline for `adversarial_mixup`, known to be weak under AutoAttack.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from raybust.methods.pgd import Pgd, accuracy
 
 @dataclass(frozen=True, kw_only=True)
 class InterpolatedAdversarial(Pgd):
-    """Mixup's loss on the images and on the attacked ones: loss = (1 - share) M(x, y) + share
-    M(x + delta, y), M mixup's cross entropy, each M with ratios and partners of its own.
+    """Mixup loss on clean and attacked images: loss = (1 - share) M(x, y) + share M(x + delta, y),
+    M mixup's cross entropy; each M draws its own ratios and partners.
     """
 
     alpha: float = option(1.0, "Parameter of the Beta distribution of mixup's ratios.", gt=0)
-    share: float = option(0.5, "Weight of the attacked images' loss.", ge=0, le=1)
+    share: float = option(0.5, "Weight of the loss on attacked images.", ge=0, le=1)
 
     def loss(
         self, network: nn.Module, images: Tensor, targets: Tensor, context: StepContext
@@ -39,7 +39,7 @@ class InterpolatedAdversarial(Pgd):
     def _mixed(
         self, network: nn.Module, images: Tensor, targets: Tensor, context: StepContext
     ) -> tuple[Tensor, Tensor]:
-        """Returns mixup's cross entropy, and its accuracy on the larger part of each target."""
+        """Returns mixup's cross entropy and the accuracy on each target's dominant class."""
         mixed, ratio, order = mixture(images, self.alpha, context.generator)
         logits = network(mixed)
         labels = probabilities(targets, logits.shape[1], logits.dtype)

@@ -2,9 +2,9 @@
 Corruption Robustness of Image Classifiers with Random Lp-norm Corruptions" (VISAPP 2024,
 arXiv:2305.05400). Wraps any method: augmentation, mixing, Lp noise, clamp, then the base.
 
-Each image draws its own (p, eps) and noise, where the authors' code shares both over eight images;
-each image has its own augmentation, too. The consistency loss is of Hendrycks et al., "AugMix"
-(ICLR 2020, arXiv:1912.02781).
+Each image draws its own (p, eps), noise and augmentation; the authors' code shares (p, eps) and
+noise across eight images. The consistency loss is from Hendrycks et al., "AugMix" (ICLR 2020,
+arXiv:1912.02781).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _AUGMENTATIONS = {"trivial": "TrivialAugmentWide", "rand": "RandAugment", "augmi
 
 
 class Prepared(NamedTuple):
-    """What `setup` finds: the number of classes, and what the base prepared."""
+    """Result of `setup`: the number of classes and the base's prepared state."""
 
     classes: int
     base: Any
@@ -41,51 +41,51 @@ class Prepared(NamedTuple):
 @dataclass(frozen=True, kw_only=True)
 class LpNoise(Method):
     """Loss of `base` on images with random Lp noise: clamp(x + u), u uniform in the p-ball of
-    radius eps, (p, eps) drawn anew for each image from a set. For p = 0 a share eps of the entries
-    is replaced. With `jsd` the base sees the clean images, and noise is in the consistency loss.
+    radius eps, (p, eps) drawn for each image from a set. For p = 0 a fraction eps of the entries is
+    replaced. With `jsd`, the base sees clean images and only the consistency loss sees noise.
     """
 
     base: Method = field(default_factory=Standard)
     noises: Literal["C1", "C2", "C3", "C1_patched", "C2_patched", "one", "rows"] = option(
         "C2",
-        "Set of the paper, for the size of the images; `one`: `p` with `eps` or `rms`; `rows`.",
+        "Paper's set for the image size; `one`: `p` with `eps` or `rms`; or the list `rows`.",
     )
     p: float = option(2.0, "Norm of `one`: 0 (impulses) to .inf.", ge=0, le=math.inf)
     eps: float | None = option(
-        None, "Radius of `one` in its norm; for p = 0 the share of entries replaced.", ge=0
+        None, "Radius of `one` in its norm; for p = 0 the fraction of entries replaced.", ge=0
     )
     rms: float = option(
         0.03,
-        "Size of `one` where `eps` is not given: root mean square of an entry; p = 0: on gray.",
+        "Size of `one` without `eps`: root mean square per entry; for p = 0, on a gray image.",
         ge=0,
         le=0.5,
         unit="pixels in [0, 1]",
     )
     rows: tuple[tuple[float, float], ...] = option(
-        (), "The (p, eps) of `rows`, for instance [[.inf, 0.02], [2, 1.0], [0, 0.01]]."
+        (), "The (p, eps) pairs of `rows`, for instance [[.inf, 0.02], [2, 1.0], [0, 0.01]]."
     )
-    clean: float = option(0.0, "Share of images without noise.", ge=0, le=1)
-    sphere: bool = option(False, "Noise on the sphere of radius eps, not in its ball.")
+    clean: float = option(0.0, "Fraction of images without noise.", ge=0, le=1)
+    sphere: bool = option(False, "Draw noise on the sphere of radius eps, not in the ball.")
     scaled: bool | None = option(
-        None, "Whether eps is times U(0, 1), drawn for each image; the set's own if not given."
+        None, "Whether to multiply eps by U(0, 1) per image; defaults to the set's setting."
     )
     patch: Literal["own", "none", "large", "small"] = option(
-        "own", "Where the noise is: anywhere, or on a square of 50-100 % or 20-70 % of the area."
+        "own", "Noise region: the set's own, all, or a square of 50-100 % or 20-70 % of the area."
     )
     impulse: Literal["auto", "binary", "uniform"] = option(
         "auto",
-        "Values of p = 0: 0 or 1, or uniform; `auto`: uniform in the sets C1 to C3, as in their "
+        "Values for p = 0: 0 or 1, or uniform; `auto`: uniform in the sets C1 to C3, as in their "
         "published runs, else binary.",
     )
     augment: Literal["none", "trivial", "rand", "augmix"] = option(
-        "none", "torchvision's augmentation before the noise, drawn for each image."
+        "none", "torchvision augmentation applied before the noise, drawn per image."
     )
     mix: Literal["none", "mixup", "cutmix", "both"] = option(
         "none",
-        "torchvision's mixing of images and targets before the noise; `both`: one by chance.",
+        "torchvision mixing of images and targets before the noise; `both`: one at random.",
     )
-    mixup_alpha: float = option(0.2, "Parameter of the Beta distribution of mixup's shares.", gt=0)
-    cutmix_alpha: float = option(1.0, "Parameter of that of CutMix's areas.", gt=0)
+    mixup_alpha: float = option(0.2, "Parameter of the Beta distribution of mixup ratios.", gt=0)
+    cutmix_alpha: float = option(1.0, "Parameter of the Beta distribution of CutMix areas.", gt=0)
     jsd: float = option(
         0.0,
         "Weight of the Jensen-Shannon divergence of clean and two noisy views; AugMix: 12.",
@@ -93,7 +93,7 @@ class LpNoise(Method):
     )
 
     def problems(self) -> list[str]:
-        """Rules across fields, beside the fields' own."""
+        """Adds constraints across fields."""
         found = super().problems()
         if self.noises == "rows" and not self.rows:
             found.append("rows: got none, expected at least one [p, eps]")
@@ -106,17 +106,17 @@ class LpNoise(Method):
                 allowed = "a share in [0, 1], because p is 0" if p == 0 else "a number, >= 0"
                 found.append(f"rows: got eps = {eps} in row {number}, expected {allowed}")
         if self.jsd and self.mix != "none":
-            found.append("jsd: needs views of the same image, got mixed ones; set mix=none")
+            found.append("jsd: needs views of the same image, got mixed images; set mix=none")
         return found
 
     def setup(self, network: nn.Module, images: Tensor, targets: Tensor) -> Prepared:
-        """Returns the number of classes and what the base prepares; warns where the images do not
-        lie in [0, 1]."""
+        """Returns the number of classes and the base's prepared state; warns if images lie outside
+        [0, 1]."""
         low, high = float(images.min()), float(images.max())
         if low < 0 or high > 1:
             warnings.warn(
-                f"lp_noise: images from {low:.2f} to {high:.2f} look normalized; the noise is for "
-                "images in [0, 1] and clips to that",
+                f"lp_noise: images from {low:.2f} to {high:.2f} look normalized; expected images in"
+                " [0, 1], to which the noise clips",
                 stacklevel=2,
             )
         classes = 0
@@ -130,8 +130,7 @@ class LpNoise(Method):
     def loss(
         self, network: nn.Module, images: Tensor, targets: Tensor, context: StepContext
     ) -> Tensor:
-        """Returns the base's loss, plus the consistency loss where `jsd` is on; see
-        `Method.loss`."""
+        """Returns the base's loss, plus the consistency loss if `jsd` is set; see `Method.loss`."""
         prepared: Prepared = context.prepared or Prepared(0, None)
         inner = dataclasses.replace(context, prepared=prepared.base)
         if self.jsd:
@@ -143,14 +142,14 @@ class LpNoise(Method):
         return self.base.loss(network, self.corrupt(seen, context), targets, inner)
 
     def corrupt(self, images: Tensor, context: StepContext) -> Tensor:
-        """Returns images with the noise of this method, clipped; each image has its own.
+        """Returns the images with independent noise added to each, clipped.
 
-        The severity of an image's noise, for instance for a label's confidence, is the rms of what
-        changed.
+        The rms of the change measures the severity of an image's noise, for instance to set a
+        label's confidence.
 
         Args:
             images: (B, C, H, W) in [0, 1].
-            context: its generator is the source of randomness.
+            context: provides the generator.
         """
         count, generator, device = len(images), context.generator, images.device
         noises = self.noise_set((images.shape[1], images.shape[2], images.shape[3]))
@@ -173,7 +172,7 @@ class LpNoise(Method):
         )
 
     def noise_set(self, shape: Shape) -> LpSet:
-        """Returns the (p, eps) that images of shape (C, H, W) draw from, and how."""
+        """Returns the (p, eps) set for images of shape (C, H, W) and how to sample it."""
         if self.noises == "rows":
             chosen = LpSet(rows=tuple((p, eps) for p, eps in self.rows), shape=shape)
         elif self.noises == "one":
@@ -194,9 +193,9 @@ class LpNoise(Method):
         return self.impulse == "binary"
 
     def _augmented(self, images: Tensor, context: StepContext) -> Tensor:
-        """Returns images (B, C, H, W), each after its own draw of torchvision's augmentation.
+        """Applies an independent draw of torchvision's augmentation to each image (B, C, H, W).
 
-        Computed on the CPU, on 256 levels, as torchvision defines its operators.
+        Runs on the CPU with 256 levels, as torchvision defines its operators.
         """
         if self.augment == "none":
             return images
@@ -211,8 +210,8 @@ class LpNoise(Method):
     def _mixed(
         self, images: Tensor, targets: Tensor, context: StepContext
     ) -> tuple[Tensor, Tensor]:
-        """Returns images and targets, mixed with their neighbors in the batch; one share a batch,
-        as torchvision does."""
+        """Mixes images and targets with their neighbors in the batch, with one ratio per batch, as
+        in torchvision."""
         if self.mix == "none" or len(images) < 2:
             return images, targets
         from raybust.vision import transforms
@@ -231,8 +230,8 @@ class LpNoise(Method):
 
 
 def jensen_shannon(logits: Tensor, views: int) -> Tensor:
-    """Returns the Jensen-Shannon divergence of the classes' probabilities over views of the same
-    images, the mean over images: mean_i KL(p_i || M), M the mean of the p_i.
+    """Returns the Jensen-Shannon divergence of class probabilities between views of an image,
+    averaged over images: mean_i KL(p_i || M), M the mean of the p_i.
 
     Args:
         logits: (views B, K), view by view.
@@ -246,7 +245,7 @@ def jensen_shannon(logits: Tensor, views: int) -> Tensor:
 
 @contextlib.contextmanager
 def _seeded(generator: torch.Generator) -> Iterator[None]:
-    """Torchvision draws from the CPU's global generator: seeds it from `generator` for a while."""
+    """Seeds the global CPU generator, which torchvision uses, from `generator` in the block."""
     seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)

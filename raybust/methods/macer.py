@@ -1,6 +1,6 @@
 """MACER: Zhai, Dan, He, Zhang, Gong, Ravikumar, Hsieh and Wang, "MACER: Attack-free and Scalable
-Robust Training via Maximizing Certified Radius" (ICLR 2020, arXiv:2001.02378), with the authors'
-code where it says more than the paper.
+Robust Training via Maximizing Certified Radius" (ICLR 2020, arXiv:2001.02378), following the
+authors' code where the paper omits details.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ class Macer(Method):
     of each image.
 
     z = mean_j softmax(u_j) over the copies; xi = PHI^-1(q1) - PHI^-1(q2), q the two largest of
-    mean_j softmax(beta u_j). The second term counts images whose q1 is the label's and whose |xi|
-    is at most gamma; saturated ones have none. Defaults are those of CIFAR-10 at sigma 0.25; at 0.5
-    the authors take weight 4, at 1.0 they start with weight 0.
+    mean_j softmax(beta u_j). The second term includes only images whose q1 is the label's and whose
+    |xi| is at most gamma, no saturated ones. Defaults are for CIFAR-10 at sigma 0.25; the authors
+    use weight 4 at 0.5 and start with weight 0 at 1.0.
     """
 
     sigma: float = option(0.25, "Standard deviation of the noise.", gt=0, unit="pixels in [0, 1]")
     k: int = option(16, "Noisy copies of each image; a step costs k passes.", ge=1, unit="copies")
     weight: float = option(12.0, "Weight lambda of the radius in the loss.", ge=0)
-    gamma: float = option(8.0, "Largest xi that is rewarded.", gt=0, unit="2 radius / sigma")
+    gamma: float = option(8.0, "Largest rewarded xi.", gt=0, unit="2 radius / sigma")
     beta: float = option(16.0, "Inverse temperature in the radius.", gt=0)
-    warmup: float = option(0.0, "Share of training with weight 0.", ge=0, lt=1)
+    warmup: float = option(0.0, "Fraction of training with weight 0.", ge=0, lt=1)
 
     def loss(
         self, network: nn.Module, images: Tensor, targets: Tensor, context: StepContext
@@ -49,5 +49,5 @@ class Macer(Method):
         return loss.mean()
 
     def noise(self) -> float:
-        """The sigma of training is the sigma of certification."""
+        """Returns the training sigma, which certification also uses."""
         return self.sigma

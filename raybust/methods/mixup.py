@@ -1,7 +1,7 @@
 """Mixup: Zhang, Cisse, Dauphin and Lopez-Paz, "mixup: Beyond Empirical Risk Minimization" (ICLR
-2018, arXiv:1710.09412). Wraps any method, which is then given mixed images and targets.
+2018, arXiv:1710.09412). Wraps any method and passes it mixed images and targets.
 
-Also the parts that the other mixing methods share: ratios, partners, targets as probabilities.
+Also defines what the mixing methods share: ratios, partners, targets as probabilities.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from raybust.methods.standard import Standard
 
 
 class Prepared(NamedTuple):
-    """What `setup` finds: the number of classes, and what the base prepared."""
+    """Result of `setup`: the number of classes and the base's prepared state."""
 
     classes: int
     base: Any
@@ -31,17 +31,17 @@ class Mixup(Method):
     """Loss of `base` on mixed images and targets: lam x_i + (1 - lam) x_j, lam ~ Beta(alpha,
     alpha), j a random partner in the batch.
 
-    Each image has its own lam, as in the paper's formula; the authors' code draws one a batch. With
-    base=pgd the attack is on the mixed image.
+    Each image has its own lam, as in the paper's formula; the authors' code draws one per batch.
+    With base=pgd the attack perturbs the mixed image.
     """
 
     base: Method = field(default_factory=Standard)
     alpha: float = option(
-        1.0, "Parameter of the Beta distribution of the ratio; towards 0 nothing is mixed.", gt=0
+        1.0, "Parameter of the ratio's Beta distribution; values near 0 disable mixing.", gt=0
     )
 
     def setup(self, network: nn.Module, images: Tensor, targets: Tensor) -> Prepared:
-        """Returns the number of classes and what the base prepares."""
+        """Returns the number of classes and the base's prepared state."""
         modes = [(module, module.training) for module in network.modules()]
         with torch.no_grad():
             classes = network.eval()(images[:1]).shape[1]
@@ -63,11 +63,11 @@ class Mixup(Method):
 def mixture(
     images: Tensor, alpha: float, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns mixed images (B, C, H, W), their ratios (B,) and their partners, int64 (B,).
+    """Returns mixed images (B, C, H, W), their ratios (B,) and the partners' indices, int64 (B,).
 
     Args:
         images: (B, C, H, W).
-        alpha: parameter of the Beta distribution of the ratio of an image to its partner.
+        alpha: parameter of the Beta distribution of each image's mixing ratio.
         generator: source of randomness, on the images' device.
     """
     ratio, order = pairing(images, alpha, generator)
@@ -75,33 +75,33 @@ def mixture(
 
 
 def pairing(images: Tensor, alpha: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Returns a ratio from Beta(alpha, alpha), (B,) of the images' dtype, and a partner in the
-    batch, int64 (B,), for each of B images; a partner may be the image itself.
+    """Draws for each of B images a ratio from Beta(alpha, alpha), (B,) in the images' dtype, and
+    the index of a partner in the batch, int64 (B,); a partner may be the image itself.
 
     Args:
-        images: (B, ...), for number, dtype and device.
-        alpha: > 0; each ratio is a Gamma(alpha) variable over the sum of two.
+        images: (B, ...); only its length, dtype and device are used.
+        alpha: > 0; each ratio is one of two Gamma(alpha) variables divided by their sum.
         generator: source of randomness, on the images' device.
     """
     count, device = len(images), images.device
     order = torch.randperm(count, generator=generator, device=device)
     shape = torch.full((2, count), alpha, dtype=torch.float64, device=device)
     first, second = torch._standard_gamma(shape, generator=generator)
-    ratio = (first / (first + second)).nan_to_num(nan=1.0)  # both underflow for tiny alpha only
+    ratio = (first / (first + second)).nan_to_num(nan=1.0)  # NaN: both underflow at tiny alpha
     return ratio.to(images.dtype), order
 
 
 def blend(first: Tensor, second: Tensor, ratio: Tensor) -> Tensor:
-    """Returns ratio first + (1 - ratio) second, (B, ...), for ratios (B,); `first` to the last bit
-    where the ratio is 1, and both where they are equal."""
+    """Returns ratio first + (1 - ratio) second, (B, ...), for ratios (B,); bitwise equal to `first`
+    where the ratio is 1 or where both inputs are equal."""
     return torch.lerp(second, first, column(ratio, first))
 
 
 def column(values: Tensor, like: Tensor) -> Tensor:
-    """Returns (B,) as (B, 1, ..., 1), to go with `like`, (B, ...)."""
+    """Reshapes (B,) to (B, 1, ..., 1), to broadcast against `like` (B, ...)."""
     return values.reshape(-1, *[1] * (like.ndim - 1))
 
 
 def probabilities(targets: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
-    """Returns labels (B,) as one-hot probabilities (B, K) of a dtype; probabilities stay."""
+    """Converts labels (B,) to one-hot probabilities (B, K); returns (B, K) targets unchanged."""
     return targets if targets.ndim == 2 else F.one_hot(targets, classes).to(dtype)

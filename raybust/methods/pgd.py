@@ -2,8 +2,8 @@
 Resistant to Adversarial Attacks" (ICLR 2018, arXiv:1706.06083). With one step and start=n_fgsm it
 is the single-step training of de Jorge et al. (NeurIPS 2022, arXiv:2202.01181).
 
-Batch norm is in eval mode while the attack runs (Pang et al., ICLR 2021, arXiv:2010.00467), which
-`statistics=batch` undoes. The base of the methods that train on attacks.
+Batch norm is in eval mode during the attack (Pang et al., ICLR 2021, arXiv:2010.00467) unless
+`statistics=batch`. Base class of the methods that train on attacks.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from raybust.numerics.balls import Threat, normal
 
 _ORDERS = {"linf": math.inf, "l2": 2.0, "l1": 1.0}
 STEP = 2.5
-"""Length of all steps together, in radii, where no length is given."""
+"""Total length of all steps, in radii, if no step size is given."""
 
 _GAUSSIAN_START = 0.001
 
@@ -36,37 +36,37 @@ class Pgd(Method):
     """
 
     norm: Literal["linf", "l2", "l1"] = option("linf", "Norm of the ball.")
-    eps: float = option(8 / 255, "Radius of the ball.", gt=0, unit="norm's, pixels in [0, 1]")
+    eps: float = option(8 / 255, "Radius of the ball.", gt=0, unit="pixels in [0, 1], in the norm")
     rms: float | None = option(
         None,
-        "Radius in place of `eps`, comparable between norms: the root mean square that all pixels "
-        "can change by, eps = rms d^(1/p) for d pixels.",
+        "Radius that replaces `eps`, comparable across norms: the root mean square change if all "
+        "pixels change equally, eps = rms d^(1/p) for d pixels.",
         gt=0,
         le=1,
         unit="pixels in [0, 1]",
     )
-    steps: int = option(10, "Gradient steps of the attack.", ge=1)
+    steps: int = option(10, "Number of gradient steps of the attack.", ge=1)
     step: float | None = option(
-        None, "Length of a step; 2.5 eps / steps where not given.", gt=0, unit="norm's"
+        None, "Step size; defaults to 2.5 eps / steps.", gt=0, unit="in the norm"
     )
     start: Literal["uniform", "center", "gaussian", "n_fgsm"] = option(
         "uniform",
-        "Where the attack starts: in the ball, at the image, 0.001 e from it, or in 2 eps with one "
+        "Start of the attack: in the ball, at the image, 0.001 e from it, or within 2 eps with one "
         "step of eps and no projection onto the ball (N-FGSM, needs steps=1).",
     )
     warmup: float = option(
-        0.0, "Share of the run over which eps rises linearly from 0.", ge=0, lt=1
+        0.0, "Fraction of the run over which eps rises linearly from 0.", ge=0, lt=1
     )
     early_steps: int | None = option(
-        None, "Steps in the early part of the run; `steps` there too where not given.", ge=1
+        None, "Attack steps in the early part of the run; defaults to `steps`.", ge=1
     )
-    early: float = option(0.5, "Share of the run that is early.", ge=0, le=1)
+    early: float = option(0.5, "Fraction of the run that counts as early.", ge=0, le=1)
     statistics: Literal["running", "batch"] = option(
-        "running", "Batch norm's statistics while the attack runs; neither kind is updated by it."
+        "running", "Batch norm statistics used during the attack, which never updates them."
     )
 
     def problems(self) -> list[str]:
-        """Rules across fields, beside the fields' own."""
+        """Adds constraints across fields."""
         found = super().problems()
         if self.norm == "linf" and self.eps > 1:
             found.append(f"eps: got {self.eps:g}, expected <= 1 for linf: images are in [0, 1]")
@@ -85,8 +85,8 @@ class Pgd(Method):
     def worst(
         self, network: nn.Module, images: Tensor, targets: Tensor, context: StepContext
     ) -> Tensor:
-        """Returns the images (B, C, H, W) after the attack on their cross entropy, for which the
-        network is frozen; arguments as in `Method.loss`."""
+        """Freezes the network, attacks the images' cross entropy and returns the adversarial images
+        (B, C, H, W); arguments as in `Method.loss`."""
 
         def objective(logits: Tensor) -> Tensor:
             return F.cross_entropy(logits, targets, reduction="sum")
@@ -101,12 +101,12 @@ class Pgd(Method):
         objective: Callable[[Tensor], Tensor],
         context: StepContext,
     ) -> Tensor:
-        """Returns the images (B, C, H, W) after the attack of this moment of the run.
+        """Attacks the images with the current schedule; returns adversarial images (B, C, H, W).
 
         Args:
-            network: images to logits, in the state that `attacked` puts it in.
+            network: maps images to logits, prepared by `attacked`.
             images: (B, C, H, W) in [0, 1].
-            objective: logits to a scalar, a sum over the batch; what the attack maximizes.
+            objective: maps logits to the scalar to maximize, a sum over the batch.
             context: generator and progress.
         """
         threat, steps, step = self.plan(images, context.progress)
@@ -116,11 +116,11 @@ class Pgd(Method):
         return ascend(network, images, threat, objective, start=start, steps=steps, step=step)
 
     def plan(self, images: Tensor, progress: float) -> tuple[Threat, int, float]:
-        """Returns the ball, the number of steps and their length at a moment of the run.
+        """Returns the ball, the number of steps and the step size for the current progress.
 
         Args:
-            images: (B, C, H, W), for their size.
-            progress: share of the run that is done.
+            images: (B, C, H, W); only their size is used.
+            progress: completed fraction of the run.
         """
         rise = min(1.0, progress / self.warmup) if self.warmup else 1.0
         threat = self.threat(images[0].numel()).scaled(rise)
@@ -130,7 +130,7 @@ class Pgd(Method):
         return threat, steps, STEP * threat.eps / steps if self.step is None else self.step * rise
 
     def threat(self, pixels: int) -> Threat:
-        """Returns the ball for images of C H W = `pixels`."""
+        """Returns the ball for images with C H W = `pixels`."""
         eps = self.eps if self.rms is None else self.rms * pixels ** (1 / _ORDERS[self.norm])
         return Threat(self.norm, eps)
 
@@ -144,6 +144,6 @@ class Pgd(Method):
 
 
 def accuracy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Returns the share of logits (B, K) whose top class is that of the targets, (B,) or (B, K)."""
+    """Returns the fraction of logits (B, K) whose top class matches targets (B,) or (B, K)."""
     classes = targets if targets.ndim == 1 else targets.argmax(1)
     return (logits.detach().argmax(1) == classes).float().mean()

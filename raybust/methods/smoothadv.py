@@ -1,8 +1,8 @@
 """SmoothAdv: Salman, Yang, Li, Zhang, Zhang, Razenshteyn and Bubeck, "Provably Robust Deep Learning
 via Adversarially Trained Smoothed Classifiers" (NeurIPS 2019, arXiv:1906.04584).
 
-The attack is on the smoothed classifier, estimated on m draws of noise that stay the same through
-its steps and are then trained on, as in the authors' code. Noise comes last and is not clamped.
+Attacks the smoothed classifier, estimated on m noise draws that are fixed across the attack's steps
+and reused for training, as in the authors' code. Noise comes last and is not clamped.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from raybust.numerics.balls import normal
 
 @dataclass(frozen=True, kw_only=True)
 class Smoothadv(Pgd):
-    """Cross entropy on noisy copies of the images that are the worst for the smoothed classifier:
+    """Cross entropy on noisy copies of worst-case images for the smoothed classifier:
     loss = mean over i of CE(network(x + delta + sigma e_i), y), delta ~ argmax over ||delta|| <=
     eps of -log mean over i of p_y(x + delta + sigma e_i).
     """
 
     sigma: float = option(0.25, "Standard deviation of the noise.", gt=0, unit="pixels in [0, 1]")
-    samples: int = option(2, "Draws of noise of an image, m; costs m passes in place of one.", ge=1)
+    samples: int = option(2, "Noise draws per image, m; costs m passes instead of one.", ge=1)
     norm: Literal["linf", "l2", "l1"] = option("l2", "Norm of the ball.")
-    eps: float = option(0.5, "Radius of the ball.", gt=0, unit="norm's, pixels in [0, 1]")
-    steps: int = option(4, "Gradient steps of the attack.", ge=1)
+    eps: float = option(0.5, "Radius of the ball.", gt=0, unit="pixels in [0, 1], in the norm")
+    steps: int = option(4, "Number of gradient steps of the attack.", ge=1)
     start: Literal["uniform", "center", "gaussian", "n_fgsm"] = option(
-        "center", "Where the attack starts, as in `pgd`."
+        "center", "Start of the attack, as in `pgd`."
     )
     warmup: float = option(
-        0.1, "Share of the run over which eps rises linearly from 0.", ge=0, lt=1
+        0.1, "Fraction of the run over which eps rises linearly from 0.", ge=0, lt=1
     )
 
     def loss(
@@ -63,5 +63,5 @@ class Smoothadv(Pgd):
         return F.cross_entropy(logits, repeated)
 
     def noise(self) -> float:
-        """The sigma of training is the sigma of certification."""
+        """Returns the training sigma, which certification also uses."""
         return self.sigma

@@ -1,4 +1,4 @@
-"""Standard training: cross entropy on the images as they are. The baseline of clean accuracy."""
+"""Standard training: cross entropy on unmodified images. The baseline for clean accuracy."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """TRADES: Zhang, Yu, Jiao, Xing, El Ghaoui and Jordan, "Theoretically Principled Trade-off between
 Robustness and Accuracy" (ICML 2019, arXiv:1901.08573).
 
-As in the authors' code the attack maximizes the divergence from a start 0.001 e beside the image
-(at the image its gradient is 0), and both terms train the network in train mode.
+As in the authors' code, the attack maximizes the divergence from a start 0.001 e off the image (at
+the image the gradient is 0), and both loss terms are computed in train mode.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from raybust.numerics.attacks import attacked
 
 @dataclass(frozen=True, kw_only=True)
 class Trades(Pgd):
-    """Cross entropy on the images, and how far an attack can move the prediction: loss =
+    """Clean cross entropy plus the largest change of the prediction under attack: loss =
     CE(network(x), y) + beta max over ||delta|| <= eps of KL(p(x) || p(x + delta)).
     """
 
     beta: float = option(
-        6.0, "Weight of the divergence: more is more robust and less accurate.", gt=0
+        6.0, "Weight of the divergence; larger values trade accuracy for robustness.", gt=0
     )
     start: Literal["uniform", "center", "gaussian", "n_fgsm"] = option(
-        "gaussian", "Where the attack starts, as in `pgd`; not at the center, where it would stay."
+        "gaussian", "Start of the attack, as in `pgd`; not `center`, where the gradient is 0."
     )
 
     def problems(self) -> list[str]:
-        """Rules across fields, beside the fields' own."""
+        """Adds constraints across fields."""
         found = super().problems()
         if self.start == "center":
-            found.append("start: got 'center', expected another: the divergence is flat there")
+            found.append("start: got 'center', expected another start: the gradient is 0 there")
         return found
 
     def loss(

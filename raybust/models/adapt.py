@@ -1,8 +1,7 @@
-"""Networks of others made to give float32 logits (B, K): other types of weights are cast, and the
-logits are picked out of a tuple, a dictionary or an object.
+"""Adapts external networks to return float32 logits (B, K): casts weights of other dtypes and
+extracts the logits from a tuple, a dictionary or an object.
 
-A hook picks them, so that the names of the weights stay as they are. Between `external` and
-`build`.
+A forward hook extracts them, so the names of the weights do not change.
 """
 
 from __future__ import annotations
@@ -15,72 +14,72 @@ import torch
 from torch import Tensor, nn
 
 _NAMES = ("logits", "out", "output", "outputs", "prediction")
-"""Where logits stand in a dictionary or an object, in this order."""
+"""Names of logits in a dictionary or an object, in order of preference."""
 
 
 def adapt(network: nn.Module, shape: tuple[int, int, int], num_classes: int) -> list[str]:
-    """Casts a network's weights to float32 and picks its logits; returns what was done.
+    """Casts a network's weights to float32 and extracts its logits; returns notes on the changes.
 
     Args:
-        network: in any mode, which is left as it is.
+        network: in any mode; the mode is restored.
         shape: (C, H, W) of an image.
         num_classes: number K of logits.
     """
     notes = []
-    types = {part.dtype for part in network.state_dict().values() if part.is_floating_point()}
-    ours = torch.get_default_dtype()
-    if types - {ours}:
-        network.to(ours)
-        names = ", ".join(sorted(str(one).removeprefix("torch.") for one in types))
-        notes.append(f"its weights were {names} and are {str(ours).removeprefix('torch.')} here")
+    dtypes = {part.dtype for part in network.state_dict().values() if part.is_floating_point()}
+    default = torch.get_default_dtype()
+    if dtypes - {default}:
+        network.to(default)
+        names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
+        notes.append(f"its weights were cast from {names} to {str(default).removeprefix('torch.')}")
     modes = [(module, module.training) for module in network.modules()]
     try:
         with torch.no_grad():
             output = network.eval()(torch.zeros(2, *shape))
     except Exception:
-        return notes  # the check of the whole network says what is wrong
+        return notes  # the check of the complete network reports the error
     finally:
         for module, mode in modes:
             module.training = mode
     if isinstance(output, Tensor) and output.shape == (2, num_classes):
-        output = _in_training(network, shape, output)
+        output = _training_output(network, shape, output)
     if isinstance(output, Tensor) and output.shape == (2, num_classes):
         return notes
-    place = _place(output, num_classes)
-    if place is not None:
-        network.register_forward_hook(Pick(place, num_classes))
-        notes.append(f"its logits are picked from its output: {place or 'flattened'}")
+    key = _logits_key(output, num_classes)
+    if key is not None:
+        network.register_forward_hook(ExtractLogits(key, num_classes))
+        notes.append(f"its logits are extracted from its output: {key or 'flattened'}")
     return notes
 
 
-def _in_training(network: nn.Module, shape: tuple[int, int, int], otherwise: Any) -> Any:
-    """Returns what a copy of a network gives in training mode, in which some have further heads."""
+def _training_output(network: nn.Module, shape: tuple[int, int, int], default: Any) -> Any:
+    """Returns a copy's output in training mode, in which some networks use additional heads."""
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             return copy.deepcopy(network).train()(torch.zeros(2, *shape))
     except Exception:
-        return otherwise  # training itself tells what is wrong
+        return default  # training itself reports the error
 
 
-class Pick:
-    """A forward hook that replaces a network's output by the logits in it."""
+class ExtractLogits:
+    """A forward hook that replaces a network's output by its logits."""
 
-    def __init__(self, place: str, num_classes: int) -> None:
-        """Keeps where the logits are.
+    def __init__(self, key: str, num_classes: int) -> None:
+        """Stores the location of the logits.
 
         Args:
-            place: an item's number or name, or "" for the output itself.
+            key: an item's number or name, or "" for the output itself.
             num_classes: number K of logits.
         """
-        self.place, self.num_classes = place, num_classes
+        self.key, self.num_classes = key, num_classes
 
     def __call__(self, module: nn.Module, inputs: Any, output: Any) -> Any:
         """Returns the logits (B, K)."""
-        return _item(output, self.place).flatten(1)
+        return _item(output, self.key).flatten(1)
 
 
-def _place(output: Any, num_classes: int) -> str | None:
-    """Returns where in an output for two images the logits (2, K) are, or None."""
+def _logits_key(output: Any, num_classes: int) -> str | None:
+    """Returns the key of the logits (2, K) in an output for two images, or None."""
     if isinstance(output, Tensor):
         names = [""]
     elif isinstance(output, (tuple, list)) and not hasattr(output, "_fields"):
@@ -99,13 +98,13 @@ def _place(output: Any, num_classes: int) -> str | None:
     return None
 
 
-def _item(output: Any, place: str) -> Any:
-    if not place:
+def _item(output: Any, key: str) -> Any:
+    if not key:
         return output
     if isinstance(output, Mapping):
-        return output.get(place)
-    if place.isdigit() and isinstance(output, (tuple, list)):
-        return output[int(place)]
-    if isinstance(output, Tensor):  # in training mode some networks give a plain tensor
+        return output.get(key)
+    if key.isdigit() and isinstance(output, (tuple, list)):
+        return output[int(key)]
+    if isinstance(output, Tensor):  # some networks return a plain tensor in training mode
         return output
-    return getattr(output, place, None)
+    return getattr(output, key, None)

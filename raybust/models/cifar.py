@@ -1,9 +1,8 @@
-"""The networks of the field for small images, written here; all are plain modules that torch.fx
-traces.
+"""Built-in networks for small images; all are plain modules that torch.fx can trace.
 
-ResNet-20/56/110 are those of He, Zhang, Ren and Sun (2016, arXiv:1512.03385, section 4.2), with
-parameter-free shortcuts (option A). Pre-activation ResNet-18 is after He, Zhang, Ren and Sun (2016,
-arXiv:1603.05027), WRN-28-10 after Zagoruyko and Komodakis (2016, arXiv:1605.07146) with dropout 0.
+ResNet-20/56/110 follow He, Zhang, Ren and Sun (2016, arXiv:1512.03385, section 4.2), with
+parameter-free shortcuts (option A). Pre-activation ResNet-18 follows He, Zhang, Ren and Sun (2016,
+arXiv:1603.05027), WRN-28-10 Zagoruyko and Komodakis (2016, arXiv:1605.07146) with dropout 0.
 """
 
 from __future__ import annotations
@@ -15,15 +14,15 @@ from torch import Tensor, nn
 
 
 def small_cnn(shape: tuple[int, int, int], num_classes: int, width: int) -> nn.Module:
-    """Returns a CNN of three convolutions and two linear layers, without normalization layers.
+    """Returns a CNN with three convolutions and two linear layers, without normalization layers.
 
     Args:
-        shape: (C, H, W) of an image, sides >= 4.
+        shape: (C, H, W) of an image, H and W >= 4.
         num_classes: number K of logits.
         width: channels of the first convolution; the other two have twice as many.
     """
-    channels, height, breadth = shape
-    cells = -(-height // 4) * -(-breadth // 4)
+    channels, image_height, image_width = shape
+    positions = -(-image_height // 4) * -(-image_width // 4)
     network = nn.Sequential(
         nn.Conv2d(channels, width, 3, padding=1),
         nn.ReLU(),
@@ -32,7 +31,7 @@ def small_cnn(shape: tuple[int, int, int], num_classes: int, width: int) -> nn.M
         nn.Conv2d(2 * width, 2 * width, 3, stride=2, padding=1),
         nn.ReLU(),
         nn.Flatten(),
-        nn.Linear(2 * width * cells, 128),
+        nn.Linear(2 * width * positions, 128),
         nn.ReLU(),
         nn.Linear(128, num_classes),
     )
@@ -40,8 +39,8 @@ def small_cnn(shape: tuple[int, int, int], num_classes: int, width: int) -> nn.M
 
 
 def initialize(network: nn.Module) -> nn.Module:
-    """Draws weights of convolutions and linear layers from N(0, 2 / fan_in) and zeroes their
-    biases (He, Zhang, Ren and Sun, 2015, arXiv:1502.01852); returns the network."""
+    """Draws convolution and linear weights from N(0, 2 / fan_in) and zeroes biases (He, Zhang, Ren
+    and Sun, 2015, arXiv:1502.01852); returns the network."""
     for module in network.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
@@ -55,15 +54,15 @@ def _conv3x3(before: int, after: int, stride: int = 1) -> nn.Conv2d:
 
 
 class PadShortcut(nn.Module):
-    """Option A: every second pixel, zero channels added on both sides; no parameters."""
+    """Option A: takes every second pixel and pads zero channels on both sides; no parameters."""
 
     def __init__(self, added: int) -> None:
-        """Keeps the number of channels `added`, an even number."""
+        """Stores the even number of channels to add."""
         super().__init__()
         self.added = added
 
     def forward(self, features: Tensor) -> Tensor:
-        """Returns (B, C + added, ceil(H / 2), ceil(W / 2)) of features (B, C, H, W)."""
+        """Maps features (B, C, H, W) to (B, C + added, ceil(H / 2), ceil(W / 2))."""
         return F.pad(features[:, :, ::2, ::2], (0, 0, 0, 0, self.added // 2, self.added // 2))
 
 
@@ -71,7 +70,7 @@ class Block(nn.Module):
     """Convolution, batch norm, ReLU, convolution, batch norm, plus shortcut, ReLU."""
 
     def __init__(self, before: int, after: int, stride: int) -> None:
-        """Makes a block of `after` channels on `before` channels."""
+        """Builds a block from `before` to `after` channels."""
         super().__init__()
         self.conv1 = _conv3x3(before, after, stride)
         self.bn1 = nn.BatchNorm2d(after)
@@ -82,7 +81,7 @@ class Block(nn.Module):
         self.relu2 = nn.ReLU()
 
     def forward(self, features: Tensor) -> Tensor:
-        """Returns (B, after, H / stride, W / stride) of features (B, before, H, W)."""
+        """Maps features (B, before, H, W) to (B, after, H / stride, W / stride)."""
         inner = self.relu1(self.bn1(self.conv1(features)))
         result: Tensor = self.relu2(self.bn2(self.conv2(inner)) + self.shortcut(features))
         return result
@@ -92,10 +91,10 @@ class ResNet(nn.Module):
     """ResNet of depth 6 n + 2 for small images: three stages of n blocks, 16, 32, 64 channels."""
 
     def __init__(self, channels: int, num_classes: int, depth: int) -> None:
-        """Makes the network with He's initialization.
+        """Builds the network with He initialization.
 
         Args:
-            channels: channels of the images.
+            channels: number of image channels.
             num_classes: number K of logits.
             depth: 6 n + 2.
         """
@@ -123,11 +122,11 @@ class ResNet(nn.Module):
 class PreActBlock(nn.Module):
     """Batch norm, ReLU, convolution, twice, plus shortcut.
 
-    Where the shape changes, the shortcut is a 1x1 convolution of the first ReLU's output.
+    If the shape changes, the shortcut is a 1x1 convolution of the first ReLU's output.
     """
 
     def __init__(self, before: int, after: int, stride: int) -> None:
-        """Makes a block of `after` channels on `before` channels."""
+        """Builds a block from `before` to `after` channels."""
         super().__init__()
         self.bn1 = nn.BatchNorm2d(before)
         self.relu1 = nn.ReLU()
@@ -140,7 +139,7 @@ class PreActBlock(nn.Module):
             self.shortcut = nn.Sequential(nn.Conv2d(before, after, 1, stride=stride, bias=False))
 
     def forward(self, features: Tensor) -> Tensor:
-        """Returns (B, after, H / stride, W / stride) of features (B, before, H, W)."""
+        """Maps features (B, before, H, W) to (B, after, H / stride, W / stride)."""
         active = self.relu1(self.bn1(features))
         inner = self.conv2(self.relu2(self.bn2(self.conv1(active))))
         total: Tensor = inner + (self.shortcut(active) if self.projects else features)
@@ -148,19 +147,19 @@ class PreActBlock(nn.Module):
 
 
 class PreActResNet(nn.Module):
-    """Pre-activation residual network for small images; WRN is one with wide stages."""
+    """Pre-activation residual network for small images; wide stages make it a WRN."""
 
     def __init__(
         self, channels: int, num_classes: int, *, stem: int, widths: Sequence[int], blocks: int
     ) -> None:
-        """Makes the network with He's initialization.
+        """Builds the network with He initialization.
 
         Args:
-            channels: channels of the images.
+            channels: number of image channels.
             num_classes: number K of logits.
             stem: channels of the first convolution.
-            widths: channels of each stage; every stage but the first halves the sides.
-            blocks: blocks of each stage.
+            widths: channels per stage; all stages but the first halve H and W.
+            blocks: blocks per stage.
         """
         super().__init__()
         self.conv1 = _conv3x3(channels, stem)
@@ -188,5 +187,5 @@ class PreActResNet(nn.Module):
 def _stage(
     block: type[Block] | type[PreActBlock], before: int, after: int, blocks: int, stride: int
 ) -> nn.Sequential:
-    rest = (block(after, after, 1) for _ in range(blocks - 1))
-    return nn.Sequential(block(before, after, stride), *rest)
+    others = (block(after, after, 1) for _ in range(blocks - 1))
+    return nn.Sequential(block(before, after, stride), *others)

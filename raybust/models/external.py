@@ -1,8 +1,8 @@
-"""Networks of others: torchvision's and timm's by name, the user's own by module and callable.
+"""External networks: torchvision's and timm's by name, the user's own by module and callable.
 
-Both libraries are imported when they are asked for, torchvision (which timm imports too) through
-`raybust.vision`. Weights are never downloaded here. What a library or the user's code raises while
-it makes a network becomes one line for the user.
+Both libraries are imported on demand, torchvision (which timm also imports) through
+`raybust.vision`. Weights are never downloaded. Errors raised by a library or the user's code while
+building a network become one-line messages.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from raybust import vision
 from raybust.errors import RequestError, unknown
 
 LIBRARIES = ("torchvision", "timm")
-"""What may stand before the colon of a name, beside a module of the user's."""
+"""Allowed prefixes before the colon of a name, besides a user's module."""
 
 _FORMS = "(a model is a built-in name, torchvision:NAME, timm:NAME or module:callable)"
 
 
 def names_of(library: str) -> list[str]:
-    """Returns the names of the classifiers of torchvision or timm."""
+    """Returns the names of torchvision's or timm's classifiers."""
     models = vision.torchvision().models
     if library == "torchvision":
         return list(models.list_models(module=models))
@@ -40,29 +40,29 @@ def names_of(library: str) -> list[str]:
 
 
 def check_name(library: str, name: str) -> None:
-    """Refuses a name that a library does not have.
+    """Checks that a library has a model of this name.
 
     Raises:
-        RequestError: with the closest names.
+        RequestError: the name is unknown; the message lists the closest names.
     """
     known = names_of(library)
     bare, dot, tag = name.partition(".")
     if library == "timm" and bare in known and dot:
         tags = _tags(bare)
         if tag not in tags:
-            raise unknown_among(f"weights' tag of timm:{bare}", tag, tags or ["(none)"])
+            raise unknown_among(f"weight tag of timm:{bare}", tag, tags or ["(none)"])
         return
     if name not in known:
         raise unknown_among(f"{library} model", name, known)
 
 
 def tag_notes(name: str) -> list[str]:
-    """Returns a note where a name has the tag of weights, which are not loaded."""
-    library, _, rest = name.partition(":")
-    if library != "timm" or "." not in rest:
+    """Returns a note if a name includes a weight tag, since its weights are not loaded."""
+    library, _, model = name.partition(":")
+    if library != "timm" or "." not in model:
         return []
-    tag = rest.partition(".")[2]
-    return [f"the weights of the tag '{tag}' are not loaded; training starts from scratch"]
+    tag = model.partition(".")[2]
+    return [f"the weights of tag '{tag}' are not loaded; training starts from scratch"]
 
 
 def _tags(bare: str) -> list[str]:
@@ -72,10 +72,10 @@ def _tags(bare: str) -> list[str]:
 
 
 def check_module(name: str) -> None:
-    """Refuses "package.module:function" where there is no such package; imports nothing.
+    """Checks that the package of "package.module:function" exists, without importing it.
 
     Raises:
-        RequestError: it is neither in the working directory nor installed.
+        RequestError: the package is neither in the working directory nor installed.
     """
     package = name.partition(":")[0].partition(".")[0]
     _check_shadow(name, package)
@@ -86,33 +86,33 @@ def check_module(name: str) -> None:
 
 
 def _check_shadow(name: str, package: str) -> None:
-    """Refuses a module of the working directory that has the name of one of Python's."""
+    """Rejects a module in the working directory that shadows one of the standard library."""
     file = next((path for path in (f"{package}.py", package) if os.path.exists(path)), None)
     if package in sys.stdlib_module_names and file is not None:
         raise RequestError(
-            f"'{name}': {file} in the working directory has the name of a module of Python's, which"
-            " others import; rename it"
+            f"'{name}': {file} in the working directory shadows a standard library module that"
+            " other packages import; rename it"
         )
 
 
 def from_torchvision(name: str, shape: tuple[int, int, int], num_classes: int) -> nn.Module:
-    """Returns a classifier of torchvision, untrained.
+    """Returns an untrained torchvision classifier.
 
     Args:
-        name: a name that `check_name` knows.
-        shape: (C, H, W) of an image; where C is not 3 the first convolution is replaced.
+        name: a name accepted by `check_name`.
+        shape: (C, H, W) of an image; if C is not 3, the first convolution is replaced.
         num_classes: number K of logits.
 
     Raises:
-        RequestError: it cannot be made for that shape.
+        RequestError: the model cannot be built for this shape.
     """
     models = vision.torchvision().models
     keywords: dict[str, Any] = {}
-    if name in ("googlenet", "inception_v3"):  # their auxiliary heads make training return a tuple
+    if name in ("googlenet", "inception_v3"):  # with auxiliary heads, training returns a tuple
         keywords = {"aux_logits": False, "init_weights": True}
     elif name.startswith("vit_"):
         keywords = {"image_size": shape[1]}
-    with one_line(f"torchvision:{name} cannot be made for images of {size(shape)}"):
+    with one_line(f"torchvision:{name} cannot be built for images of {size(shape)}"):
         network: nn.Module = models.get_model(
             name, weights=None, num_classes=num_classes, **keywords
         )
@@ -122,15 +122,15 @@ def from_torchvision(name: str, shape: tuple[int, int, int], num_classes: int) -
 
 
 def from_timm(name: str, shape: tuple[int, int, int], num_classes: int) -> nn.Module:
-    """Returns a classifier of timm, untrained.
+    """Returns an untrained timm classifier.
 
     Args:
-        name: a name that `check_name` knows.
-        shape: (C, H, W) of an image; models that want to know H and W are told.
+        name: a name accepted by `check_name`.
+        shape: (C, H, W) of an image; H and W are passed to models that accept them.
         num_classes: number K of logits.
 
     Raises:
-        RequestError: it cannot be made for that shape.
+        RequestError: the model cannot be built for this shape.
     """
     vision.torchvision()
     import timm
@@ -140,7 +140,7 @@ def from_timm(name: str, shape: tuple[int, int, int], num_classes: int) -> nn.Mo
         "num_classes": num_classes,
         "in_chans": shape[0],
     }
-    with one_line(f"timm:{name} cannot be made for images of {size(shape)}"):
+    with one_line(f"timm:{name} cannot be built for images of {size(shape)}"):
         try:
             network: nn.Module = timm.create_model(name, img_size=side(shape), **keywords)
         except TypeError as error:
@@ -151,19 +151,15 @@ def from_timm(name: str, shape: tuple[int, int, int], num_classes: int) -> nn.Mo
 
 
 def from_callable(name: str, shape: tuple[int, int, int], num_classes: int) -> nn.Module:
-    """Returns what the user's callable makes.
+    """Returns the network built by the user's callable.
 
     Args:
         name: "package.module:function"; the working directory is searched first.
         shape: (C, H, W) of an image.
         num_classes: number K of logits.
 
-    The callable gets those of the keywords num_classes, in_channels and image_size (H, or (H, W)
-    where they differ) that it accepts.
-
     Raises:
-        RequestError: the module cannot be imported, it has no such callable, the callable raises or
-            returns something that is not a torch.nn.Module.
+        RequestError: the module cannot be imported or has no such callable; see also `call`.
     """
     module_name, _, attribute = name.partition(":")
     check_module(name)
@@ -172,21 +168,41 @@ def from_callable(name: str, shape: tuple[int, int, int], num_classes: int) -> n
             module = importlib.import_module(module_name)
         make = getattr(module, attribute, None)
         if not callable(make):
-            raise unknown_among(f"callable of module '{module_name}'", attribute, _offers(module))
-        with one_line(f"'{name}' fails"):
-            keywords = _accepted(
-                make, num_classes=num_classes, in_channels=shape[0], image_size=side(shape)
-            )
-            network = make(**keywords)
-    if not isinstance(network, nn.Module):
-        raise RequestError(
-            f"'{name}' returns a {type(network).__name__}, expected a torch.nn.Module"
+            kind = f"callable of module '{module_name}'"
+            raise unknown_among(kind, attribute, _callables(module))
+        return call(make, f"'{name}'", shape, num_classes)
+
+
+def call(
+    make: Callable[..., Any], what: str, shape: tuple[int, int, int], num_classes: int
+) -> nn.Module:
+    """Returns the network built by a callable.
+
+    The callable receives whichever of the keywords num_classes, in_channels and image_size (H, or
+    (H, W) if they differ) it accepts.
+
+    Args:
+        make: a callable of the user or of an installed package.
+        what: prefix of error messages, for instance "'my_nets:make'".
+        shape: (C, H, W) of an image.
+        num_classes: number K of logits.
+
+    Raises:
+        RequestError: the callable raises or does not return a torch.nn.Module.
+    """
+    with one_line(f"{what} fails"):
+        keywords = _accepted(
+            make, num_classes=num_classes, in_channels=shape[0], image_size=side(shape)
         )
+        network = make(**keywords)
+    if not isinstance(network, nn.Module):
+        kind = type(network).__name__
+        raise RequestError(f"{what} returned type {kind}, expected a torch.nn.Module")
     return network
 
 
 def unknown_among(kind: str, name: str, allowed: Iterable[str]) -> RequestError:
-    """Returns `errors.unknown` for a name among so many that only the few closest are told."""
+    """Returns an `errors.unknown` error that lists only the closest of many allowed names."""
     names = sorted(allowed)
     if len(names) <= 12:
         return unknown(kind, name, names)
@@ -199,7 +215,7 @@ def unknown_among(kind: str, name: str, allowed: Iterable[str]) -> RequestError:
 
 @contextmanager
 def one_line(what: str, expected: str = "") -> Iterator[None]:
-    """Turns whatever code of others raises inside into "what: type: first line; expected ..."."""
+    """Converts any exception in the block to "what: type: first line; expected ..."."""
     try:
         yield
     except (Exception, SystemExit) as error:
@@ -209,17 +225,17 @@ def one_line(what: str, expected: str = "") -> Iterator[None]:
 
 
 def size(shape: tuple[int, int, int]) -> str:
-    """Returns a shape in words, for instance 3x32x32."""
+    """Formats a shape, for instance 3x32x32."""
     return "x".join(map(str, shape))
 
 
 def side(shape: tuple[int, int, int]) -> int | tuple[int, int]:
-    """Returns H of a square image, (H, W) of any other."""
+    """Returns H for square images, else (H, W)."""
     return shape[1] if shape[1] == shape[2] else shape[1:]
 
 
 def _replace_first_convolution(network: nn.Module, channels: int) -> None:
-    """Gives the first convolution `channels` input channels and He's initialization."""
+    """Gives the first convolution `channels` input channels and He initialization."""
     conv = next(module for module in network.modules() if isinstance(module, nn.Conv2d))
     conv.in_channels = channels
     conv.weight = nn.Parameter(torch.empty(conv.out_channels, channels, *conv.kernel_size))
@@ -227,9 +243,9 @@ def _replace_first_convolution(network: nn.Module, channels: int) -> None:
 
 
 def _accepted(make: Callable[..., Any], **keywords: Any) -> dict[str, Any]:
-    """Returns those of the keywords that a callable accepts."""
+    """Returns the keywords that a callable accepts."""
     if isinstance(make, type) and inspect.getattr_static(make, "__init__") is nn.Module.__init__:
-        return {}  # its signature takes anything, it itself does not
+        return {}  # nn.Module's signature takes any keywords, but it rejects them
     parameters = inspect.signature(make).parameters.values()
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return keywords
@@ -237,14 +253,14 @@ def _accepted(make: Callable[..., Any], **keywords: Any) -> dict[str, Any]:
     return {key: value for key, value in keywords.items() if key in named}
 
 
-def _offers(module: object) -> list[str]:
+def _callables(module: object) -> list[str]:
     return [name for name, value in vars(module).items() if callable(value) and name[0] != "_"]
 
 
 @contextmanager
 def _working_directory_importable() -> Iterator[None]:
-    """Puts the working directory first on the import path, as `python -m` does, for the time of
-    the user's code."""
+    """Puts the working directory first on the import path within the block, as `python -m`
+    does."""
     here = os.getcwd()
     sys.path.insert(0, here)
     importlib.invalidate_caches()

@@ -1,8 +1,8 @@
-"""The tensors of a PyTorch file whose other objects `torch.load(weights_only=True)` does not admit.
+"""Reads tensors from PyTorch files that `torch.load(weights_only=True)` rejects for other objects.
 
-Nothing of the file is imported or called: every global but the few that rebuild a tensor becomes an
-inert stand-in, which ignores what the pickle does to it. A tensor is a reference into the archive,
-checked against the bytes that are there. Only the zip form of PyTorch 1.6 and later is read.
+Nothing in the file is imported or called: every global except those that rebuild tensors becomes an
+inert stand-in that ignores whatever the pickle does to it. A tensor is a reference into the archive
+and is checked against its actual bytes. Only the zip format of PyTorch 1.6 and later is read.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_DEEPEST = 8
-_BROKEN = (
+_MAX_DEPTH = 8
+_CORRUPT_FILE_ERRORS = (
     pickle.UnpicklingError, zipfile.BadZipFile, OSError, LookupError, TypeError, AttributeError,
     EOFError, RuntimeError, RecursionError, OverflowError, MemoryError,
 )  # fmt: skip
@@ -34,7 +34,7 @@ _STORAGES = {
 
 
 class StandIn:
-    """What any object of the file becomes that is no tensor: it keeps nothing and does nothing."""
+    """Inert replacement for any object that is not a tensor: stores nothing, does nothing."""
 
     name = ""
 
@@ -45,23 +45,23 @@ class StandIn:
         """Ignores its arguments."""
 
     def __call__(self, *args: Any, **keywords: Any) -> StandIn:
-        """Ignores a call."""
+        """Ignores calls."""
         return self
 
     def __setstate__(self, state: Any) -> None:
-        """Ignores a state."""
+        """Ignores state."""
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        """Ignores an item."""
+        """Ignores items."""
 
     def append(self, value: Any) -> None:
-        """Ignores an item."""
+        """Ignores items."""
 
     def extend(self, values: Any) -> None:
         """Ignores items."""
 
     def __hash__(self) -> int:
-        """Lets it be a key."""
+        """Makes it usable as a key."""
         return id(self)
 
 
@@ -72,18 +72,18 @@ class _Storage:
 
 
 class _Reference(StandIn):
-    """A tensor of the file: a view of a storage."""
+    """A tensor in the file: a view of a storage."""
 
     def __new__(cls, *args: Any, **keywords: Any) -> _Reference:
-        made = object.__new__(cls)
-        made.view = args[:4]
-        return made
+        reference = object.__new__(cls)
+        reference.view = args[:4]
+        return reference
 
     view: tuple[Any, ...]
 
 
 class _Parameter(StandIn):
-    """Stands for torch's _rebuild_parameter: gives the tensor in it."""
+    """Replaces torch's _rebuild_parameter; returns the tensor in it."""
 
     def __new__(cls, *args: Any, **keywords: Any) -> Any:
         return args[0] if args and isinstance(args[0], _Reference) else StandIn()
@@ -92,7 +92,7 @@ class _Parameter(StandIn):
 class _Unpickler(pickle.Unpickler):
     def __init__(self, file: Any) -> None:
         super().__init__(file)
-        self.strange: set[str] = set()
+        self.skipped: set[str] = set()
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("collections", "OrderedDict"):
@@ -103,8 +103,8 @@ class _Unpickler(pickle.Unpickler):
             return _Parameter
         if module in ("torch", "torch.storage") and name in _STORAGES:
             return _STORAGES[name]
-        self.strange.add(f"{module}.{name}")
-        return type("Strange", (StandIn,), {"name": f"{module}.{name}"})
+        self.skipped.add(f"{module}.{name}")
+        return type("Skipped", (StandIn,), {"name": f"{module}.{name}"})
 
     def persistent_load(self, saved: Any) -> Any:
         if (
@@ -119,36 +119,36 @@ class _Unpickler(pickle.Unpickler):
 
 
 def read_tensors(path: str | Path) -> tuple[dict[Any, Any], list[str]]:
-    """Returns the nested dictionaries of a PyTorch file with their tensors, and the names of what
-    was left aside without being imported or called.
+    """Returns the nested dictionaries of tensors in a PyTorch file, and the names of the globals
+    that were skipped without being imported or called.
 
     Args:
         path: the file.
 
     Raises:
-        ValueError: it is no zip file of PyTorch's, or is not what it says.
+        ValueError: the file is not a PyTorch zip file, or is corrupt.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             (pickled,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
-            home = pickled.removesuffix("data.pkl")
+            prefix = pickled.removesuffix("data.pkl")
             with archive.open(pickled) as file:
                 unpickler = _Unpickler(file)
                 content = unpickler.load()
-            read = partial(_tensor, archive=archive, home=home, read={})
+            read = partial(_tensor, archive=archive, prefix=prefix, cache={})
             tree = _tree(content, read, set(), 0)
-    except _BROKEN as error:
-        raise ValueError(f"no file of PyTorch's: {error}") from None
-    return (tree if isinstance(tree, dict) else {}), sorted(unpickler.strange)
+    except _CORRUPT_FILE_ERRORS as error:
+        raise ValueError(f"not a valid PyTorch file: {error}") from None
+    return (tree if isinstance(tree, dict) else {}), sorted(unpickler.skipped)
 
 
 def _tree(value: Any, read: Callable[[_Reference], Tensor], seen: set[int], depth: int) -> Any:
-    """Returns the tensors of a value: alone, or in dictionaries with texts for keys; else None."""
+    """Returns a tensor, or nested dictionaries of tensors with string keys; else None."""
     if isinstance(value, _Reference):
         return read(value)
-    if not isinstance(value, Mapping) or depth > _DEEPEST:
+    if not isinstance(value, Mapping) or depth > _MAX_DEPTH:
         return None
-    if id(value) in seen:  # a dictionary that occurs twice is read once
+    if id(value) in seen:  # read shared dictionaries only once
         return None
     seen.add(id(value))
     found = {key: _tree(part, read, seen, depth + 1)
@@ -157,23 +157,23 @@ def _tree(value: Any, read: Callable[[_Reference], Tensor], seen: set[int], dept
 
 
 def _tensor(
-    reference: _Reference, archive: zipfile.ZipFile, home: str, read: dict[str, bytearray]
+    reference: _Reference, archive: zipfile.ZipFile, prefix: str, cache: dict[str, bytearray]
 ) -> Tensor:
     storage, offset, size, stride = reference.view
     if not isinstance(storage, _Storage):
-        raise ValueError("a tensor without a storage")
-    if storage.key not in read:
-        info = archive.getinfo(f"{home}data/{storage.key}")
+        raise ValueError("a tensor has no storage")
+    if storage.key not in cache:
+        info = archive.getinfo(f"{prefix}data/{storage.key}")
         if info.compress_type != zipfile.ZIP_STORED:
-            raise ValueError("a storage that is compressed")
-        read[storage.key] = bytearray(archive.read(info))
-    content = read[storage.key]
+            raise ValueError("a storage is compressed")
+        cache[storage.key] = bytearray(archive.read(info))
+    content = cache[storage.key]
     whole = torch.frombuffer(content, dtype=storage.dtype) if content else torch.empty(
         0, dtype=storage.dtype)  # fmt: skip
     numbers = [*size, *stride, offset]
     if len(size) != len(stride) or not all(isinstance(n, int) and n >= 0 for n in numbers):
-        raise ValueError("a tensor whose shape is none")
+        raise ValueError("a tensor has an invalid shape")
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if math.prod(size) > len(whole) or (0 not in size and last >= len(whole)):
-        raise ValueError("a tensor beyond its storage")
+        raise ValueError("a tensor extends beyond its storage")
     return whole.as_strided(tuple(size), tuple(stride), offset).clone()

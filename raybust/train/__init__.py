@@ -1,1 +1,1 @@
-"""Training without Ray: the objective, the loop, the optimizer, the ranks, validation."""
+"""Training without Ray: objective, loop, optimizer, ranks, validation and initial weights."""

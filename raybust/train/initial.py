@@ -1,6 +1,6 @@
-"""What a run takes from others: the weights that it starts from, and the frozen network of which
-its method wants features. Both are named in the method's fields, as a run, a sweep's trial, a
-checkpoint folder or a weights file. Stage between checkpoint and train.
+"""Networks that a run takes from other runs: its initial weights, and the frozen network that
+provides features to its method. The method's fields name each as a run, a sweep's trial, a
+checkpoint folder or a weights file.
 """
 
 from __future__ import annotations
@@ -22,32 +22,32 @@ from raybust.numerics.transport import penultimate
 from raybust.train.objective import assemble
 
 Embedding = Callable[[Tensor], Tensor]
-"""Images (B, C, H, W) to features (B, D), without a gradient."""
+"""Maps images (B, C, H, W) to features (B, D), without gradients."""
 
 
 def check(config: Config) -> None:
-    """Checks that there is what the method's fields name; reads no weights.
+    """Checks that the networks named by the method exist, without reading weights.
 
     Raises:
-        RequestError: nothing is there, or a run without a checkpoint.
+        RequestError: a source does not exist, or is a run without a checkpoint.
     """
-    named = {
+    sources = {
         "method.init": config.method.initial(),
         "method.embedding": config.method.embedded_by(),
     }
-    for key, source in named.items():
+    for key, source in sources.items():
         if source is not None:
             _find(source, key, config)
 
 
 def initialize(network: nn.Module, config: Config, dataset: Dataset) -> None:
-    """Reads the weights that the method starts from, where it names any, into its fresh network.
+    """Loads the method's initial weights, if it names any, into the fresh network.
 
-    They may be of a network with a module in front of it, or without, as this one. A weights file
-    says nothing of its classes.
+    Either network may have a front module or not. The classes of a weights file are unknown and not
+    checked.
 
     Raises:
-        RequestError: nothing is there, or it is of another architecture or other classes.
+        RequestError: the source does not exist, or its architecture or classes differ.
     """
     source = config.method.initial()
     if source is None:
@@ -63,8 +63,8 @@ def initialize(network: nn.Module, config: Config, dataset: Dataset) -> None:
             )
         if classes != list(dataset.classes):
             raise RequestError(
-                f"method.init: {source} has the {_listed(classes)}, the data the"
-                f" {_listed(dataset.classes)}; start from a run on the same classes"
+                f"method.init: {source} has the {_summary(classes)}, the data the"
+                f" {_summary(dataset.classes)}; start from a run on the same classes"
             )
         path = path / checkpoint.WEIGHTS
     try:
@@ -74,12 +74,12 @@ def initialize(network: nn.Module, config: Config, dataset: Dataset) -> None:
 
 
 def embedding(config: Config, dataset: Dataset, device: torch.device | str) -> Embedding | None:
-    """Returns the penultimate features of the trained network that the method names, or None where
-    it names none. A run may be of another architecture and of other classes, on images of the same
-    shape; a weights file is of this run's architecture.
+    """Returns the penultimate features of the trained network named by the method, or None without
+    one. A run may differ in architecture and classes, but not in image shape; a weights file must
+    match this run's architecture.
 
     Raises:
-        RequestError: nothing is there, it is not for such images, or has no linear layer.
+        RequestError: the source does not exist, rejects such images or has no linear layer.
     """
     source = config.method.embedded_by()
     if source is None:
@@ -107,9 +107,9 @@ def embedding(config: Config, dataset: Dataset, device: torch.device | str) -> E
 
 
 def _find(source: str, key: str, config: Config) -> Path:
-    """Returns the checkpoint folder or weights file that a method's field `key` names."""
-    places = runs.candidates(source, runs.out_folder(config))
-    path = next((path for path in places if path.exists()), None)
+    """Returns the checkpoint folder or weights file named by the method's field `key`."""
+    candidates = runs.candidates(source, runs.out_folder(config))
+    path = next((path for path in candidates if path.exists()), None)
     if path is None:
         raise RequestError(
             f"{key}: got {source!r}, expected a run under {config.out}, a trial SWEEP/NUMBER,"
@@ -123,5 +123,5 @@ def _find(source: str, key: str, config: Config) -> Path:
     return folder
 
 
-def _listed(classes: Sequence[str]) -> str:
+def _summary(classes: Sequence[str]) -> str:
     return f"{len(classes)} classes {', '.join(classes[:4])}{', ...' * (len(classes) > 4)}"

@@ -1,9 +1,9 @@
-"""The training loop: epochs of steps, validation, resumable state. No Ray in here.
+"""The training loop, independent of Ray: epochs of steps, validation, resumable state.
 
-`fit` is a generator: it yields a `Progress` after every epoch, and whoever drives it (a Ray Train
-worker, a Tune actor, a test) decides where metrics and checkpoints go. It runs under
-torch.distributed where a process group exists. All randomness derives from (seed, epoch, rank), so
-a run that is resumed at an epoch continues bit for bit on the same number of workers. Stage train.
+`fit` is a generator that yields a `Progress` after every epoch; its driver (a Ray Train worker, a
+Tune actor, a test) decides where metrics and checkpoints go. It uses torch.distributed if a process
+group exists. All randomness derives from (seed, epoch, rank), so a resumed run continues bit for
+bit with the same number of workers.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ from raybust.train.ranks import Ranks
 from raybust.train.validation import measure
 
 _CHECK_EVERY = 100
-_TRIED = 8
+_PROBE_IMAGES = 8
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What `fit` yields after each epoch.
+    """State that `fit` yields after each epoch.
 
     Attributes:
-        epoch: epochs that are done, from 1.
-        metrics: scalars by name, the same on every rank but for the seconds.
-        save: writes a checkpoint of this moment into a folder; for rank 0.
+        epoch: number of completed epochs, from 1.
+        metrics: scalars by name, identical on all ranks except for the seconds.
+        save: writes a checkpoint of the current state into a folder; call on rank 0.
         done: whether this was the last epoch.
-        failure: why training cannot go on, or None; with it nothing is to be saved.
+        failure: why training cannot continue, or None; if set, save nothing.
     """
 
     epoch: int
@@ -58,13 +58,13 @@ class Progress:
 def fit(
     config: Config, dataset: Dataset, device: torch.device, resume: Path | None = None
 ) -> Iterator[Progress]:
-    """Trains; yields after every epoch.
+    """Trains, yielding after every epoch.
 
     Args:
-        config: the whole configuration.
-        dataset: as `raybust.data.load` made it.
-        device: where this rank trains.
-        resume: checkpoint folder from which to go on.
+        config: the complete configuration.
+        dataset: result of `raybust.data.load`.
+        device: this rank's device.
+        resume: checkpoint folder to resume from.
     """
     trainer = Trainer(config, dataset, device, resume)
     while not trainer.done:
@@ -78,30 +78,30 @@ def fit(
 
 
 class Trainer:
-    """One rank's half of a run: network, optimizer, batches, and the counters that resume needs.
+    """One rank's part of a run: network, optimizer, batches, and the counters for resuming.
 
     Attributes:
-        epoch: epochs that are done.
-        share: share of the run's budget (epochs, passes or seconds) that is spent.
-        network: the network under training, without wrappers.
-        average: the moving average of its weights where `train.ema` is on, else the same network.
+        epoch: number of completed epochs.
+        share: spent fraction of the run's budget (epochs, passes or seconds).
+        network: the network being trained, unwrapped.
+        average: network with averaged weights if `train.ema` is on, else `network` itself.
     """
 
     def __init__(
         self, config: Config, dataset: Dataset, device: torch.device, resume: Path | None = None
     ) -> None:
-        """Builds everything, and loads the state of `resume` where it is given.
+        """Builds everything and loads the state of `resume` if given.
 
         Args:
-            config: the whole configuration.
-            dataset: as `raybust.data.load` made it.
-            device: where this rank trains.
+            config: the complete configuration.
+            dataset: result of `raybust.data.load`.
+            device: this rank's device.
             resume: checkpoint folder, or None.
         """
         self.config, self.dataset, self.device = config, dataset, device
         self.ranks = Ranks.current(device)
         self.generator = torch.Generator(device)
-        self.epoch, self.share, self._before = 0, 0.0, 0.0
+        self.epoch, self.share, self._previous_share = 0, 0.0, 0.0
         self.metrics: dict[str, float] = {}
         torch.manual_seed(config.seed)
         self.network = assemble(config, dataset)
@@ -136,12 +136,12 @@ class Trainer:
             self.wrapped = DistributedDataParallel(self.objective)
 
     def step(self, images: Tensor, labels: Tensor, progress: float) -> Tensor:
-        """Trains on one batch of this rank; returns its loss, detached.
+        """Trains on one batch of this rank and returns its detached loss.
 
         Args:
             images: (B, C, H, W) in [0, 1], on the device.
             labels: int64 (B,).
-            progress: share of the run that is done, in [0, 1).
+            progress: completed fraction of the run, in [0, 1).
         """
         train = self.config.train
         rate = train.lr * schedule(train, progress)
@@ -164,21 +164,21 @@ class Trainer:
         return self.share >= 1
 
     def train_epoch(self) -> str | None:
-        """Trains the next epoch, cut short where the budget ends in it; returns why training cannot
-        go on, or None."""
+        """Trains one epoch, stopping early when the budget is spent; returns why training cannot
+        continue, or None."""
         self.objective.train()
         self.generator.manual_seed(mix(self.config.seed, self.epoch, self.ranks.rank))
-        self._before = self.share
-        before, started = self.metrics.get("train/seconds", 0.0), time.perf_counter()
+        self._previous_share = self.share
+        previous, started = self.metrics.get("train/seconds", 0.0), time.perf_counter()
         loss_sum = torch.zeros((), device=self.device)
         sums: dict[str, Tensor] = {}
-        steps: Counter[str] = Counter()  # a method's metrics need not be there in every step
+        steps: Counter[str] = Counter()  # a method need not log every metric in every step
         for number, (images, labels) in enumerate(self.batches.epoch(self.epoch), 1):
             loss_sum += self.step(images, labels, self.share)
             for key, value in self.objective.metrics.items():
                 sums[key] = sums.get(key, torch.zeros((), device=self.device)) + value
                 steps[key] += 1
-            self.share = self._spent(number, before + time.perf_counter() - started)
+            self.share = self._spent(number, previous + time.perf_counter() - started)
             over = self.done or number == self.batches.steps
             if over or number % _CHECK_EVERY == 0:
                 mean = self.ranks.mean(loss_sum / number)
@@ -194,7 +194,7 @@ class Trainer:
             "epoch": float(self.epoch),
             "train/loss": mean,
             "train/lr": self.optimizer.param_groups[0]["lr"],
-            "train/seconds": before + seconds,
+            "train/seconds": previous + seconds,
             "validation/seconds": self.metrics.get("validation/seconds", 0.0),
             "train/images_per_second": number * self.batches.batch_size / seconds,
             **self._passes(),
@@ -204,31 +204,32 @@ class Trainer:
 
     @torch.no_grad()
     def _not_finite(self) -> Tensor:
-        """Returns how many tensors of the network hold NaN or infinity, those of its outputs on a
-        few validation images included: the last update may break what the losses did not show."""
-        images, _ = self.dataset.validation.fetch(range(min(_TRIED, len(self.dataset.validation))))
+        """Counts the network's tensors with NaN or infinity, including its outputs on a few
+        validation images: the losses do not reflect the last update."""
+        count = min(_PROBE_IMAGES, len(self.dataset.validation))
+        images, _ = self.dataset.validation.fetch(range(count))
         outputs = self.average.eval()(images.to(self.device))
         parts = [part for part in self.average.state_dict().values() if part.is_floating_point()]
         broken = [~part.isfinite().all() for part in (*parts, outputs)]
         return torch.stack(broken).sum().to(torch.float64)
 
     def validate(self) -> dict[str, float]:
-        """Returns the epoch's metrics: training, and what `raybust.train.validation` measures."""
+        """Returns the epoch's training metrics and those of `raybust.train.validation`."""
         started = time.perf_counter()
         found = measure(
             self.average, self.dataset.validation, self.config, self.ranks,
-            epoch=self.epoch, before=self._before, spent=self.share,
+            epoch=self.epoch, before=self._previous_share, spent=self.share,
         )  # fmt: skip
         self.metrics.update(found)
         self.metrics["validation/seconds"] += time.perf_counter() - started
         return dict(self.metrics)
 
     def _spent(self, steps: int, seconds: float) -> float:
-        """Returns the share of the budget that is spent; the same on every rank.
+        """Returns the spent fraction of the budget, identical on every rank.
 
         Args:
-            steps: of the epoch under way that are done.
-            seconds: of training so far, on this rank.
+            steps: completed steps of the current epoch.
+            seconds: training time so far on this rank.
         """
         unit, amount = self.config.train.budget
         if unit == "epoch":
@@ -238,8 +239,8 @@ class Trainer:
         return self._passes()[unit] / amount
 
     def _passes(self) -> dict[str, float]:
-        """Returns the passes so far of all ranks, whose work need not be the same: how many images
-        a method takes through the network may depend on their labels."""
+        """Returns the passes of all ranks so far. Ranks may differ, because the number of images
+        that a method passes through the network can depend on their labels."""
         network = self.objective.network
         forward, backward = (
             self.ranks.sum(torch.tensor(count, dtype=torch.float64))
@@ -252,7 +253,7 @@ class Trainer:
         }
 
     def save(self, folder: Path) -> None:
-        """Writes a checkpoint of this moment into an existing folder."""
+        """Writes a checkpoint of the current state into an existing folder."""
         state: dict[str, Any] = {
             "epoch": self.epoch,
             "optimizer": self.optimizer.state_dict(),
@@ -282,22 +283,22 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.epoch = state["epoch"]
         self.metrics = checkpoint.read_manifest(folder)["metrics"]
-        if self.ranks.rank == 0:  # those of all ranks, of which only the sum counts
+        if self.ranks.rank == 0:  # totals over all ranks; only the sum matters
             counted = self.objective.network
             counted.forward_passes, counted.backward_passes = state["passes"]
         self.share = self._spent(0, self.metrics["train/seconds"])
 
     def _diverged(self, step: int, what: str) -> str:
-        kept = f"the checkpoint of epoch {self.epoch} is kept" if self.epoch else "nothing is kept"
+        kept = f"the checkpoint of epoch {self.epoch}" if self.epoch else "no checkpoint"
         return (
-            f"{what} in epoch {self.epoch + 1}, by step {step}; {kept}; "
+            f"{what} in epoch {self.epoch + 1}, by step {step}; {kept} was kept; "
             f"lower train.lr (now {self.config.train.lr:g}) or set train.clip_norm"
         )
 
 
 @torch.no_grad()
 def _update_average(average: nn.Module, network: nn.Module, decay: float) -> None:
-    """Moves floating-point weights and buffers towards the network's; copies the others."""
+    """Updates the moving average of floating-point weights and buffers; copies all others."""
     means, values = average.state_dict().values(), network.state_dict().values()
     for mean, value in zip(means, values, strict=True):
         if mean.is_floating_point():

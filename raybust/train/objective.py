@@ -1,8 +1,8 @@
-"""The objective: the module that joins network and method, and the thing that DDP wraps.
+"""The objective: the module that combines network and method and that DDP wraps.
 
-One wrapped forward and one backward per step, whatever the method does inside; no method knows of
-DDP. The network that a method is handed counts the images that go through it, forward and backward:
-budgets and comparisons between methods are in passes. Stage between methods and train.
+DDP sees one forward and one backward pass per step, whatever the method does inside. The network
+passed to a method counts images through it, forward and backward, since budgets and comparisons
+between methods are measured in passes.
 """
 
 from __future__ import annotations
@@ -20,27 +20,26 @@ from raybust.errors import RequestError
 from raybust.methods import Method, StepContext
 
 DEFAULT_SIGMA = 0.25
-"""Sigma at which a network is certified whose method adds no smoothing noise (our choice: the
-smallest of the field's usual 0.25, 0.5, 1)."""
+"""Sigma for certifying networks whose method adds no smoothing noise (our choice: the smallest of
+the usual 0.25, 0.5, 1)."""
 
 
 def assemble(config: Config, dataset: Dataset) -> nn.Module:
-    """Returns the freshly initialized network of a configuration, the method's front module
-    included.
+    """Returns a configuration's freshly initialized network, including the method's front module.
 
     Args:
         config: names network and method; initialization draws from torch's global generator.
-        dataset: its shape, classes and normalization shape the network.
+        dataset: provides shape, classes and normalization.
 
     Raises:
-        RequestError: there is no such network, or it does not take these images.
+        RequestError: the network does not exist or does not accept these images.
     """
     channels = dataset.shape[0]
     for key in ("mean", "std"):
         given = getattr(config.model, key)
         if given is not None and len(given) != channels:
             raise RequestError(
-                f"model.{key}: got {len(given)} values, expected {channels}: one a channel"
+                f"model.{key}: got {len(given)} values, expected {channels}, one per channel"
             )
     network = models.build(
         config.model,
@@ -54,9 +53,9 @@ def assemble(config: Config, dataset: Dataset) -> nn.Module:
 
 
 def check_batch(network: nn.Module, config: Config, dataset: Dataset) -> None:
-    """Refuses batches of one image a rank for a network that cannot be trained on one.
+    """Rejects batches of one image per rank if the network cannot be trained on them.
 
-    Batch norm needs more than one value a channel.
+    Batch norm needs more than one value per channel.
 
     Raises:
         RequestError: a forward pass of one image in train mode fails.
@@ -64,31 +63,29 @@ def check_batch(network: nn.Module, config: Config, dataset: Dataset) -> None:
     size = min(config.train.batch_size, len(dataset.train)) // config.cluster.workers
     if size != 1:
         return
-    trial = copy.deepcopy(network).train()
+    probe = copy.deepcopy(network).train()
     try:
         with torch.no_grad():
-            trial(torch.zeros(1, *dataset.shape))
+            probe(torch.zeros(1, *dataset.shape))
     except ValueError as error:
         raise RequestError(
-            f"train.batch_size: got 1 image a step and worker, on which {config.model.name} cannot"
-            f" be trained ({error}); take 2 or more, or a network without batch norm"
+            f"train.batch_size: got 1 image per step and worker, on which {config.model.name}"
+            f" cannot be trained ({error}); use 2 or more, or a network without batch norm"
         ) from None
 
 
 def smoothing_sigma(config: Config) -> float:
-    """Returns the sigma at which a configuration's network is certified, in units of [0, 1] pixels.
-
-    `certify.sigma` where it is given, else the method's own, else `DEFAULT_SIGMA`.
-    """
+    """Returns the sigma for certifying a configuration's network, in units of [0, 1] pixels:
+    `certify.sigma` if set, else the method's, else `DEFAULT_SIGMA`."""
     return config.certify.sigma or config.method.noise() or DEFAULT_SIGMA
 
 
 class CountedNetwork(nn.Module):
-    """The network as a method sees it: counts passes, autocasts, and gives float32 logits.
+    """The network as a method sees it: counts passes, autocasts and returns float32 logits.
 
     Attributes:
-        forward_passes: images that went forward through the network so far.
-        backward_passes: images through which a gradient came back.
+        forward_passes: number of images passed forward so far.
+        backward_passes: number of images for which a gradient was propagated back.
     """
 
     def __init__(self, network: nn.Module, autocast: torch.dtype | None = None) -> None:
@@ -99,19 +96,18 @@ class CountedNetwork(nn.Module):
         self.backward_passes = 0
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (B, C, H, W) in [0, 1] to logits (B, K)."""
+        """Maps images (B, C, H, W) in [0, 1] to logits (B, K)."""
         logits: Tensor = self.through(lambda network, inputs: (network(inputs),), images)[0]
         return logits
 
     def through(
         self, run: Callable[[nn.Module, Tensor], tuple[Tensor, ...]], images: Tensor
     ) -> tuple[Tensor, ...]:
-        """Returns run(network, images), one forward pass by another route: counted and autocast
-        like `forward`.
+        """Returns run(network, images), a custom forward pass, counted and autocast like `forward`.
 
         Args:
-            run: uses the network once on the images; the first item of its result are the logits,
-                what else it returns is passed on.
+            run: applies the network once to the images; returns the logits first, then any other
+                results, which are passed on.
             images: (B, C, H, W) in [0, 1].
         """
         count = len(images)
@@ -131,12 +127,12 @@ class CountedNetwork(nn.Module):
 
 
 class Objective(nn.Module):
-    """forward = the method's loss of one step on the network.
+    """Module whose forward pass is the method's loss of one step.
 
     Attributes:
         network: the counting wrapper; `network.network` is the network itself.
-        metrics: what the method logged in the last step.
-        embed: features of a frozen network, see `StepContext`; a function, no part of the module.
+        metrics: the method's metrics of the last step.
+        embed: features of a frozen network, see `StepContext`; a function, not a submodule.
     """
 
     def __init__(
@@ -150,13 +146,13 @@ class Objective(nn.Module):
         self.embed: Callable[[Tensor], Tensor] | None = None
 
     def prepare(self, images: Tensor, targets: Tensor) -> None:
-        """Runs the method's `setup` on training images (B, C, H, W), labels (B,)."""
+        """Runs the method's `setup` on training images (B, C, H, W) and labels (B,)."""
         self.prepared = self.method.setup(self.network.network, images, targets)
 
     def forward(
         self, images: Tensor, targets: Tensor, generator: torch.Generator, progress: float
     ) -> Tensor:
-        """Returns the loss, a scalar; see `Method.loss`."""
+        """Returns the scalar loss; see `Method.loss`."""
         context = StepContext(generator, progress, self.prepared, embed=self.embed)
         loss = self.method.loss(self.network, images, targets, context)
         self.metrics = context.metrics

@@ -1,7 +1,7 @@
-"""What `train.*` says of a step: the optimizer, its rate over the run, its arithmetic.
+"""Optimizer, learning-rate schedule and precision from the settings `train.*`.
 
-Schedules are functions of the share of the run that is done, so that a resumed run needs no state
-of theirs. Stage train.
+Schedules are functions of the completed fraction of the run, so resuming needs no scheduler
+state.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _ONE_CYCLE_RISE, _ONE_CYCLE_START = 0.3, 25.0
 
 
 def schedule(train: Train, progress: float) -> float:
-    """Returns the factor on the learning rate at a share of the run.
+    """Returns the learning-rate factor at a point of the run.
 
     `cosine`: (1 + cos(pi t)) / 2. `step`: gamma per milestone passed. `one_cycle`: from 1/25 up to
     1 over 30 % of the run, then down to 0, both as half cosines (Smith, 2018, with PyTorch's
@@ -25,7 +25,7 @@ def schedule(train: Train, progress: float) -> float:
 
     Args:
         train: names the schedule and its constants.
-        progress: share of all steps that are done, in [0, 1).
+        progress: completed fraction of all steps, in [0, 1).
     """
     factor = 1.0
     if train.schedule == "cosine":
@@ -45,7 +45,7 @@ def schedule(train: Train, progress: float) -> float:
 
 
 def autocast(train: Train, device: torch.device) -> torch.dtype | None:
-    """Returns the type in which the network computes, or None for float32."""
+    """Returns the network's compute dtype, or None for float32."""
     if train.precision == "bf16":
         return torch.bfloat16
     if train.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported():
@@ -54,12 +54,13 @@ def autocast(train: Train, device: torch.device) -> torch.dtype | None:
 
 
 def optimizer(train: Train, network: nn.Module) -> torch.optim.Optimizer:
-    """Returns SGD (with Nesterov's momentum) or AdamW; vectors, biases and scales do not decay."""
+    """Returns SGD with Nesterov momentum or AdamW, without weight decay on vectors, biases and
+    scales."""
     decayed = [p for p in network.parameters() if p.ndim > 1]
-    free = [p for p in network.parameters() if p.ndim <= 1]
+    undecayed = [p for p in network.parameters() if p.ndim <= 1]
     groups = [
         {"params": decayed, "weight_decay": train.weight_decay},
-        {"params": free, "weight_decay": 0.0},
+        {"params": undecayed, "weight_decay": 0.0},
     ]
     if train.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=train.lr, betas=(train.momentum, 0.999), fused=True)

@@ -1,8 +1,7 @@
-"""What each epoch says of the network under training: for early stopping and search, never for
-publication.
+"""Per-epoch validation metrics, for early stopping and search, never for publication.
 
-Clean accuracy, the cheap certificate `certified_fast/*`, the cheap attack `attacked_fast/*`; all on
-the validation part, each rank on its share of the same images. Stage train.
+Clean accuracy, the fast certificate `certified_fast/*` and the fast attack `attacked_fast/*`, all
+on the validation part, with its images distributed over the ranks.
 """
 
 from __future__ import annotations
@@ -25,8 +24,8 @@ from raybust.train.objective import smoothing_sigma
 from raybust.train.ranks import Ranks
 
 _STEP = 2.5
-_FUZZ = 1e-6
-"""What rounding may take from a share of the budget."""
+_TOLERANCE = 1e-6
+"""Rounding tolerance on fractions of the budget."""
 
 
 def measure(
@@ -39,19 +38,19 @@ def measure(
     before: float,
     spent: float,
 ) -> dict[str, float]:
-    """Returns the metrics of an epoch; leaves the network in evaluation mode.
+    """Returns the metrics of an epoch; leaves the network in eval mode.
 
     Args:
-        network: images (B, C, H, W) in [0, 1] to logits (B, K).
+        network: maps images (B, C, H, W) in [0, 1] to logits (B, K).
         split: the validation part.
-        config: its sections `certified_fast` and `attacked_fast` say what is measured.
-        ranks: who measures.
-        epoch: epochs that are done, from 1.
-        before: share of the budget that was spent at the end of the epoch before.
-        spent: the same now; at 1, the end, everything is measured that ever is.
+        config: sections `certified_fast` and `attacked_fast` select the measurements.
+        ranks: the ranks that share the work.
+        epoch: number of completed epochs, from 1.
+        before: spent fraction of the budget at the end of the previous epoch.
+        spent: the current fraction; at 1, every enabled measurement runs.
     """
     network.eval()
-    ranks.share_buffers(network)  # each rank's batch norm saw its own last batch
+    ranks.broadcast_buffers(network)  # batch norm buffers differ between ranks
     mine = range(ranks.rank, len(split), ranks.world)
     hits = correct(network, split, mine, batch=config.evaluate.batch, device=ranks.device)
     found = {"validation/accuracy": ranks.sum(hits.sum()) / len(split)}
@@ -71,15 +70,15 @@ def measure(
 
 
 def _due(every: float, epoch: int, before: float, spent: float) -> bool:
-    """Returns whether an epoch ends at, or first after, a multiple of `every`: epochs, or a share
-    of the budget where it is below 1."""
+    """Returns whether an epoch ends at, or first after, a multiple of `every`, in epochs, or in
+    fractions of the budget if below 1."""
     if not every:
         return False
     if spent >= 1:
         return True
     if every >= 1:
         return epoch % int(every) == 0
-    return math.floor(spent / every + _FUZZ) > math.floor(before / every + _FUZZ)
+    return math.floor(spent / every + _TOLERANCE) > math.floor(before / every + _TOLERANCE)
 
 
 def _certificate(
@@ -107,7 +106,7 @@ def _certificate(
 def _attack(
     network: nn.Module, split: Part, mine: Tensor, config: Config, device: torch.device
 ) -> dict[str, float]:
-    """PGD from the images themselves, so that it is the same on any number of workers."""
+    """Runs PGD started at the images, so the result does not depend on the number of workers."""
     images, labels = (tensor.to(device) for tensor in split.fetch(mine))
     fast = config.attacked_fast
 

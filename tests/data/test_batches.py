@@ -10,7 +10,7 @@ from raybust.errors import RequestError
 
 
 def numbered(count=50, channels=3, height=6, width=5, scale=255.0):
-    """A part whose labels are its positions, so that a batch tells which examples it holds."""
+    """A part whose labels are positions, so a batch reveals its examples."""
     draw = torch.Generator().manual_seed(0)
     shape = (count, channels, height, width)
     images = torch.randint(1, 256, shape, dtype=torch.uint8, generator=draw)
@@ -254,7 +254,7 @@ def test_an_image_gets_other_views_in_other_epochs(augment, streamed):
 
 
 def of_classes(*counts):
-    """A part whose classes have the given counts; `indices` tell which example an image is."""
+    """A part with the given class counts; `indices` identify the example of an image."""
     labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
     labels = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(5))]
     images = torch.arange(len(labels)).view(-1, 1, 1, 1) / len(labels)

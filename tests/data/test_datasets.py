@@ -34,7 +34,7 @@ def write(folder, **changes):
 
 
 def whole_train(data):
-    """Training and validation part put together again in the order of the file."""
+    """Training and validation parts merged in file order."""
     images, labels = (
         torch.cat(pair)
         for pair in zip(
@@ -175,7 +175,7 @@ def test_real_npz(file, shape):
 
 
 def write_idx(folder, images=(12, 6)):
-    """The four files of MNIST in their format: big-endian header, then bytes."""
+    """MNIST's four files in their format: big-endian header, then bytes."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(1)
     pixels = {}
@@ -212,7 +212,7 @@ def test_damaged_mnist_files(tmp_path):
 
 
 def write_cifar(monkeypatch, root):
-    """Tiny batches in CIFAR-10's format; torchvision is told their checksums."""
+    """Tiny batches in CIFAR-10's format, with torchvision's checksums patched to match."""
     cls = torchvision().datasets.CIFAR10
     folder = root / cls.base_folder
     folder.mkdir(parents=True)
@@ -249,7 +249,7 @@ def test_cifar_files(tmp_path, monkeypatch):
 
 
 class Payload:
-    """Unpickled, it writes a file."""
+    """Writes a file when unpickled."""
 
     def __init__(self, path):
         self.path = path

@@ -161,6 +161,30 @@ def test_images_of_other_types(path):
 
 
 def test_test_images_of_the_training_set_are_told(path):
-    assert any("15 of 15 test images are in the training set too" in note
+    assert any("15 of 15 test images are also in the training set" in note
                for note in write(path, x_test=X[:15]).notes)  # fmt: skip
-    assert not any("training set too" in note for note in write(path).notes)
+    assert not any("also in the training set" in note for note in write(path).notes)
+
+
+def test_one_hot_labels_of_fewer_columns_in_a_part_are_refused(path):
+    """As get_dummies makes them of a part that lacks a class: the columns are then shifted."""
+    few = np.eye(2)[np.arange(15) % 2]
+    with pytest.raises(RequestError, match="y_test: got one-hot labels of 2 columns, but y_train"):
+        write(path, y_train=np.eye(3)[Y], y_test=few)
+
+
+@pytest.mark.parametrize("kind", ["U", "S"])
+def test_numbers_as_texts_are_the_numbers(path, kind):
+    """Sorted as texts, '10' would come before '2'."""
+    labels = np.arange(60) % 12
+    found = write(path, y_train=labels.astype(kind), y_test=labels[:15].astype(kind))
+    assert found.test.labels.tolist() == labels[:15].tolist()
+    assert found.classes == tuple(map(str, range(12)))
+    assert "labels are numbers as texts: read as integers" in found.notes
+
+
+@pytest.mark.parametrize("texts", [["00", "01", "02"], ["1a", "2", "3"]])
+def test_texts_that_are_no_plain_numbers_are_names(path, texts):
+    labels = np.array(texts)[Y]
+    found = write(path, y_train=labels, y_test=labels[:15])
+    assert found.classes == tuple(sorted(texts))

@@ -10,7 +10,7 @@ from raybust.data.splits import channel_moments, first, hold_out
 
 
 def labels_of(*counts):
-    """Labels 0 x counts[0], 1 x counts[1], ... in a fixed disorder."""
+    """Labels 0 x counts[0], 1 x counts[1], ... in a fixed shuffled order."""
     labels = torch.cat([torch.full((n,), k) for k, n in enumerate(counts)])
     return labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(5))]
 

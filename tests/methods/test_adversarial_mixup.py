@@ -1,6 +1,6 @@
-"""Adversarially optimized mixup: the lemma, the slope of the ratio, labels; and its baselines.
+"""Adversarially optimized mixup and its baselines: the lemma, the ratio's slope, labels.
 
-Numbers in names are those of the specification's tests (spec/adversarial.md, section 5).
+Numbers in names refer to the tests in the specification (spec/adversarial.md, section 5).
 """
 
 import pytest
@@ -127,7 +127,7 @@ def loss_of(method, network, targets=None, seed=0, prepared=None):
 
 
 def test_18_at_ratio_one_it_is_plain_pgd(network):
-    """The partner, and what perturbs it, never matter."""
+    """The partner and its perturbation do not matter."""
     pair, ones = make_pair(), torch.ones(6, dtype=torch.float64)
     threat = Threat("linf", 0.05)
     starts = [threat.sample(pair.images, torch.Generator().manual_seed(s)) for s in range(2)]
@@ -149,7 +149,7 @@ def test_18_at_ratio_one_it_is_plain_pgd(network):
 
 
 def test_20_slope_is_zero_where_label_and_probability_meet():
-    """A network whose probability rises linearly from image to image, 0.2 + 0.5 lam: at 0.4."""
+    """The network's probability rises linearly between the images, 0.2 + 0.5 lam: at 0.4."""
     pair = Pair(torch.ones(3, 1, 1, 1).double(), torch.zeros(3).long(),
                 torch.zeros(3, 1, 1, 1).double(), torch.ones(3).long())  # fmt: skip
 
@@ -168,7 +168,7 @@ def test_20_slope_is_zero_where_label_and_probability_meet():
 
 
 def test_21_the_label_moves_no_further_than_the_perturbation(network):
-    """|t - lam| <= ||xt - mix|| / ||x_i - x_j||, and t is a constant to the loss."""
+    """|t - lam| <= ||xt - mix|| / ||x_i - x_j||, and t is constant for the loss."""
     pair, ratio = make_pair(), torch.linspace(0.0, 1.0, 6, dtype=torch.float64)
     noise = torch.randn(pair.images.shape, dtype=torch.float64, generator=torch.Generator())
     for size in (0.01, 0.1, 3.0):
@@ -210,7 +210,7 @@ def test_23_without_attack_and_search_it_is_mixup(network, labels, endpoints):
 
 
 def test_share_of_plain_pgd(network):
-    """With a center start PGD draws nothing, so that both parts can be computed apart."""
+    """With a center start, PGD draws nothing, so both terms can be computed separately."""
     mixtures = loss_of(AdversarialMixup(start="center"), network)
     plain = loss_of(Pgd(start="center"), network)
     both = loss_of(AdversarialMixup(start="center", mix_share=0.25), network)
@@ -229,7 +229,7 @@ def test_ratios_are_beta_distributed(alpha):
 
 
 def test_interpolated_adversarial_training_mixes_after_the_attack(network):
-    """share=0 is mixup; share=1 is mixup on PGD's images, with draws of its own."""
+    """share=0 is mixup; share=1 is mixup on PGD's images, with separate draws."""
     images, targets = make_pair()[:2]
     method = InterpolatedAdversarial(start="center", share=0.0)
     plain = loss_of(Mixup(), network, prepared=Prepared(4, None))

@@ -1,6 +1,6 @@
-"""The Beckmann barycenter in front of a network: what it computes, who sees it, where it starts.
+"""The Beckmann barycenter in front of a network: output, visibility to attacks, initial weights.
 
-Numbers in names are those of the specification's tests (spec/adversarial.md, section 5).
+Numbers in names refer to the tests in the specification (spec/adversarial.md, section 5).
 """
 
 from collections import OrderedDict
@@ -147,7 +147,7 @@ def test_an_init_of_other_classes_or_a_wrapper_around_it(tmp_path):
 
 
 class Noting(nn.Module):
-    """A linear network that notes what it is given, and whether in an attack."""
+    """A linear network that records its inputs and whether they come from an attack."""
 
     def __init__(self):
         super().__init__()
@@ -163,7 +163,7 @@ class Noting(nn.Module):
 @pytest.mark.parametrize("base", [Pgd(eps=0.05, steps=3, start="center"), Trades(steps=3)])
 @pytest.mark.parametrize("train", [True, False])
 def test_what_the_attack_of_training_sees(images, base, train):
-    """Oblivious: the attack sees bare images, the loss the transform; otherwise both see it."""
+    """Oblivious: the attack sees unmodified images, the loss the transform; else both see it."""
     for attack in ("oblivious", "adaptive", "bpda"):
         method, probe = Beckman(base=base, attack=attack), Noting()
         network = nn.Sequential(method.front(), probe).train(train)

@@ -13,7 +13,7 @@ LABELS = torch.tensor([0, 2])
 
 
 class Fixed(nn.Module):
-    """Gives its logits (m, B, K) to the m copies of a batch."""
+    """Returns fixed logits (m, B, K) for the m copies of a batch."""
 
     def __init__(self, logits):
         super().__init__()

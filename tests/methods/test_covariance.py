@@ -1,4 +1,4 @@
-"""The method `covariance`: what is its own, beside the conformance suite."""
+"""The method `covariance`: specific tests besides the conformance suite."""
 
 import pytest
 import torch
@@ -40,7 +40,7 @@ def test_one_pass_is_counted():
 
 
 def test_the_network_s_own_pass():
-    """With weight 0 it is Gaussian training but for the constant 1e-10, batch norm included."""
+    """With weight 0 it equals Gaussian training up to the constant 1e-10, batch norm included."""
     ours, theirs = network_for(), network_for()
     loss, _, _ = step(Covariance(weight=0.0), ours)
     noise = torch.empty_like(IMAGES).normal_(generator=torch.Generator().manual_seed(0))
@@ -60,7 +60,7 @@ def test_warmup():
 @pytest.mark.parametrize("detach", [True, False])
 @pytest.mark.parametrize("case", ["plain", "saturated", "all wrong"])
 def test_gradient_against_finite_differences(case, detach):
-    """A constant covariance stays put when a bias moves; otherwise a weight moves."""
+    """Perturbs a bias, which does not affect the covariance, if that is detached; else a weight."""
     network = network_for("plain")
     if case == "saturated":
         network[4].weight.data *= 1e4

@@ -11,7 +11,7 @@ from raybust.methods.standard import Standard
 
 
 class Recorder(nn.Module):
-    """Keeps what it is given; logits are the first pixels."""
+    """Stores its input; logits are the first pixels."""
 
     def forward(self, images):
         self.seen = images

@@ -1,4 +1,4 @@
-"""Random Lp noise as training: what a batch becomes, and that configuration says what is wrong."""
+"""Random Lp noise in training: the resulting batches, and errors in the configuration."""
 
 import json
 import math
@@ -20,7 +20,7 @@ D = 3072
 
 
 class Seen(nn.Module):
-    """Notes the images that it is given."""
+    """Records the images it receives."""
 
     def __init__(self, classes=10):
         super().__init__()
@@ -45,7 +45,7 @@ def composed(*arguments):
 
 
 def step(method, images, labels, seed=0):
-    """Returns the network, which saw what the base was given, and the loss."""
+    """Returns the network, which recorded the base's input, and the loss."""
     network, given = Seen(), context(seed)
     given.prepared = method.setup(network, images, labels)
     network.images.clear()

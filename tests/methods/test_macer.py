@@ -12,7 +12,7 @@ SIGMA, LABELS = 0.5, torch.tensor([0, 1, 2])
 
 
 class Fixed(nn.Module):
-    """Gives the same logits to all k copies of an image, whatever the noise."""
+    """Returns the same logits for all k copies of an image, regardless of noise."""
 
     def __init__(self, logits, k):
         super().__init__()
@@ -80,7 +80,7 @@ def test_robust_gradient_is_zero_and_finite(kind):
 
 
 def test_half_batches_average_to_the_whole():
-    """What DDP does: the mean of two ranks' losses is that of the joint batch."""
+    """As in DDP: the mean of two ranks' losses equals the joint batch's loss."""
     logits = [*LOGITS, [0.0, 0.2, 0.1]]
     labels = torch.tensor([0, 1, 2, 1])
     method = Macer(sigma=SIGMA, k=2)

@@ -1,4 +1,4 @@
-"""Adversarial training: the attack within its budget, schedules, and what the loss is."""
+"""Adversarial training: the attack's budget, schedules, and the loss."""
 
 import math
 
@@ -14,7 +14,7 @@ from raybust.numerics.balls import Threat
 
 
 class Watcher(nn.Module):
-    """A linear network that keeps what it is shown."""
+    """A linear network that stores its inputs."""
 
     def __init__(self, classes=3):
         super().__init__()
@@ -52,7 +52,7 @@ def test_the_loss_is_that_of_a_stronger_image_in_the_ball(norm, eps):
 
 
 def test_the_attack_reaches_the_optimum_of_two_classes():
-    """Linf on a linear network: every pixel moves by eps, or to the box."""
+    """Linf on a linear network: every pixel moves by eps or to the bound of [0, 1]."""
     method = Pgd(eps=0.1, steps=10)
     images = torch.rand(16, 3, 2, 2, generator=torch.Generator().manual_seed(1))
     labels = torch.arange(16) % 2

@@ -1,4 +1,4 @@
-"""SmoothAdv: the same noise through the attack and in the loss, last and unclamped."""
+"""SmoothAdv: the attack and the loss use the same noise, added last and unclamped."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def test_noise_is_fixed_unclamped_and_last():
 
 
 def test_the_attack_is_on_the_smoothed_classifier():
-    """After a step of the attack the mean probability of the label is lower."""
+    """An attack step lowers the mean probability of the label."""
     method = Smoothadv(sigma=0.25, samples=4, eps=0.5, steps=5, warmup=0.0)
     network, _, labels, _, _ = step(method)
     first, last = (

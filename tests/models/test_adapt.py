@@ -1,4 +1,4 @@
-"""Networks of others that give their logits in other forms, or have weights of other types."""
+"""External networks that return logits in other forms or have weights of other dtypes."""
 
 import collections
 import copy
@@ -44,7 +44,7 @@ def test_logits_are_picked_and_the_weights_keep_their_names(form):
     network = Net(FORMS[form])
     keys = list(network.state_dict())
     (note,) = adapt(network, SHAPE, CLASSES)
-    assert "logits are picked" in note
+    assert "logits are extracted" in note
     assert list(network.state_dict()) == keys
     images = torch.rand(3, *SHAPE)
     plain = Net(lambda z, x: z).eval()
@@ -73,7 +73,7 @@ def test_weights_of_other_types_are_cast_and_told(dtype):
 
 
 class WithHead(Net):
-    """Gives a tuple in training mode alone."""
+    """Returns a tuple in training mode only."""
 
     def forward(self, images):
         logits = super().forward(images)
@@ -82,7 +82,7 @@ class WithHead(Net):
 
 def test_logits_are_picked_where_only_training_gives_more():
     network = WithHead(lambda z, x: z)
-    assert any("logits are picked" in note for note in adapt(network, SHAPE, CLASSES))
+    assert any("logits are extracted" in note for note in adapt(network, SHAPE, CLASSES))
     images = torch.rand(3, *SHAPE)
     assert network.train()(images).shape == (3, CLASSES)
     assert network.eval()(images).shape == (3, CLASSES)

@@ -241,7 +241,7 @@ def test_compressed_storages_and_torn_archives_are_refused(tmp_path):
         read_tensors(packed)
     torn = tmp_path / "torn.pth"
     torn.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(ValueError, match="no file of PyTorch's"):
+    with pytest.raises(ValueError, match="not a valid PyTorch file"):
         read_tensors(torn)
 
 
@@ -319,3 +319,117 @@ def test_weights_that_diverged_are_refused(tmp_path, value):
     weights["linear.bias"][3] = value
     with pytest.raises(RequestError, match=r"linear.bias holds NaN or infinity"):
         models.load_weights(build(1), save(weights, tmp_path / "w.pth"))
+
+
+COPIES = ("ema.", "ema_model.", "teacher.", "averaged.module.")
+
+
+@pytest.mark.parametrize("prefix", COPIES)
+@pytest.mark.parametrize("nested", [False, True])
+def test_bare_weights_come_before_an_average_beside_them(tmp_path, prefix, nested):
+    content = {**inner(), **prefixed(prefix, 7)}
+    network = build(1)
+    path = save({"state_dict": content} if nested else content, tmp_path / "w.pth")
+    lines = models.load_weights(network, path)
+    assert same(network.network, inner())
+    assert any("not read, though they fit too" in line for line in lines)
+
+
+@pytest.mark.parametrize("prefix", ["init.", "best.", "momentum_encoder.", "module."])
+def test_bare_weights_beside_a_copy_that_is_no_average_are_refused(tmp_path, prefix):
+    content = {**inner(), **prefixed(prefix, 7)}
+    with pytest.raises(RequestError, match="two such networks are in it"):
+        models.load_weights(build(1), save(content, tmp_path / "w.pth"))
+
+
+MEAN, STD = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.3, 0.2, 0.1])
+STORED = {
+    "beside the state dict": lambda: {"state_dict": inner(), "mean": MEAN, "std": STD},
+    "lists": lambda: {"model": inner(), "mean": MEAN.tolist(), "std": tuple(STD.tolist())},
+    "a dictionary": lambda: {"net": inner(), "normalize": {"mean": MEAN, "std": STD}},
+    "beside bare weights": lambda: {**inner(), "mean": MEAN, "std": STD},
+    "four dimensions": lambda: {
+        "model": inner(), "mean": MEAN.view(1, 3, 1, 1), "std": STD.view(1, 3, 1, 1)
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", STORED)
+def test_a_normalization_beside_the_state_dict_is_taken(tmp_path, form):
+    network = build(1)
+    models.load_weights(network, save(STORED[form](), tmp_path / "w.pth"))
+    assert network.normalize.mean.flatten().tolist() == pytest.approx(MEAN.tolist())
+    assert network.normalize.std.flatten().tolist() == pytest.approx(STD.tolist())
+
+
+def test_one_number_of_a_normalization_is_that_of_every_channel(tmp_path):
+    network = build(1)
+    layer = {"0.mean": MEAN, "0.std": torch.tensor([0.25])}
+    models.load_weights(network, save({**layer, **prefixed("1.")}, tmp_path / "w.pth"))
+    assert network.normalize.mean.flatten().tolist() == pytest.approx(MEAN.tolist())
+    assert network.normalize.std.flatten().tolist() == pytest.approx([0.25] * 3)
+
+
+@pytest.mark.parametrize("other", [{}, {"norm.var": STD}])
+def test_half_a_normalization_is_warned_of(tmp_path, other):
+    content = {"norm.mean": MEAN, **other, **prefixed("net.")}
+    lines = models.load_weights(build(1), save(content, tmp_path / "w.pth"))
+    assert any("norm.mean" in line and "may be a normalization" in line for line in lines)
+    with pytest.raises(RequestError, match="not the weights of this network"):
+        models.load_weights(build(1), save({"0.mean": MEAN, **prefixed("1.")}, tmp_path / "w.pth"))
+
+
+class Itself(nn.Module):
+    """Normalizes its images itself, by buffers of the names that a normalizing layer has."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", MEAN.view(3, 1, 1))
+        self.register_buffer("std", STD.view(3, 1, 1))
+        self.body = nn.Linear(3 * 64, 10)
+
+    def forward(self, images):
+        return self.body(((images - self.mean) / self.std).flatten(1))
+
+
+@pytest.mark.parametrize("prefix", ["", "model."])
+def test_the_buffers_of_a_network_that_normalizes_itself_are_not_applied_twice(tmp_path, prefix):
+    network = models.Normalized(models.Normalize((0.3,) * 3, (0.2,) * 3), Itself())
+    content = {prefix + key: value for key, value in Itself().state_dict().items()}
+    lines = models.load_weights(network, save(content, tmp_path / "w.pth"))
+    assert network.normalize.mean.flatten().tolist() == pytest.approx([0.3] * 3)
+    assert not any("normalization" in line for line in lines)
+
+
+def test_the_normalization_of_whole_weights_gives_way_to_the_users(tmp_path):
+    content = {key: v.clone() for key, v in build(0).state_dict().items()}
+    content["normalize.mean"].fill_(0.6)
+    network = build(1)
+    path = save(content, tmp_path / "w.pth")
+    lines = models.load_weights(network, path, normalization=False)
+    assert network.normalize.mean.flatten().tolist() == pytest.approx([0.3] * 3)
+    assert any("is not used, another one is set" in line for line in lines)
+    models.load_weights(network, path)
+    assert network.normalize.mean.flatten().tolist() == pytest.approx([0.6] * 3)
+
+
+def test_the_normalization_of_whole_weights_of_other_images_is_not_used(tmp_path):
+    content = {key: v.clone() for key, v in build(0).state_dict().items()}
+    content["normalize.mean"].fill_(123.0)
+    network = build(1)
+    lines = models.load_weights(network, save(content, tmp_path / "w.pth"))
+    assert network.normalize.mean.flatten().tolist() == pytest.approx([0.3] * 3)
+    assert any("is not of images in [0, 1] and is not used" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda v: v.to_sparse(), lambda v: v.to("meta")],
+    ids=["sparse", "without values"],
+)
+def test_weights_that_are_no_plain_tensors_are_one_line(tmp_path, change):
+    content = inner()
+    last = list(content)[-1]
+    content[last] = change(content[last])
+    with pytest.raises(RequestError, match=f"{last} is sparse or has no values"):
+        models.load_weights(build(1), save(content, tmp_path / "w.pth"))
