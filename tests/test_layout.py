@@ -1,4 +1,4 @@
-"""The architecture, held by test: who imports whom, how large a module may be, what loads late."""
+"""Architecture tests: allowed imports, size limits, lazy loading."""
 
 import ast
 import json
@@ -22,15 +22,16 @@ TABLE = {
     "__init__": "",
     "__main__": "cli",
     "errors": "",
+    "plugins": "",
     "config": "| omegaconf yaml",
     "identity": "| torch",
-    "numerics": "| torch numpy scipy ot",
+    "numerics": "| torch numpy scipy",
     "vision": "| torch torchvision",
     "disk": "config | torch safetensors",
-    "data": "config vision | torch numpy PIL",
-    "models": "config vision | torch safetensors (timm)",
+    "data": "config plugins vision | torch numpy PIL",
+    "models": "config plugins vision | torch safetensors (timm)",
     # The image augmentations of lp_noise are torchvision's, drawn late.
-    "methods": "config numerics (vision) | torch",
+    "methods": "config numerics plugins (vision) | torch",
     "certify": "config data disk identity numerics | torch numpy scipy",
     "evaluate": (
         "config data disk identity models certify numerics | torch numpy (timm pyautoattack)"
@@ -52,6 +53,8 @@ TABLE = {
         " cluster search stages)"
         " | click (yaml)"
     ),
+    # For the tests of plug-in packages; nothing of raybust imports it.
+    "testing": "config data disk methods models search train | torch numpy pytest yaml",
 }
 # A package at one place only, whatever the table says elsewhere.
 ALONE = {
@@ -59,6 +62,7 @@ ALONE = {
     "mlflow": "track",
     "omegaconf": "config",
     "optuna": "search stages",
+    "pytest": "testing",
     "ray": "cluster",
     "torchvision": "vision",
 }
@@ -87,7 +91,7 @@ def part_of(file):
 
 
 def imports(tree):
-    """Yields (module, whether inside a function) of every import but those for type checking."""
+    """Yields (module, whether inside a function) for all imports except those for type checking."""
 
     def visit(node, inside):
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
@@ -112,7 +116,7 @@ def imports(tree):
 
 
 def allowed(part, row):
-    """Returns what a row of the table allows: names importable anywhere, and inside functions."""
+    """Returns the names a table row allows to import anywhere, and inside functions only."""
     ours, _, others = row.partition("|")
     anywhere, late = {"raybust", "raybust.errors", "raybust." + part}, set()
     for text, prefix in ((ours, "raybust."), (others, "")):
@@ -122,7 +126,7 @@ def allowed(part, row):
 
 
 def wrong_edges(part, source, row):
-    """Returns the imports of a module's source that the row of its part does not allow."""
+    """Returns the imports of a module's source that its row does not allow."""
     anywhere, late = allowed(part, row)
     found = []
     for module, inside in imports(ast.parse(source)):
@@ -160,6 +164,8 @@ def test_imports(file):
         ("cli", "import torch"),
         ("cli", "from raybust import stages"),
         ("track", "import mlflow"),
+        ("train", "import pytest"),
+        ("stages", "from raybust import testing"),
         ("models", "import timm"),
         ("config", "import importlib\nimportlib.import_module('torch')"),
     ],
@@ -169,7 +175,7 @@ def test_the_import_test_can_fail(part, source):
 
 
 def test_the_arrow_has_no_way_back():
-    """The table itself is a directed graph without cycles."""
+    """The table is an acyclic graph."""
     edges = {part: allowed(part, row) for part, row in TABLE.items()}
     below = {
         part: {name.removeprefix("raybust.") for name in anywhere | late if "raybust." in name}
@@ -258,7 +264,8 @@ def test_options_are_frozen():
         assert options == OPTIONS.get(name, options & (STAGE | {"name"})), name
 
 
-HEAVY = ("torch", "ray", "mlflow", "optuna", "omegaconf", "numpy", "scipy", "matplotlib", "yaml")
+HEAVY = ("torch", "ray", "mlflow", "optuna", "omegaconf", "numpy", "scipy", "matplotlib", "yaml",
+         "pytest")  # fmt: skip
 
 
 MAIN = "from raybust.cli import main\ntry:\n    main({!r}.split())\nexcept SystemExit: pass"
@@ -285,7 +292,7 @@ def test_nothing_heavy_is_loaded(code):
 
 
 def test_config_loads_no_stage():
-    """A configuration is read, merged and refused without torch."""
+    """Configurations are read, merged and rejected without torch."""
     code = "import raybust.config, sys; print(sorted(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not set(ast.literal_eval(done.stdout)) & {"torch", "ray", "mlflow", "optuna", "numpy"}

@@ -1,7 +1,7 @@
-"""What there is: methods, datasets and networks, and the facts about one of them, as rows.
+"""Lists methods, datasets and networks, or the facts about one of them, as rows.
 
-`raybust methods | datasets | models [NAME]` prints them. A method of another package that cannot
-be imported is a row that says so; it hides none of the others.
+`raybust methods | datasets | models [NAME]` prints them. A plug-in that cannot be imported becomes
+a row with its error and hides none of the others.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def methods(name: str | None) -> Rows:
 
 
 def about(name: str) -> str:
-    """Returns what a method is and where it is from: the begin of its module's and its class's
+    """Returns a method's description and source: the start of its module's and its class's
     docstrings.
 
     Raises:
@@ -60,29 +60,44 @@ def datasets(name: str | None) -> Rows:
     """Returns a row for each dataset, or the facts about one."""
     if name is not None and name not in datasets_.names():
         raise unknown("dataset", name, datasets_.names())
-    return _facts("dataset", name, datasets_.names(), datasets_.describe)
+    return _facts("dataset", name, datasets_.names(), datasets_.describe, text="about")
 
 
 def models(name: str | None) -> Rows:
-    """Returns a row for each built-in network and each form of others' names, the facts about one
+    """Returns a row for each built-in network and each form of external names, the facts about one
     network, or the names of a form."""
     if name in models_.FORMS:
         library = name.partition(":")[0]
         if library in models_.LIBRARIES:
             return [{"network": f"{library}:{one}"} for one in models_.names_of(library)]
         return [{"fact": "source", "value": models_.FORMS[name]}]
-    rows = _facts("network", name, models_.names(), models_.describe)
+    rows = _facts("network", name, models_.names(), models_.describe, text="source")
     if name is None:
         nothing = dict.fromkeys(rows[0])
         rows += [{**nothing, "network": k, "source": text} for k, text in models_.FORMS.items()]
     return rows
 
 
-def _facts(kind: str, name: str | None, names: list[str], describe: Any) -> Rows:
-    if name is None:
-        return [{kind: key, **_without_name(describe(key))} for key in names]
-    facts = _without_name(describe(name))
-    return [{"fact": key, "value": value} for key, value in facts.items()]
+def _facts(kind: str, name: str | None, names: list[str], describe: Any, *, text: str) -> Rows:
+    """Returns a row for each name, or the facts about one.
+
+    Args:
+        kind: what the names refer to.
+        name: one name, or None for all.
+        names: all names.
+        describe: maps a name to its facts.
+        text: the fact replaced by the error if a name cannot be described.
+    """
+    if name is not None:
+        return [{"fact": key, "value": fact} for key, fact in _without_name(describe(name)).items()]
+    found: dict[str, dict[str, Any]] = {}
+    for key in names:
+        try:
+            found[key] = _without_name(describe(key))
+        except RequestError as error:
+            found[key] = {text: str(error)}
+    columns = max(found.values(), key=len)
+    return [{kind: key, **dict.fromkeys(columns), **facts} for key, facts in found.items()]
 
 
 def _without_name(facts: dict[str, Any]) -> dict[str, Any]:

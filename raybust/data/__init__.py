@@ -4,8 +4,9 @@
 nor MLflow is known here.
 """
 
+from raybust.data.arrays import Parts, parts_of_arrays
 from raybust.data.batches import Batches, fitting_batch
-from raybust.data.catalog import check, describe, load, names
+from raybust.data.catalog import Source, check, describe, load, names
 from raybust.data.folder import StreamedSplit
 from raybust.data.seeds import mix
 from raybust.data.splits import Dataset, Part, Split
@@ -14,6 +15,8 @@ __all__ = [
     "Batches",
     "Dataset",
     "Part",
+    "Parts",
+    "Source",
     "Split",
     "StreamedSplit",
     "check",
@@ -22,4 +25,5 @@ __all__ = [
     "load",
     "mix",
     "names",
+    "parts_of_arrays",
 ]

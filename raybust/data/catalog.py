@@ -2,17 +2,21 @@
 
 The test set is touched by no option. The validation set is a stratified share of the official
 training set, chosen by `data.split_seed` alone, so that runs with other training seeds share it.
+
+Installed packages register datasets in the entry-point group `raybust.datasets`: each entry-point
+name is a dataset name and each value a `Source`, or a callable that is its `read`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from raybust import plugins
 from raybust.config.schema import Data
 from raybust.data import arrays, decode, folder, packaged
 from raybust.data.splits import Dataset, Part, Split, channel_moments, first, hold_out
@@ -49,7 +53,7 @@ class Source:
 
 def names() -> list[str]:
     """Returns the names that `data.name` takes, sorted."""
-    return sorted(_SOURCES)
+    return sorted(_SOURCES.keys() | plugins.points(_GROUP).keys())
 
 
 def describe(name: str) -> dict[str, Any]:
@@ -92,7 +96,19 @@ def load(config: Data) -> Dataset:
             nothing.
     """
     check(config)
-    source = _source(config.name)
+    return load_source(_source(config.name), config)
+
+
+def load_source(source: Source, config: Data) -> Dataset:
+    """Returns the dataset of a source, cut as the section `data` asks for.
+
+    Args:
+        source: what `config.name` names, whatever that is.
+        config: the section.
+
+    Raises:
+        RequestError: as `load`.
+    """
     parts = source.read(config)
     if parts.train.labels.bincount().count_nonzero() < 2:
         raise RequestError(
@@ -156,9 +172,47 @@ def _cut(train: Part, validation: Part | None, config: Data) -> tuple[Part, Part
     return train, validation
 
 
+def source_of(thing: Any, what: str, about: str) -> Source:
+    """Returns the source that a package offers; it refuses parts that are none.
+
+    Args:
+        thing: a `Source`, or a callable that is its `read`.
+        what: start of an error's text.
+        about: of a callable.
+
+    Raises:
+        RequestError: it is neither; later, `read` raises or returns no parts of a dataset.
+    """
+    if not (isinstance(thing, Source) or callable(thing)):
+        raise RequestError(
+            f"{what} is a {type(thing).__name__}, expected a raybust.data.Source, or a callable"
+            " from the section `data` to raybust.data.Parts"
+        )
+    source = thing if isinstance(thing, Source) else Source(read=thing, about=about)
+
+    def read(config: Data) -> arrays.Parts:
+        with plugins.one_line(f"{what} fails"):
+            parts = source.read(config)
+        wrong = arrays.wrong_parts(parts)
+        if wrong is None and isinstance(parts.train, folder.StreamedSplit) and not source.moments:
+            wrong = "a streamed training part, for which `Source` has to give `moments`"
+        if wrong is not None:
+            raise RequestError(f"{what} gives {wrong}")
+        return parts
+
+    return replace(source, read=read)
+
+
 def _source(name: str) -> Source:
+    point = plugins.find(_GROUP, name, _SOURCES)
+    if point is not None:
+        thing = plugins.load(point)
+        source = source_of(thing, plugins.described(point), plugins.summary(point, thing))
+        if isinstance(thing, Source):
+            source = replace(source, about=f"{source.about} ({plugins.origin(point)})")
+        return source
     if name not in _SOURCES:
-        raise unknown("dataset", name, _SOURCES)
+        raise unknown("dataset", name, names())
     return _SOURCES[name]
 
 
@@ -189,6 +243,7 @@ def _image_folder(config: Data) -> arrays.Parts:
 _LOOKED = 256
 """Files of a part at whose headers is looked (our choice)."""
 
+_GROUP = "raybust.datasets"
 _FETCH = "its files in data.root, or data.download=true"
 _SOURCES = {
     "digits": Source(

@@ -1,43 +1,42 @@
-"""Robust-training methods, one file each: the file's name is the method's key.
+"""Robust-training methods, one per file; the file name is the method's key.
 
-Packages outside add theirs through the entry-point group `raybust.methods`, whose names are keys
-and whose values are `Method` classes.
+Other packages register methods in the entry-point group `raybust.methods`: each entry-point name
+is a key and each value a `Method` class.
 """
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
-from functools import lru_cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 
+from raybust import plugins
 from raybust.errors import RequestError, unknown
 from raybust.methods.base import Method, StepContext
 
 __all__ = ["Method", "StepContext", "get", "names"]
 
-
-@lru_cache(maxsize=1)
-def _outside() -> dict[str, EntryPoint]:
-    """Returns the entry points of installed packages; to read them all takes 20 ms."""
-    return {point.name: point for point in entry_points(group="raybust.methods")}
+_GROUP = "raybust.methods"
+_KEYS: dict[type[Method], str] = {}
+"""Loaded classes of other packages and their keys."""
 
 
 def names() -> list[str]:
-    """Returns the keys of all methods, sorted."""
-    own = {module.name for module in pkgutil.iter_modules(__path__)} - {"base"}
-    return sorted(own | _outside().keys())
+    """Returns the sorted keys of all methods."""
+    return sorted(_own() | plugins.points(_GROUP).keys())
 
 
 def get(name: str) -> type[Method]:
     """Returns the class of a method.
 
     Raises:
-        RequestError: there is no such method; the message has the nearest spelling.
+        RequestError: the method does not exist (the message suggests the nearest spelling), its
+            package cannot be imported, or two packages register the name.
     """
-    if name in _outside():
-        return _loaded(_outside()[name])
-    if name not in names():
+    point = plugins.find(_GROUP, name, _own())
+    if point is not None:
+        return _load(point)
+    if name not in _own():
         raise unknown("method", name, names())
     module = importlib.import_module(f"{__name__}.{name}")
     found = [
@@ -48,23 +47,28 @@ def get(name: str) -> type[Method]:
         and value.__module__ == module.__name__
     ]
     assert len(found) == 1, (
-        f"{module.__name__} must define exactly one method, it defines {len(found)}"
+        f"{module.__name__} must define exactly one method, but defines {len(found)}"
     )
     return found[0]
 
 
-def _loaded(point: EntryPoint) -> type[Method]:
-    """Returns the method of an entry point; its name is the key."""
-    try:
-        cls = point.load()
-    except (ImportError, AttributeError) as error:
-        raise RequestError(
-            f"method '{point.name}' of the entry point {point.value} cannot be loaded: {error}"
-        ) from None
+def _own() -> set[str]:
+    """Returns the keys of raybust's own methods."""
+    return {module.name for module in pkgutil.iter_modules(__path__)} - {"base"}
+
+
+def _load(point: EntryPoint) -> type[Method]:
+    """Loads the method class of an entry point and sets its key."""
+    cls = plugins.load(point)
     if not (isinstance(cls, type) and issubclass(cls, Method)):
         raise RequestError(
-            f"method '{point.name}': the entry point {point.value} is no subclass of"
-            " raybust.methods.Method"
+            f"{plugins.described(point)} is not a subclass of raybust.methods.Method"
+        )
+    own = cls.__module__.startswith(f"{__name__}.")
+    taken = cls.key if own else _KEYS.setdefault(cls, point.name)
+    if taken != point.name:
+        raise RequestError(
+            f"{plugins.described(point)} is already the method '{taken}'; register a subclass"
         )
     cls.key = point.name
     return cls

@@ -1,5 +1,8 @@
 """Networks by name: those of the field for small images, torchvision's, timm's, the user's own.
 
+Installed packages register networks in the entry-point group `raybust.models`: each entry-point
+name is a model name and each value a callable as `external.call` takes it.
+
 `build` puts the normalization in front, so a network takes images in [0, 1], and makes sure that
 the whole gives logits. Stage after data and before method.
 """
@@ -8,11 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib.metadata import EntryPoint
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from raybust import plugins
 from raybust.config.schema import Model
 from raybust.errors import RequestError, unknown
 from raybust.models import cifar, external
@@ -30,6 +35,7 @@ __all__ = [
     "Normalized",
     "build",
     "check",
+    "complete",
     "describe",
     "load_weights",
     "names",
@@ -81,25 +87,32 @@ FORMS = {
 """What `model.name` may be beside a built-in name."""
 
 
+_GROUP = "raybust.models"
+
+
 def names() -> list[str]:
-    """Returns the names of the built-in networks, from small to large."""
-    return list(_BUILT_IN)
+    """Returns the names of the built-in networks, from small to large, then those of packages."""
+    return list(dict.fromkeys([*_BUILT_IN, *plugins.points(_GROUP)]))
 
 
 def check(name: str, *, local: bool = True) -> None:
-    """Refuses a name of no network; makes none and runs nobody's code.
+    """Refuses a name of no network; makes none.
 
     Args:
-        name: `model.name`. Of module:callable, only whether there is such a module is seen.
+        name: `model.name`. A network of an installed package is imported, which shows that it can
+            be. Of module:callable, only whether there is such a module is seen.
         local: whether the network is made on this machine, so that its module has to be here.
 
     Raises:
-        RequestError: there is no such network.
+        RequestError: there is no such network, or it cannot be imported.
     """
     kind, colon, rest = name.partition(":")
     if not colon:
-        if name not in _BUILT_IN:
-            raise unknown("model", name, (*_BUILT_IN, *FORMS))
+        point = plugins.find(_GROUP, name, _BUILT_IN)
+        if point is None and name not in _BUILT_IN:
+            raise unknown("model", name, (*names(), *FORMS))
+        if point is not None and local:
+            _load(point)
     elif kind in LIBRARIES:
         external.check_name(kind, rest)
     elif local:
@@ -134,10 +147,35 @@ def build(
             give finite logits (2, K) for two zero images.
     """
     network = _network(config, shape, num_classes)
-    notes = [*external.tag_notes(config.name), *adapt(network, shape, num_classes)]
+    return complete(network, config.name, shape=shape, num_classes=num_classes, mean=mean, std=std)
+
+
+def complete(
+    network: nn.Module,
+    name: str,
+    *,
+    shape: Shape,
+    num_classes: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> Normalized:
+    """Returns a network behind its normalization, adapted to give logits and checked; see `build`.
+
+    Args:
+        network: from normalized images (B, C, H, W) to logits (B, K).
+        name: `model.name`, for notes and errors.
+        shape: (C, H, W) of an image.
+        num_classes: number K of logits.
+        mean: mean of each channel of the data.
+        std: standard deviation of each channel, > 0.
+
+    Raises:
+        RequestError: it does not give finite logits (2, K) for two zero images.
+    """
+    notes = [*external.tag_notes(name), *adapt(network, shape, num_classes)]
     model = Normalized(Normalize(mean, std), network)
-    model.notes = tuple(f"model {config.name}: {note}" for note in notes)
-    _check(model, config.name, shape, num_classes)
+    model.notes = tuple(f"model {name}: {note}" for note in notes)
+    _check(model, name, shape, num_classes)
     return model
 
 
@@ -156,17 +194,19 @@ def describe(name: str) -> dict[str, Any]:
         RequestError: no such network, or it cannot be made.
     """
     kind, colon, _ = name.partition(":")
+    point = plugins.find(_GROUP, name, _BUILT_IN)
     theirs, yours = kind in LIBRARIES, bool(colon) and kind not in LIBRARIES
     shape, classes = ((3, 224, 224), 1000) if theirs else ((3, 32, 32), 10)
-    # Without memory for weights, but for a callable of the user's, which may look at its own.
-    device = torch.device("cpu" if yours else "meta")
+    # Without memory for weights, but for a callable of others, which may look at its own.
+    device = torch.device("cpu" if yours or point else "meta")
     with torch.random.fork_rng(devices=[]), device:
         network = _network(Model(name=name), shape, classes).eval()
         with external.one_line(f"model '{name}' on images of {external.size(shape)}"):
             total = _multiply_adds(network, torch.zeros(1, *shape))
+    source = plugins.summary(point, _load(point)) if point else kind
     return {
         "name": name,
-        "source": _BUILT_IN[name].source if name in _BUILT_IN else kind,
+        "source": _BUILT_IN[name].source if name in _BUILT_IN else source,
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "multiply_adds": total,
         "images": external.size(shape),
@@ -178,12 +218,26 @@ def _network(config: Model, shape: Shape, num_classes: int) -> nn.Module:
     check(config.name)
     kind, colon, name = config.name.partition(":")
     if not colon:
+        point = plugins.find(_GROUP, config.name, _BUILT_IN)
+        if point is not None:
+            return external.call(_load(point), plugins.described(point), shape, num_classes)
         return _BUILT_IN[config.name].make(shape, num_classes, config)
     if kind == "torchvision":
         return external.from_torchvision(name, shape, num_classes)
     if kind == "timm":
         return external.from_timm(name, shape, num_classes)
     return external.from_callable(config.name, shape, num_classes)
+
+
+def _load(point: EntryPoint) -> Callable[..., Any]:
+    """Returns the callable of an entry point."""
+    make = plugins.load(point)
+    if not callable(make):
+        raise RequestError(
+            f"{plugins.described(point)} is a {type(make).__name__}, expected a callable that"
+            " returns a torch.nn.Module"
+        )
+    return make
 
 
 def _check(model: nn.Module, name: str, shape: Shape, num_classes: int) -> None:
