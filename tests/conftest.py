@@ -1,14 +1,12 @@
-"""What tests of several folders share: the command line in this process, and the method checks."""
+"""What tests of several folders share: the command line in this process."""
 
 import os
 import sys
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 os.environ.pop("MLFLOW_TRACKING_URI", None)
-sys.path.insert(0, str(Path(__file__).parent / "methods"))
 
 
 class Result(NamedTuple):

@@ -8,10 +8,9 @@ import re
 import sys
 from pathlib import Path
 
-import checks
 import pytest
 
-from raybust import methods
+from raybust import methods, testing
 from raybust.methods import Method
 
 README = Path(__file__).parents[1] / "README.md"
@@ -61,14 +60,14 @@ def test_the_markers_come_together():
 
 def test_method(added):
     assert issubclass(added, Method)
-    checks.check_class(added)
-    checks.check_step(added())
+    testing.check_class(added)
+    testing.check_step(added())
 
 
 def test_search_space(added, tmp_path):
     path = tmp_path / "example.yaml"
     path.write_text(example(SPACE))
-    checks.check_space(path, added.key)
+    testing.check_space(path, added.key)
 
 
 def test_dry_runs(added, tmp_path, cli):

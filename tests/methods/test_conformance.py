@@ -1,36 +1,21 @@
 """The conformance suite: what holds for every method that is found, whoever wrote it."""
 
-import copy
 import pkgutil
 import sys
-from dataclasses import fields
 from pathlib import Path
 
-import checks
 import pytest
 import torch
-import torch.distributed as dist
-from ranks import run_ranks
+from installed import install
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
-from raybust import methods
+from raybust import methods, plugins, testing
 from raybust.errors import RequestError
 from raybust.methods import Method
-from raybust.methods.gaussian import Gaussian
-from raybust.methods.standard import Standard
-from raybust.train.objective import Objective
 
 SPACES = Path(__file__).parents[2] / "search_spaces"
 OWN = sorted({module.name for module in pkgutil.iter_modules(methods.__path__)} - {"base"})
-WRAPPERS = [
-    name for name in methods.names() if "base" in {f.name for f in fields(methods.get(name))}
-]
-
-
-@pytest.fixture(params=methods.names())
-def cls(request):
-    return methods.get(request.param)
+VARY = {"geodesic": "a batch without a class of enough images has no path, so no distance of one"}
 
 
 def test_own_methods_are_found_by_file_name():
@@ -39,81 +24,37 @@ def test_own_methods_are_found_by_file_name():
         assert methods.get(name).key == name
 
 
-def test_class(cls):
-    checks.check_class(cls)
+@pytest.fixture(scope="module")
+def all_on_ranks(tmp_path_factory):
+    """What every method does on two ranks, which are started once."""
+    made = [methods.get(name)() for name in methods.names()]
+    found = testing.on_two_ranks(made, tmp_path_factory.mktemp("ranks"))
+    return {one.method: one for one in found}
 
 
-@pytest.mark.parametrize("check", checks.STEP_CHECKS, ids=lambda check: check.__name__)
-def test_step(cls, check):
-    check(cls())
+class Conformance(testing.MethodConformance):
+    """The class for plug-ins, but for the start of the ranks."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def on_ranks(cls, all_on_ranks):
+        return all_on_ranks[cls.method.key]
 
 
-VARIANTS = [
-    pytest.param(method, id=f"{name}-{field}={value}")
-    for name in methods.names()
-    for field, value, method in checks.variants(methods.get(name))
-]
+for _name in methods.names():
+    _facts = {
+        "method": methods.get(_name),
+        "metrics_vary": VARY.get(_name, ""),
+        "space": SPACES / f"{_name}.yaml" if _name in OWN else None,
+    }
+    globals()[f"Test_{_name}"] = type(f"Test_{_name}", (Conformance,), _facts)
 
 
-@pytest.mark.parametrize("method", VARIANTS)
-def test_variant(method):
-    """What a choice or a flag turns on keeps the rules as well."""
-    checks.check_randomness(method, converges=True)
-    checks.check_network_untouched(method)
-
-
-@pytest.mark.parametrize("base", [Gaussian(sigma=0.5), Standard()], ids=lambda base: base.key)
-@pytest.mark.parametrize("name", WRAPPERS)
-def test_composition(name, base):
-    method = methods.get(name)(base=base)
-    checks.check_step(method)
-    assert method.noise() is not None or base.noise() is None, "the base's sigma is lost"
-
-
-@pytest.mark.parametrize("name", WRAPPERS)
-def test_what_a_wrapper_does_not_say_is_as_its_base_says(name):
-    class Asking(Gaussian):
-        balanced_classes = 3
-
-        def front(self):
-            return nn.Flatten()
-
-    method = methods.get(name)(base=Asking(sigma=0.5))
-    assert method.wrapped == Asking(sigma=0.5)
-    assert method.balanced_classes == 3
-    assert method.noise() == 0.5
-    assert any(isinstance(module, nn.Flatten) for module in method.front().modules())
-
-
-@pytest.mark.parametrize("name", OWN)
-def test_search_space(name):
-    checks.check_space(SPACES / f"{name}.yaml", name)
-
-
-def test_distributed(tmp_path):
-    """Two ranks under DDP end with the mean of their gradients, whatever the method does."""
-    run_ranks(_rank, tmp_path, methods.names())
-
-
-def _rank(rank, names):
-    for name in names:
-        method = methods.get(name)()
-        images, labels, classes = checks.batch(method)
-        images = (images + 0.1 * rank).clamp(0, 1)
-        network, _ = checks.network_for(method, classes)
-        objective = Objective(network.network, method)
-        objective.prepare(images, labels)
-        single = copy.deepcopy(objective)
-        wrapped = DistributedDataParallel(objective)
-        for module in (single, wrapped):
-            module(images, labels, torch.Generator().manual_seed(rank), 0.5).backward()
-        for (key, parameter), own in zip(
-            objective.named_parameters(), single.parameters(), strict=True
-        ):
-            dist.all_reduce(own.grad)
-            torch.testing.assert_close(
-                parameter.grad, own.grad / 2, msg=lambda text, at=f"{name}: {key}": f"{at}: {text}"
-            )
+def test_metrics_that_may_vary_do(all_on_ranks):
+    """No method is excused that need not be."""
+    for name in VARY:
+        with pytest.raises(AssertionError, match=f"{name}/"):
+            testing.check_metrics_on_ranks(all_on_ranks[name])
 
 
 class Careless(Method):
@@ -155,18 +96,18 @@ class Careless(Method):
 @pytest.mark.parametrize(
     ("fault", "check"),
     [
-        ("input", checks.check_inputs_untouched),
-        ("global", checks.check_randomness),
-        ("ignored seed", checks.check_randomness),
-        ("mode", checks.check_network_untouched),
-        ("flags", checks.check_network_untouched),
-        ("gradient", checks.check_network_untouched),
-        ("statistics", checks.check_network_untouched),
-        ("uncounted", checks.check_passes),
-        ("dtype", checks.check_loss_and_gradient),
-        ("partial", checks.check_loss_and_gradient),
-        ("targets", checks.check_targets),
-        ("graph", checks.check_metrics),
+        ("input", testing.check_inputs_untouched),
+        ("global", testing.check_randomness),
+        ("ignored seed", testing.check_randomness),
+        ("mode", testing.check_network_untouched),
+        ("flags", testing.check_network_untouched),
+        ("gradient", testing.check_network_untouched),
+        ("statistics", testing.check_network_untouched),
+        ("uncounted", testing.check_passes),
+        ("dtype", testing.check_loss_and_gradient),
+        ("partial", testing.check_loss_and_gradient),
+        ("targets", testing.check_targets),
+        ("graph", testing.check_metrics),
     ],
 )
 def test_the_checks_can_fail(fault, check):
@@ -196,27 +137,23 @@ class Louder(Standard):
 @pytest.fixture
 def plugin(tmp_path, monkeypatch):
     """Puts a distribution with an entry point on the path, as pip would install it."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "louder_plugin", raising=False)
+    monkeypatch.chdir(tmp_path)
 
-    def install(value, source=PLUGIN):
-        info = tmp_path / "louder-1.0.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: louder\nVersion: 1.0\n")
-        (info / "entry_points.txt").write_text(f"[raybust.methods]\nloud = {value}\n")
-        (tmp_path / "louder_plugin.py").write_text(source)
-        monkeypatch.syspath_prepend(str(tmp_path))
-        monkeypatch.delitem(sys.modules, "louder_plugin", raising=False)
-        monkeypatch.chdir(tmp_path)
-        methods._outside.cache_clear()
+    def add(value, source=PLUGIN):
+        entries = {"raybust.methods": {"loud": value}}
+        install(tmp_path, "louder", entries, {"louder_plugin": source})
 
-    yield install
-    methods._outside.cache_clear()
+    yield add
+    plugins.points.cache_clear()
 
 
 def test_method_of_another_package(plugin, cli):
     plugin("louder_plugin:Louder")
     assert "loud" in methods.names()
-    checks.check_class(methods.get("loud"))
-    checks.check_step(methods.get("loud")(volume=3.0))
+    testing.check_class(methods.get("loud"))
+    testing.check_step(methods.get("loud")(volume=3.0))
     listed = cli("methods")
     assert listed.code == 0
     assert "Standard training, louder." in listed.out

@@ -1,21 +1,19 @@
 """Wasserstein-geodesic augmentation: T4, T7 and T12 to T21 of the specification, section 5, the
-control arms, and what a step is made of.
+controls, and the parts of a step.
 """
 
 import dataclasses
 import math
 
-import checks
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from ranks import run_ranks
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from raybust import data
+from raybust import data, testing
 from raybust.config import compose, leaves_of_arguments
 from raybust.errors import RequestError, WorkError
 from raybust.methods import StepContext, get
@@ -30,7 +28,7 @@ from raybust.methods.trades import Trades
 from raybust.numerics.autoencoder import train_autoencoder
 from raybust.numerics.transport import (
     Curves,
-    assignment,
+    assignments,
     climb,
     grid_of,
     interpolate,
@@ -55,8 +53,8 @@ def context(seed=0, classes=3, progress=0.5):
 
 
 def batch(*counts, seed=0, size=4, dtype=torch.float64):
-    """Images (B, 1, size, size), shuffled, of classes with the given counts; each class is about
-    a mean of its own."""
+    """Shuffled images (B, 1, size, size) with the given class counts; each class is spread around
+    its own mean."""
     labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
     labels = labels[torch.randperm(len(labels), generator=generator(seed + 1))]
     noise = torch.rand(len(labels), 1, size, size, generator=generator(seed), dtype=dtype)
@@ -150,7 +148,7 @@ def test_t7_geodesics_have_constant_speed_and_random_pairs_do_not():
 
     def w2(x, y):
         cost = squared_distances(x, y)
-        return float(cost[torch.arange(len(x)), assignment(cost)].mean().sqrt())
+        return float(cost[torch.arange(len(x)), assignments([cost])[0]].mean().sqrt())
 
     def worst(pairing):
         curves = curves_of(Geodesic(pairing=pairing), images, labels)
@@ -211,7 +209,7 @@ def test_t21_small_classes_are_paired_together_and_counted():
 
 
 def test_t21_the_fallback_crosses_classes_where_it_can():
-    """Even where images of one class are the same and other classes are far away."""
+    """Even if images of one class are identical and other classes are far away."""
     labels = torch.tensor([0, 0, 1, 1, 1, 0, 0, 1])
     images = labels.double().view(-1, 1, 1, 1).expand(-1, 1, 2, 2)
     groups = [(torch.arange(4), torch.arange(4, 8))]
@@ -359,7 +357,7 @@ def test_t14_at_a_gap_of_four_the_middle_is_flat():
 
 
 def test_the_search_is_of_a_geodesic_not_of_an_image():
-    """Each geodesic's location is the best of the grid for its own mean loss."""
+    """Each geodesic's location is the worst of the grid for its own mean loss."""
     images, labels = batch(8, 8, 8)
     method, network = Geodesic(points=7), Small()
     curves = curves_of(method, images, labels)
@@ -419,7 +417,7 @@ def test_t18_the_location_is_a_constant_of_the_gradient(location):
 
 
 def given_after_pairs(method, images, labels):
-    """The generator as `locate` gets it in a step."""
+    """The generator in the state in which `locate` receives it in a step."""
     given = context()
     method.paths(images, labels, given)
     return given.generator
@@ -499,7 +497,7 @@ def test_t13_the_slope_s_gradient_reaches_the_weights():
 
 
 class Attention(nn.Module):
-    """Rows of an image that attend to each other."""
+    """Attention between the rows of an image."""
 
     def __init__(self):
         super().__init__()
@@ -526,7 +524,7 @@ def test_the_slope_s_gradient_of_attention_and_of_a_compiled_network():
 
 
 def test_the_mean_is_inside_the_absolute_value():
-    """Two paths whose losses rise and fall alike have no slope together."""
+    """Two paths whose losses rise and fall equally have zero total slope."""
     both = straight()
     start = torch.cat([both.start, both.end])
     end = torch.cat([both.end, both.start])
@@ -605,8 +603,8 @@ def test_warmup_and_ramp():
 
 
 def test_t15_noise_is_added_after_mixing():
-    """Constant images tell noise from image; noise that is mixed has half the variance at t = 1/2,
-    which is to be seen where the noise comes first."""
+    """Constant images separate noise from image; mixed noise has half the variance at t = 1/2,
+    which shows if the noise comes first."""
     labels = torch.arange(2).repeat_interleave(8)
     images = labels.float().view(-1, 1, 1, 1).expand(-1, 1, 40, 40).contiguous()
     network = Small(classes=2, pixels=1600).float()
@@ -731,7 +729,7 @@ def test_running_statistics_can_be_those_of_the_base_alone(synthetic, estimate):
     for statistics in ("all", "base", "none"):
         settings = {"statistics": statistics, "synthetic": synthetic, "estimate": estimate}
         method = Standard() if statistics == "none" else Geodesic(least=2, **settings)
-        step = checks.Step(method)
+        step = testing.Step(method)
         loss = step.loss()
         loss.backward()
         norm = step.probe.norm
@@ -757,7 +755,7 @@ BASES = [
 @pytest.mark.parametrize("base", BASES, ids=lambda base: base.key)
 def test_t19_without_weights_it_is_the_base_bit_for_bit(base):
     for method in (Geodesic(base=base, weight=0.0, penalty=0.0), Geodesic(base=base, warmup=0.9)):
-        steps = [checks.Step(made) for made in (base, method)]
+        steps = [testing.Step(made) for made in (base, method)]
         optimizers = [torch.optim.SGD(step.network.parameters(), 0.1) for step in steps]
         for _ in range(3):
             losses = [step.loss() for step in steps]
@@ -776,16 +774,16 @@ def test_t19_without_weights_it_is_the_base_bit_for_bit(base):
 def test_every_base_can_be_wrapped(base, synthetic):
     method = Geodesic(base=base, synthetic=synthetic, least=2)
     if base.key != "covariance":  # its passes are not calls, which the check counts
-        checks.check_network_untouched(method)
-    checks.check_targets(method)
+        testing.check_network_untouched(method)
+    testing.check_targets(method)
     assert method.noise() == base.noise()
-    checks.check_loss_and_gradient(LpNoise(base=method))
+    testing.check_loss_and_gradient(LpNoise(base=method))
 
 
 def test_the_class_cycle_in_the_conformance_suite():
-    """Its batches have two images of a class, which the default takes for too few."""
-    checks.check_step(Geodesic(least=2))
-    checks.check_step(Geodesic(least=2, estimate="gradient", label="source", cap=0.3))
+    """Its batches have two images per class, too few for the default."""
+    testing.check_step(Geodesic(least=2))
+    testing.check_step(Geodesic(least=2, estimate="gradient", label="source", cap=0.3))
 
 
 # Spaces
@@ -913,14 +911,14 @@ def test_a_resumed_run_in_another_space_is_the_same_run(space, tmp_path):
 
 @pytest.mark.parametrize("space", ["latent", "feature_cost"])
 def test_every_space_in_the_conformance_suite(space):
-    checks.check_step(Geodesic(least=2, space=space, latent_epochs=1, latent=3))
+    testing.check_step(Geodesic(least=2, space=space, latent_epochs=1, latent=3))
 
 
 # T20: two ranks
 
 
 def test_t20_two_ranks(tmp_path):
-    run_ranks(_rank, tmp_path)
+    testing.run_ranks(_rank, tmp_path)
 
 
 def _rank(rank):
