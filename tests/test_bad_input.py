@@ -283,7 +283,7 @@ def rows():
     yield (
         TUNE,
         space("train.lr: {float: [0.1, 0.2], when: {method.name: gaussian}}"),
-        ["train.lr", "method.name", "not searched above"],
+        ["train.lr", "method.name", "not among the keys searched above"],
     )
     yield (
         TUNE,
@@ -412,7 +412,7 @@ def rows():
     yield (
         TUNE,
         space("train.lr: {float: [0.1, 0.2]}\n  train.lr@b: {float: [0.1, 0.2]}"),
-        ["train.lr@b", "stands beside train.lr", "when"],
+        ["train.lr@b", "overlaps train.lr", "when"],
     )
     yield (
         [*TUNE, "certified_fast.every=0"],

@@ -1,8 +1,8 @@
-"""Ray: sessions, training workers, sweeps. Nothing outside this package imports ray or optuna.
+"""Ray: sessions, training workers, sweeps. Only this package imports ray.
 
-Ray reads these settings from the environment when it is imported, so they are made here, first;
-what the user has set stays. Short polls, because an epoch may take a second; no second record of
-trials beside the study and the journals.
+Ray reads its settings from the environment at import, so they are set here first, unless the user
+has set them. Polls are short because an epoch may take a second; Tune's own loggers are off because
+the study and the journals already record the trials.
 """
 
 import os

@@ -1,7 +1,7 @@
-"""The same command on a cluster: submitted as a Ray job with this working directory.
+"""Runs the command on a cluster (--address is a jobs URL): as a Ray job in this working directory.
 
-Its log is followed here. The job outlives this process; a connection that is lost is taken up
-again where it broke off. Stage `cluster`, for an --address that is a jobs URL.
+This process follows the job's log. The job outlives it, and a lost connection is reopened without
+losing or repeating a line.
 """
 
 from __future__ import annotations
@@ -20,43 +20,43 @@ from typing import Any
 from raybust.errors import RequestError, WorkError
 
 CLIENT = "RAYBUST_CLIENT"
-"""Environment variable of a job: the versions of the machine that submitted it, as JSON."""
+"""Environment variable of a job: package versions of the submitting machine, as JSON."""
 
 ADDRESS = "RAYBUST_ADDRESS"
-"""Environment variable of a job: the jobs URL at which it was submitted."""
+"""Environment variable of a job: the jobs URL it was submitted to."""
 
 _EXCLUDED = [".git", ".venv", "/runs", "/data", "__pycache__", ".mypy_cache", ".ruff_cache"]
 _PATIENCE_S, _RETRY_S = 600.0, 2.0
 
 
 def versions() -> dict[str, str]:
-    """Returns what has to be the same on both sides of a connection to Ray."""
+    """Returns the versions that both ends of a Ray connection must share."""
     return {"python": platform.python_version(), "ray": version("ray")}
 
 
 def submit(
     address: str, arguments: Sequence[str], echo: Callable[[str], None], *, detach: bool = False
 ) -> None:
-    """Submits `raybust ARGUMENTS` without its --address, and follows the log to its end.
+    """Submits `raybust ARGUMENTS` without its --address and follows the log until the job ends.
 
     Args:
         address: the jobs URL, for instance http://127.0.0.1:8265.
-        arguments: this process's own.
+        arguments: of this process.
         echo: prints a line.
         detach: return once the job is submitted.
 
     Raises:
-        RequestError: nothing answers at the address, or it does not take this job.
-        WorkError: the job failed there, or the connection did not come back.
+        RequestError: nothing answers at the address, or it rejects the job.
+        WorkError: the job failed, or the connection was not restored.
     """
     from ray.exceptions import RayError
     from ray.job_submission import JobStatus, JobSubmissionClient
 
-    logging.disable(logging.INFO)  # uploads, closed sockets: Ray's loggers set their own levels
+    logging.disable(logging.INFO)  # Ray's loggers, which report uploads, set their own levels
     try:
         client = JobSubmissionClient(address)
         job = client.submit_job(
-            entrypoint=shlex.join(["raybust", *_ours(arguments), "--address", "auto"]),
+            entrypoint=shlex.join(["raybust", *_forwarded(arguments), "--address", "auto"]),
             runtime_env={
                 "working_dir": ".",
                 "excludes": _EXCLUDED,
@@ -65,54 +65,56 @@ def submit(
         )
     except (ConnectionError, RuntimeError, ValueError, RayError) as error:
         raise RequestError(_refusal(address, " ".join(str(error).split())[:200])) from None
-    echo(f"submitted as {job}; it goes on if this connection is lost")
-    again = f"ray job logs --follow {job} --address {address}"
+    echo(f"submitted as {job}; it keeps running if this connection is lost")
+    follow = f"ray job logs --follow {job} --address {address}"
     if detach:
-        echo(f"its log: {again}")
+        echo(f"follow it with: {follow}")
         return
     try:
-        status = asyncio.run(_follow(client, job, echo, again))
+        status = asyncio.run(_follow(client, job, echo, follow))
     except KeyboardInterrupt:
-        echo(f"{job} goes on; its log: {again}; its end: ray job stop {job} --address {address}")
+        stop = f"ray job stop {job} --address {address}"
+        echo(f"{job} keeps running; follow it with: {follow}; stop it with: {stop}")
         raise
     if status != JobStatus.SUCCEEDED:
         code = client.get_job_info(job).driver_exit_code
         why = "was stopped" if status == JobStatus.STOPPED else f"failed with exit code {code}"
-        raise WorkError(f"job {job} {why}; the lines above say why; the same command resumes")
+        raise WorkError(f"job {job} {why}; see the log above; rerun the same command to resume")
 
 
-async def _follow(client: Any, job: str, echo: Callable[[str], None], again: str) -> Any:
-    """Says the job's log line by line; returns the state in which it ended."""
+async def _follow(client: Any, job: str, echo: Callable[[str], None], follow: str) -> Any:
+    """Prints the job's log line by line; returns the job's final status."""
     from aiohttp import ClientError
     from ray.exceptions import RayError
 
-    told, lost = 0, None
+    printed, lost = 0, None
     while True:
         seen, rest = 0, ""
         try:
-            async for text in client.tail_job_logs(job):  # begins at the log's first line
+            async for text in client.tail_job_logs(job):  # always starts at the first line
                 if lost is not None:
-                    echo("the connection is back")
+                    echo("connection restored")
                     lost = None
                 *lines, rest = (rest + text).split("\n")
                 for line in lines:
                     seen += 1
-                    if seen > told:
-                        told = seen
+                    if seen > printed:
+                        printed = seen
                         echo(line)
             status = client.get_job_status(job)
             if status.is_terminal():
-                if rest and seen >= told:
+                if rest and seen >= printed:
                     echo(rest)
                 return status
         except (ClientError, RayError, RuntimeError, OSError):
             pass
         if lost is None:
             lost = time.monotonic()
-            echo("connection lost; the job goes on; trying again")
+            echo("connection lost; the job keeps running; reconnecting")
         if time.monotonic() - lost > _PATIENCE_S:
             raise WorkError(
-                f"no connection for {_PATIENCE_S:.0f} s; {job} goes on; follow: {again}"
+                f"no connection for {_PATIENCE_S:.0f} s; {job} keeps running;"
+                f" follow it with: {follow}"
             )
         await asyncio.sleep(_RETRY_S)
 
@@ -121,13 +123,13 @@ def _refusal(address: str, text: str) -> str:
     if "token" in text.lower():
         variable = os.environ.get("RAY_AUTH_MODE", "unset")
         return (
-            f"--address: {address} asks for the cluster's token ({text}); it belongs in"
-            f" ~/.ray/auth_token, with RAY_AUTH_MODE=token, which is {variable}"
+            f"--address: {address} requires the cluster's token ({text}); put it in"
+            f" ~/.ray/auth_token and set RAY_AUTH_MODE=token (now {variable})"
         )
-    return f"--address: {address} does not take jobs ({text}); open the tunnel first"
+    return f"--address: {address} does not accept jobs ({text}); open the tunnel first"
 
 
-def _ours(arguments: Sequence[str]) -> list[str]:
+def _forwarded(arguments: Sequence[str]) -> list[str]:
     """Returns the arguments without --address and --detach."""
     kept: list[str] = []
     skip = False

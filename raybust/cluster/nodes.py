@@ -1,7 +1,7 @@
-"""What every node of a cluster sees: its GPUs, the run folder, the MLflow server, its memory.
+"""Inspects every node of a cluster: its GPUs, the run folder, the MLflow server, its memory.
 
-One task a node looks, because the driver's own view says nothing about the others. `findings` of
-`raybust doctor` are made from it. Stage `cluster`.
+One task runs on each node, because the driver sees only its own machine. `raybust doctor` turns
+the results into findings.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ _GIB = 2.0**30
 
 @dataclass(frozen=True)
 class Node:
-    """A node as a task on it sees it.
+    """A node as seen by a task on it.
 
     Attributes:
         host: its name.
         head: whether it is the head.
-        driver_gpus: GPUs that NVIDIA's driver has there.
-        ray_gpus: GPUs that Ray hands out there.
-        shared: whether the driver's run folder is the same folder there.
-        mlflow: "", or why the MLflow server is out of its reach.
-        memory: what it has of main memory, in GiB.
+        driver_gpus: GPUs known to NVIDIA's driver.
+        ray_gpus: GPUs that Ray schedules.
+        shared: whether it sees the driver's run folder.
+        mlflow: why it cannot reach the MLflow server, or "".
+        memory: main memory in GiB.
     """
 
     host: str
@@ -43,13 +43,13 @@ class Node:
     memory: float
 
 
-def look(ray: Any, out: Path, uri: str) -> list[Node]:
-    """Returns every living node; one that does not answer within two minutes is an error.
+def inspect_nodes(ray: Any, out: Path, uri: str) -> list[Node]:
+    """Inspects every live node; fails if one does not answer within two minutes.
 
     Args:
         ray: the module, connected.
-        out: the run folder, which is there and writable.
-        uri: the tracking URI; only an http(s) one is asked.
+        out: the run folder, which exists and is writable.
+        uri: the tracking URI; only http(s) servers are contacted.
     """
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -57,7 +57,7 @@ def look(ray: Any, out: Path, uri: str) -> list[Node]:
     marker.touch()
     try:
         alive = [node for node in ray.nodes() if node["Alive"]]
-        task = ray.remote(num_cpus=0, max_retries=0)(_seen)
+        task = ray.remote(num_cpus=0, max_retries=0)(_inspect)
         answers = [
             task.options(
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
@@ -77,8 +77,8 @@ def look(ray: Any, out: Path, uri: str) -> list[Node]:
     ]
 
 
-def _seen(marker: str, uri: str) -> dict[str, Any]:
-    """The task: what this node sees."""
+def _inspect(marker: str, uri: str) -> dict[str, Any]:
+    """The task: inspects the node it runs on."""
     gpus = Path("/proc/driver/nvidia/gpus")
     return {
         "host": socket.gethostname(),
@@ -90,7 +90,7 @@ def _seen(marker: str, uri: str) -> dict[str, Any]:
 
 
 def memory(cgroup: Path = Path("/sys/fs/cgroup")) -> float:
-    """Returns the main memory in GiB: the machine's, or a container's limit where that is lower."""
+    """Returns the main memory in GiB: the machine's, or the container's limit if lower."""
     found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for limit in (cgroup / "memory.max", cgroup / "memory/memory.limit_in_bytes"):  # v2, v1
         if limit.exists() and (text := limit.read_text().strip()).isdigit():  # not "max"
@@ -99,7 +99,7 @@ def memory(cgroup: Path = Path("/sys/fs/cgroup")) -> float:
 
 
 def _unreachable(uri: str) -> str:
-    """Returns why a server does not answer, "" where it does or where there is none."""
+    """Returns why the server does not answer; "" if it does or the store is no server."""
     if not uri.startswith(("http://", "https://")):
         return ""
     try:

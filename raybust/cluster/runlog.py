@@ -1,7 +1,7 @@
-"""A run as it travels: `Job`, plain data, and `RunLog`, what rank 0 notes of it on the way.
+"""`Job`, a training run as plain data for a worker, and `RunLog`, the journal that rank 0 writes.
 
-The journal lies in the run's folder; a thread beside the training sends it to MLflow, so that a
-server that is away or slow costs no training time. Stage tune.
+The journal lives in the run's folder; a background thread sends it to MLflow, so a slow or
+unreachable server costs no training time.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ _DRAIN_S = 10.0
 
 @dataclass(frozen=True)
 class Job:
-    """A training run as it travels to a worker. The tracking URI goes beside it: that may carry a
-    password, and Tune writes the jobs of its trials into files.
+    """A training run as sent to a worker. Excludes the tracking URI, which may contain a password:
+    Tune writes the jobs of its trials to files.
 
     Attributes:
-        config: the resolved configuration, plain.
-        folder: the run's folder: journal, checkpoints.
+        config: the resolved configuration as plain data.
+        folder: the run's folder, with journal and checkpoints.
         uid: the run's key in the tracking store.
-        name: what a person reads there.
+        name: the run's display name there.
         parent: key of the sweep's run, or None.
-        tags: further tags of the run.
+        tags: additional tags of the run.
     """
 
     config: dict[str, Any]
@@ -51,7 +51,7 @@ class Job:
 
 
 class RunLog:
-    """The journal of a run and its flusher; the training thread never touches the network."""
+    """A run's journal and its flusher, which keeps the network out of the training thread."""
 
     def __init__(self, job: Job, config: Config, uri: str) -> None:
         self._journal = Journal(Path(job.folder) / JOURNAL)
@@ -69,32 +69,32 @@ class RunLog:
         self._flusher = Flusher(self._journal.path, uri)
 
     def group(self, backend: str, hosts: list[str]) -> None:
-        """Notes what joins the workers and where each of them is, by rank."""
+        """Records the process group's backend and the host of each rank."""
         self._journal.tags({"raybust.backend": backend, "raybust.hosts": " ".join(hosts)})
 
     def epoch(self, progress: Progress) -> None:
-        """Notes the metrics of an epoch."""
+        """Records an epoch's metrics."""
         values = {key: value for key, value in progress.metrics.items() if key != "epoch"}
         self._journal.metrics(values, step=progress.epoch)
 
     def end(self, reason: str, folder: Path | None = None, detail: str = "") -> None:
-        """Notes how the run ended; see `note_end`."""
-        note_end(self._journal, reason, folder, detail)
+        """Records how the run ended; see `record_end`."""
+        record_end(self._journal, reason, folder, detail)
 
     def close(self, deadline_s: float = _DRAIN_S) -> None:
-        """Stops the flusher; what is not sent by the deadline stays in the journal for a sync."""
+        """Stops the flusher; entries not sent by the deadline stay in the journal for `sync`."""
         self._flusher.close(deadline_s)
         self._journal.close()
 
 
-def note_end(journal: Journal, reason: str, folder: Path | None = None, detail: str = "") -> None:
-    """Notes how a run ended: finished, pruned, failed; with the checkpoint that it leaves.
+def record_end(journal: Journal, reason: str, folder: Path | None = None, detail: str = "") -> None:
+    """Records how a run ended (finished, pruned, failed) and its last checkpoint.
 
     Args:
-        journal: the run's.
-        reason: goes into the tag `raybust.stop_reason`.
+        journal: of the run.
+        reason: becomes the tag `raybust.stop_reason`.
         folder: checkpoint whose weights and manifest become artifacts.
-        detail: why it failed.
+        detail: why the run failed.
     """
     if folder is not None:
         for name in (checkpoint.WEIGHTS, checkpoint.MANIFEST):
@@ -105,18 +105,18 @@ def note_end(journal: Journal, reason: str, folder: Path | None = None, detail: 
 
 
 def end_if_open(folder: Path, reason: str, detail: str = "") -> None:
-    """Ends the run of a folder whose worker was killed before it could; see `note_end`."""
+    """Ends a folder's run if its worker was killed before it could; see `record_end`."""
     path = folder / JOURNAL
     entries = map(decode, path.read_bytes().splitlines()) if path.exists() else ()
     states = [e["e"] for e in entries if e is not None and e["e"] in ("start", "resume", "end")]
     if states and states[-1] != "end":
         newest = None if reason == "failed" else checkpoint.newest(folder)
         with Journal(path) as journal:
-            note_end(journal, reason, newest, detail)
+            record_end(journal, reason, newest, detail)
 
 
 def params_of(plain: dict[str, Any]) -> dict[str, str]:
-    """Returns what of a configuration decides a training run, flat; all of it is an artifact."""
+    """Returns the settings that determine a training run, flat, as MLflow's params."""
     sections = ("seed", "data", "model", "method", "train", "certified_fast")
     leaves = configuration.leaves_of({key: plain[key] for key in sections}, "")
     return {leaf.key: str(leaf.value) for leaf in leaves}

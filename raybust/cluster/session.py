@@ -1,7 +1,7 @@
-"""A session on a Ray cluster: the embedded one on this machine, or one at an address.
+"""A session on a Ray cluster: an embedded one on this machine, or one at an address.
 
-Dashboards stay on loopback. What a run needs is held against what the cluster has before anything
-is submitted.
+Dashboards listen on loopback only. A run's resources are checked against the cluster's before
+anything is submitted.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from raybust.cluster.autoscaler import HEAD, may_come
+from raybust.cluster.autoscaler import HEAD, potential_workers
 from raybust.config import Config
 from raybust.errors import RequestError
 
@@ -29,18 +29,18 @@ def session(address: str | None, *, verbose: bool, dashboard: bool = False) -> I
 
     Args:
         address: of a running cluster ("auto", "host:6379", "ray://..."); None starts one here.
-        verbose: whether Ray's own messages and the workers' output are shown.
-        dashboard: whether an embedded Ray needs the State API (trials of several workers do).
+        verbose: show Ray's own messages and the workers' output.
+        dashboard: start the State API of an embedded Ray, which multi-worker trials need.
 
     Raises:
-        RequestError: there is no cluster at the address.
+        RequestError: no cluster answers at the address.
     """
     import ray
 
     if ray.is_initialized():
         yield ray
         return
-    # Errors are told in one line by whoever catches them; Ray's own tracebacks only on demand.
+    # The CLI prints errors in one line; Ray's own tracebacks appear only with --verbose.
     level = logging.INFO if verbose else logging.CRITICAL
     options: dict[str, Any] = {"logging_level": level, "log_to_driver": verbose}
     if address is None:
@@ -50,12 +50,12 @@ def session(address: str | None, *, verbose: bool, dashboard: bool = False) -> I
         options["address"] = address
     logging.getLogger("ray").setLevel(level)
     try:
-        with known_to_its_processes(ray) if address is None else nullcontext():
+        with address_for_children(ray) if address is None else nullcontext():
             ray.init(**options)
     except (ConnectionError, ValueError, RuntimeError) as error:
         text = " ".join(str(error).split())[:200]
         raise RequestError(
-            f"no Ray cluster at address '{address}': {text}; `raybust doctor` tells more"
+            f"no Ray cluster at address '{address}': {text}; run `raybust doctor`"
         ) from None
     try:
         yield ray
@@ -64,11 +64,11 @@ def session(address: str | None, *, verbose: bool, dashboard: bool = False) -> I
 
 
 @contextmanager
-def known_to_its_processes(ray: Any) -> Iterator[None]:
-    """Lets the processes of a Ray that is started meanwhile inherit its address.
+def address_for_children(ray: Any) -> Iterator[None]:
+    """Makes the processes of a Ray started inside the context inherit its address.
 
-    Without it Ray's State API looks in them for the one Ray of this machine, and gives up where
-    there are several: a trial of several workers that was stopped would keep its CPUs.
+    Without it, the State API in those processes expects exactly one Ray on the machine and fails if
+    there are several: a multi-worker trial that is stopped would keep its CPUs.
 
     Args:
         ray: the module.
@@ -90,7 +90,7 @@ def known_to_its_processes(ray: Any) -> Iterator[None]:
 
 
 def _probe(address: str) -> None:
-    """Asks host:port for a connection, because Ray would try for minutes."""
+    """Tries to connect to host:port, because Ray itself would keep trying for minutes."""
     host, _, port = address.rpartition("://")[2].rpartition(":")
     if not host or not port.isdigit():
         return
@@ -98,7 +98,7 @@ def _probe(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=_PROBE_S).close()
     except (OSError, OverflowError) as error:
         raise RequestError(
-            f"no Ray cluster at address '{address}': {error}; `raybust doctor` tells more"
+            f"no Ray cluster at address '{address}': {error}; run `raybust doctor`"
         ) from None
 
 
@@ -107,24 +107,25 @@ class Nodes:
     """The resources of a cluster's nodes.
 
     Attributes:
-        living: those that are there.
-        most: the heads, and those that the autoscaler may come to keep beside them, the living ones
-            among them; none where no autoscaler adds any.
+        alive: of the nodes that are up.
+        potential: of the fully grown cluster, heads included; empty without an autoscaler.
     """
 
-    living: tuple[Mapping[str, float], ...]
-    most: tuple[Mapping[str, float], ...] = ()
+    alive: tuple[Mapping[str, float], ...]
+    potential: tuple[Mapping[str, float], ...] = ()
 
     def total(self, key: str) -> float:
-        """Returns the sum of a resource over all nodes, those to come included."""
-        return max(sum(node.get(key, 0.0) for node in nodes) for nodes in (self.living, self.most))
+        """Returns the total of a resource in the fully grown cluster."""
+        return max(
+            sum(node.get(key, 0.0) for node in nodes) for nodes in (self.alive, self.potential)
+        )
 
-    def hold(self, config: Config) -> int:
-        """Returns how many training workers the living nodes hold, each whole on one of them."""
-        return sum(_workers_on(node, config, self.gpus(config)) for node in self.living)
+    def capacity(self, config: Config) -> int:
+        """Returns how many training workers fit on the live nodes, each within one node."""
+        return sum(_workers_on(node, config, self.gpus(config)) for node in self.alive)
 
     def gpus(self, config: Config) -> float:
-        """Returns the GPUs of one training worker: as configured, else 1 where there are any."""
+        """Returns the GPUs of one training worker: as configured, else 1 if there are any."""
         if config.cluster.gpus_per_worker is not None:
             return config.cluster.gpus_per_worker
         return 1.0 if self.total("GPU") >= 1 else 0.0
@@ -137,41 +138,42 @@ def nodes_of(ray: Any) -> Nodes:
         ray: the module, connected.
 
     Raises:
-        RequestError: the head does not tell what its autoscaler may add.
+        RequestError: the autoscaler's configuration cannot be read.
     """
-    living = tuple(node["Resources"] for node in ray.nodes() if node["Alive"])
-    coming = may_come(ray)
-    heads = [node for node in living if HEAD in node]
-    return Nodes(living, (*heads, *coming) if coming else ())
+    alive = tuple(node["Resources"] for node in ray.nodes() if node["Alive"])
+    workers = potential_workers(ray)
+    heads = [node for node in alive if HEAD in node]
+    return Nodes(alive, (*heads, *workers) if workers else ())
 
 
 def must_grow(config: Config, ray: Any) -> bool:
-    """Tells whether one run needs nodes that the autoscaler has yet to add."""
-    return nodes_of(ray).hold(config) < config.cluster.workers
+    """Whether one run needs nodes that the autoscaler has yet to add."""
+    return nodes_of(ray).capacity(config) < config.cluster.workers
 
 
 def slots(config: Config, nodes: Nodes, overhead: float = 0.0) -> int:
-    """Returns how many runs of `cluster.workers` workers the cluster can hold at a time.
+    """Returns how many runs of `cluster.workers` workers fit on the cluster at a time.
 
     Args:
-        config: what one worker takes.
-        nodes: what the cluster has, see `nodes_of`.
-        overhead: CPUs that each run's driver takes beside its workers.
+        config: sets the resources of one worker.
+        nodes: of the cluster, see `nodes_of`.
+        overhead: CPUs of each run's driver, on top of its workers.
 
     Raises:
         RequestError: not even one run fits.
     """
     cluster, gpu = config.cluster, nodes.gpus(config)
-    fit, held, among = max(
-        (*_runs_on(some, config, gpu, overhead), len(some)) for some in (nodes.living, nodes.most)
+    fit, capacity, count = max(
+        (*_runs_on(some, config, gpu, overhead), len(some))
+        for some in (nodes.alive, nodes.potential)
     )
     if fit < 1:
-        driver = f", and {overhead:g} CPUs of a trial's driver," if overhead else ""
+        driver = f", plus {overhead:g} CPUs for the trial's driver," if overhead else ""
         raise RequestError(
             f"cluster.workers: {cluster.workers} workers of {cluster.cpus_per_worker:g} CPUs and"
             f" {gpu:g} GPUs{driver} do not fit into the cluster's {nodes.total('CPU'):g} CPUs and"
-            f" {nodes.total('GPU'):g} GPUs on {among} nodes, which hold {held} such workers;"
-            " take fewer workers, or less for each (cluster.cpus_per_worker, gpus_per_worker)"
+            f" {nodes.total('GPU'):g} GPUs on {count} nodes, which have room for {capacity} such"
+            " workers; use fewer workers or smaller ones (cluster.cpus_per_worker, gpus_per_worker)"
         )
     return fit
 
@@ -179,19 +181,19 @@ def slots(config: Config, nodes: Nodes, overhead: float = 0.0) -> int:
 def _runs_on(
     nodes: Sequence[Mapping[str, float]], config: Config, gpu: float, overhead: float
 ) -> tuple[int, int]:
-    """Returns how many runs some nodes hold at a time, and how many workers."""
+    """Returns how many runs fit on some nodes at a time, and how many workers."""
     cpus, workers = config.cluster.cpus_per_worker, config.cluster.workers
-    held = sum(_workers_on(node, config, gpu) for node in nodes)
-    left = sum(node.get("CPU", 0.0) for node in nodes) - held * cpus
-    runs = held // workers
-    # Drivers sit in what whole workers leave, and where that is too little in a worker's place.
-    while runs and held - math.ceil((runs * overhead - left) / cpus - _ROUNDING) < runs * workers:
+    fit = sum(_workers_on(node, config, gpu) for node in nodes)
+    left = sum(node.get("CPU", 0.0) for node in nodes) - fit * cpus
+    runs = fit // workers
+    # Drivers use the CPUs left over by workers; if those do not suffice, they displace workers.
+    while runs and fit - math.ceil((runs * overhead - left) / cpus - _ROUNDING) < runs * workers:
         runs -= 1
-    return runs, held
+    return runs, fit
 
 
 def _workers_on(node: Mapping[str, float], config: Config, gpu: float) -> int:
-    """Returns how many training workers fit on a node; a part of a GPU is all of one GPU's."""
+    """Returns how many training workers fit on a node; a fraction of a GPU never spans two."""
     fit = int(node.get("CPU", 0.0) / config.cluster.cpus_per_worker + _ROUNDING)
     if not gpu:
         return fit

@@ -1,8 +1,8 @@
-"""A sweep: Ray Tune schedules and stops trials, the study says what to try and keeps the record.
+"""A sweep: Ray Tune schedules and stops trials; the study proposes points and records results.
 
-The study's database is the one truth. Run again, the same command hands out the trials that were
-running under their own numbers, which go on from their own checkpoints, and then what is left of
-the budget. Early stopping counts in epochs that are checkpointed. Stage tune.
+The study's database is the only source of truth. On resume, interrupted trials keep their numbers
+and continue from their checkpoints; then new trials use up the rest of the budget. Early stopping
+acts at epochs, each of which is checkpointed.
 """
 
 from __future__ import annotations
@@ -35,25 +35,25 @@ from raybust.search.study import Study
 
 DRIVER_CPUS = 0.01
 STATE = ".ray"
-"""Tune's own folder in a sweep's while trials run; nothing is read from it."""
+"""Tune's own subfolder of the sweep while trials run; never read."""
 _MAX_REFUSED = 100
 _FEW = 3
 _REASONS = {"COMPLETE": "finished", "PRUNED": "pruned", "FAIL": "failed"}
 
 Listener = Callable[[TrialRecord, int], None]
-"""Is told of each trial that finished, and how many are running."""
+"""Called with each finished trial and the number of running ones."""
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """What a sweep is while its trials run.
+    """A sweep while its trials run.
 
     Attributes:
         config: the sweep's own configuration.
-        leaves: what it was composed from; a trial's point goes on top.
-        study: the record of the sweep.
+        leaves: what it was composed from; a trial's point overrides them.
+        study: the sweep's record.
         folder: the sweep's folder.
-        job: name and key of the sweep, which its trials bear.
+        job: name and key of the sweep, recorded in its trials.
     """
 
     config: Config
@@ -64,18 +64,18 @@ class Sweep:
 
 
 def run_trials(plan: Sweep, uri: str, listener: Listener) -> None:
-    """Runs the trials that are left of a sweep; returns when all are finished.
+    """Runs the remaining trials of a sweep; returns when all are finished.
 
     Args:
         plan: the sweep; a Ray session is open.
-        uri: tracking URI, which Tune is to write into none of its files.
-        listener: is told of each trial that finished.
+        uri: tracking URI, which must not end up in Tune's files.
+        listener: called with each finished trial.
 
     Raises:
         WorkError: no trial finished.
     """
     config, study, folder = plan.config, plan.study, plan.folder
-    shutil.rmtree(folder / STATE, ignore_errors=True)  # a kill leaves it
+    shutil.rmtree(folder / STATE, ignore_errors=True)  # left behind by a kill
     interrupted = study.interrupted()
     left = max(0, config.tune.trials - study.finished() - len(interrupted))
     if not interrupted and not left:
@@ -108,7 +108,7 @@ def run_trials(plan: Sweep, uri: str, listener: Listener) -> None:
         tuner.fit()
     except (tune.TuneError, *UNUSABLE) as error:
         raise WorkError(
-            f"{folder.name}: the sweep ended: {cause_of(error)}; the same command resumes"
+            f"{folder.name}: sweep aborted: {cause_of(error)}; rerun the same command to resume"
         ) from error
     finally:
         shutil.rmtree(folder / STATE, ignore_errors=True)
@@ -118,12 +118,12 @@ def run_trials(plan: Sweep, uri: str, listener: Listener) -> None:
 
 
 class StudySearch(Searcher):
-    """Tune's view of the study: suggests points, passes results on, closes trials truthfully."""
+    """Adapts the study to Tune: suggests points, records results, closes trials."""
 
     def __init__(
         self, plan: Sweep, listener: Listener, interrupted: list[tuple[int, Point]], left: int
     ) -> None:
-        """Prepares to hand out the interrupted trials, then `left` new ones."""
+        """Queues the interrupted trials, then `left` new ones."""
         super().__init__(metric=plan.config.tune.metric, mode=plan.config.tune.mode)
         self._plan, self._study, self._listener = plan, plan.study, listener
         self._interrupted, self._left = list(interrupted), left
@@ -131,7 +131,7 @@ class StudySearch(Searcher):
         self._last: dict[str, dict[str, Any]] = {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """Returns the job of the next trial: an interrupted one first, then a new point."""
+        """Returns the job of the next trial: interrupted trials first, then new points."""
         refused: list[str] = []
         while len(refused) < _MAX_REFUSED:
             if self._interrupted:
@@ -153,15 +153,15 @@ class StudySearch(Searcher):
                 continue
             job = self._trial_job(number, plain)
             self._numbers[trial_id] = number
-            spared = self._plan.config.tune.finish_first and self._study.given(number)
+            spared = self._plan.config.tune.finish_first and self._study.is_enqueued(number)
             return {"job": asdict(job), NUMBER: number, SPARED: spared}
-        raise WorkError(f"the space gives points that the schema refuses: {refused[-1]}")
+        raise WorkError(f"the schema rejects the points of this search space: {refused[-1]}")
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Notes an epoch in the study."""
+        """Records an epoch in the study."""
         self._last[trial_id] = result
         metric = float(result.get(self._plan.config.tune.metric, math.nan))
-        # Tune's last result has the trial's configuration in it, flattened.
+        # Tune's last result also contains the trial's configuration, flattened.
         keys = [key for key in result if "/" in key and not key.startswith("config/")]
         metrics = {key: result[key] for key in keys if _is_number(result[key])}
         self._study.report(self._numbers[trial_id], int(result["epoch"]), metric, metrics)
@@ -169,20 +169,20 @@ class StudySearch(Searcher):
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Closes the trial: failed, complete, or pruned where it was stopped before its end."""
-        # Tune gives a trial's last result here alone; a failure comes with the epoch before it.
+        """Closes the trial: failed, complete, or pruned if it was stopped early."""
+        # Tune passes a trial's last result only here; a failure repeats the previous epoch.
         known = self._last.get(trial_id, {}).get("epoch")
         if result is not None and (result.get(FAILURE) or result.get("epoch") != known):
             self.on_trial_result(trial_id, result)
         number, last = self._numbers.pop(trial_id), self._last.pop(trial_id, {})
         if error:
-            self._study.fail(number, "its worker died; --verbose shows more")
-        elif no_room(last.get(FAILURE, "")):  # it stays open, and is gone on with
+            self._study.fail(number, "its worker died; see --verbose")
+        elif no_room(last.get(FAILURE, "")):  # stays open and is resumed
             raise WorkError(f"trial {number}: {last[FAILURE]}")
         elif last.get(FAILURE):
             self._study.fail(number, last[FAILURE])
             known = [r for r in self._study.records() if r.state in FINISHED or r.value is not None]
-            # All others would lack it too.
+            # Every other trial would lack the metric too.
             if len(known) >= _FEW and all(MISSING in (r.reason or "") for r in known):
                 self._left = 0
         elif last.get(COMPLETE):
@@ -192,14 +192,14 @@ class StudySearch(Searcher):
         self._notify(number)
 
     def save(self, checkpoint_path: str) -> None:
-        """Writes nothing: the study's database is the record."""
+        """Saves nothing: the study's database is the record."""
         Path(checkpoint_path).touch()
 
     def restore(self, checkpoint_path: str) -> None:
-        """Reads nothing; see `save`."""
+        """Restores nothing; see `save`."""
 
     def _trial_job(self, number: int, plain: dict[str, Any]) -> Job:
-        """Returns the job of a trial; its folder and identity are made if they are new."""
+        """Returns the job of a trial; creates its folder and identity if they are missing."""
         folder = self._plan.folder / runs.TRIALS / f"{number:04d}"
         identity = runs.identify(folder, "trial", plain)
         return Job(
@@ -217,8 +217,8 @@ class StudySearch(Searcher):
 
 
 def _end_runs(study: Study, folder: Path) -> None:
-    """Ends the runs whose worker was killed before it could: stopped trials of several workers,
-    and trials whose worker died too often."""
+    """Ends runs whose worker was killed before it could: stopped multi-worker trials, and trials
+    whose worker died too often."""
     for record in study.records():
         trial = folder / runs.TRIALS / f"{record.number:04d}"
         if record.state in FINISHED:

@@ -1,7 +1,7 @@
-"""Stateless tasks over Ray: as many at a time as there is room for, results as they come.
+"""Stateless Ray tasks: as many at a time as fit on the cluster, results as they finish.
 
-What certification and both kinds of evaluation have in common; a task that dies is run again, and
-what it raises is raised here.
+Shared by certification and both kinds of evaluation. A task that dies is retried; an exception it
+raises is raised here.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from raybust.errors import RequestError, WorkError
 _RETRIES = 3
 
 
-def of_one_task(config: Config) -> Config:
-    """Returns a configuration whose section `cluster` is for one task, not for a run's workers."""
+def single_task_config(config: Config) -> Config:
+    """Returns the configuration with one worker, for resource checks of a single task."""
     return replace(config, cluster=replace(config.cluster, workers=1))
 
 
 def room_for(ray: Any, config: Config, workers: int | None) -> int:
-    """Returns how many tasks run at a time: `workers`, but no more than the cluster holds."""
-    return min(workers or 10**6, slots(of_one_task(config), nodes_of(ray)))
+    """Returns how many tasks run at a time: `workers`, but no more than fit on the cluster."""
+    return min(workers or 10**6, slots(single_task_config(config), nodes_of(ray)))
 
 
 def run_tasks(
@@ -34,19 +34,19 @@ def run_tasks(
     function: Callable[..., Any],
     calls: Iterable[tuple[Any, ...]],
 ) -> Iterator[Any]:
-    """Yields the results of `function(*call)`, in the order in which they end.
+    """Yields the results of `function(*call)` in the order in which the tasks finish.
 
     Args:
         ray: the module, connected.
-        config: its section `cluster` says what one task takes.
-        room: tasks at a time. Where that is all that the cluster holds, as many again wait in Ray,
-            so that no worker does; where it is fewer, Ray would run them too.
-        function: of a module, so that workers can import it.
-        calls: arguments, drawn when there is room; large ones as references of `ray.put`.
+        config: section `cluster` sets the resources of one task.
+        room: tasks at a time. If that fills the cluster, as many again are queued in Ray to keep
+            workers busy; if it is less, Ray would run the queued ones too.
+        function: a module's, so that workers can import it.
+        calls: arguments, drawn lazily; pass large ones as references from `ray.put`.
 
     Raises:
-        RequestError, WorkError: what a task raised.
-        WorkError: a task died for good.
+        RequestError, WorkError: raised by a task.
+        WorkError: a task failed every retry.
     """
     gpu = nodes_of(ray).gpus(config)
     task = ray.remote(num_cpus=config.cluster.cpus_per_worker, num_gpus=gpu, max_retries=_RETRIES)(
@@ -68,10 +68,10 @@ def run_tasks(
                 raise cause from None
             text = " ".join(str(cause).split())[:300]
             raise WorkError(
-                f"a task failed: {type(cause).__name__}: {text}; what is done is kept"
+                f"a task failed: {type(cause).__name__}: {text}; finished work is kept"
             ) from error
         except ray.exceptions.RayError as error:
             raise WorkError(
-                f"a task failed {_RETRIES} times: {type(error).__name__}; what is done is kept"
+                f"a task failed {_RETRIES} times: {type(error).__name__}; finished work is kept"
             ) from error
         yield result

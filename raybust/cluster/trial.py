@@ -1,8 +1,8 @@
-"""One trial of a sweep: in a reused Tune actor (one worker), or through a nested trainer (several).
+"""One trial of a sweep: in a reused Tune actor (one worker) or a nested trainer (several).
 
-Both run `raybust.train.loop.fit`. The nested trainer costs about ten seconds a trial for its
-processes; the actor costs them once. Checkpoints lie in the trial's own folder, so a trial that
-was killed resumes from them whoever starts it next. Stage tune.
+Both run `raybust.train.loop.fit`. The nested trainer spends about ten seconds per trial on starting
+processes; the actor does so once. Checkpoints live in the trial's own folder, so any process can
+resume a killed trial.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ FAILURE = "failure"
 
 
 class TrialActor(tune.Trainable):
-    """Trains one trial after another in one process, one epoch a step."""
+    """Trains trials one after another in one process, one epoch per step."""
 
     _log: RunLog | None = None
 
     def setup(self, config: dict[str, Any], uri: str) -> None:
-        """Begins or resumes the trial of `config["job"]`, tracked at a URI."""
+        """Starts or resumes the trial of `config["job"]`, tracked at a URI."""
         self._uri = uri
         self._start(config)
 
@@ -46,10 +46,10 @@ class TrialActor(tune.Trainable):
         self._epochs: Iterator[Progress] = self._begin(job)
 
     def step(self) -> dict[str, Any]:
-        """Trains one epoch, keeps its checkpoint, returns its metrics.
+        """Trains one epoch, commits its checkpoint, returns its metrics.
 
-        What goes wrong inside fails the trial, with its traceback in the trial's folder: training
-        is deterministic, so trying again would not help. A process that dies is tried again.
+        An exception fails the trial and leaves its traceback in the trial's folder: training is
+        deterministic, so a retry would not help. A trial whose process dies is retried.
         """
         try:
             progress = next(self._epochs, None)
@@ -71,7 +71,7 @@ class TrialActor(tune.Trainable):
         return {**progress.metrics, COMPLETE: progress.done, "done": progress.done}
 
     def _begin(self, job: Job) -> Iterator[Progress]:
-        """Opens log, data and loop; a generator, so that what fails in it fails in `step`."""
+        """Opens log, data and loop; a generator, so that exceptions surface in `step`."""
         if (last := _finished(self._folder)) is not None:
             self._last = last
             return
@@ -84,14 +84,14 @@ class TrialActor(tune.Trainable):
         yield from fit(self._config, data.load(self._config.data), device, resume)
 
     def _fail(self, reason: str) -> dict[str, Any]:
-        """Ends the trial as failed; returns the result that tells Tune and the study."""
+        """Ends the trial as failed; returns the result for Tune and the study."""
         reason = " ".join(reason.split())
         self._end("failed", reason)
         metric = self._config.tune.metric
         return {**self._last, metric: float("nan"), FAILURE: reason, "done": True}
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Goes over to the next trial; one that has not ended was stopped early."""
+        """Switches to the next trial; if the current one has not ended, it was stopped early."""
         self._end("pruned")
         self._start(new_config)
         return True
@@ -106,12 +106,12 @@ class TrialActor(tune.Trainable):
         log, self._log = self._log, None
         newest = None if reason == "failed" else checkpoint.newest(self._folder)
         log.end(reason, newest, detail)
-        # The next trial trains while the last points of this one are sent.
+        # In the background, so that the next trial can start.
         threading.Thread(target=log.close, daemon=True).start()
 
 
 def nested_trial(config: dict[str, Any], uri: str) -> None:
-    """Trains the trial of `config["job"]` under a TorchTrainer of its own, tracked at a URI."""
+    """Trains the trial of `config["job"]` in its own TorchTrainer, tracked at a URI."""
     job = Job(**config["job"])
     loaded = job.load()
     if (last := _finished(Path(job.folder))) is not None:
@@ -124,8 +124,8 @@ def nested_trial(config: dict[str, Any], uri: str) -> None:
 
 
 def _finished(folder: Path) -> dict[str, Any] | None:
-    """Returns the last metrics of a trial that has trained to its end, or None. Such a trial comes
-    again where all was killed before the study was told of it."""
+    """Returns the final metrics of a trial that has finished training, or None. Such a trial is
+    handed out again if everything was killed before the study recorded it."""
     newest = checkpoint.newest(folder)
     if newest is None or not (manifest := checkpoint.read_manifest(newest))["done"]:
         return None

@@ -1,7 +1,7 @@
-"""A training run on Ray: the same loop under Ray Train's workers and inside a Tune actor.
+"""A training run on Ray: the loop inside Ray Train's workers.
 
 `train` drives a TorchTrainer: DDP over any number of workers, checkpoints through Ray's storage,
-worker failures resumed from the last one. A notice of preemption is no failure.
+recovery from worker failures. A preemption notice does not count as a failure.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from ray.train import (
 )
 
 from raybust import data
-from raybust.cluster.autoscaler import may_come
+from raybust.cluster.autoscaler import potential_workers
 from raybust.cluster.runlog import Job, RunLog
 from raybust.cluster.session import must_grow, nodes_of
 from raybust.config import Config
@@ -45,29 +45,29 @@ from raybust.errors import WorkError
 from raybust.train.loop import Progress, fit
 
 COMPLETE = "complete"
-"""Metric that tells a run's last epoch from one at which it was stopped."""
+"""Metric that is true at a run's last epoch, false at one where it was stopped."""
 
 MISSING = "tune.metric"
-"""In the reason of a trial that lacks what the sweep optimizes."""
-_MOVED = "a node is about to be taken away"
-"""What workers return that left at a notice of preemption. Ray Train would count an error as a
-failure, and wait for the node to go; so they return, and are started elsewhere."""
+"""Prefix of the failure reason of a trial that does not report the optimized metrics."""
+_MOVED = "a node is about to be preempted"
+"""Returned by workers that left after a preemption notice and are restarted elsewhere. Ray Train
+would count an exception as a failure and wait for the node to go."""
 
 _RECORD = "checkpoint_manager_snapshot.json"
 """Ray Train's list of a run's checkpoints, in the run's folder."""
 
 _NODE_START_S = 900
-"""How long a node that the autoscaler adds may take until it is installed (our choice)."""
+"""Time limit for the autoscaler to start and set up a node (our choice)."""
 
 
 def set_threads(config: Config) -> None:
-    """Gives torch as many threads as the worker has CPUs."""
+    """Sets torch's threads to the worker's CPUs."""
     torch.set_num_threads(max(1, int(config.cluster.cpus_per_worker)))
 
 
 def missing_metric(config: Config, progress: Progress) -> str | None:
-    """Returns what is wrong where an epoch of a trial lacks what the sweep optimizes, or None. What
-    is measured now and then may be missing until the last epoch."""
+    """Returns an error message if an epoch lacks an optimized metric, else None. Metrics that are
+    not measured every epoch may be missing until the last one."""
     every = {
         "certified_fast": config.certified_fast.every,
         "attacked_fast": config.attacked_fast.every,
@@ -80,18 +80,18 @@ def missing_metric(config: Config, progress: Progress) -> str | None:
     if not missing:
         return None
     return (
-        f"{MISSING}: no epoch reports {', '.join(missing)}; with this configuration there is:"
+        f"{MISSING}: no epoch reports {', '.join(missing)}; this configuration reports:"
         f" {', '.join(sorted(progress.metrics))}"
     )
 
 
 def no_room(reason: str) -> bool:
-    """Tells whether a failure is that of a disk that is full, read-only or over quota."""
+    """Whether a failure was caused by a disk that is full, read-only or over quota."""
     return re.search(r"(?i)errno (28|30|122)\b", reason) is not None
 
 
 def train_worker(plain: dict[str, Any], *, uri: str) -> str | None:
-    """Runs on each Ray Train worker; returns why training could not go on, or None.
+    """Runs on each Ray Train worker; returns why training stopped, or None if it finished.
 
     Args:
         plain: the job.
@@ -108,7 +108,7 @@ def train_worker(plain: dict[str, Any], *, uri: str) -> str | None:
     with tempfile.TemporaryDirectory(prefix="raybust-") as scratch:
         resume = _resume_from(folder, Path(scratch))
         if resume is not None and (last := checkpoint.read_manifest(resume))["done"]:
-            # All was killed before Tune was told; there is no epoch left that would tell it.
+            # Everything was killed before Tune received the last epoch: report it again.
             ray.train.report({**last["metrics"], COMPLETE: True}, checkpoint=None)
         log = RunLog(job, config, uri) if first else None
         if log is not None and len(hosts) > 1:
@@ -141,7 +141,7 @@ def train_worker(plain: dict[str, Any], *, uri: str) -> str | None:
 
 
 def _hosts(device: torch.device) -> list[str]:
-    """Returns the host of every rank, as the process group itself tells it."""
+    """Returns the host of every rank, gathered over the process group."""
     own = socket.gethostname()
     if not dist.is_initialized():
         return [own]
@@ -153,7 +153,7 @@ def _hosts(device: torch.device) -> list[str]:
 
 
 def _must_move(device: torch.device) -> bool:
-    """Tells, on all ranks alike, whether a node of one of them is about to be taken away."""
+    """Whether any rank's node is about to be preempted; the same answer on all ranks."""
     notice = torch.tensor(float(ray.train.get_preemption_info() is not None), device=device)
     if dist.is_initialized():
         dist.all_reduce(notice, dist.ReduceOp.MAX)
@@ -161,12 +161,12 @@ def _must_move(device: torch.device) -> bool:
 
 
 def _adapt_to_cluster() -> None:
-    """Makes Ray Train's settings that depend on the cluster; the user's own stay.
+    """Sets the Ray Train options that depend on the cluster, unless the user has set them.
 
-    A process that waits for notices of preemption, where nodes can be taken away one by one; time
-    for nodes to be started, where an autoscaler does: also those in place of one that is lost.
+    With several nodes, a watcher for preemption notices; with an autoscaler, time for new nodes to
+    start, including replacements of lost ones.
     """
-    grows = bool(may_come(ray))
+    grows = bool(potential_workers(ray))
     several = grows or sum(node["Alive"] for node in ray.nodes()) > 1
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", str(int(several)))
     if grows:
@@ -174,19 +174,19 @@ def _adapt_to_cluster() -> None:
 
 
 def train(config: Config, job: Job, uri: str, *, callbacks: list[Any] | None = None) -> None:
-    """Trains a run under TorchTrainer; returns when it is done.
+    """Trains a run in a TorchTrainer; returns when it is done.
 
     Args:
-        config: the whole configuration; a Ray session is open.
-        job: the same, as it travels.
+        config: the full configuration; a Ray session is open.
+        job: the same, for the workers.
         uri: tracking URI.
         callbacks: Ray Train's, for a run inside a Tune trial.
 
     Raises:
-        WorkError: training failed for good, or its loss diverged.
+        WorkError: training failed every retry, or its loss diverged.
     """
     _adapt_to_cluster()
-    storage, name = _place(config, job)
+    storage, name = _storage(config, job)
     if "://" not in storage:
         _forget_torn(Path(storage) / name)
     failure: str | None = _MOVED
@@ -202,13 +202,13 @@ def train(config: Config, job: Job, uri: str, *, callbacks: list[Any] | None = N
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Makes Ctrl-C a KeyboardInterrupt again: Ray Train's own handler ends its processes, leaves
-    this one by SystemExit, and stays when training is over."""
+    """Turns Ctrl-C back into KeyboardInterrupt: Ray Train's handler stops its processes, raises
+    SystemExit, and stays installed after training."""
     handler = signal.getsignal(signal.SIGINT)
     try:
         yield
     except SystemExit as error:
-        if error.code == signal.SIGTERM:  # Ray's answer to that signal
+        if error.code == signal.SIGTERM:  # Ray's response to that signal
             raise
         raise KeyboardInterrupt from None
     finally:
@@ -216,12 +216,12 @@ def _interruptible() -> Iterator[None]:
             signal.signal(signal.SIGINT, handler)
 
 
-def _place(config: Config, job: Job) -> tuple[str, str]:
-    """Returns where Ray keeps a run's checkpoints: a storage and a name in it."""
+def _storage(config: Config, job: Job) -> tuple[str, str]:
+    """Returns where Ray keeps a run's checkpoints: a storage path and a name in it."""
     folder = Path(job.folder)
     if not config.cluster.storage:
         return str(folder.parent), folder.name
-    # In a storage of several folders' runs, a name may come twice, or again after --no-resume.
+    # A name may recur in shared storage: from another output folder, or after --no-resume.
     return config.cluster.storage, f"{folder.name}-{job.uid}"
 
 
@@ -230,9 +230,9 @@ def _trainer(
 ) -> ray.train.torch.TorchTrainer:
     gpu = nodes_of(ray).gpus(config)
     resources = {"CPU": config.cluster.cpus_per_worker} | ({"GPU": gpu} if gpu else {})
-    storage, name = _place(config, job)
+    storage, name = _storage(config, job)
     return ray.train.torch.TorchTrainer(
-        partial(train_worker, uri=uri),  # not in what Ray Train records of a run
+        partial(train_worker, uri=uri),  # keeps the URI out of Ray Train's record of the run
         train_loop_config=asdict(job),
         scaling_config=ScalingConfig(
             num_workers=config.cluster.workers, use_gpu=gpu > 0, resources_per_worker=resources
@@ -266,7 +266,7 @@ def _report(progress: Progress, first: bool) -> None:
 
 
 def _resume_from(folder: Path, scratch: Path) -> Path | None:
-    """Returns the checkpoint to go on from: Ray's latest, or an older one where that is torn."""
+    """Returns the checkpoint to resume from: Ray's latest, or an older one if that is torn."""
     latest = ray.train.get_checkpoint()
     if latest is not None:
         copy = Path(latest.to_directory(str(scratch / "resume")))
@@ -276,7 +276,7 @@ def _resume_from(folder: Path, scratch: Path) -> Path | None:
 
 
 def _keep(resumed: Path, folder: Path, keep: int) -> None:
-    """Copies a run's last checkpoint out of Ray's storage, where all ended before that was done."""
+    """Copies a run's last checkpoint from Ray's storage if a kill prevented that before."""
     epoch, newest = checkpoint.read_manifest(resumed)["epoch"], checkpoint.newest(folder)
     if newest is not None and checkpoint.epoch_of(newest) >= epoch:
         return
@@ -288,14 +288,14 @@ def _keep(resumed: Path, folder: Path, keep: int) -> None:
 
 
 def _forget_torn(folder: Path) -> None:
-    """Drops Ray's record of a run that is torn itself, or one of whose checkpoints is: the epoch is
-    trained again, and Ray would take the new checkpoint for the old one of its name."""
+    """Deletes Ray's record of a run if it, or one of the run's checkpoints, is torn: Ray would take
+    the new checkpoint of the repeated epoch for the old one of the same name."""
     record = folder / _RECORD
     try:
         whole = bool(json.loads(record.read_bytes()))
     except FileNotFoundError:
         return
-    except ValueError:  # a full disk leaves an empty file
+    except ValueError:  # a full disk can leave an empty file
         whole = False
     if not whole or any(checkpoint.torn(path) for path in checkpoint.folders(folder)):
         record.unlink()
@@ -306,17 +306,17 @@ def _why_failed(config: Config, error: BaseException) -> str:
         have, workers = ray.cluster_resources(), config.cluster.workers
         return (
             f"the cluster has no room left for {workers} workers: {have.get('CPU', 0):g} CPUs and"
-            f" {have.get('GPU', 0):g} GPUs; add nodes, and the same command resumes from the last"
-            " checkpoint"
+            f" {have.get('GPU', 0):g} GPUs; add nodes and rerun the same command to resume from the"
+            " last checkpoint"
         )
     cause = cause_of(error)
     if no_room(cause):
-        cause += "; make room on the disk, and the same command resumes from the last checkpoint"
+        cause += "; free disk space and rerun the same command to resume from the last checkpoint"
     return f"training failed: {cause}"
 
 
 def cause_of(error: BaseException) -> str:
-    """Returns the innermost message of a chain of Ray's wrapped errors, on one line."""
+    """Returns the innermost message of Ray's nested errors, on one line."""
     failures = getattr(error, "worker_failures", None) or {}
     inner: BaseException = next(iter(failures.values()), error)
     while inner.__cause__ is not None:

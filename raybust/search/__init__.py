@@ -1,1 +1,1 @@
-"""Hyper-parameter search without Ray: spaces, samplers and the study, by Optuna."""
+"""Hyper-parameter search with Optuna, without Ray: spaces, samplers, the study."""

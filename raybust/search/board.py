@@ -1,7 +1,7 @@
-"""The leaderboard of a sweep from its study: ranks, constraints, Pareto set, importances.
+"""Builds a sweep's leaderboard from its study: ranks, constraints, Pareto set, importances.
 
-Nothing is measured here; what finalists reached is handed in, or read from the leaderboard that
-lies there.
+Measures nothing: the finalists' test results are passed in, or read from the leaderboard already in
+the sweep's folder.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ _FEWEST = 4
 
 
 def board_of(folder: Path) -> Leaderboard:
-    """Returns the leaderboard of a sweep as far as it is.
+    """Returns the current leaderboard of a sweep, which may be unfinished.
 
     Args:
         folder: the sweep's.
 
     Raises:
-        RequestError: it is no sweep's, or its record cannot be read.
+        RequestError: the folder is not a sweep's, or its record cannot be read.
     """
     identity = runs.read_identity(folder)
     plain = dict(identity.config)
@@ -55,15 +55,15 @@ def board_of(folder: Path) -> Leaderboard:
         found = {r.number: r for r in earlier.entries if r.final or r.reason}
         protocol = earlier.protocol
     study = Study(config, space, folder, identity.uid, reading=True)
-    # What the finalists were measured by is the last start's, which may differ from the first's.
+    # Keep the finalists' protocol: the last start's may differ from the one in `identity`.
     return make_board(config, study, folder, found, protocol)
 
 
 def sweeps_of(folders: Sequence[Path]) -> list[Leaderboard]:
-    """Returns the leaderboards of the sweeps among some folders.
+    """Returns the leaderboards of those folders that are sweeps.
 
     Raises:
-        RequestError: a sweep's record cannot be read, or its folder not be written.
+        RequestError: a sweep's record cannot be read, or its folder is not writable.
     """
     found = []
     for folder in folders:
@@ -85,9 +85,9 @@ def make_board(
 
     Args:
         config: the sweep's configuration.
-        study: its record.
+        study: the sweep's record.
         folder: the sweep's.
-        measured: number of a finalist to its record with what it reached on the test set.
+        measured: the finalists' records with their test results, by number.
         protocol: how the finalists were measured, in one line.
     """
     part, records = config.tune, study.records()
@@ -121,15 +121,15 @@ def make_board(
 
 
 def importances(study: Study) -> dict[str, float]:
-    """Returns the share of the variance of the first metric that each key accounts for among the
-    better complete trials, by Optuna's PED-ANOVA; empty for few or equal trials.
+    """Returns each key's share of the first metric's variance among the better complete trials, by
+    Optuna's PED-ANOVA; empty for few or equal trials.
 
-    Keys of too few trials to tell have 0 (a method that was tried once says nothing of its own).
+    Keys with too few trials get 0, such as those of a method that was tried once.
     """
     complete = study.study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
     if len(complete) < _FEWEST or len({trial.values[0] for trial in complete}) < 2:
         return {}
-    # With a target of its own Optuna takes low for good, and warns of it.
+    # With a custom target Optuna assumes lower is better, and warns.
     sign = -1 if study.study.directions[0] == optuna.study.StudyDirection.MAXIMIZE else 1
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -140,7 +140,7 @@ def importances(study: Study) -> dict[str, float]:
 
 
 def _measured(record: TrialRecord, found: TrialRecord | None) -> TrialRecord:
-    """Returns the record of a trial with what it reached on the test set, if it was measured."""
+    """Returns a trial's record, with its test results if it was measured."""
     if found is None:
         return record
     keys = ("accuracy", "examples", "certified", "attacked", "log", "reason")
@@ -148,7 +148,7 @@ def _measured(record: TrialRecord, found: TrialRecord | None) -> TrialRecord:
 
 
 def _budget(config: Config, space: Space) -> str:
-    """Returns in one line what a trial might spend; of a budget that is searched, its range."""
+    """Describes a trial's budget in one line; a searched budget by its range."""
     unit, amount = config.train.budget
     text = f"{amount:g} {UNITS[unit]}"
     searched = [v for d in space.domains if d.key == "train.epochs" for v in d.values]
@@ -158,11 +158,11 @@ def _budget(config: Config, space: Space) -> str:
     stopping = (
         "without early stopping" if scheduler == "none" else f"with early stopping by {scheduler}"
     )
-    return f"{text} a trial, {stopping}"
+    return f"{text} per trial, {stopping}"
 
 
 def _search(config: Config) -> str:
-    """Returns in one line how trials were scored."""
+    """Describes in one line how trials were scored."""
     fast, attack = config.certified_fast, config.attacked_fast
     parts = ["validation part"]
     if fast.every:
@@ -178,12 +178,12 @@ def _search(config: Config) -> str:
 
 
 def write_space(folder: Path, plain: Mapping[str, Any]) -> None:
-    """Writes the sweep as one file that `raybust tune` takes: its configuration, and the block
-    `search` with what it included in place.
+    """Writes the sweep as one file for `raybust tune`: its configuration and the block `search`
+    with includes resolved.
 
     Args:
         folder: the sweep's.
-        plain: configuration and block.
+        plain: configuration and block `search`.
     """
     searched = {name.partition("@")[0] for name in plain[SEARCH]}
     fixed = {key: value for key, value in plain.items() if key != SEARCH}
@@ -201,5 +201,5 @@ def write_space(folder: Path, plain: Mapping[str, Any]) -> None:
 
 
 def _command(folder: Path) -> str:
-    """Returns the command that goes on with the sweep, or makes it again with another name."""
+    """Returns the command that resumes the sweep, or repeats it under another name."""
     return f"raybust tune {shlex.quote(str(folder / SPACE_FILE))} --name {shlex.quote(folder.name)}"

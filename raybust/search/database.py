@@ -1,8 +1,8 @@
-"""Where the study of a sweep lies: it is made, found again, and only read.
+"""Creates, finds and opens the study of a sweep.
 
-In a sweep's folder its study is the only one of its file. In a storage that sweeps share
-(`tune.storage`) its name is the folder's and the sweep's key, and it is found by the key, so that a
-folder may be moved or put aside. Stage tune.
+The file in a sweep's folder holds just its study. In a shared storage (`tune.storage`) the study is
+named after the folder and the sweep's key and found by the key, so the folder may be moved or set
+aside.
 """
 
 from __future__ import annotations
@@ -25,17 +25,16 @@ from raybust.track import safe_uri
 from raybust.track.uri import sqlite_file, sqlite_uri
 
 UNUSABLE = (SQLAlchemyError, OSError, optuna.exceptions.StorageInternalError)
-"""What a storage raises that cannot be read or written."""
+"""Raised by a storage that cannot be read or written."""
 _JOURNAL = "journal:"
 _LOCKED_S = 20
 
 
 def check_form(storage: str) -> None:
-    """Refuses what is neither `journal:FILE` nor the URL of a database that is known by name;
-    opens nothing.
+    """Checks that a storage is `journal:FILE` or the URL of a known database; opens nothing.
 
     Raises:
-        RequestError: what is expected.
+        RequestError: it is neither.
     """
     try:
         if storage.startswith(_JOURNAL):
@@ -46,16 +45,16 @@ def check_form(storage: str) -> None:
         known = False
     if not known:
         raise RequestError(
-            f"tune.storage: got {storage!r}, expected a database's URL, such as"
+            f"tune.storage: got {storage!r}, expected a database URL such as"
             " sqlite:///FILE or postgresql://HOST/NAME, or journal:FILE"
         )
 
 
 def check_storage(config: Config) -> None:
-    """Checks that a shared storage can be written: makes a study there and removes it.
+    """Checks that a shared storage is writable by creating and deleting a study.
 
     Raises:
-        RequestError: it cannot.
+        RequestError: it is not.
     """
     if config.tune.storage is None:
         return
@@ -69,7 +68,7 @@ def open_study(config: Config, folder: Path, uid: str) -> optuna.Study:
     """Opens or creates the study of a sweep.
 
     Args:
-        config: names storage, objectives.
+        config: sets storage and objectives.
         folder: the sweep's.
         uid: the sweep's key.
 
@@ -89,28 +88,28 @@ def open_study(config: Config, folder: Path, uid: str) -> optuna.Study:
 
 
 def load_study(config: Config, folder: Path, uid: str) -> optuna.Study:
-    """Opens the study of a sweep to read it; makes nothing. See `open_study`.
+    """Opens an existing study for reading; creates nothing. See `open_study`.
 
     Raises:
-        RequestError: there is none, or the storage cannot be opened.
+        RequestError: there is no such study, or the storage cannot be opened.
     """
     place = _place(config, folder)
     file = _file(place)
-    if file is None or file.exists():  # else Optuna would make the file
+    if file is None or file.exists():  # otherwise Optuna would create the file
         with one_line():
             storage = _connect(place)
             name = _find(storage, config, uid)
             if name is not None:
                 return optuna.load_study(storage=storage, study_name=name)
     raise RequestError(
-        f"tune.storage: {safe_uri(place)} has no study of sweep {folder.name} (key {uid}); bring"
-        " it back, or run the sweep's own command, which begins it anew"
+        f"tune.storage: {safe_uri(place)} has no study of sweep {folder.name} (key {uid}); restore"
+        " it, or rerun the sweep's command to start over"
     )
 
 
 @contextmanager
 def one_line() -> Iterator[None]:
-    """Turns what a storage raises that cannot be used into a RequestError of one line."""
+    """Turns errors of an unusable storage into a one-line RequestError."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     try:
@@ -119,14 +118,14 @@ def one_line() -> Iterator[None]:
         if f"set up by optuna {optuna.__version__})" not in str(error):
             raise RequestError(f"tune.storage: {error}") from None
         raise RequestError(
-            "tune.storage: the database holds other tables; Optuna needs a database of its own,"
-            " apart from MLflow's"
+            "tune.storage: the database contains other tables; Optuna needs its own database,"
+            " separate from MLflow's"
         ) from None
     except (*UNUSABLE, ImportError, ValueError) as error:
         text = " ".join(str(error.__cause__ or error).split("\n")[0].split())
         raise RequestError(
-            f"tune.storage: the study cannot be opened: {text}; wait for who holds it, or choose"
-            " another storage"
+            f"tune.storage: the study cannot be opened: {text}; wait until no other process locks"
+            " it, or choose another storage"
         ) from None
 
 
@@ -135,7 +134,7 @@ def _place(config: Config, folder: Path) -> str:
 
 
 def _find(storage: optuna.storages.BaseStorage, config: Config, uid: str) -> str | None:
-    """Returns the name of the study that is there of a sweep, or None."""
+    """Returns the name of a sweep's study in a storage, or None."""
     names = optuna.get_all_study_names(storage)
     shared = config.tune.storage is not None
     return next((name for name in names if not shared or name.endswith(f"-{uid}")), None)
@@ -150,7 +149,7 @@ def _connect(place: str) -> optuna.storages.BaseStorage:
 
 
 def _file(place: str) -> Path | None:
-    """Returns the file of a storage, None where it is a server."""
+    """Returns the file of a storage, None for a server."""
     if place.startswith(_JOURNAL):
         return Path(place.removeprefix(_JOURNAL))
     return sqlite_file(place)

@@ -1,4 +1,4 @@
-"""One searched key: its values, its scale, and the condition under which it exists. Stage tune.
+"""One searched key: its values, scale, and the condition under which it exists.
 
 train.lr:     {float: [0.005, 0.5], log: true, default: 0.05}
 train.epochs: {int: [2, 10], step: 2}
@@ -27,7 +27,7 @@ _EXTRAS = {"float": ("log", "step"), "int": ("log", "step"), "choice": ()}
 
 
 class Suggester(Protocol):
-    """The part of `optuna.Trial` that a space draws from."""
+    """The part of `optuna.Trial` that a space uses."""
 
     def suggest_float(
         self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
@@ -48,13 +48,13 @@ class Domain:
     """The values that one key may take.
 
     Attributes:
-        name: the key, or `KEY@LABEL` where a key has several domains, each under its condition.
+        name: the key, or `KEY@LABEL` if a key has several domains, each under its condition.
         kind: "float", "int" or "choice".
         values: (low, high), or the choices.
         log: whether the scale is logarithmic.
-        step: distance of the values from `low` on, or None.
-        default: value in the first trial, or None for one that is drawn.
-        when: keys above it and the values at which this key exists.
+        step: spacing of the values starting at `low`, or None.
+        default: value in the first trial; None draws one.
+        when: parent keys and their values for which this key exists.
     """
 
     name: str
@@ -71,7 +71,7 @@ class Domain:
         return self.name.partition("@")[0]
 
     def active(self, point: Mapping[str, Any]) -> bool:
-        """Returns whether the key exists at a point of the keys above it."""
+        """Returns whether the key exists, given a point of its parent keys."""
         return all(point.get(key) in values for key, values in self.when)
 
     def contains(self, value: Any) -> bool:
@@ -97,7 +97,7 @@ class Domain:
         return trial.suggest_float(self.name, low, high, step=self.step, log=self.log)
 
     def distribution(self) -> BaseDistribution:
-        """Returns the same as Optuna's distribution."""
+        """Returns the domain as an Optuna distribution."""
         if self.kind == "choice":
             return CategoricalDistribution(self.values)
         low, high = self.values
@@ -106,7 +106,7 @@ class Domain:
         return FloatDistribution(low, high, log=self.log, step=self.step)
 
     def grid(self) -> list[Any]:
-        """Returns all values; none where they are not finitely many."""
+        """Returns all values, or none if there are infinitely many."""
         if self.kind == "choice":
             return list(self.values)
         low, high = self.values
@@ -117,7 +117,7 @@ class Domain:
         return [low + i * step for i in range(count + 1)]
 
     def excludes(self, other: Domain) -> bool:
-        """Returns whether this domain and another one never exist at the same point."""
+        """Returns whether this domain and another never exist at the same point."""
         mine, theirs = dict(self.when), dict(other.when)
         return any(not set(mine[key]) & set(theirs[key]) for key in mine.keys() & theirs.keys())
 
@@ -133,11 +133,11 @@ def parse_domain(name: str, entry: Any, above: Sequence[Domain]) -> Domain:
 
     Args:
         name: the key, or `KEY@LABEL`.
-        entry: what the file says of it.
-        above: the domains before it, which its conditions may name.
+        entry: its value in the file.
+        above: the preceding domains, which its conditions may refer to.
 
     Raises:
-        RequestError: what is wrong with it.
+        RequestError: the entry is invalid.
     """
     key = name
     kinds = [kind for kind in _KINDS if isinstance(entry, Mapping) and kind in entry]
@@ -173,7 +173,7 @@ def parse_domain(name: str, entry: Any, above: Sequence[Domain]) -> Domain:
     if wrong is None:
         both = [d.name for d in above if d.key == domain.key and not d.excludes(domain)]
         if both:
-            wrong = f"stands beside {', '.join(both)}; give each a `when` that excludes the other"
+            wrong = f"overlaps {', '.join(both)}; give each a `when` that excludes the other"
     if wrong is not None:
         raise RequestError(f"search: {key}: {wrong}")
     return domain
@@ -189,8 +189,8 @@ def _conditions(
         domains = [d for d in above if d.key == other]
         if not domains:
             raise RequestError(
-                f"search: {key}: when: '{other}' is not searched above it;"
-                f" above it stand: {', '.join(d.name for d in above) or 'none'}"
+                f"search: {key}: when: '{other}' is not among the keys searched above it:"
+                f" {', '.join(d.name for d in above) or 'none'}"
             )
         listed = tuple(values) if isinstance(values, list) else (values,)
         for value in listed:
@@ -204,7 +204,7 @@ def _conditions(
 
 
 def _wrong_range(domain: Domain) -> str | None:
-    """Returns what is wrong with the range of a float or int domain, or None."""
+    """Returns an error message about the range of a float or int domain, or None."""
     types: tuple[type, ...] = (int,) if domain.kind == "int" else (int, float)
     numbers = [v for v in domain.values if isinstance(v, types) and not isinstance(v, bool)]
     if len(domain.values) != 2 or len(numbers) != 2:

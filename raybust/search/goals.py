@@ -1,7 +1,7 @@
-"""What a sweep goes by, held against what its trials measure, before anything starts.
+"""Checks that trials report the metrics a sweep optimizes.
 
-Metrics that nobody logs, that are never measured, or so seldom that early stopping judges nothing;
-finalists that would not be of the test set. Stage tune.
+Rejects metrics that nothing logs, that are never measured, or measured too rarely for early
+stopping, and finalists that would not be measured on the test set.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from raybust.errors import RequestError, unknown
 from raybust.search.space import Space
 
 _CHEAP = ("certified_fast", "attacked_fast")
-"""Sections of what is measured now and then; validation is after every epoch."""
+"""Sections that are not measured every epoch, as validation is."""
 
 _LATEST = 0.5
-"""Share of the budget by which a scheduler must have seen its metric: a trial that is stopped later
-saves less than half (our choice)."""
+"""Share of the budget by which a scheduler must have seen its metric: stopping a trial later saves
+less than half (our choice)."""
 
 
 def check_goals(config: Config, space: Space) -> None:
-    """Refuses a sweep whose metrics, early stopping or finalists its trials cannot serve.
+    """Checks a sweep's metrics, early stopping and finalists against what its trials measure.
 
     Args:
         config: the sweep's own configuration.
         space: what is searched.
 
     Raises:
-        RequestError: what is wrong, and what to set.
+        RequestError: with every problem and the setting that fixes it.
     """
     found = [
         *_unknown(config, space),
@@ -43,7 +43,7 @@ def check_goals(config: Config, space: Space) -> None:
 
 
 def _unknown(config: Config, space: Space) -> list[str]:
-    """Returns the metrics of sections that are neither the loop's nor a method's in question."""
+    """Reports metrics whose section is neither the training loop's nor a candidate method's."""
     keys = _methods(config, space)
     known = measured(config.certified_fast, config.attacked_fast)
     return [
@@ -55,7 +55,7 @@ def _unknown(config: Config, space: Space) -> list[str]:
 
 
 def _methods(config: Config, space: Space) -> set[str]:
-    """Returns the keys of the methods that a trial may train with, bases included."""
+    """Returns the keys of all methods that a trial may use, including base methods."""
     named = [d for d in space.domains if re.fullmatch(r"method(\.base)*\.name", d.key)]
     queue = [config.method, *(methods.get(name)() for d in named for name in d.values)]
     found = set()
@@ -72,21 +72,20 @@ def _never(config: Config) -> list[str]:
         section = metric.partition("/")[0]
         if section in _CHEAP and not getattr(config, section).every:
             found.append(
-                f"{section}.every: got 0, which never measures {metric}, that the sweep needs;"
+                f"{section}.every: got 0, which never measures {metric}, but the sweep needs it;"
                 f" set {section}.every=0.05, a twentieth of the budget"
             )
     return found
 
 
 def _too_late(config: Config, space: Space) -> list[str]:
-    """Returns what is wrong where early stopping sees its metric for the first time when most of
-    the budget is spent."""
+    """Reports early stopping that first sees its metric after most of the budget is spent."""
     part, (unit, epochs) = config.tune, config.train.budget
     section = part.metric.partition("/")[0]
     if part.scheduler == "none" or section not in _CHEAP:
         return []
     every = share = getattr(config, section).every
-    if every == 1 or (every > 1 and unit != "epoch"):  # each epoch, or how many there are is open
+    if every == 1 or (every > 1 and unit != "epoch"):  # every epoch, or unknown number of epochs
         return []
     if every > 1:
         searched = [v for d in space.domains if d.key == "train.epochs" for v in d.values]
@@ -95,9 +94,9 @@ def _too_late(config: Config, space: Space) -> list[str]:
     if share <= latest:
         return []
     return [
-        f"{section}.every: got {every:g}, with which early stopping by {part.scheduler} first sees"
-        f" {part.metric} after {100 * share:.0f} % of the budget, expected at most {latest:g} of"
-        f" it; set {section}.every=0.05, or tune.scheduler=none"
+        f"{section}.every: got {every:g}, so early stopping by {part.scheduler} first sees"
+        f" {part.metric} after {100 * share:.0f} % of the budget, expected at most"
+        f" {100 * latest:.0f} %; set {section}.every=0.05, or tune.scheduler=none"
     ]
 
 
@@ -105,8 +104,8 @@ def _not_of_the_test_set(config: Config) -> list[str]:
     if not config.tune.finalists:
         return []
     return [
-        f"{key}.split: got '{split}', but finalists are measured on the test set; leave it, or set"
-        f" tune.finalists=0 and afterwards `raybust {key} SWEEP/NUMBER {key}.split={split}`"
+        f"{key}.split: got '{split}', but finalists are measured on the test set; omit it, or set"
+        f" tune.finalists=0 and then run `raybust {key} SWEEP/NUMBER {key}.split={split}`"
         for key in ("certify", "evaluate")
         if (split := getattr(config, key).split) != "test"
     ]

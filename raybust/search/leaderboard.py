@@ -1,7 +1,7 @@
-"""The leaderboard of a sweep as data: ranked trials, search results and test results apart.
+"""The leaderboard of a sweep as data: ranked trials, with search and test results kept apart.
 
-The search (validation part, cheap fidelity) ranks the trials; what finalists reached on the test
-set stands beside it with its protocol and never ranks.
+Trials are ranked by their search results (validation part, cheap fidelity). Finalists also have
+test results, with their protocol, which never affect the ranks.
 """
 
 from __future__ import annotations
@@ -18,36 +18,35 @@ from raybust.search.records import TrialRecord
 NAME = "leaderboard"
 UNITS = {
     "epoch": "epochs",
-    "passes/per_image": "forward and backward passes a training image",
+    "passes/per_image": "forward and backward passes per training image",
     "train/seconds": "seconds of training",
 }
-"""Metric in which the budget of a trial counts, to its name."""
+"""Metric that a trial's budget limits, to its display name."""
 
 
 @dataclass(frozen=True)
 class Leaderboard:
-    """A sweep, done or on its way.
+    """A sweep, finished or not.
 
     Attributes:
         sweep: its name.
-        metric: the optimized metric, which early stopping and the ranks go by.
+        metric: the optimized metric, which decides early stopping and ranks.
         mode: "max" or "min".
-        entries: trials that trained to their end, best first; those that meet the constraints
-            before those that do not.
+        entries: trials that trained to the end, best first; feasible ones before infeasible ones.
         others: trials that were stopped early or failed, by number.
         folder: the sweep's folder.
-        objectives: (metric, "max" or "min") of a sweep of several objectives; else empty.
+        objectives: (metric, "max" or "min") of a multi-objective sweep; else empty.
         constraints: as the user wrote them, for instance "validation/accuracy >= 0.8".
-        pareto: numbers of the trials that no other one dominates; empty for one objective.
-        importances: searched key to its share of the metric's variance, as far as known.
-        budget: what each trial might spend, in words.
-        unit: in which that counts, a key of `UNITS`.
+        pareto: numbers of the trials that no other dominates; empty for one objective.
+        importances: searched key to its share of the metric's variance, if known.
+        budget: of each trial, in words.
+        unit: of the budget, a key of `UNITS`.
         search: how trials were scored, in one line.
-        protocol: how the finalists were measured, in one line; "" where there were none.
+        protocol: how the finalists were measured, in one line; "" without finalists.
         space: searched keys, each with domain, default and condition, in words.
-        running: trials that have not ended.
-        environment: name to version of what it ran on.
-        command: what runs it again.
+        running: number of unfinished trials.
+        environment: name to version of the software it ran on.
+        command: reruns the sweep.
     """
 
     sweep: str
@@ -71,17 +70,17 @@ class Leaderboard:
 
     @property
     def best(self) -> TrialRecord | None:
-        """The trial that search puts first, or None."""
+        """The trial that the search ranks first, or None."""
         return self.entries[0] if self.entries else None
 
     @property
     def finalists(self) -> tuple[TrialRecord, ...]:
-        """The trials that were measured on the test set, in the order of search."""
+        """The trials that were measured on the test set, in the order of the search."""
         return tuple(entry for entry in self.entries if entry.final)
 
     @property
     def state(self) -> str:
-        """How many trials there are in each state, in one sentence."""
+        """The number of trials in each state, in one sentence."""
         total = len(self.entries) + len(self.others) + self.running
         states = [
             f"{len(self.entries)} trained to the end",
@@ -89,25 +88,25 @@ class Leaderboard:
         ]
         states.append(f"{self.count('FAIL')} failed")
         if self.running:
-            states.append(f"{self.running} not ended yet")
+            states.append(f"{self.running} unfinished")
         return f"{total} trial{'s' * (total != 1)}: {', '.join(states)}."
 
     @property
     def why_empty(self) -> str:
-        """Why no trial is ranked; "" where one is."""
+        """Why no trial is ranked; "" if one is."""
         if self.entries:
             return ""
         reasons = sorted({entry.reason for entry in self.others if entry.reason})
         if reasons:
-            return "No trial trained to its end: " + "; ".join(reasons)
+            return "No trial trained to the end: " + "; ".join(reasons)
         if self.running:
-            return "No trial has trained to its end yet; the sweep goes on, or was interrupted."
+            return "No trial has trained to the end yet; the sweep is running or was interrupted."
         if self.others:
-            return "No trial trained to its end: all were stopped early."
-        return "No trial was begun."
+            return "No trial trained to the end: all were stopped early."
+        return "No trial was started."
 
     def count(self, state: str) -> int:
-        """Returns the number of trials that did not train to their end in that state."""
+        """Returns the number of `others` in a state."""
         return sum(entry.state == state for entry in self.others)
 
     def plain(self) -> dict[str, Any]:
@@ -115,27 +114,27 @@ class Leaderboard:
         listed = {
             key: [_record(record) for record in getattr(self, key)] for key in ("entries", "others")
         }
-        for entry in listed["entries"]:  # below the sweep's folder, which may be moved
+        for entry in listed["entries"]:  # relative to the sweep's folder, which may be moved
             if entry["log"] and Path(entry["log"]).is_relative_to(self.folder):
                 entry["log"] = str(Path(entry["log"]).relative_to(self.folder))
         return {**_plain(self), **listed}
 
     @classmethod
     def read(cls, folder: Path) -> Leaderboard:
-        """Reads what `write` left in a sweep's folder.
+        """Reads the leaderboard in a sweep's folder.
 
         Raises:
-            RequestError: there is none, or it is not one.
+            RequestError: it does not exist or is invalid.
         """
         path = folder / f"{NAME}.json"
         if not path.exists():
-            raise RequestError(f"{folder.name}: has no {path.name}; `raybust tune` ends with one")
+            raise RequestError(f"{folder.name}: has no {path.name}; `raybust tune` writes it")
         try:
             return cls._parse(json.loads(path.read_text()), folder)
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise RequestError(
                 f"{folder.name}: {path.name} cannot be read ({type(error).__name__}: {error});"
-                " remove it, and `raybust tune` writes it anew"
+                " delete it and rerun `raybust tune` to write it again"
             ) from None
 
     @classmethod
@@ -159,7 +158,7 @@ def _plain(item: TrialRecord | Leaderboard) -> dict[str, Any]:
 
 
 def _json(value: Any) -> Any:
-    """Returns a value as strict JSON has it: no NaN, no infinity, no path."""
+    """Converts a value to strict JSON: no NaN, no infinity, no path."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):
@@ -168,7 +167,7 @@ def _json(value: Any) -> Any:
 
 
 def _point(point: dict[str, Any]) -> dict[str, Any]:
-    """Returns a point as strict JSON has it: an infinite value, such as a norm's p, as text."""
+    """Converts a point to strict JSON: infinite values, such as a norm's p, become text."""
     return {key: str(v) if v in (math.inf, -math.inf) else v for key, v in point.items()}
 
 

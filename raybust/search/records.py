@@ -1,7 +1,7 @@
-"""One trial of a sweep, as the study records it and the leaderboard shows it.
+"""One trial of a sweep, as recorded by the study and shown on the leaderboard.
 
-The study fills in what the search measured on the validation part; finalists also carry what they
-reached on the test set.
+The study fills in what the search measured on the validation part; finalists also have results on
+the test set.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ class TrialRecord:
         value: the optimized metric after the last epoch, or None.
         metrics: all metrics of that epoch, on the validation part.
         history: epoch to value of the optimized metric.
-        spent: epoch to the part of the budget that was spent, in its unit.
+        spent: epoch to the budget spent so far, in its unit.
         feasible: whether the metrics meet the constraints; None without constraints or metrics.
-        reason: why the trial failed, or why a finalist could not be measured completely.
+        reason: why the trial failed, or why a finalist was not fully measured.
         accuracy: clean accuracy on the test set, finalists only.
-        examples: number of test examples of that accuracy, the first ones.
+        examples: number of (the first) test examples behind `accuracy`.
         certified: `certified/*` on the test set, finalists only.
         attacked: `attacked/*` on the test set, finalists only.
         log: the finalist's certificates.
@@ -57,17 +57,17 @@ class TrialRecord:
 
     @property
     def epoch(self) -> int:
-        """The last epoch that was reported, 0 for none."""
+        """The last reported epoch, 0 for none."""
         return max(self.history, default=0)
 
     @property
     def final(self) -> bool:
-        """Whether everything was measured on the test set that was to be."""
+        """Whether every requested measurement on the test set succeeded."""
         return self.accuracy is not None and self.reason is None
 
     @property
     def passes(self) -> float:
-        """Images that went through the network in training, forward and backward."""
+        """Images passed through the network in training, forward plus backward."""
         return self.metrics.get("passes/forward", 0.0) + self.metrics.get("passes/backward", 0.0)
 
     @property

@@ -1,7 +1,7 @@
-"""Samplers by name: which Optuna class draws a sweep's points, with which constants.
+"""Optuna's samplers by name, with their constants.
 
-Optuna's own samplers; what one cannot search is refused before anything starts. A resumed sweep
-seeds its sampler anew, so that it does not draw the points of the earlier start again. Stage tune.
+Spaces that a sampler cannot search are rejected before anything starts. A resumed sweep reseeds its
+sampler so that it does not repeat the points of the earlier start.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from raybust.search.space import Space
 
 
 class Grid(optuna.samplers.GridSampler):
-    """The grid, which a sweep asks whether it is exhausted; Optuna's own hands out points that are
-    running once more, and would stop a loop that does not run here."""
+    """A grid that counts running points as used. Optuna's own hands them out twice, and stops
+    `study.optimize`, which is not used here."""
 
     def is_exhausted(self, study: optuna.Study) -> bool:
-        """Returns whether every point was handed out."""
+        """Returns whether every point has been handed out."""
         begun = {trial.system_attrs.get("grid_id") for trial in study.get_trials(deepcopy=False)}
         return begun >= set(range(len(self._all_grids)))
 
@@ -31,16 +31,13 @@ class Grid(optuna.samplers.GridSampler):
 def make_sampler(config: Config, space: Space, seed: int) -> optuna.samplers.BaseSampler:
     """Returns the sampler of a sweep.
 
-    Constraints reach tpe, gp and nsga2 through the trials themselves; qmc, random and grid look at
-    nothing, and the ranks alone know of them.
+    tpe, gp and nsga2 read the constraints from the trials; qmc, random and grid ignore results, so
+    there constraints affect only the ranks.
 
     Args:
-        config: its section `tune` names the sampler.
+        config: section `tune` names the sampler.
         space: what is searched.
-        seed: another one after each resume.
-
-    Raises:
-        RequestError: the sampler cannot search this space.
+        seed: different after each resume.
     """
     part, samplers = config.tune, optuna.samplers
     quiet: dict[str, Any] = {"warn_independent_sampling": False}
@@ -57,7 +54,7 @@ def make_sampler(config: Config, space: Space, seed: int) -> optuna.samplers.Bas
         )
     if part.sampler == "nsga2":
         return samplers.NSGAIISampler(seed=seed, population_size=part.population or 50)
-    if part.sampler == "qmc":  # one sequence over all starts
+    if part.sampler == "qmc":  # the same sequence across all starts
         return samplers.QMCSampler(seed=config.seed % 2**32, scramble=True, **quiet)
     if part.sampler == "grid":
         return Grid({d.name: d.grid() for d in space.domains}, seed=config.seed)
@@ -65,16 +62,16 @@ def make_sampler(config: Config, space: Space, seed: int) -> optuna.samplers.Bas
 
 
 def check_sampler(config: Config, space: Space) -> None:
-    """Refuses a space that the sampler of a sweep cannot search.
+    """Checks that the sampler can search the space.
 
     Raises:
-        RequestError: for `grid`, with every key that has no list of values or a condition.
+        RequestError: for `grid`, naming every key without a finite list of values or with `when`.
     """
     if config.tune.sampler != "grid":
         return
     wrong = [d.name for d in space.domains if d.when or not d.grid()]
     if wrong:
         raise RequestError(
-            f"tune.sampler: grid needs choices, ints or stepped floats without `when`, which"
-            f" {', '.join(wrong)} {'is' if len(wrong) == 1 else 'are'} not; choose another sampler"
+            "tune.sampler: grid needs choices, ints or stepped floats without `when`, got"
+            f" {', '.join(wrong)}; change these keys or choose another sampler"
         )

@@ -1,8 +1,8 @@
-"""Search spaces, stage tune: domains over configuration keys, checked against the schema.
+"""Search spaces: domains over configuration keys, checked against the schema.
 
-The block `search` of a sweep's file maps a key to its domain (`raybust.search.domain`). A key with
-`when` exists only where the keys named there, above it, have one of the values given; a key may
-have several domains, `KEY@LABEL`, whose conditions exclude each other.
+The block `search` of a sweep's file maps keys to domains (`raybust.search.domain`). A key with
+`when` exists only if the preceding keys named there have one of the given values; a key may have
+several domains, `KEY@LABEL`, with mutually exclusive conditions.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ _OF_THE_SWEEP = (
     "data.name", "data.path", "data.validation", "data.split_seed", "data.limit", "data.image_size",
     "train.passes", "train.seconds",
 )  # fmt: skip
-"""Sections and keys that all trials of a sweep share: where they run, what measures them and on
-which images, and what each may spend."""
+"""Sections and keys that all trials of a sweep share: where they run, how and on which images they
+are measured, and their budget."""
 
 
 @dataclass(frozen=True)
 class Space:
-    """All domains of a sweep, in the order of their file."""
+    """All domains of a sweep, in file order."""
 
     domains: tuple[Domain, ...]
 
@@ -42,7 +42,7 @@ class Space:
         """Returns the space of a `search` block.
 
         Raises:
-            RequestError: with everything that is wrong in it.
+            RequestError: with every problem in it.
         """
         if not isinstance(block, Mapping) or not block:
             raise RequestError(
@@ -72,29 +72,29 @@ class Space:
         return point
 
     def check(self, leaves: Sequence[Leaf], methods: MethodTypes) -> None:
-        """Holds every end of every domain against the schema.
+        """Checks the bounds and choices of every domain against the schema.
 
-        What a sweep's trials share is refused here and not by `parse`, so that sweeps of earlier
-        versions can be reported on.
+        Keys that all trials share are rejected here rather than in `parse`, so that sweeps of
+        earlier versions can still be reported.
 
         Args:
             leaves: the sweep's fixed configuration.
             methods: name of a method to its dataclass.
 
         Raises:
-            RequestError: a key that no schema has, a value that it refuses, a key that has a fixed
-                value as well, or that all trials share.
+            RequestError: a key is unknown, fixed as well, or shared by all trials, or the schema
+                rejects a value.
         """
         found: dict[str, None] = {}
         searched = {domain.key for domain in self.domains}
         for leaf in leaves:
             if leaf.key in searched:
                 text = f"search: {leaf.key}: is also set to {leaf.value!r} ({leaf.source})"
-                found[f"{text}; remove it from one of the two"] = None
+                found[f"{text}; remove one of the two"] = None
         for domain in self.domains:
             if any(f"{domain.key}.".startswith(f"{name}.") for name in _OF_THE_SWEEP):
-                text = f"search: {domain.key}: is the same for all trials of a sweep"
-                found[f"{text}; set it outside of `search`"] = None
+                text = f"search: {domain.key}: must be the same for all trials of a sweep"
+                found[f"{text}; set it outside `search`"] = None
                 continue
             for value in domain.values:
                 point = self._reach(domain) | {domain.key: value}
@@ -106,10 +106,10 @@ class Space:
             raise RequestError(*found)
 
     def check_point(self, point: Mapping[str, Any]) -> None:
-        """Checks a point that the user wants tried.
+        """Checks a point that the user asked to try.
 
         Raises:
-            RequestError: a key that is not searched, or a value outside its domain.
+            RequestError: a key is not searched, or a value is outside its domain.
         """
         for key, value in point.items():
             domains = [domain for domain in self.domains if domain.key == key]
@@ -118,18 +118,18 @@ class Space:
             if len(domains) > 1:
                 domains = [domain for domain in domains if domain.active(point)]
             if not any(domain.contains(value) for domain in domains):
-                expected = " or ".join(map(str, domains)) or "the keys of its `when` beside it"
+                expected = " or ".join(map(str, domains)) or "the keys of its `when` as well"
                 raise RequestError(f"tune.points: {key}: got {value!r}, expected {expected}")
 
     def contains(self, point: Mapping[str, Any]) -> bool:
-        """Returns whether a point has a value for every key that exists there, and no other."""
+        """Returns whether a point has valid values for exactly the keys that exist there."""
         active = [domain for domain in self.domains if domain.active(point)]
         return {domain.key for domain in active} == point.keys() and all(
             domain.contains(point[domain.key]) for domain in active
         )
 
     def named(self, point: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns a point, or part of one, under the names of its domains."""
+        """Returns a point, or part of one, keyed by domain names."""
         count = [domain.key for domain in self.domains].count
         return {
             domain.name: point[domain.key]
@@ -138,13 +138,14 @@ class Space:
         }
 
     def distributions(self, point: Mapping[str, Any]) -> dict[str, BaseDistribution]:
-        """Returns Optuna's distributions of the domains that exist at a point, by name."""
+        """Returns Optuna's distributions of the domains active at a point, by name."""
         return {d.name: d.distribution() for d in self.domains if d.active(point)}
 
     def first_points(self, leaves: Sequence[Leaf], methods: MethodTypes) -> list[Point]:
-        """Returns the points tried first: the defaults, of each method where methods are searched.
+        """Returns the points tried first: the defaults, once per method if methods are searched.
 
-        A domain's own default, else the schema's where the domain has it, else it is drawn.
+        Each key takes its domain's default, else the schema's if the domain contains it, else it is
+        left for the sampler to draw.
 
         Args:
             leaves: the sweep's fixed configuration.
@@ -169,11 +170,11 @@ class Space:
         return point
 
     def largest(self, key: str, fixed: float) -> float:
-        """Returns the largest value of a key of numbers over the space.
+        """Returns the largest value that a numeric key takes in the space.
 
         Args:
             key: searched or not.
-            fixed: its value where it is not searched, or not under the conditions of its domains.
+            fixed: its value where it is not searched or inactive.
         """
         domains = [domain for domain in self.domains if domain.key == key]
         searched = [float(value) for domain in domains for value in domain.values]
@@ -181,13 +182,13 @@ class Space:
         return max(searched if always else [fixed, *searched])
 
     def rows(self) -> Iterator[tuple[str, str, str, str]]:
-        """Yields key, domain, default and condition of each domain, as texts."""
+        """Yields key, domain, default and condition of each domain, as text."""
         for d in self.domains:
             when = "; ".join(f"{key} in {', '.join(map(str, v))}" for key, v in d.when)
             yield d.name, str(d), "" if d.default is None else str(d.default), when
 
     def _reach(self, domain: Domain) -> Point:
-        """Returns a smallest point at which a domain's key exists."""
+        """Returns a minimal point at which a domain's key exists."""
         point: Point = {}
         for key, values in domain.when:
             above = next(
@@ -204,7 +205,7 @@ def at(leaves: Sequence[Leaf], point: Mapping[str, Any], methods: MethodTypes) -
 
     Args:
         leaves: the sweep's fixed configuration.
-        point: searched keys to values; they win.
+        point: searched keys to values; overrides `leaves`.
         methods: name of a method to its dataclass.
     """
     return compose([*leaves, *(Leaf(k, v, "search space") for k, v in point.items())], methods)

@@ -1,8 +1,7 @@
-"""The study: Optuna's record of a sweep, which is the one truth about its trials.
+"""The study: Optuna's record of a sweep and the only source of truth about its trials.
 
-A sweep that was killed is resumed from here: finished trials stay, running ones are handed out
-again under their own numbers. States are Optuna's: COMPLETE, PRUNED (stopped early), FAIL (NaN,
-error), RUNNING. Stage tune.
+A killed sweep resumes from it: finished trials stay, running ones are handed out again under their
+numbers. States are Optuna's: COMPLETE, PRUNED (stopped early), FAIL (NaN, error), RUNNING.
 """
 
 from __future__ import annotations
@@ -26,14 +25,14 @@ from raybust.search.space import Point, Space
 POINT, REASON, METRICS, HISTORY, EARLIER = "point", "reason", "metrics", "history", "earlier"
 _SPACE, _SWEEP = "space", "sweep"
 _NEVER = 1e9
-"""Violation of a constraint whose metric is not a number."""
+"""Violation of a constraint whose metric is missing or not finite."""
 _PARTS = 20
-"""Steps of a budget in passes or seconds. tpe ranks stopped trials by step, then by value: those
-that one rung stopped, each a little beyond it, are to share a step."""
+"""Steps of a budget in passes or seconds. tpe ranks stopped trials by step, then by value, so
+trials that were stopped at the same rung, each slightly past it, must share a step."""
 
 
 class Study:
-    """Asks Optuna for points and tells it what came out.
+    """Gets points from Optuna and reports their results.
 
     Attributes:
         space: what is searched.
@@ -50,19 +49,19 @@ class Study:
         *,
         reading: bool = False,
     ) -> None:
-        """Opens the study or creates it, its first points enqueued.
+        """Opens or creates the study and enqueues its first points.
 
         Args:
             config: sampler, objectives, storage, seed.
             space: what is searched.
             folder: the sweep's folder; holds `study.db` unless the configuration names a storage.
-            uid: the sweep's identity, so that no two sweeps share a study.
-            first: points tried first.
-            reading: the study has to be there, and nothing is written.
+            uid: the sweep's key, so that no two sweeps share a study.
+            first: points to try first.
+            reading: open an existing study without writing.
 
         Raises:
-            RequestError: the storage cannot be opened or written, or the study is another sweep's,
-                or, for who only reads, not there.
+            RequestError: the storage cannot be opened or written, the study is another sweep's or,
+                if `reading`, it does not exist.
         """
         self.space = space
         self._directions, self._bounds = config.tune.directions(), config.tune.bounds()
@@ -72,7 +71,7 @@ class Study:
         if not reading:
             self._claim(uid)
         trials = self.study.get_trials(deepcopy=False)
-        # A sampler of the same seed would draw the points of the earlier start once more.
+        # With the same seed, the sampler would draw the points of the earlier start again.
         drawn = hashlib.blake2b(f"{config.seed}/{len(trials)}".encode(), digest_size=4)
         self.study.sampler = make_sampler(config, space, int.from_bytes(drawn.digest()))
         self._open: dict[int, optuna.Trial] = {}
@@ -80,12 +79,12 @@ class Study:
             if named := space.named(point):
                 self.study.enqueue_trial(named, skip_if_exists=True)
 
-    def learn(self, trials: Sequence[FrozenTrial], name: str) -> int:
-        """Adds finished trials of another sweep, whose points lie in this space, for the sampler
-        alone; returns how many. Does nothing where some are there.
+    def warm_start(self, trials: Sequence[FrozenTrial], name: str) -> int:
+        """Adds finished trials of another sweep, with points in this space, for the sampler only;
+        returns how many. Does nothing if some have been added before.
 
         Args:
-            trials: of a study of the same metrics.
+            trials: from a study of the same metrics.
             name: of that sweep.
         """
         known = self.study.get_trials(deepcopy=False)
@@ -100,7 +99,7 @@ class Study:
             record = self._record(trial)
             steps: dict[int, float] = {}
             if record.value is not None and len(self._directions) == 1:
-                # That sweep's budget may be of another unit.
+                # The other sweep's budget may be in another unit.
                 steps[self._step(self._spent(record.epoch, record.metrics))] = record.value
             copy = optuna.trial.create_trial(
                 state=trial.state,
@@ -116,7 +115,7 @@ class Study:
         return added
 
     def ask(self) -> tuple[int, Point] | None:
-        """Returns number and point of a new trial; None where a grid is exhausted."""
+        """Returns number and point of a new trial; None if a grid is exhausted."""
         grid = self.study.sampler
         if isinstance(grid, Grid) and grid.is_exhausted(self.study):
             return None
@@ -127,10 +126,10 @@ class Study:
         return trial.number, point
 
     def interrupted(self) -> list[tuple[int, Point]]:
-        """Takes up the trials that an earlier start left running; returns numbers and points.
+        """Reopens the trials that an earlier start left running; returns numbers and points.
 
-        A trial that was asked for but died before it had its point gets it now: it may be an
-        enqueued one, which would be lost.
+        A trial that died before it was given a point gets one now: it may be an enqueued trial,
+        which would otherwise be lost.
         """
         found = []
         for frozen in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
@@ -141,13 +140,13 @@ class Study:
             found.append((frozen.number, trial.user_attrs[POINT]))
         return found
 
-    def given(self, number: int) -> bool:
-        """Returns whether an open trial's point is one of the first, and not the sampler's."""
+    def is_enqueued(self, number: int) -> bool:
+        """Returns whether a trial's point was enqueued rather than drawn by the sampler."""
         return "fixed_params" in self.study.get_trials(deepcopy=False)[number].system_attrs
 
     def report(self, number: int, epoch: int, value: float, metrics: dict[str, float]) -> None:
-        """Stores the optimized metric, NaN where the epoch has none, and all metrics of an epoch of
-        an open trial; what was not measured again stays."""
+        """Records an epoch of an open trial: the optimized metric, NaN if not measured, and all
+        metrics. Metrics that were not measured keep their last value."""
         trial = self._open[number]
         trial.set_user_attr(METRICS, trial.user_attrs.get(METRICS, {}) | metrics)
         if math.isnan(value):
@@ -155,13 +154,13 @@ class Study:
         spent = self._spent(epoch, metrics)
         history = trial.user_attrs.get(HISTORY, {})
         trial.set_user_attr(HISTORY, history | {str(epoch): [spent, value]})
-        if len(self._directions) == 1:  # Optuna has no intermediate values of several objectives
+        if len(self._directions) == 1:  # Optuna allows intermediate values for one objective only
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # an epoch repeated after a resume
+                warnings.simplefilter("ignore")  # epochs may be repeated after a resume
                 trial.report(value, self._step(spent))
 
     def complete(self, number: int) -> None:
-        """Closes a trial that trained to its end; values that are not finite fail it."""
+        """Closes a trial that trained to the end; fails it if a value is not finite."""
         trial = self._open[number]
         metrics = trial.user_attrs.get(METRICS, {})
         values = [float(metrics.get(key, math.nan)) for key in self._directions]
@@ -178,13 +177,13 @@ class Study:
         self.study.tell(self._open.pop(number), state=TrialState.PRUNED)
 
     def fail(self, number: int, reason: str) -> None:
-        """Closes a trial that failed, with its reason."""
+        """Closes a failed trial with its reason."""
         trial = self._open.pop(number)
         trial.set_user_attr(REASON, reason)
         self.study.tell(trial, state=TrialState.FAIL)
 
     def records(self) -> list[TrialRecord]:
-        """Returns all trials that have a point, in order of their numbers."""
+        """Returns all trials that have a point, ordered by number."""
         trials = self.study.get_trials(deepcopy=False)
         return [self._record(trial) for trial in trials if POINT in trial.user_attrs]
 
@@ -193,7 +192,7 @@ class Study:
         return sum(record.state in FINISHED for record in self.records())
 
     def pareto(self) -> list[int]:
-        """Returns the numbers of the complete, feasible trials that no other one dominates."""
+        """Returns the numbers of the complete, feasible trials that no other trial dominates."""
         complete = [r for r in self.records() if r.state == "COMPLETE" and r.feasible is not False]
         signs = [1 if mode == "max" else -1 for mode in self._directions.values()]
         values = {
@@ -205,14 +204,14 @@ class Study:
         ]
 
     def _claim(self, uid: str) -> None:
-        """Makes the study this sweep's, or checks that it is; writes, so that a storage that is
-        read-only is found now."""
+        """Marks the study as this sweep's, or checks that it is. Always writes, so that a read-only
+        storage fails now."""
         rows = {name: " ".join(rest) for name, *rest in self.space.rows()}
         with one_line():
             known = self.study.user_attrs
         if known.get(_SWEEP, uid) != uid:
             raise RequestError(
-                f"tune.storage: has a study '{self.study.study_name}' of another sweep;"
+                f"tune.storage: study '{self.study.study_name}' belongs to another sweep;"
                 " choose another --name"
             )
         changed = sorted(
@@ -222,28 +221,28 @@ class Study:
         )
         if changed:
             raise RequestError(
-                f"{self.study.study_name}: its study has another space, in"
-                f" {', '.join(changed)}; choose another --name, or --no-resume to begin anew"
+                f"{self.study.study_name}: its study has a different search space, in"
+                f" {', '.join(changed)}; choose another --name, or --no-resume to start over"
             )
         with one_line():
             self.study.set_user_attr(_SWEEP, uid)
             self.study.set_user_attr(_SPACE, rows)
 
     def _spent(self, epoch: int, metrics: dict[str, float]) -> float:
-        """Returns what of the budget is spent after an epoch, in this sweep's unit."""
+        """Returns the budget spent after an epoch, in this sweep's unit."""
         return float(epoch) if self._unit == "epoch" else metrics.get(self._unit, 0.0)
 
     def _step(self, spent: float) -> int:
-        """Returns Optuna's step: epochs, or parts of the budget."""
+        """Returns Optuna's step: the epoch, or a fraction of the budget in `_PARTS`."""
         return int(spent if self._unit == "epoch" else spent * _PARTS / self._budget)
 
     def _constrain(self, trial: optuna.Trial) -> None:
-        """Tells the sampler how far the last epoch is beyond each constraint."""
+        """Reports the last epoch's constraint violations to the sampler."""
         for text, beyond in self._violations(trial.user_attrs.get(METRICS, {})).items():
             trial.set_constraint(text, beyond)
 
     def _violations(self, metrics: dict[str, float]) -> dict[str, float]:
-        """Returns how far metrics are beyond each constraint; at most 0 where they meet it."""
+        """Returns the violation of each constraint, at most 0 if it is met."""
         found = {}
         for key, sign, number in self._bounds:
             value = metrics.get(key, math.nan)

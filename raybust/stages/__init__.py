@@ -1,1 +1,1 @@
-"""The stages behind the commands: train, tune, certify, attack, corrupt; each checks, then runs."""
+"""The stages behind the commands: train, tune, certify, attack, corrupt. Each checks, then runs."""

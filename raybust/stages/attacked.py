@@ -1,8 +1,8 @@
-"""Evaluation under attack over Ray: stateless tasks of one shard each, rows merged by their key.
+"""Evaluation under attack on Ray: one stateless task per shard, rows merged by their key.
 
-Shards are cut by the protocol, not by the number of workers, and draws are keyed, so that the table
-ends the same for any number of workers, and a driver that died goes on by the same command. A
-network with a module in front has a table for each view of it. Stage evaluate.
+The protocol, not the number of workers, determines the shards, and randomness is keyed, so the
+table does not depend on the number of workers, and rerunning the command resumes. A network with a
+front module has a table for each view.
 """
 
 from __future__ import annotations
@@ -49,17 +49,17 @@ _PROBE = 32
 
 
 def evaluate(trained: Trained, options: Options) -> Measurement:
-    """Attacks a network at the protocol of its configuration, or resumes its evaluation. Without
-    attacks it measures clean accuracy alone.
+    """Attacks a network under its configuration's protocol, or resumes the evaluation. Without
+    attacks it only measures clean accuracy.
 
     Args:
         trained: network, data, configuration.
-        options: how it runs.
+        options: how to run.
 
     Raises:
-        OtherProtocolError: the table there is of another function, images, labels or protocol.
+        OtherProtocolError: the existing table is of another function, images, labels or protocol.
         RequestError: the network cannot be attacked, or another command is measuring the run.
-        WorkError: a task failed for good; finished rows are kept.
+        WorkError: a task failed every retry; finished rows are kept.
     """
     if not trained.config.evaluate.attacks:
         return _clean(trained)
@@ -79,7 +79,7 @@ def evaluate(trained: Trained, options: Options) -> Measurement:
 
 
 def _clean(trained: Trained) -> Measurement:
-    """Returns clean accuracy, and that of the network without its front where it has one."""
+    """Measures clean accuracy, also without the front module if the network has one."""
     network, dataset, section = trained.network, trained.dataset, trained.config.evaluate
     found = clean_accuracy(network, dataset, section)
     metrics, lines, result = {"attacked/clean_accuracy": found.accuracy}, [str(found)], vars(found)
@@ -92,7 +92,7 @@ def _clean(trained: Trained) -> Measurement:
 
 
 def protocol_of(trained: Trained, device: str) -> AttackProtocol:
-    """Returns the protocol at which a network is attacked on a type of device."""
+    """Returns the protocol for attacking a network on a type of device."""
     dataset, section = trained.dataset, trained.config.evaluate
     part = getattr(dataset, section.split)
     protocol = make_attack_protocol(
@@ -102,8 +102,8 @@ def protocol_of(trained: Trained, device: str) -> AttackProtocol:
 
 
 def table_path(folder: Path, protocol: AttackProtocol, name: str | None = None) -> Path:
-    """Returns where the rows of a protocol lie: one file for split, norm, radii, attacks, view; or
-    for the name and the view."""
+    """Returns the file of a protocol's rows, named after split, norm, radii, attacks and view; or
+    after the given name and the view."""
     radii = "-".join(show_eps(eps).replace("/255", "of255") for eps in protocol.eps)
     parts = [name] if name else [protocol.split, protocol.norm, radii, *protocol.attacks]
     parts += [] if protocol.view == HEADLINE else [protocol.view]
@@ -111,16 +111,16 @@ def table_path(folder: Path, protocol: AttackProtocol, name: str | None = None) 
 
 
 def _probe(trained: Trained, protocol: AttackProtocol) -> Tensor:
-    """Returns the first images of the split, on which the network is tried."""
+    """Returns the first images of the split, for probing the network."""
     split = getattr(trained.dataset, protocol.split)
     images: Tensor = split.fetch(range(min(_PROBE, protocol.examples)))[0]
     return images
 
 
 def _flags(trained: Trained, protocol: AttackProtocol, echo: Echo) -> list[Flag]:
-    """Returns, and tells, what is doubtful about the network that is attacked in a view."""
+    """Returns the doubts about the network attacked in a view, and prints them."""
     if protocol.view == "oblivious":
-        return []  # it is the one of `alone`
+        return []  # attacks the same network as `alone`
     attacked, _ = seen_by(trained.network, protocol.view)
     flags = flags_of_network(attacked, _probe(trained, protocol), protocol.eot)
     for flag in flags:
@@ -129,8 +129,7 @@ def _flags(trained: Trained, protocol: AttackProtocol, echo: Echo) -> list[Flag]
 
 
 def _table(at: Bench, protocol: AttackProtocol) -> AttackTable:
-    """Returns the table of a protocol; its rows, if any, are proven to be of the network at hand
-    by what their header records of it."""
+    """Returns the table of a protocol; its header proves that existing rows are of this network."""
     path = at.place(table_path(at.trained.folder, protocol, at.options.name))
     table = AttackTable(path, protocol)
     split = getattr(at.trained.dataset, protocol.split)
@@ -140,7 +139,7 @@ def _table(at: Bench, protocol: AttackProtocol) -> AttackTable:
 
 
 def _rows(at: Bench, table: AttackTable) -> list[AttackRow]:
-    """Returns all rows of a table; attacks what it lacks."""
+    """Returns all rows of a table after computing the missing ones."""
     protocol, echo = table.protocol, at.options.echo
     split = getattr(at.trained.dataset, protocol.split)
     shards = protocol.shards()
@@ -166,7 +165,7 @@ def _rows(at: Bench, table: AttackTable) -> list[AttackRow]:
 
 
 def _show(table: AttackTable, protocol: AttackProtocol, bar: Any, echo: Echo) -> None:
-    """Shows the robust accuracy so far: on the bar, or as a line away from a terminal."""
+    """Shows the robust accuracy so far: on the progress bar, or without a terminal as a line."""
     parts = []
     for eps in protocol.eps:
         hits = [row.robust for row in table.rows if row.eps == eps]
@@ -185,7 +184,7 @@ def _shard(
     protocol: AttackProtocol,
     config: Config,
 ) -> list[AttackRow]:
-    """The task: the rows of one shard."""
+    """The task: computes the rows of one shard."""
     from raybust.cluster.worker import set_threads
 
     set_threads(config)
@@ -196,7 +195,7 @@ def _shard(
 
 
 def _publish(at: Bench, summaries: Sequence[Summary], table: AttackTable) -> Measurement:
-    """Writes summary, curve and records beside the rows and sends all of it to MLflow."""
+    """Writes summary, curve and records next to the rows and sends everything to MLflow."""
     headline, others, path = summaries[-1], summaries[:-1], table.path
     files = {"rows": path, "summary": path.with_suffix(".json"), "curve": path.with_suffix(".png")}
     for one in others:
@@ -222,7 +221,7 @@ def _publish(at: Bench, summaries: Sequence[Summary], table: AttackTable) -> Mea
 
 
 def _records(trained: Trained, summary: Summary, path: Path) -> dict[str, Path]:
-    """Writes RobustBench's record of every radius; returns the files."""
+    """Writes a RobustBench record for each radius; returns the files."""
     files = {}
     architecture = trained.config.model.name
     for eps in summary.protocol.eps:

@@ -1,8 +1,7 @@
-"""Certification over Ray: stateless tasks of a few examples each, rows merged by their key.
+"""Certification on Ray: stateless tasks of a few examples each, rows merged by their key.
 
-A task that dies is run again, a driver that dies is run again by the same command: finished rows
-are in the log, and noise is keyed, so that the file ends the same for any number of workers. Stage
-certify.
+A task that dies is retried; if the driver dies, rerunning the command resumes. Finished rows are in
+the log and noise is keyed, so the result does not depend on the number of workers.
 """
 
 from __future__ import annotations
@@ -60,7 +59,7 @@ class Certified(Measurement):
         return self.files["rows"]
 
     def export_cohen(self) -> Path:
-        """Writes the bare six columns into the folder `cohen` beside the log; returns the file."""
+        """Writes the log with Cohen's six columns into the folder `cohen`; returns the file."""
         target = bare_path(self.log)
         target.parent.mkdir(exist_ok=True)
         write_cohen(self.rows, target)
@@ -68,16 +67,16 @@ class Certified(Measurement):
 
 
 def certify(trained: Trained, options: Options) -> Certified:
-    """Certifies a network at the protocol of its configuration, or resumes its certification.
+    """Certifies a network under its configuration's protocol, or resumes its certification.
 
     Args:
         trained: network, data, configuration.
-        options: how it runs.
+        options: how to run.
 
     Raises:
-        OtherProtocolError: the log there is of another function, images, labels or protocol.
+        OtherProtocolError: the existing log is of another function, images, labels or protocol.
         RequestError: the network cannot be certified, or another command is measuring the run.
-        WorkError: a task failed for good; finished rows are kept.
+        WorkError: a task failed every retry; finished rows are kept.
     """
     with bench(trained, options) as at:
         protocol = protocol_of(trained, at.device)
@@ -95,29 +94,29 @@ def certify(trained: Trained, options: Options) -> Certified:
 
 
 def bare_path(log: Path) -> Path:
-    """Returns where the bare six columns of a log go."""
+    """Returns the file of a log with Cohen's six columns."""
     return log.parent / "cohen" / log.name
 
 
 def _missing(at: Bench, log: CertificateLog, chosen: list[int]) -> list[int]:
-    """Returns the positions that a log lacks; proves that its rows are of the network at hand."""
+    """Returns the positions missing from a log; proves that its rows are of this network."""
     trained, protocol = at.trained, log.protocol
     split = getattr(trained.dataset, protocol.split)
-    places = {int(split.indices[position]): position for position in chosen}
-    log.check_examples({idx: int(split.labels[place]) for idx, place in places.items()})
+    positions = {int(split.indices[position]): position for position in chosen}
+    log.check_examples({idx: int(split.labels[pos]) for idx, pos in positions.items()})
     if log.rows:
         at.options.echo(f"resuming {log.path.name}: {len(log.rows)} of {len(chosen)} rows are done")
 
-        def again(indices: list[int], at_protocol: Protocol) -> list[Row]:
-            examples = _examples(split, [places[idx] for idx in indices])
+        def recertify(indices: list[int], at_protocol: Protocol) -> list[Row]:
+            examples = _examples(split, [positions[idx] for idx in indices])
             call = (copy.deepcopy(trained.network), examples, at_protocol, trained.config)
             if protocol.device == "cpu" or torch.cuda.is_available():
                 return _in_order(_shard(*call), indices)
             (rows,) = at.run(_shard, [call], room=1)
             return _in_order(rows, indices)
 
-        check_rows(log.rows, len(chosen), protocol, log.path, again)
-    return [place for idx, place in places.items() if idx not in log.places]
+        check_rows(log.rows, len(chosen), protocol, log.path, recertify)
+    return [position for idx, position in positions.items() if idx not in log.places]
 
 
 def _in_order(rows: list[Row], indices: list[int]) -> list[Row]:
@@ -130,21 +129,21 @@ def _examples(split: Part, positions: list[int]) -> Examples:
 
 
 def recompute(trained: Trained, idx: int, name: str | None = None) -> str:
-    """Recomputes one row of an existing log; returns what was found.
+    """Recomputes one row of an existing log; returns a report.
 
     Args:
         trained: network, data, configuration.
         idx: index of the example in its dataset.
-        name: of the log; made from the protocol where not given.
+        name: of the log; derived from the protocol if not given.
 
     Raises:
-        RequestError: there is no log at this protocol, or no such row in it.
+        RequestError: no log exists for this protocol, or it has no such row.
         WorkError: the row differs.
     """
     protocol = protocol_of(trained, "cuda" if torch.cuda.is_available() else "cpu")
     path = log_path(trained.folder, protocol, name)
     if not path.exists():
-        raise RequestError(f"{path}: no certificates at this protocol yet; run without --only")
+        raise RequestError(f"{path}: no certificates with this protocol yet; run without --only")
     log = CertificateLog(path, protocol)
     old = next((row for row in log.rows if row.idx == idx), None)
     if old is None:
@@ -153,12 +152,12 @@ def recompute(trained: Trained, idx: int, name: str | None = None) -> str:
     examples = _examples(split, (split.indices == idx).nonzero().flatten().tolist())
     (new,) = _shard(copy.deepcopy(trained.network), examples, protocol, trained.config)
     if not new.same(old):
-        raise WorkError(f"row {idx} of {path} is not reproduced: {old} became {new}")
-    return f"row {idx} of {path} is reproduced:\n{new.line().rstrip()}"
+        raise WorkError(f"row {idx} of {path} was not reproduced: {old} became {new}")
+    return f"row {idx} of {path} was reproduced:\n{new.line().rstrip()}"
 
 
 def protocol_of(trained: Trained, device: str) -> Protocol:
-    """Returns the protocol at which a network is certified on a type of device."""
+    """Returns the protocol for certifying a network on a type of device."""
     dataset, config = trained.dataset, trained.config
     protocol = make_protocol(
         config.certify,
@@ -171,8 +170,7 @@ def protocol_of(trained: Trained, device: str) -> Protocol:
 
 
 def log_path(folder: Path, protocol: Protocol, name: str | None = None) -> Path:
-    """Returns where the rows of a protocol lie: one file for split, noise, n and radii, or the one
-    of that name."""
+    """Returns the file of a protocol's rows, named after split, noise, n and radii, or as given."""
     if name is not None:
         return folder / FOLDER / f"{name}.tsv"
     noise = f"keep{protocol.keep}" if protocol.noise == "ablation" else f"sigma{protocol.sigma:g}"
@@ -183,7 +181,7 @@ def log_path(folder: Path, protocol: Protocol, name: str | None = None) -> Path:
 
 
 def _run(at: Bench, log: CertificateLog, todo: list[int]) -> None:
-    """Certifies positions `todo` of the split."""
+    """Certifies the positions `todo` of the split."""
     if not todo:
         return
     config, protocol = at.trained.config, log.protocol
@@ -198,8 +196,8 @@ def _run(at: Bench, log: CertificateLog, todo: list[int]) -> None:
 
 
 def in_shards(todo: list[int], room: int) -> Iterator[list[int]]:
-    """Yields positions in shards that shrink towards the end: an eighth of a task's part of what is
-    left (our choice), so that all tasks end together. Shards of one example waste parts of batches.
+    """Yields positions in shards that shrink toward the end, an eighth of each task's share of the
+    rest (our choice), so that all tasks end together. Shards of one example leave batches unfilled.
     """
     while todo:
         size = max(_SMALLEST_SHARD, min(_LARGEST_SHARD, len(todo) // (8 * room)))
@@ -208,7 +206,7 @@ def in_shards(todo: list[int], room: int) -> Iterator[list[int]]:
 
 
 def _shard(network: nn.Module, examples: Examples, protocol: Protocol, config: Config) -> list[Row]:
-    """The task: certificates of a few examples."""
+    """The task: certifies a few examples."""
     set_threads(config)
     images, labels, indices = examples
     network = network.to(protocol.device).eval()
@@ -217,7 +215,7 @@ def _shard(network: nn.Module, examples: Examples, protocol: Protocol, config: C
 
 
 def _publish(at: Bench, log: CertificateLog) -> Certified:
-    """Writes curve and table beside the rows and sends all of it to MLflow."""
+    """Writes curve and table next to the rows and sends everything to MLflow."""
     protocol, path, radii = log.protocol, log.path, at.trained.config.certify.radii
     metrics = summarize(log.rows, radii, "certified")
     files = {"rows": path, "curve": path.with_suffix(".png"), "table": path.with_suffix(".md")}

@@ -1,8 +1,8 @@
-"""What is seen to be wrong before a plan is printed, a job is submitted or a session begun: names,
-places, and the protocols by which a trained network is measured.
+"""Checks before a plan is printed, a job submitted or a session opened: names, paths and URIs, and
+the protocols that measure a trained network.
 
-Where a jobs URL is given the command runs on that cluster: `here` is then false, and what that
-machine alone knows (its folders, its runs, its packages) is left to it. Stage cluster.
+With a jobs URL the command runs on that cluster: `local` is then False, and what only the cluster
+knows (its folders, runs and packages) is checked there.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from raybust.train.objective import smoothing_sigma
 
 
 def check_training(config: Config, *, local: bool) -> None:
-    """Checks names and places of a run, and reads no data.
+    """Checks a run's names, paths and URIs without reading data.
 
     Args:
         config: of the run, or of a sweep.
-        local: whether it runs from this machine.
+        local: whether the driver runs on this machine.
 
     Raises:
-        RequestError: an unknown name, a path that is needed and not given, a place that cannot be.
+        RequestError: a name is unknown, a required path is missing, or a location is unusable.
     """
     data.check(config.data, local=local)
     models.check(config.model.name, local=local)
@@ -51,13 +51,13 @@ def check_training(config: Config, *, local: bool) -> None:
 def check_sweep(
     leaves: Sequence[Leaf], block: Any, *, address: str | None = None, local: bool = True
 ) -> tuple[Config, Space]:
-    """Returns configuration and space of a sweep, all of it checked that needs no data.
+    """Returns a sweep's configuration and space after all checks that need no data.
 
     Args:
         leaves: the fixed configuration.
         block: the block `search` of the file.
         address: of a Ray cluster; None for the embedded one.
-        local: False where the sweep is to run on the machine of a jobs URL.
+        local: whether the driver runs on this machine.
     """
     config = configuration.compose(leaves, methods.get)
     space = Space.parse(block)
@@ -71,13 +71,13 @@ def check_sweep(
 
 
 def check_search(config: Config, space: Space, *, address: str | None, local: bool) -> None:
-    """Checks names and places of a sweep, and what its finalists are to be measured by.
+    """Checks a sweep's names, paths and URIs, and its finalists' protocols.
 
     Args:
         config: of the sweep.
-        space: its networks are checked by name.
+        space: its networks' names are checked.
         address: of a Ray cluster; None for the embedded one.
-        local: whether it runs from this machine.
+        local: whether the driver runs on this machine.
 
     Raises:
         RequestError: as `check_training`, or the finalists could not be measured.
@@ -92,23 +92,23 @@ def check_search(config: Config, space: Space, *, address: str | None, local: bo
         except RequestError as error:
             raise RequestError(f"tune.warm_start: {error}") from None
     facts = data.describe(config.data.name)
-    if facts["shape"] is not None:  # else the data tell, which are read when the sweep starts
+    if facts["shape"] is not None:  # otherwise known once the sweep has read the data
         device = device_before(config, address)
         check_finalists(config, facts["shape"], facts["classes"], device=device, local=local)
 
 
 def check_places(config: Config, *, local: bool = True) -> None:
-    """Checks that results and runs can be stored, as far as that is seen without writing; refuses a
-    password that would be stored with them."""
+    """Checks, without writing, that results and runs can be stored, and rejects passwords that
+    would be stored with them."""
     out = runs.out_folder(config)
     for key, uri, instead in (
-        ("track.uri", config.track.uri, "the URI into $MLFLOW_TRACKING_URI"),
-        ("tune.storage", config.tune.storage, "the password into ~/.pgpass or $PGPASSWORD"),
+        ("track.uri", config.track.uri, "the URI in $MLFLOW_TRACKING_URI"),
+        ("tune.storage", config.tune.storage, "the password in ~/.pgpass or $PGPASSWORD"),
     ):
         if uri and track.safe_uri(uri) != uri:
             raise RequestError(
                 f"{key}: got {track.safe_uri(uri)} with a password, which run.json and MLflow would"
-                f" keep; put {instead}"
+                f" store; put {instead}"
             )
     if config.tune.storage is not None:
         check_form(config.tune.storage)
@@ -123,8 +123,8 @@ def check_places(config: Config, *, local: bool = True) -> None:
 
 
 def device_before(config: Config, address: str | None) -> str:
-    """Returns the type of device of Ray's tasks, "cpu" or "cuda", as far as it is known before a
-    session: "cuda", of which less is refused, where only the cluster at the address can tell."""
+    """Returns the device type of Ray's tasks, "cpu" or "cuda", before a session is open. If only
+    the cluster knows, returns "cuda", for which fewer requests are rejected."""
     gpus = config.cluster.gpus_per_worker
     if gpus is not None:
         return "cuda" if gpus else "cpu"
@@ -134,17 +134,17 @@ def device_before(config: Config, address: str | None) -> str:
 def check_finalists(
     config: Config, shape: tuple[int, int, int], classes: int, *, device: str, local: bool = True
 ) -> None:
-    """Checks the protocols of a sweep's finalists, where any are asked for.
+    """Checks the protocols of a sweep's finalists, if it has any.
 
     Args:
-        config: its sections `certify` and `evaluate`.
+        config: sections `certify` and `evaluate` are checked.
         shape: (C, H, W) of an image.
         classes: K.
         device: "cpu" or "cuda".
-        local: whether the packages of this machine are those that attack.
+        local: whether this machine's packages run the attacks.
 
     Raises:
-        RequestError: they could not be certified or attacked.
+        RequestError: the finalists could not be certified or attacked.
     """
     if config.tune.finalists:
         check_certify(config, shape, device)
@@ -152,7 +152,7 @@ def check_finalists(
 
 
 def check_certify(config: Config, shape: tuple[int, int, int], device: str) -> None:
-    """Refuses a certification that cannot be; see `make_protocol`."""
+    """Rejects an impossible certification; see `make_protocol`."""
     sigma = smoothing_sigma(config)
     make_protocol(config.certify, sigma=sigma, shape=shape, device=device, dataset="")
 
@@ -160,7 +160,7 @@ def check_certify(config: Config, shape: tuple[int, int, int], device: str) -> N
 def check_attacks(
     config: Config, shape: tuple[int, int, int], classes: int, *, device: str, local: bool = True
 ) -> None:
-    """Refuses attacks that cannot be; see `make_attack_protocol`."""
+    """Rejects impossible attacks; see `make_attack_protocol`."""
     section = config.evaluate
     if not local:
         attacks = tuple(name for name in section.attacks if name != "autoattack")
@@ -171,7 +171,7 @@ def check_attacks(
 
 
 def check_evaluate(config: Config, dataset: Dataset, device: str) -> None:
-    """Refuses an evaluation that cannot be, under corruption or attack."""
+    """Rejects an impossible evaluation under corruption or attack."""
     section = config.corruptions
     if section.asked:
         check_corruptions(getattr(dataset, section.split), section, dataset.classes)

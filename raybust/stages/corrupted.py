@@ -1,9 +1,8 @@
-"""Evaluation under corruption over Ray: stateless tasks of a share of the examples each, whose
-counts add up.
+"""Evaluation under corruption on Ray: each stateless task counts over a share of the examples, and
+the counts add up.
 
-The shares are cut by the protocol, not by the number of workers, and noise is keyed, so that the
-counts end the same for any number of workers. Each share's counts are a line of a file: a driver
-that died goes on by the same command. Stage corruptions.
+The protocol, not the number of workers, determines the shares, and noise is keyed, so the counts do
+not depend on the number of workers. Each share is a line of a file; rerunning the command resumes.
 """
 
 from __future__ import annotations
@@ -42,21 +41,21 @@ from raybust.trained import Trained, is_current
 
 FOLDER = "corrupted"
 _SHARES = 16
-"""Enough for eight workers to end together (our choice)."""
+"""Enough for eight workers to finish together (our choice)."""
 _ABOUT = ("data", "labels", "weights", "outputs")
 
 
 def evaluate(trained: Trained, options: Options) -> Measurement:
-    """Measures a network under the corruptions of its configuration, or resumes the measurement.
+    """Measures a network under its configuration's corruptions, or resumes the measurement.
 
     Args:
         trained: network, data, configuration.
-        options: how it runs.
+        options: how to run.
 
     Raises:
-        OtherProtocolError: the counts there are of another function, images, labels or protocol.
+        OtherProtocolError: the existing counts are of another function, images, labels or protocol.
         RequestError: the corruptions cannot be applied, or another command is measuring the run.
-        WorkError: a task failed for good; finished counts are kept.
+        WorkError: a task failed every retry; finished counts are kept.
     """
     config, section = trained.config, trained.config.corruptions
     part, classes = getattr(trained.dataset, section.split), trained.dataset.classes
@@ -79,8 +78,8 @@ def evaluate(trained: Trained, options: Options) -> Measurement:
 
 
 def protocol_of(trained: Trained, device: str) -> dict[str, Any]:
-    """Returns everything that the counts depend on, as plain data. Of the folder of published
-    images it has the name; each share's counts record the content that they are of."""
+    """Returns everything that the counts depend on, as plain data. It names the folder of published
+    images; their content is recorded with each share's counts."""
     dataset, section = trained.dataset, trained.config.corruptions
     part = getattr(dataset, section.split)
     chosen = range(min(len(part), section.examples or len(part)))
@@ -104,7 +103,7 @@ def protocol_of(trained: Trained, device: str) -> dict[str, Any]:
 
 
 def counts_path(folder: Path, protocol: Mapping[str, Any], name: str | None = None) -> Path:
-    """Returns where the counts of a protocol lie, whatever network and images they are of."""
+    """Returns the file of a protocol's counts, independent of network and images."""
     if name is not None:
         return folder / FOLDER / f"{name}.jsonl"
     asked = {key: value for key, value in protocol.items() if key not in _ABOUT}
@@ -116,8 +115,8 @@ def counts_path(folder: Path, protocol: Mapping[str, Any], name: str | None = No
 
 
 def latest_metrics(folder: Path) -> dict[str, float]:
-    """Returns what evaluations of a run found under corruption, the latest of each metric. Those
-    that were kept aside, or are of other weights than the run has now, are left out."""
+    """Returns the latest value of each corruption metric of a run. Results that were set aside or
+    belong to other weights than the run's current ones are ignored."""
     files = sorted(_results(folder), key=lambda path: path.stat().st_mtime)
     found: dict[str, float] = {}
     for file in files:
@@ -134,22 +133,22 @@ def _results(folder: Path) -> list[Path]:
 
 
 def measured_runs(folders: Sequence[Path]) -> list[Path]:
-    """Returns the runs among these, and the trials of the sweeps among them, that were measured
-    under corruption."""
-    places = [
-        place for folder in folders for place in (folder, *sorted((folder / runs.TRIALS).glob("*")))
+    """Returns those of the runs, and of the trials of the sweeps, that were measured under
+    corruption."""
+    found = [
+        path for folder in folders for path in (folder, *sorted((folder / runs.TRIALS).glob("*")))
     ]
-    return [place for place in places if _results(place)]
+    return [path for path in found if _results(path)]
 
 
 def trainings_of(folders: Sequence[Path]) -> tuple[list[Training], tuple[int, int, int]]:
-    """Returns the columns of the transfer matrix, one a run, and the shape of the images.
+    """Returns the columns of the transfer matrix, one per run, and the shape of the images.
 
     Args:
-        folders: runs that `measured_runs` found.
+        folders: runs found by `measured_runs`.
 
     Raises:
-        RequestError: a run was not measured under the set C1, or runs are of several datasets.
+        RequestError: a run was not measured under the set C1, or the runs' datasets differ.
     """
     found, datasets = [], {}
     for folder in folders:
@@ -163,7 +162,9 @@ def trainings_of(folders: Sequence[Path]) -> tuple[list[Training], tuple[int, in
         name = f"{folder.parent.parent.name}/{int(folder.name)}" if trial else folder.name
         found.append(training_of_metrics(name, rows, latest_metrics(folder)))
     if len(datasets) != 1:
-        raise RequestError(f"the runs are of {len(datasets)} datasets; compare those of one")
+        raise RequestError(
+            f"the runs use {len(datasets)} datasets; compare runs on the same dataset"
+        )
     return found, shape
 
 
@@ -174,7 +175,7 @@ def _do(
     device: str,
     config: Config,
 ) -> Share:
-    """The task: the counts of one share of the examples."""
+    """The task: counts over one share of the examples."""
     from raybust.cluster.worker import set_threads
 
     began = time.perf_counter()
@@ -188,7 +189,7 @@ def _do(
 
 
 def _publish(at: Bench, log: CountsLog) -> Measurement:
-    """Writes metrics and table beside the counts and sends all of it to MLflow."""
+    """Writes metrics and table next to the counts and sends everything to MLflow."""
     path, found = log.path, merge([log.shares[share].found for share in range(_SHARES)])
     files = {"counts": path, "metrics": path.with_suffix(".json"), "table": path.with_suffix(".md")}
     metrics, notes = found.metrics(), found.notes()

@@ -1,7 +1,7 @@
-"""Finalists of a sweep: which trials they are, and what they reach on the test set.
+"""Chooses a sweep's finalists and measures them on the test set.
 
-Each is certified and attacked once, by the commands' own protocols, as Ray tasks over the whole
-cluster; what an earlier start measured is not measured again. Stage tune.
+Each is certified and attacked once, under the same protocols as `certify` and `evaluate`, on the
+whole cluster; measurements of an earlier start are reused.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ _SECTIONS = ("certify", "evaluate", "cluster", "track", "out")
 
 
 def choose(board: Leaderboard, most: int) -> list[TrialRecord]:
-    """Returns the finalists: the best trials that meet the constraints; of several objectives,
-    those of the Pareto set, spread evenly over it by the first metric, both ends included. Where
-    the set is smaller, the best others follow, one of each further method first.
+    """Returns the finalists: the best feasible trials. With several objectives, trials spread
+    evenly over the Pareto set by the first metric, both ends included; if the set is too small, the
+    best other trials follow, first one of each method not yet included.
 
     Args:
-        board: the trials, ranked.
-        most: how many there may be.
+        board: the ranked trials.
+        most: maximum number of finalists.
     """
     fit = [entry for entry in board.entries if entry.feasible is not False]
     if not board.objectives:
@@ -52,11 +52,11 @@ def choose(board: Leaderboard, most: int) -> list[TrialRecord]:
 
 
 def measure(config: Config, entry: TrialRecord, folder: Path, echo: Echo) -> TrialRecord:
-    """Returns an entry with clean accuracy, certificates and attacks on the test set; where one of
-    these fails, with why and with what was measured before.
+    """Returns an entry with clean accuracy, certificates and attacks on the test set. If one of
+    these fails, the entry has the reason and the results so far.
 
     Args:
-        config: the sweep's; its sections `certify` and `evaluate` are the protocol.
+        config: the sweep's; sections `certify` and `evaluate` set the protocol.
         entry: the trial.
         folder: the sweep's.
         echo: prints a line.
@@ -67,10 +67,10 @@ def measure(config: Config, entry: TrialRecord, folder: Path, echo: Echo) -> Tri
     except OtherProtocolError as error:
         name = f"{folder.name}/{entry.number}"
         reason = (
-            f"{error}: as `raybust certify {name} --no-resume`, or evaluate; in this command it"
-            " would begin the search anew"
+            f"{error}; use `raybust certify {name} --no-resume` (or evaluate) to measure it again,"
+            " because --no-resume with this command restarts the search"
         )
-    except Exception as error:  # whatever ends one finalist, the others are measured
+    except Exception as error:  # the other finalists are measured regardless
         reason = " ".join(str(error).split())[:_LONGEST] or type(error).__name__
     else:
         return replace(entry, reason=None)
@@ -81,7 +81,7 @@ def measure(config: Config, entry: TrialRecord, folder: Path, echo: Echo) -> Tri
 def _figures(
     config: Config, entry: TrialRecord, folder: Path, echo: Echo
 ) -> Iterator[dict[str, Any]]:
-    """Yields what a finalist reaches, one measurement after the other."""
+    """Yields a finalist's results, one measurement at a time."""
     plain = configuration.to_dict(config)
     overrides = configuration.leaves_of({key: plain[key] for key in _SECTIONS}, "sweep")
     trained = load_trained(folder / runs.TRIALS / f"{entry.number:04d}", overrides)
@@ -98,7 +98,7 @@ def _figures(
 
 
 def protocol(config: Config, finalists: Sequence[TrialRecord]) -> str:
-    """Returns in one line how the finalists were measured, each figure with its examples; "" for
+    """Describes in one line how the finalists were measured and on how many examples; "" for
     none."""
     measured = [record for record in finalists if record.accuracy is not None]
     if not measured:
@@ -114,4 +114,4 @@ def protocol(config: Config, finalists: Sequence[TrialRecord]) -> str:
     if attack.attacks:
         radii = ", ".join(f"{eps:.3g}" for eps in attack.eps)
         text += f" attacks on {clean}: {', '.join(attack.attacks)}, {attack.norm} <= {radii};"
-    return f"{text} intervals stand in each trial's tables."
+    return f"{text} each trial's tables show the intervals."

@@ -1,7 +1,7 @@
-"""The live table of a sweep: a row for each trial that finishes, and a bar on a terminal.
+"""The live table of a sweep: a row per finished trial, and a progress bar on a terminal.
 
-Rows go to standard error, aligned, also where it is no terminal; the bar says how many trials are
-running and what is best so far. Stage tune.
+Aligned rows go to standard error, terminal or not; the bar shows the number of running trials and
+the best so far.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ _RIGHT = {0, 3, 4, 5, 6}
 
 
 class Table:
-    """Prints the table; a context, because the bar has an end.
+    """Prints the table; a context manager that closes the progress bar.
 
     Args:
         config: the sweep's.
-        records: trials of an earlier start, whose best one counts.
+        records: trials of an earlier start, among which may be the best so far.
     """
 
     def __init__(self, config: Config, records: Sequence[TrialRecord] = ()) -> None:
@@ -53,11 +53,11 @@ class Table:
         self._bar.close()
 
     def row(self, record: TrialRecord, running: int = 0) -> None:
-        """Prints a trial that finished.
+        """Prints a finished trial.
 
         Args:
             record: the trial.
-            running: trials that are still running.
+            running: number of trials still running.
         """
         self._consider(record)
         notes = [f"{running} running"]
@@ -91,14 +91,14 @@ class Table:
         ]
 
     def _spent(self, record: TrialRecord) -> str:
-        """Returns how much of its budget a trial had: epochs, or a share of passes or seconds."""
+        """Returns how much of its budget a trial used: epochs, or a share of passes or seconds."""
         unit, amount = self._config.train.budget
         if unit == "epoch":
             return f"{record.epoch}/{record.point.get('train.epochs', amount):g}"
         return f"{record.spent.get(record.epoch, 0.0) / amount:.0%}"
 
     def _consider(self, record: TrialRecord) -> None:
-        """Takes the trial as the best where it is: it trained to its end, meets the constraints."""
+        """Updates the best trial; only complete, feasible trials qualify."""
         if record.state != "COMPLETE" or record.feasible is False or record.value is None:
             return
         sign = 1 if self._config.tune.mode == "max" else -1
@@ -106,12 +106,12 @@ class Table:
             self._best = record
 
     def _fit(self, cells: Sequence[str]) -> None:
-        """Widens the columns to the cells; the last one is free."""
+        """Widens all columns but the last to fit the cells."""
         wider = zip(self._widths, cells[:-1], strict=True)
         self._widths = [max(width, len(cell)) for width, cell in wider]
 
     def _write(self, cells: Sequence[str]) -> None:
-        """Prints a row; a column is as wide as the widest cell so far."""
+        """Prints a row; columns are as wide as their widest cell so far."""
         self._fit(cells)
         placed = [
             cell.rjust(width) if at in _RIGHT else cell.ljust(width)

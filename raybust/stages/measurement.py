@@ -1,8 +1,8 @@
-"""What certification, attacks and corruptions share: an open cluster, Ray tasks over shards of the
-data, results published beside their rows and in MLflow.
+"""Shared by certification, attacks and corruptions: an open cluster, Ray tasks over shards of the
+data, results published next to their rows and in MLflow.
 
-Shards are cut by the protocol, not by the number of workers, and draws are keyed, so results are
-the same for any number of workers, and an interrupted command resumes from its finished rows.
+The protocol, not the number of workers, determines the shards, and randomness is keyed, so results
+do not depend on the number of workers, and an interrupted command resumes from its finished rows.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from raybust import track
 from raybust.cluster.session import nodes_of, session
-from raybust.cluster.tasks import of_one_task, room_for, run_tasks
+from raybust.cluster.tasks import room_for, run_tasks, single_task_config
 from raybust.disk import runs
 from raybust.disk.files import put_aside, step_of
 from raybust.disk.lock import locked
@@ -26,15 +26,15 @@ from raybust.trained import Trained
 
 @dataclass(frozen=True)
 class Options:
-    """How a measurement runs, whatever it measures.
+    """How any measurement runs.
 
     Attributes:
         echo: prints a line.
-        address: of a Ray cluster; None for the open session, else for an embedded one.
-        workers: tasks at a time; None for as many as the cluster holds.
-        resume: False puts earlier results of the same name aside.
+        address: of a Ray cluster; None for the open session, or else an embedded one.
+        workers: tasks at a time; None for as many as fit on the cluster.
+        resume: False sets earlier results of the same name aside.
         name: of the results; None derives it from the protocol.
-        verbose: whether Ray's messages are shown.
+        verbose: show Ray's messages.
     """
 
     echo: Echo
@@ -50,10 +50,10 @@ class Measurement:
     """A finished measurement.
 
     Attributes:
-        table: the results for a person.
+        table: the results as text.
         metrics: name to value, as in MLflow.
-        files: what was written, by label.
-        details: further entries of the JSON output.
+        files: written files by label.
+        details: additional entries of the JSON output.
     """
 
     table: str
@@ -62,20 +62,20 @@ class Measurement:
     details: dict[str, Any] = field(default_factory=dict)
 
     def text(self) -> str:
-        """Returns what the command line prints."""
+        """Returns the output of the command line."""
         width = max((len(label) for label in self.files), default=0)
         files = [f"{label:<{width}}  {path}" for label, path in self.files.items()]
         return "\n".join([self.table.rstrip(), "", *files]) if files else self.table
 
     def plain(self) -> dict[str, Any]:
-        """Returns the same for --json."""
+        """Returns the output for --json."""
         files = {label: str(path) for label, path in self.files.items()}
         return {**self.details, "metrics": self.metrics, "files": files}
 
 
 @dataclass(frozen=True)
 class Bench:
-    """A cluster that is open for the measurement of one network, whose results are locked.
+    """An open cluster for measuring one network, with the network's results locked.
 
     Attributes:
         trained: the network with its data and configuration.
@@ -83,7 +83,7 @@ class Bench:
         ray: the module, connected.
         uri: the MLflow store.
         room: tasks at a time.
-        device: type of device of the tasks.
+        device: device type of the tasks.
     """
 
     trained: Trained
@@ -94,7 +94,7 @@ class Bench:
     device: Literal["cpu", "cuda"]
 
     def place(self, path: Path) -> Path:
-        """Returns the path of the results; puts earlier ones aside unless they are resumed."""
+        """Returns the path of the results after setting earlier ones aside unless resuming."""
         if not self.options.resume:
             put_aside(path)
         return path
@@ -102,9 +102,9 @@ class Bench:
     def run(
         self, task: Callable[..., Any], calls: Iterable[tuple[Any, ...]], room: int | None = None
     ) -> Iterator[Any]:
-        """Yields the results of tasks in the order in which they end; see `run_tasks`."""
+        """Yields the results of tasks in the order in which they finish; see `run_tasks`."""
         config = self.trained.config
-        note_growth(of_one_task(config), self.ray, self.options.echo)
+        note_growth(single_task_config(config), self.ray, self.options.echo)
         yield from run_tasks(self.ray, config, room or self.room, task, calls)
 
     def publish(
@@ -115,14 +115,14 @@ class Bench:
         files: Iterable[Path],
         tags: Mapping[str, str] | None = None,
     ) -> None:
-        """Sends metrics and files to the run in MLflow, if the network is of one.
+        """Sends metrics and files to the network's MLflow run, if it has one.
 
         Args:
-            path: the rows; their folder names the artifact folder.
-            header: all that the rows depend on; each protocol has its own step.
+            path: of the rows; its folder names the artifact folder.
+            header: everything the rows depend on; each protocol has its own step.
             metrics: name to value.
             files: become artifacts.
-            tags: further tags of the run.
+            tags: additional tags of the run.
         """
         if self.trained.uid is None:
             return
@@ -142,11 +142,11 @@ class Bench:
 
 @contextmanager
 def bench(trained: Trained, options: Options) -> Iterator[Bench]:
-    """Opens store, lock and Ray session for the measurement of a network.
+    """Opens store, lock and Ray session for measuring a network.
 
     Raises:
-        RequestError: there is no cluster at the address, the network does not fit on it, or
-            another command is measuring the same run.
+        RequestError: no cluster answers at the address, a task does not fit on it, or another
+            command is measuring the same run.
     """
     config = trained.config
     uri = open_store(config, runs.out_folder(config), options.echo)

@@ -1,7 +1,7 @@
-"""What a stage prints while it works: epochs as workers log them, bars, notes on data and nodes.
+"""Progress output: epochs as workers log them, progress bars, notes on data and nodes.
 
-Epochs are read from the run's journal, so that a worker on another machine needs no connection
-besides the shared folder.
+Epochs are read from the run's journal, so workers on other machines need nothing but the shared
+folder.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ _EPOCH = (
 
 
 def print_data(config: Config, dataset: Dataset, echo: Echo) -> None:
-    """Prints how the data were read."""
+    """Prints how the data was interpreted."""
     for line in dataset.understood(config.model.mean, config.model.std):
         echo(line)
 
 
 def note_growth(config: Config, ray: Any, echo: Echo) -> None:
-    """Prints that the work waits for the autoscaler, if it does."""
+    """Prints a note if the work has to wait for the autoscaler."""
     if must_grow(config, ray):
         echo(
-            "waiting for the autoscaler to add nodes, which takes minutes;"
-            " `ray status` on the head tells why none comes"
+            "waiting for the autoscaler to add nodes, which takes minutes; if none arrives, see"
+            " `ray status` on the head"
         )
 
 
 def progress_bar(total: int, what: str, initial: int = 0) -> Any:
-    """Returns a tqdm bar on standard error; away from a terminal it prints only what is written."""
+    """Returns a tqdm bar on standard error; without a terminal only `write` prints anything."""
     from tqdm import tqdm
 
     quiet = not sys.stderr.isatty()
@@ -94,7 +94,7 @@ def _print_entry(entry: dict[str, Any], echo: Echo) -> None:
 
 
 def group_line(tags: dict[str, str]) -> str:
-    """Returns the host of each rank as one line."""
+    """Returns the hosts of all ranks as one line."""
     hosts = enumerate(tags["raybust.hosts"].split())
     ranks = ", ".join(f"rank {rank} on {host}" for rank, host in hosts)
     return f"process group ({tags['raybust.backend']}): {ranks}"

@@ -1,7 +1,7 @@
-"""The best finalist of a sweep in the model registry, with what its certificate says.
+"""Registers a sweep's best finalist in the model registry, with a summary of its certificates.
 
-Best is what search put first: the test set never chooses. The trial's own journal carries it, so a
-server that is away gets it later. Stage tune.
+The search's ranking decides which is best, never the test set. The registration goes through a
+journal in the trial's folder, so an unreachable server gets it later.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ _FOLDER = "checkpoint"
 
 
 def register_best(board: Leaderboard) -> TrialRecord | None:
-    """Records the weights of the best finalist that meets the constraints for registration under
-    the sweep's name; returns it, or None where there is none.
+    """Queues the weights of the best feasible finalist for registration under the sweep's name.
+    Returns the finalist, or None if there is none.
 
     Args:
-        board: of a sweep whose finalists are measured.
+        board: of a sweep whose finalists have been measured.
     """
     best = next((entry for entry in board.finalists if entry.feasible is not False), None)
     if best is None:
@@ -59,7 +59,7 @@ def register_best(board: Leaderboard) -> TrialRecord | None:
 
 
 def certificate(entry: TrialRecord) -> dict[str, object]:
-    """Returns the summary of an entry's certificates as tags, with all that it depends on."""
+    """Returns the summary of an entry's certificates as tags, with its protocol."""
     if entry.log is None:
         return {}
     log = read_log(entry.log)
@@ -78,16 +78,16 @@ def certificate(entry: TrialRecord) -> dict[str, object]:
 
 
 def describe(board: Leaderboard, entry: TrialRecord, digest: str) -> str:
-    """Returns what a person reads of a registered version, as Markdown.
+    """Returns the description of a registered version in Markdown.
 
     Args:
         board: the sweep.
         entry: the trial.
-        digest: SHA-256 of the file of weights.
+        digest: SHA-256 of the weights file.
     """
     lines = [
         f"Trial {entry.number} of sweep {board.sweep}: {entry.method}, {settings(entry.point)}.",
-        f"Chosen by {board.metric} {number(entry.value)} on the validation part, not by the test"
+        f"Selected by {board.metric} {number(entry.value)} on the validation part, not by the test"
         " set.",
     ]
     if entry.log is not None:

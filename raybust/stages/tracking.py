@@ -1,4 +1,4 @@
-"""The MLflow store of a stage: opened before the work, brought up to date after it."""
+"""The MLflow store of a stage: opened before the work, synchronized after it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from raybust.stages.progress import Echo
 
 
 def load_ahead() -> None:
-    """Imports MLflow in a thread, while Ray's processes start: both take seconds."""
+    """Imports MLflow in a thread while Ray starts: both take seconds."""
     threading.Thread(target=track.load_mlflow, daemon=True).start()
 
 
 def open_store(config: Config, out: Path, echo: Echo) -> str:
-    """Returns the tracking URI of a store that is ready; warns if its server is unreachable."""
+    """Prepares the store and returns its URI; warns if the server is unreachable."""
     uri = track.resolve_uri(config.track, out)
     warning = track.prepare(uri, out, config.track.experiment)
     if warning:
@@ -29,7 +29,7 @@ def open_store(config: Config, out: Path, echo: Echo) -> str:
 
 @contextmanager
 def sending_rest(folder: Path, uri: str, out: Path, echo: Echo) -> Iterator[None]:
-    """Sends what workers left unsent, also after a failure; warns about what stays unsent."""
+    """Sends what workers left unsent, even after a failure; warns about what remains unsent."""
     failure = None
     try:
         yield
@@ -37,6 +37,8 @@ def sending_rest(folder: Path, uri: str, out: Path, echo: Echo) -> Iterator[None
         failure = error
     result = track.sync(folder, uri, out)
     for journal, reason in result.left:
-        echo(f"warning: {journal} is not in MLflow yet ({reason}); the same command sends it")
+        echo(
+            f"warning: {journal} is not in MLflow yet ({reason}); rerun the same command to send it"
+        )
     if failure is not None:
         raise failure

@@ -1,7 +1,7 @@
-"""`raybust train`: checks all that needs no cluster, then trains one run on Ray.
+"""`raybust train`: checks everything that needs no cluster, then trains one run on Ray.
 
-Nothing is submitted before data, network and store are ready; a run that is trained already is
-only brought up to date in MLflow.
+Nothing is submitted before data, network and store are ready. A run that is already trained is only
+synchronized with MLflow.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from raybust.train.objective import assemble, check_batch
 
 
 def default_name(config: Config) -> str:
-    """Returns the name of a run that was given none: the same for the same experiment."""
+    """Returns the default name of a run, the same for the same experiment."""
     model = config.model.name.replace(":", "-")
     digits = runs.fixed_digits(configuration.to_dict(config))
     return f"{config.data.name}-{config.method.key}-{model}-{digits}"
 
 
 def train(config: Config, *, address: str | None, resume: bool, verbose: bool, echo: Echo) -> Path:
-    """Trains one run, or goes on with it; returns its folder.
+    """Trains or resumes one run; returns its folder.
 
     Args:
-        config: the whole configuration.
+        config: the full configuration.
         address: of a Ray cluster; None for the embedded one.
-        resume: False moves an earlier run of that name aside.
-        verbose: whether Ray's messages are shown.
+        resume: False sets an earlier run of that name aside.
+        verbose: show Ray's messages.
         echo: prints a line.
 
     Raises:
-        RequestError: something of the request is wrong; nothing was begun.
+        RequestError: the request is invalid; nothing was started.
         WorkError: training failed; the last good checkpoint is kept.
     """
     dataset = data.load(config.data)
@@ -63,7 +63,7 @@ def train(config: Config, *, address: str | None, resume: bool, verbose: bool, e
     if resume:
         runs.check_same(folder, "train", plain, dataset.digest)
     if newest is not None and checkpoint.read_manifest(newest)["done"]:
-        echo(f"{folder.name} is trained already; --no-resume trains it anew")
+        echo(f"{folder.name} is already trained; use --no-resume to train it again")
         with locked(folder), sending_rest(folder, open_store(config, out, echo), out, echo):
             end_if_open(folder, "finished")
             return folder

@@ -1,7 +1,7 @@
 """A sweep from start to leaderboard: trials, finalists at publication fidelity, the parent run.
 
-Search sees the validation part alone; the finalists are certified and attacked on the test set,
-once, after the search. The leaderboard shows both in separate columns. Stage tune.
+The search sees only the validation part; after it, the finalists are certified and attacked on the
+test set, once. The leaderboard shows both in separate columns.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from raybust.train import initial
 from raybust.train.objective import assemble
 
 _EARLY = 5
-"""Trials that trained to their end, after which a constraint that none meets is told."""
+"""Complete trials after which a warning names constraints that none meets."""
 
 
 def tune(
@@ -52,19 +52,19 @@ def tune(
     verbose: bool,
     echo: Echo,
 ) -> Leaderboard:
-    """Runs a sweep, or goes on with it; returns its leaderboard.
+    """Runs or resumes a sweep; returns its leaderboard.
 
     Args:
         config: the sweep's own configuration.
         leaves: what it was composed from.
         block: the block `search`.
         address: of a Ray cluster; None for the embedded one.
-        resume: False moves an earlier sweep of that name aside.
-        verbose: whether Ray's messages are shown.
+        resume: False sets an earlier sweep of that name aside.
+        verbose: show Ray's messages.
         echo: prints a line.
 
     Raises:
-        RequestError: something of the request is wrong; nothing was begun.
+        RequestError: the request is invalid; nothing was started.
         WorkError: no trial finished, or no finalist could be measured.
     """
     _, space = check_sweep(leaves, block, address=address)
@@ -83,14 +83,14 @@ def tune(
     with session(address, verbose=verbose, dashboard=config.cluster.workers > 1) as ray:
         nodes = nodes_of(ray)
         room = slots(config, nodes, sweep.DRIVER_CPUS if config.cluster.workers > 1 else 0.0)
-        check_finalists(config, *images, device="cuda" if nodes.gpus(config) else "cpu")  # as it is
+        check_finalists(config, *images, device="cuda" if nodes.gpus(config) else "cpu")
         uri = open_store(config, out, echo)
         with locked(folder), sending_rest(folder, uri, out, echo):
             identity = runs.identify(folder, "sweep", plain, resume, dataset.digest)
             write_space(folder, plain)
-            study = Study(config, space, folder, identity.uid, _first(config, leaves, space))
-            if learned := study.learn(earlier, str(config.tune.warm_start)):
-                echo(f"{folder.name}: learned from {learned} trials of {config.tune.warm_start}")
+            study = Study(config, space, folder, identity.uid, _first_points(config, leaves, space))
+            if added := study.warm_start(earlier, str(config.tune.warm_start)):
+                echo(f"{folder.name}: warm start from {added} trials of {config.tune.warm_start}")
             print_data(config, dataset, echo)
             at_once = min(room, config.tune.concurrent or room)
             echo(f"{folder.name}: {config.tune.trials} trials, {at_once} at a time, in {folder}")
@@ -98,34 +98,34 @@ def tune(
             job = Job(plain, str(folder), identity.uid, folder.name)
             with _parent(job, config, uri) as journal:
                 _search(sweep.Sweep(config, leaves, study, folder, job), uri, echo)
-                board = _note(journal, _leaderboard(config, study, folder, echo))
+                board = _publish(journal, _leaderboard(config, study, folder, echo))
     _check_measured(board)
     return board
 
 
 def _check_measured(board: Leaderboard) -> None:
-    """Raises where there are finalists and none of them could be measured."""
+    """Raises if there are finalists and none could be measured."""
     failed = [entry for entry in board.entries if entry.reason]
     if failed and not board.finalists:
         reasons = "; ".join(f"trial {entry.number}: {entry.reason}" for entry in failed)
         raise WorkError(
-            f"{board.sweep}: no finalist could be measured ({reasons}); the leaderboard is written,"
-            " and the same command tries again"
+            f"{board.sweep}: no finalist could be measured ({reasons}); the leaderboard is written;"
+            " rerun the same command to try again"
         )
 
 
-def _first(config: Config, leaves: Sequence[Leaf], space: Space) -> list[Point]:
-    """Returns the points tried first; none for a grid, which has them all."""
+def _first_points(config: Config, leaves: Sequence[Leaf], space: Space) -> list[Point]:
+    """Returns the points to try first; none for a grid, which contains all points."""
     if config.tune.sampler == "grid":
         return []
     return [*space.first_points(leaves, methods.get), *config.tune.points]
 
 
 def _warm_start_trials(config: Config, space: Space, out: Path) -> list[FrozenTrial]:
-    """Returns the trials of the sweep `sweep.warm_start` that lie in this space.
+    """Returns the trials of the sweep `tune.warm_start` that lie in this space.
 
     Raises:
-        RequestError: there is no such sweep, it has other objectives, or no trial lies here.
+        RequestError: the sweep does not exist, has other objectives, or no trial in this space.
     """
     name = config.tune.warm_start
     if name is None:
@@ -137,7 +137,7 @@ def _warm_start_trials(config: Config, space: Space, out: Path) -> list[FrozenTr
     plain = {key: value for key, value in identity.config.items() if key != SEARCH}
     earlier = configuration.from_dict(plain, methods.get)
     theirs, ours = (list(part.tune.directions().items()) for part in (earlier, config))
-    if theirs != ours:  # values are learned by their place
+    if theirs != ours:  # Optuna matches values by position
         raise RequestError(
             f"tune.warm_start: {name} optimizes {_goals(theirs)}, expected {_goals(ours)}, in that"
             " order"
@@ -156,8 +156,8 @@ def _goals(directions: Sequence[tuple[str, str]]) -> str:
 
 
 def _search(plan: sweep.Sweep, uri: str, echo: Echo) -> None:
-    """Runs the trials that are left, with a row for each that finishes."""
-    records, watch = plan.study.records(), _Watch(plan, echo)
+    """Runs the remaining trials, printing a row for each that finishes."""
+    records, watch = plan.study.records(), _ConstraintWatch(plan, echo)
     done = sum(record.state in FINISHED for record in records)
     if done:
         trials = plan.config.tune.trials
@@ -166,13 +166,13 @@ def _search(plan: sweep.Sweep, uri: str, echo: Echo) -> None:
 
         def listener(record: TrialRecord, running: int) -> None:
             table.row(record, running)
-            watch.look()
+            watch.check()
 
         sweep.run_trials(plan, uri, listener)
 
 
 def _leaderboard(config: Config, study: Study, folder: Path, echo: Echo) -> Leaderboard:
-    """Ranks the trials, measures the finalists on the test set, and writes all of it."""
+    """Ranks the trials and measures the finalists on the test set; returns the leaderboard."""
     board = make_board(config, study, folder, {})
     if not board.entries:
         publish(board)
@@ -187,15 +187,15 @@ def _leaderboard(config: Config, study: Study, folder: Path, echo: Echo) -> Lead
     )
 
 
-class _Watch:
-    """Says once, early, that no trial meets the constraints."""
+class _ConstraintWatch:
+    """Warns once, early, if no trial meets the constraints."""
 
     def __init__(self, plan: sweep.Sweep, echo: Echo) -> None:
         self._config, self._study, self._echo = plan.config, plan.study, echo
         self._warned = False
 
-    def look(self) -> None:
-        """Looks at the trials that trained to their end so far."""
+    def check(self) -> None:
+        """Checks the trials that have trained to the end so far."""
         bounds = self._config.tune.bounds()
         if self._warned or not bounds:
             return
@@ -215,7 +215,7 @@ class _Watch:
 
 @contextmanager
 def _parent(job: Job, config: Config, uri: str) -> Iterator[track.Journal]:
-    """The sweep's own run in MLflow: a journal in its folder, flushed while the trials run."""
+    """Opens the sweep's own MLflow run: a journal in its folder, flushed while trials run."""
     journal = track.Journal(Path(job.folder) / runs.JOURNAL)
     tuned = {key: str(value) for key, value in job.config["tune"].items()}
     journal.start(
@@ -241,8 +241,8 @@ def _parent(job: Job, config: Config, uri: str) -> Iterator[track.Journal]:
         journal.close()
 
 
-def _note(journal: track.Journal, board: Leaderboard) -> Leaderboard:
-    """Publishes a leaderboard in the sweep's folder and its run; registers the best finalist."""
+def _publish(journal: track.Journal, board: Leaderboard) -> Leaderboard:
+    """Publishes a leaderboard in the sweep's folder and run; registers the best finalist."""
     for path in publish(board):
         journal.artifact(path)
     best = board.finalists[0] if board.finalists else board.entries[0]
@@ -252,6 +252,6 @@ def _note(journal: track.Journal, board: Leaderboard) -> Leaderboard:
         certified, attacked = best.certified or {}, best.attacked or {}
         values["best/test_accuracy"] = best.accuracy
     found = {k: v for k, v in (values | certified | attacked).items() if v is not None}
-    journal.metrics(found, step=journal.attempt)  # the best of the last start is the newest step
+    journal.metrics(found, step=journal.attempt)  # so the last start's best is the newest step
     register_best(board)
     return board

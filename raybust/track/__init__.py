@@ -1,6 +1,6 @@
 """Tracking: a journal that training appends to, and its delivery to MLflow.
 
-The only package that imports mlflow, inside functions: importing `raybust.track` costs nothing.
+Only this package imports mlflow, and only inside functions, so importing `raybust.track` is cheap.
 """
 
 from raybust.track.client import load_mlflow

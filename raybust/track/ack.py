@@ -1,8 +1,7 @@
-"""What of a journal has arrived: the acknowledged offset, kept beside the journal.
+"""How much of a journal has been delivered: the acknowledged offset, in a file next to the journal.
 
-In the arrow: track, delivery's memory. The file is replaced as a whole after each success; where it
-is lost or does not fit the journal or the store, delivery begins again at the first line, which the
-store's own record makes harmless.
+The file is replaced atomically after each success. If it is lost or does not match the journal or
+the store, delivery restarts at the first line, which is harmless because the store deduplicates.
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ class Ack:
     """How far a journal was delivered.
 
     Attributes:
-        store: the store's URI without its password; another store begins again.
-        began: time of the journal's first entry; another journal at the same path begins again.
+        store: the store's URI without its password; a different store restarts delivery.
+        began: time of the journal's first entry; a different journal restarts delivery.
         run_id: MLflow's id of the run, "" while there is none.
-        offset: bytes of the journal that were delivered, files apart.
-        pending: offsets of the entries before it whose files are still to be uploaded.
+        offset: bytes of the journal that were delivered, not counting files.
+        pending: offsets of earlier entries whose files have yet to be uploaded.
     """
 
     store: str
@@ -34,22 +33,22 @@ class Ack:
     pending: tuple[int, ...] = ()
 
     def done(self, size: int) -> bool:
-        """Tells whether all of a journal of that many bytes has arrived."""
+        """Returns whether a journal of `size` bytes has been fully delivered."""
         return self.offset >= size and not self.pending
 
 
 def ack_path(journal: Path) -> Path:
-    """Returns the file of the acknowledgment."""
+    """Returns the acknowledgment's file."""
     return journal.with_name(journal.name + ".ack")
 
 
 def rejected_path(journal: Path) -> Path:
-    """Returns the file of what MLflow refuses for ever."""
+    """Returns the file of items that MLflow rejected permanently."""
     return journal.with_name(journal.name + ".rejected")
 
 
 def load_ack(journal: Path) -> Ack | None:
-    """Returns the acknowledgment, or None where there is no sound one."""
+    """Returns the acknowledgment, or None if there is no valid one."""
     try:
         ack = Ack(**json.loads(ack_path(journal).read_text()))
         size = journal.stat().st_size
@@ -59,7 +58,7 @@ def load_ack(journal: Path) -> Ack | None:
 
 
 def save_ack(journal: Path, ack: Ack) -> None:
-    """Replaces the acknowledgment in one step."""
+    """Replaces the acknowledgment atomically."""
     target = ack_path(journal)
     draft = target.with_name(f"{target.name}.{os.getpid()}")
     draft.write_text(json.dumps(dataclasses.asdict(ack)))
@@ -67,7 +66,7 @@ def save_ack(journal: Path, ack: Ack) -> None:
 
 
 def record_rejected(journal: Path, what: dict[str, Any], reason: str) -> None:
-    """Appends one refused item and why to the record of the refused."""
+    """Appends a rejected item and the reason to the file of rejected items."""
     line = json.dumps({"t": int(time.time() * 1000), **what, "reason": reason})
     with rejected_path(journal).open("a") as file:
         file.write(line + "\n")

@@ -1,9 +1,9 @@
-"""MLflow's client: opened lazily and quietly, its errors judged, its runs found or made once.
+"""MLflow's client: opens it lazily and quietly, classifies its errors, creates each run just once.
 
-In the arrow: track; mlflow is imported inside functions. A run is found by its tag
-`raybust.run_key` before it is made. Processes of one machine take turns by a lock file; those of
-several machines draw a number after making one, as in Lamport's bakery, and keep the lowest: that
-holds as long as their clocks differ by less than a search takes.
+A run is looked up by its tag `raybust.run_key` before it is created. Processes on one machine
+serialize with a lock file. Processes on several machines number the run they created, as in
+Lamport's bakery algorithm, and keep the lowest; this holds as long as their clocks differ by less
+than a search takes.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ _SETTINGS = {
 
 
 def load_mlflow() -> None:
-    """Imports MLflow, quietly and without telemetry; the first call takes about one second.
+    """Imports MLflow quietly and without telemetry; the first call takes about a second.
 
-    MLflow reads its retries and timeouts from the environment at each request, so they are set
-    there, where the user has not: one try of 15 s, because waiting and trying again is done here.
+    MLflow reads retries and timeouts from the environment at each request. Unless the user has set
+    them, they become one attempt of 15 s, because `raybust.track` retries itself.
     """
     for key, value in _SETTINGS.items():
         os.environ.setdefault(key, value)
@@ -61,38 +61,39 @@ def load_mlflow() -> None:
 
 
 def open_client(uri: str) -> MlflowClient:
-    """Returns a client of the store. The first of a SQLite file makes its schema: hold the lock."""
+    """Returns a client of the store. The first client of a SQLite file creates the schema, so hold
+    the lock."""
     load_mlflow()
     import mlflow
 
     if is_database(uri):
         from mlflow.store.db import utils
 
-        utils.MAX_RETRY_COUNT = 1  # else a database that is away blocks the caller for 102 s
-        # MLflow's own makes the folder as the URI spells it, with its escapes: a stray one.
+        utils.MAX_RETRY_COUNT = 1  # otherwise an unreachable database blocks for 102 s
+        # MLflow's own does not unescape the URI and creates a stray folder.
         utils._make_parent_dirs_if_sqlite = _make_parent
     return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
 def _make_parent(db_uri: str) -> None:
-    """Makes the folder of a SQLite file."""
+    """Creates the folder of a SQLite file."""
     file = sqlite_file(db_uri)
     if file is not None and str(file) != ":memory:":
         file.parent.mkdir(parents=True, exist_ok=True)
 
 
 def reason_of(error: BaseException, uri: str) -> str:
-    """Returns an error in one line of at most 500 characters, free of the URI's password and of
-    what SQLAlchemy puts around it."""
+    """Returns an error as one line of at most 500 characters, without the URI's password and
+    SQLAlchemy's boilerplate."""
     text = _AROUND.sub("", redact(str(error) or type(error).__name__, uri))
     return text if len(text) <= 500 else text[:497] + "..."
 
 
 def is_permanent(error: BaseException) -> bool:
-    """Tells whether a request is proven to fail for ever: MLflow read it and found it invalid.
+    """Whether a request can never succeed: MLflow read it and found it invalid.
 
-    All else may pass: 5xx, no connection, locks, the 400 with which a server answers when its pool
-    of database connections is exhausted, and a run in MLflow's trash, which can be restored.
+    Everything else is transient: 5xx, no connection, locks, the 400 of a server whose pool of
+    database connections is exhausted, and a deleted run, which can be restored.
     """
     code = getattr(error, "error_code", None)
     passing = ("QueuePool limit", "must be in the 'active' state")
@@ -100,14 +101,14 @@ def is_permanent(error: BaseException) -> bool:
 
 
 def is_gone(error: BaseException) -> bool:
-    """Tells whether the store says that what was named does not exist."""
+    """Whether the store reports that the requested object does not exist."""
     return getattr(error, "error_code", None) == "RESOURCE_DOES_NOT_EXIST"
 
 
 @contextlib.contextmanager
 def store_lock(uri: str) -> Iterator[None]:
-    """Holds the store's lock among the processes of this machine: beside a SQLite file, else in
-    the temporary folder of the user."""
+    """Holds the store's lock on this machine; the lock file is next to a SQLite file, otherwise in
+    the temporary folder."""
     file = sqlite_file(uri)
     if file is None:
         name = f"raybust-{os.getuid()}-{hashlib.sha256(uri.encode()).hexdigest()[:12]}.lock"
@@ -119,14 +120,14 @@ def store_lock(uri: str) -> Iterator[None]:
         deadline = time.monotonic() + _LOCK_SECONDS
         while not try_lock(handle.fileno()):
             if time.monotonic() > deadline:
-                raise WorkError(f"{lock}: held by another process for {_LOCK_SECONDS:.0f} s")
+                raise WorkError(f"{lock}: locked by another process for {_LOCK_SECONDS:.0f} s")
             time.sleep(0.05)
         yield
 
 
 def try_lock(handle: int) -> bool:
-    """Takes an open file's lock where it is free; a file system without locks counts as free. The
-    lock goes when the file is closed."""
+    """Tries to lock an open file; succeeds on file systems without locks. Closing the file releases
+    the lock."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -137,36 +138,36 @@ def try_lock(handle: int) -> bool:
 
 
 def ensure_experiment(client: MlflowClient, uri: str, name: str, out: str | Path) -> str:
-    """Returns the id of an experiment, which is made where it is missing.
+    """Returns the id of an experiment, creating it if it is missing.
 
     Args:
         client: client of the store.
         uri: the store.
         name: the experiment's name.
-        out: folder of a new experiment's artifacts where the store is a database.
+        out: folder of a new experiment's artifacts if the store is a database.
 
     Raises:
-        WorkError: the experiment lies in MLflow's trash.
+        WorkError: the experiment has been deleted in MLflow.
     """
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
             return str(client.create_experiment(name, artifact_root(uri, out)))
         except Exception:
-            found = client.get_experiment_by_name(name)  # another machine was faster
+            found = client.get_experiment_by_name(name)  # perhaps another machine was faster
             if found is None:
                 raise
     if found.lifecycle_stage != "active":
         raise WorkError(
-            f"experiment '{name}' is deleted in {safe_uri(uri)}: restore it there, or give another"
-            " one in track.experiment"
+            f"experiment '{name}' is deleted in {safe_uri(uri)}: restore it there, or choose"
+            " another with track.experiment"
         )
     return str(found.experiment_id)
 
 
 def find_key(client: MlflowClient, experiment_id: str, run_key: str) -> Any | None:
-    """Returns the run of a key: the one of the lowest number where there are several, None where
-    there is none. A run that another machine has just made gets its number first."""
+    """Returns the run with a key, the lowest-numbered one of several, or None. Waits for a run that
+    another machine has just created to get its number."""
     text = f"tags.`{RUN_KEY}` = '{safe_run_key(run_key)}'"
     deadline = time.monotonic() + _NUMBER_SECONDS
     while True:
@@ -180,10 +181,10 @@ def find_key(client: MlflowClient, experiment_id: str, run_key: str) -> Any | No
 def ensure_run(
     client: MlflowClient, experiment_id: str, run_key: str, name: str, start_ms: int
 ) -> tuple[str, bool]:
-    """Returns the id of a key's run and whether it was there before; the caller holds the lock."""
+    """Returns the id of a key's run and whether it already existed; the caller holds the lock."""
     found = find_key(client, experiment_id, run_key)
     if found is not None:
-        if _NUMBER not in found.data.tags:  # its maker died before it drew one
+        if _NUMBER not in found.data.tags:  # its creator died before numbering it
             client.set_tag(found.info.run_id, _NUMBER, str(time.time_ns()))
         return str(found.info.run_id), True
     tags = {RUN_KEY: safe_run_key(run_key)}

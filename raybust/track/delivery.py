@@ -1,10 +1,9 @@
-"""One journal to one MLflow run, step by step: read, send, acknowledge.
+"""Delivers one journal to one MLflow run in steps: read, send, acknowledge.
 
-In the arrow: track, between `raybust.track.journal` and the store; `raybust.track.flush` decides
-when. A step sends what stands after the acknowledged offset, one request at a time. A kill between
-sending and acknowledging makes the next step send again: the run is found by its key, tags and
-params are equal, a metric of equal key, step, time and value is one point to MLflow. What MLflow
-refuses for ever goes to a file, and the rest goes on.
+`raybust.track.flush` decides when. A step sends the entries after the acknowledged offset, one
+request at a time. After a kill between sending and acknowledging, the next step sends them again,
+which is harmless: the run is found by its key, tags and params are equal, and MLflow merges metrics
+of equal key, step, time and value. Items that MLflow rejects permanently go to a file.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ _REQUEST_ITEMS = {"Metric": 1000, "Param": 100, "RunTag": 100}
 
 
 class UndeliveredError(WorkError):
-    """A step failed for now; what had arrived is acknowledged, the rest stays in the journal."""
+    """A step failed for now; delivered entries are acknowledged, the rest stays in the journal."""
 
 
 class BusyError(UndeliveredError):
@@ -60,7 +59,7 @@ class BusyError(UndeliveredError):
 
 @dataclasses.dataclass
 class _Batch:
-    """What a stretch of the journal says, in MLflow's terms."""
+    """A section of the journal in MLflow's terms."""
 
     name: str | None = None
     tags: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -71,7 +70,7 @@ class _Batch:
     time: int = 0
 
     def add(self, entry: Mapping[str, Any], offset: int) -> None:
-        """Adds one entry; for tags and state the later one wins."""
+        """Adds one entry; later tags and statuses override earlier ones."""
         kind = entry["e"]
         if kind == "metrics":
             self.metrics += [
@@ -102,13 +101,13 @@ class _Batch:
 
 
 class Delivery:
-    """Delivers one journal; has no thread and never waits between tries.
+    """Delivers one journal, without a thread and without waiting between attempts.
 
     Args:
         journal: the journal's file; it may not exist yet.
         uri: the store.
-        out: folder of a new experiment's artifacts where the store is a database other than
-            SQLite; the journal's own where not given.
+        out: folder of a new experiment's artifacts if the store is a database other than SQLite;
+            defaults to the journal's folder.
     """
 
     def __init__(self, journal: str | Path, uri: str, out: str | Path | None = None) -> None:
@@ -121,10 +120,10 @@ class Delivery:
         self._sent: dict[str, set[int]] | None = None
 
     def step(self) -> bool:
-        """Delivers the next stretch; returns whether the journal is delivered to its end.
+        """Delivers the next section; returns whether the whole journal is delivered.
 
         Raises:
-            UndeliveredError: it failed for now, with the reason in one line.
+            UndeliveredError: delivery failed for now, with the reason in one line.
         """
         try:
             if not self.journal.exists():
@@ -149,7 +148,7 @@ class Delivery:
             return True
         head = decode(line)
         if head is None or head["e"] not in ("start", "attach"):
-            raise UndeliveredError(f"{self.journal}: does not begin with the start of a run")
+            raise UndeliveredError(f"{self.journal}: does not begin with a run's start entry")
         ack = load_ack(self.journal)
         if ack is None or (ack.store, ack.began) != (safe_uri(self._uri), head["t"]):
             ack = Ack(safe_uri(self._uri), head["t"])
@@ -167,7 +166,7 @@ class Delivery:
         return self._ack.done(self.journal.stat().st_size)
 
     def _open(self, head: Mapping[str, Any], ack: Ack) -> Ack:
-        """Opens the client and finds or makes the run, its parent first."""
+        """Opens the client and finds or creates the run and its parent."""
         load_mlflow()
         with store_lock(self._uri):
             client = self._client = open_client(self._uri)
@@ -191,7 +190,7 @@ class Delivery:
                 break
             entry = decode(line)
             if entry is None:
-                self._reject({"line at byte": end}, "not an entry: the file is damaged here")
+                self._reject({"line at byte": end}, "not a journal entry: the file is damaged here")
             else:
                 batch.add(entry, end)
             end += len(line)
@@ -220,7 +219,7 @@ class Delivery:
             self._client.set_terminated(run_id, batch.status, batch.time)
 
     def _steps_of(self, run_id: str, key: str) -> set[int]:
-        """Returns the steps that the store has of a metric, where the acknowledgment was lost."""
+        """Returns the steps of a metric already in the store, if the acknowledgment was lost."""
         if self._sent is None:
             return set()
         if key not in self._sent:
@@ -229,7 +228,7 @@ class Delivery:
         return self._sent[key]
 
     def _send_items(self, run_id: str, items: Sequence[Any]) -> None:
-        """Sends one request; halves one that MLflow finds invalid until the item is found."""
+        """Sends one request; bisects an invalid one until the offending item is found."""
         assert self._client is not None
         kinds: dict[str, list[Any]] = {kind: [] for kind in _REQUEST_ITEMS}
         for item in items:
@@ -247,8 +246,8 @@ class Delivery:
             self._send_items(run_id, items[middle:])
 
     def _upload(self, file: BinaryIO) -> None:
-        """Uploads the pending files in order; one that fails for now does not hold the others, but
-        the registration that comes after it."""
+        """Uploads the pending files in order. One that fails for now does not block other files,
+        only later registrations."""
         assert self._ack is not None
         failed: Exception | None = None
         for offset in self._ack.pending:
@@ -282,7 +281,7 @@ class Delivery:
             return
         path = self.journal.parent / entry["path"]
         if not path.exists():
-            raise FileNotFoundError(f"{path}: is no longer there")
+            raise FileNotFoundError(f"{path}: no longer exists")
         send = self._client.log_artifacts if path.is_dir() else self._client.log_artifact
         send(run_id, str(path), safe_key(entry["folder"]) if entry["folder"] else None)
 
@@ -292,8 +291,8 @@ class Delivery:
 
 
 def _requests(items: Sequence[Any]) -> Iterator[list[Any]]:
-    """Yields the items in stretches that MLflow takes in one request: at most 1000, of which at
-    most 100 params and 100 tags, and not more text than its limit of one megabyte."""
+    """Yields the items in batches that fit MLflow's limits for one request: 1000 items, 100 params,
+    100 tags, one megabyte."""
     request: list[Any] = []
     counts = dict.fromkeys(_REQUEST_ITEMS, 0)
     characters = 0

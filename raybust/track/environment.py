@@ -1,7 +1,5 @@
-"""The record of where a run ran: versions, platform, commit. No environment variable, no host name.
-
-In the arrow: track; the driver writes it to the run's tags or artifacts. Versions come from the
-packages' metadata, so nothing heavy is imported for it.
+"""Records a run's software environment: versions, platform, commit. No environment variables, no
+host names. Versions come from package metadata, so nothing heavy is imported.
 """
 
 from __future__ import annotations
@@ -17,11 +15,11 @@ _PACKAGES = ("torch", "torchvision", "ray", "mlflow", "optuna", "numpy")
 
 
 def environment(folder: str | Path = ".") -> dict[str, str]:
-    """Returns name to version; packages that are not installed are left out.
+    """Returns name to version, omitting packages that are not installed.
 
     Args:
-        folder: where the git commit is looked up; "-dirty" marks uncommitted changes to tracked
-            files. Left out where there is no repository.
+        folder: git repository of the commit, which "-dirty" marks as having uncommitted changes to
+            tracked files; outside a repository the commit is omitted.
     """
     found = {
         "raybust": raybust.__version__,

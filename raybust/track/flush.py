@@ -1,8 +1,8 @@
-"""When journals are delivered: a thread beside the training of a run, and a replay of what is left.
+"""Decides when journals are delivered: by a thread during training, and by a replay afterwards.
 
-In the arrow: track. `Flusher` sends about once a second and backs off while the store is away;
-`sync` replays every journal under a folder, at a driver's start and at a sweep's end. Neither is in
-training's way, and what neither could send stays in the journals.
+`Flusher` sends about once a second and backs off while the store is unreachable; `sync` replays
+every journal under a folder once a command's work is done. Neither blocks training, and unsent
+entries stay in the journals.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ _LONGEST_DELAY = 30.0
 
 
 class Flusher:
-    """Delivers one journal from a thread of its own, which starts at once.
+    """Delivers one journal from its own thread, which starts immediately.
 
     Args:
         journal: the journal's file; it may not exist yet.
         uri: the store.
         out: see `Delivery`.
-        interval_s: seconds between two looks at the journal.
+        interval_s: seconds between polls of the journal.
     """
 
     def __init__(
         self, journal: str | Path, uri: str, out: str | Path | None = None, interval_s: float = 1.0
     ) -> None:
         self.problem: str | None = None
-        """Why the last try failed, in one line; None while all is well."""
+        """Why the last attempt failed, in one line; None if it succeeded."""
         self.drained = False
         self._delivery = Delivery(journal, uri, out)
         self._interval = interval_s
@@ -48,17 +48,17 @@ class Flusher:
 
     @property
     def rejected(self) -> int:
-        """Number of items that MLflow refused for ever; `<journal>.rejected` has the reasons."""
+        """Number of permanently rejected items; `<journal>.rejected` has the reasons."""
         return self._delivery.rejected
 
     def close(self, deadline_s: float = 10.0) -> bool:
-        """Sends what is left, at most until the deadline; the rest is for `sync`.
+        """Sends the remaining entries until the deadline; the rest is left to `sync`.
 
         Args:
             deadline_s: seconds after which this returns, whatever the store does.
 
         Returns:
-            Whether all of the journal arrived.
+            Whether the whole journal was delivered.
         """
         self._deadline = time.monotonic() + deadline_s
         self._closing.set()
@@ -100,12 +100,12 @@ class Flusher:
 
 @dataclasses.dataclass(frozen=True)
 class SyncResult:
-    """What a replay did.
+    """The outcome of a replay.
 
     Attributes:
-        journals: journals that had something left to send.
-        rejected: items that MLflow refused for ever, over all of them.
-        left: journals that are still not delivered, each with the reason.
+        journals: number of journals with unsent entries.
+        rejected: number of items that MLflow rejected permanently.
+        left: journals that are still undelivered, each with the reason.
     """
 
     journals: int = 0
@@ -114,7 +114,7 @@ class SyncResult:
 
 
 def unsent(root: str | Path) -> list[Path]:
-    """Returns the journals under a folder that have entries or files left to send."""
+    """Returns the journals under a folder with unsent entries or files."""
     found = []
     for path in sorted(Path(root).rglob(f"*{SUFFIX}")):
         size = path.stat().st_size
@@ -127,15 +127,15 @@ def unsent(root: str | Path) -> list[Path]:
 def sync(
     root: str | Path, uri: str, out: str | Path | None = None, deadline_s: float = 60.0
 ) -> SyncResult:
-    """Replays every journal under a folder that has entries left.
+    """Replays every journal under a folder with unsent entries.
 
     Args:
         root: the folder, or one journal.
         uri: the store.
-        out: see `Delivery`; `root` where not given.
-        deadline_s: seconds over all journals. A journal that fails three times in a row is left,
-            and a store that fails two journals in a row is taken to be away; a request in flight
-            at the deadline is waited for.
+        out: see `Delivery`; defaults to `root`.
+        deadline_s: seconds for all journals together; a request in flight at the deadline may
+            finish. A journal is skipped after three failures in a row, and the store counts as
+            unreachable after two failed journals in a row.
     """
     root = Path(root)
     paths = [root] if root.is_file() else unsent(root)
@@ -170,19 +170,19 @@ def log_to_run(
     tags: Mapping[str, object] | None = None,
     deadline_s: float = 30.0,
 ) -> SyncResult:
-    """Adds to a run after its training, such as its certificates, through a journal of the
-    addition's own: while the server is away it stays there for `sync`.
+    """Adds results, such as certificates, to a run after training, through a separate journal that
+    keeps them for `sync` while the server is unreachable.
 
     Args:
-        journal: file of that journal, ending in "journal.jsonl"; one per protocol, because a
-            metric that a journal has at a step is not recorded again.
+        journal: that journal's file, ending in "journal.jsonl"; use one per protocol, because a
+            journal records each metric at each step only once.
         uri: the store.
-        run_key: the run's key; a run that is not there yet is made.
+        run_key: the run's key; a missing run is created.
         experiment: the run's experiment.
         metrics: values to add.
         step: their step.
         artifacts: files and folders to upload.
-        folder: artifact folder that they come into.
+        folder: their artifact folder.
         tags: tags to set.
         deadline_s: seconds after which the rest is left to `sync`.
     """
@@ -198,12 +198,12 @@ def log_to_run(
 
 
 def backoff(failures: int, longest: float = _LONGEST_DELAY) -> float:
-    """Returns the seconds to wait after that many failures in a row: doubling, with jitter."""
+    """Returns the seconds to wait after consecutive failures: doubling, with jitter."""
     return min(longest, _FIRST_DELAY * 2.0 ** min(failures - 1, 20)) * random.uniform(0.5, 1.0)
 
 
 def _deliver(delivery: Delivery, deadline: float) -> UndeliveredError | None:
-    """Delivers a journal to its end; returns why it could not, or None."""
+    """Delivers a whole journal; returns why it could not, or None."""
     failures = 0
     while True:
         try:

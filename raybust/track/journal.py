@@ -1,8 +1,8 @@
-"""The journal of a run: what is to be tracked, appended to a local file and to nothing else.
+"""The journal of a run: a local file that records everything to be tracked.
 
-In the arrow: track, the side that training writes to. Rank 0 (or the driver, for a sweep's parent)
-appends one JSON line per event; `raybust.track.delivery` reads them and tells MLflow. Training so
-never waits for a network, and a server that is away loses nothing. No MLflow here.
+Rank 0 (for a sweep's parent, the driver) appends one JSON line per event; `raybust.track.delivery`
+sends them to MLflow. So training never waits for the network, and nothing is lost while a server is
+unreachable. This module does not use MLflow.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any, Literal, get_args
 from raybust.errors import RequestError
 
 SUFFIX = "journal.jsonl"
-"""`sync` replays files whose name ends so; a copy kept in a checkpoint needs another name."""
+"""`sync` replays files with this suffix; a copy kept in a checkpoint needs another name."""
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -28,12 +28,12 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 class Journal:
     """Append-only record of one run, written by one process at a time.
 
-    Opening an existing file goes on with it: a last line that a kill cut short is dropped, and what
-    is in the file already (a metric at a step, an unchanged text) is not appended again, so that
-    the epochs recomputed after a resume leave no second point.
+    Opening an existing file continues it: a last line truncated by a kill is dropped, and entries
+    already in the file (a metric at a step, an unchanged text) are not appended again, so epochs
+    recomputed after a resume leave no duplicate points.
 
     Args:
-        path: the file, in the run's folder; its name has to end in "journal.jsonl".
+        path: the file, in the run's folder; its name must end in "journal.jsonl".
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -60,19 +60,19 @@ class Journal:
         params: Mapping[str, object] | None = None,
         parent_key: str | None = None,
     ) -> None:
-        """Opens the run. On a journal that was started already, only counts one attempt more (tag
-        `raybust.attempt`) and takes the run back to RUNNING.
+        """Starts the run. If the journal was already started, only increments the attempt (tag
+        `raybust.attempt`) and sets the run's status to RUNNING again.
 
         Args:
-            run_key: identity of the run: the same key is the same MLflow run, whoever sends it.
+            run_key: identifies the MLflow run, whoever delivers to it.
             experiment: MLflow's experiment.
             name: the run's name in MLflow.
             tags: tags; values become text.
-            params: parameters, flat; values become text, cut at MLflow's limit.
+            params: parameters, flat; values become text, truncated at MLflow's limit.
             parent_key: run key of the sweep that the run belongs to.
 
         Raises:
-            RequestError: the journal is another run's.
+            RequestError: the journal belongs to another run.
         """
         self._claim(run_key)
         if self.attempt:
@@ -92,22 +92,22 @@ class Journal:
         self.attempt += 1
 
     def attach(self, run_key: str, experiment: str) -> None:
-        """Opens the journal of an addition to a run that has its own, such as certificates after
-        training; neither the run's state nor its attempts change.
+        """Starts an additional journal of a run, such as for certificates after training; changes
+        neither the run's status nor its attempts.
 
         Raises:
-            RequestError: the journal is another run's.
+            RequestError: the journal belongs to another run.
         """
         self._claim(run_key)
         if self.run_key is None:
             self._append({"e": "attach", "run": run_key, "experiment": experiment})
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Records values at a step; a (key, step) that is recorded already is left as it is.
+        """Records values at a step; ignores a (key, step) that is already recorded.
 
         Args:
             values: name to number; NaN and infinities are kept.
-            step: the step, an epoch for training.
+            step: the step, an epoch in training.
         """
         fresh = {key: v for key, v in values.items() if (key, int(step)) not in self._points}
         if fresh:
@@ -115,8 +115,8 @@ class Journal:
             self._append({"e": "metrics", "step": int(step), "values": numbers})
 
     def artifact(self, path: str | Path, folder: str = "") -> None:
-        """Records a file or folder for upload under `folder`; it is read when it is sent, so it has
-        to stay. Recorded again, it is sent again."""
+        """Records a file or folder for upload under `folder`. It is read on delivery, so it must
+        stay in place. Recording it again sends it again."""
         full = Path(path).absolute()
         inside = full.is_relative_to(self.path.parent)
         kept = full.relative_to(self.path.parent) if inside else full
@@ -137,14 +137,14 @@ class Journal:
         description: str = "",
         tags: Mapping[str, object] | None = None,
     ) -> None:
-        """Records files for upload, and then for registration as a version of a model; what is
-        recorded already in these words is not recorded again.
+        """Records files for upload and then registration as a version of a model, unless the latest
+        registration is identical.
 
         Args:
             model: name of the registered model.
             files: the first holds the weights.
             folder: artifact folder of the files, the version's source.
-            digest: of the weights: the same digest of the same run is the same version.
+            digest: of the weights; identifies the version within the run.
             description: of the version.
             tags: of the version; values become text.
         """
@@ -191,9 +191,7 @@ class Journal:
 
     def _claim(self, run_key: str) -> None:
         if self.run_key not in (None, run_key):
-            raise RequestError(
-                f"{self.path}: is the journal of run '{self.run_key}', not of '{run_key}'"
-            )
+            raise RequestError(f"{self.path}: belongs to run '{self.run_key}', not '{run_key}'")
 
     def _append(self, entry: dict[str, Any]) -> None:
         if self.run_key is None and entry["e"] not in ("start", "attach"):
@@ -203,7 +201,7 @@ class Journal:
         with self._lock:
             while line:
                 line = line[os.write(self._file, line) :]
-            os.fsync(self._file)  # a resume must not find a checkpoint that is ahead of the journal
+            os.fsync(self._file)  # on resume, no checkpoint may be ahead of the journal
             self._remember(entry)
 
     def _recall(self) -> None:
@@ -230,7 +228,7 @@ class Journal:
 
 
 def decode(line: bytes) -> dict[str, Any] | None:
-    """Returns one line's entry, or None where it is none (a damaged disk block)."""
+    """Returns the entry of one line, or None if it is damaged."""
     try:
         entry = json.loads(line)
     except ValueError:
@@ -243,7 +241,7 @@ def _texts(values: Mapping[str, object]) -> dict[str, str]:
 
 
 def _number(value: float) -> float | str:
-    """Returns the number, or the text NaN, Infinity, -Infinity, which strict JSON can hold."""
+    """Returns the number, or for strict JSON the text NaN, Infinity or -Infinity."""
     number = float(value)
     if math.isnan(number):
         return "NaN"

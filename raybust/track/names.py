@@ -1,7 +1,7 @@
-"""What MLflow takes as a key, a value, a number: any text or float made to fit, always alike.
+"""Deterministically converts any text or number to a key, value or number that MLflow accepts.
 
-In the arrow: track, between the journal and the store. Limits are those of MLflow 3
-(`mlflow.utils.validation`); a text that is cut ends in an ellipsis, a key that is cut in a digest.
+Limits are those of MLflow 3 (`mlflow.utils.validation`). A truncated text ends in an ellipsis, a
+truncated key in a digest.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ def safe_key(name: str) -> str:
     """Returns a key of a metric, param or tag that MLflow accepts.
 
     Characters other than letters, digits, "_", "-", ".", " ", ":" and "/" become "_"; empty, "."
-    and ".." parts of a path go; over 250 characters the end gives way to a digest of the whole.
+    and ".." path components are dropped; beyond 250 characters a digest of the name replaces the
+    end.
     """
     allowed = re.sub(r"[^\w.\-:/ ]", "_", name)
     key = "/".join(part for part in allowed.split("/") if part not in ("", ".", "..")) or "_"
@@ -28,19 +29,19 @@ def safe_key(name: str) -> str:
 
 
 def safe_model(name: str) -> str:
-    """Returns a name of a registered model that MLflow accepts: as a key's, without "/" and ":"."""
+    """Returns a model name that MLflow accepts: a safe key without "/" and ":"."""
     return re.sub(r"[/:]", "_", safe_key(name))
 
 
 def safe_value(text: str, limit: int) -> str:
-    """Returns a value of at most `limit` characters that any database can hold: no NUL, no lone
-    surrogate."""
+    """Returns a value of at most `limit` characters that any database can store: without NULs and
+    lone surrogates."""
     clean = text.replace("\0", "").encode("utf-8", "replace").decode()
     return clean if len(clean) <= limit else clean[: limit - 3] + "..."
 
 
 def safe_run_key(run_key: str) -> str:
-    """Returns the run key as the tag's value, free of what a search filter would have to quote."""
+    """Returns the run key as a tag value that needs no quoting in search filters."""
     clean = re.sub(r"[^\w.\-:/ ]", "_", run_key)
     if clean == run_key and len(clean) <= KEY_LIMIT:
         return clean
@@ -48,7 +49,7 @@ def safe_run_key(run_key: str) -> str:
 
 
 def safe_number(value: float | str) -> float:
-    """Returns a journal's number; infinities become the largest floats, as MLflow's stores do."""
+    """Returns a journal's number; infinities become the largest floats, as in MLflow's stores."""
     number = float(value)
     return math.copysign(sys.float_info.max, number) if math.isinf(number) else number
 

@@ -1,7 +1,7 @@
-"""The model registry: a run's weights as a version of a registered model, once.
+"""Registers a run's weights once as a version of a registered model.
 
-In the arrow: track, called by delivery. Files and weights are the run's own artifacts; no MLflow
-flavour is written, because those of torch are pickles.
+The weights and other files are the run's own artifacts, without an MLflow flavor, because the torch
+flavor is a pickle.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
 
 DIGEST = "raybust.digest"
 BEST = "best"
-"""Alias of the version that was registered last: `models:/NAME@best`."""
+"""Alias of the latest registered version: `models:/NAME@best`."""
 
 
 def register_version(client: MlflowClient, run_id: str, entry: Mapping[str, Any]) -> None:
-    """Makes or updates the version of a journal's entry; the caller holds the store's lock.
+    """Creates or updates the version of a journal entry; the caller holds the store's lock.
 
-    The same weights of the same run are the same version, whose tags and description are set anew.
+    If the run's weights already have a version, its tags and description are updated.
 
     Args:
-        client: client of the store, its registry the same.
-        run_id: the run that has the weights among its artifacts.
+        client: client of the store, which is also the registry.
+        run_id: the run with the weights among its artifacts.
         entry: an entry "register", see `Journal.register`.
 
     Raises:

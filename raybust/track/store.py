@@ -1,7 +1,7 @@
-"""The store as the driver sees it: made ready before workers start, searched, shown in a UI.
+"""The driver's use of the store: prepares it before workers start, searches it, shows it in a UI.
 
-In the arrow: track; for `train`, `tune`, `certify RUN` and `ui`. A server that is away is a warning
-here, because journals keep what it misses.
+For `train`, `tune`, `certify RUN` and `ui`. An unreachable server is only a warning, because
+journals keep what it misses.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ _SEARCHED = 1000
 
 
 def prepare(uri: str, out: str | Path, experiment: str) -> str | None:
-    """Makes the store ready: schema and experiment exist before any worker asks for them.
+    """Prepares the store: creates schema and experiment before any worker needs them.
 
     Args:
         uri: the store, from `resolve_uri`.
-        out: the folder in which everything lands.
+        out: the output folder.
         experiment: the experiment's name.
 
     Returns:
-        None, or one line that warns of a server that is away: training goes on, the journals keep
-        everything, and `sync` sends it later.
+        None, or a one-line warning that the server is unreachable: the journals keep everything,
+        and `sync` sends it later.
 
     Raises:
-        RequestError: a database that cannot be opened or written, or a deleted experiment.
+        RequestError: the database cannot be opened or written, or the experiment is deleted.
     """
     shown = safe_uri(uri)
     try:
@@ -56,23 +56,23 @@ def prepare(uri: str, out: str | Path, experiment: str) -> str | None:
         if is_database(uri) or is_permanent(error):
             raise RequestError(f"{shown}: the MLflow store cannot be used: {reason}") from None
         return (
-            f"MLflow at {shown} cannot be used now ({reason}); the runs are kept in their journals"
-            " and sent when it is back"
+            f"MLflow at {shown} cannot be used now ({reason}); the journals keep everything and"
+            " send it once the server is back"
         )
     return None
 
 
 @dataclasses.dataclass(frozen=True)
 class FoundRun:
-    """A run as the store has it.
+    """A run in the store.
 
     Attributes:
         run_id: MLflow's id.
-        run_key: raybust's key, "" for a run that raybust did not make.
+        run_key: raybust's key, "" for a run that raybust did not create.
         name: its name.
         experiment: its experiment's name.
         status: RUNNING, FINISHED, FAILED or KILLED.
-        tags: its tags, MLflow's own left out.
+        tags: its tags, without MLflow's own.
         params: its parameters.
         metrics: the last value of each metric.
     """
@@ -88,15 +88,15 @@ class FoundRun:
 
 
 def find_run(uri: str, name_or_id: str) -> FoundRun:
-    """Returns a run by MLflow's id, by its name, or by its run key; the newest of several.
+    """Returns a run by MLflow id, name, or run key; the newest of several.
 
     Raises:
-        RequestError: there is none, with the nearest names of the newest 1000 runs; or the store
+        RequestError: no run matches (names the closest of the newest 1000 runs), or the store
             cannot be reached.
     """
     file = sqlite_file(uri)
     if file is not None and not file.exists():
-        raise RequestError(f"unknown run '{name_or_id}': there is no store at {file} yet")
+        raise RequestError(f"unknown run '{name_or_id}': the store {file} does not exist yet")
     try:
         client = open_client(uri)
         names = {e.experiment_id: e.name for e in client.search_experiments()}
@@ -125,7 +125,7 @@ def find_run(uri: str, name_or_id: str) -> FoundRun:
 
 
 def _search(client: MlflowClient, experiments: list[str], name: str) -> list[Any]:
-    """Returns the runs of that name or key, newest first; there is at least one."""
+    """Returns the runs with a name or key, at least one, newest first."""
     newest = ["attributes.start_time DESC"]
     quote = '"' if "'" in name else "'"
     for field in ("attributes.run_name", f"tags.`{RUN_KEY}`"):
@@ -138,12 +138,12 @@ def _search(client: MlflowClient, experiments: list[str], name: str) -> list[Any
 
 
 def ui_command(uri: str, out: str | Path, port: int = 5000) -> tuple[list[str], dict[str, str]]:
-    """Returns the command that shows a store's UI on 127.0.0.1, and what it needs in the
-    environment on top of the caller's; the URI goes there, where no process list shows it.
+    """Returns the command that serves a store's UI on 127.0.0.1, and environment variables to add
+    for it. They include the URI, so that no process list shows it.
 
     Raises:
-        RequestError: the store is a server, which has its UI at its own address; or the SQLite
-            file does not exist yet.
+        RequestError: the store is a server, which serves its own UI, or the SQLite file does not
+            exist yet.
     """
     if not is_database(uri):
         raise RequestError(f"the store is a server with its own UI: open {safe_uri(uri)}")
@@ -153,7 +153,7 @@ def ui_command(uri: str, out: str | Path, port: int = 5000) -> tuple[list[str], 
     artifacts = (file.parent if file else Path(out).absolute()) / "mlartifacts"
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
     command += ["--port", str(port), "--workers", "1"]
-    command += ["--allowed-hosts", "localhost:*,127.0.0.1:*"]  # no page's own name for 127.0.0.1
+    command += ["--allowed-hosts", "localhost:*,127.0.0.1:*"]  # against DNS rebinding
     return command, {
         "MLFLOW_BACKEND_STORE_URI": uri,
         "MLFLOW_ARTIFACTS_DESTINATION": str(artifacts),
@@ -163,7 +163,7 @@ def ui_command(uri: str, out: str | Path, port: int = 5000) -> tuple[list[str], 
 
 
 def _check_writable(uri: str) -> None:
-    """Raises where a SQLite file can be read but not written."""
+    """Raises if a SQLite file can be read but not written."""
     file = sqlite_file(uri)
     if file is not None:
         import sqlite3

@@ -1,7 +1,7 @@
-"""Tracking URIs: which one holds, where its artifacts go, and how it is shown without its password.
+"""Tracking URIs: resolves them, locates their artifacts, removes passwords for display.
 
-In the arrow: track, and the driver before it starts. Workers have another working directory than
-the driver, so every local path becomes absolute here, once.
+Workers and driver have different working directories, so local paths become absolute here, before
+the driver starts.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ def resolve_uri(track: _Track, out: str | Path) -> str:
 
     Args:
         track: the section `track` of the configuration.
-        out: the folder in which everything lands.
+        out: the output folder.
 
     Raises:
-        RequestError: a file store, a bare path, an unknown scheme, or a database in memory.
+        RequestError: a file store, a bare path, an unknown scheme, or an in-memory database.
     """
     source, uri = "track.uri", track.uri
     if not uri:
@@ -45,23 +45,22 @@ def resolve_uri(track: _Track, out: str | Path) -> str:
     if not uri:
         if "://" in str(out):
             raise RequestError(
-                f"track.uri: not given, and out={safe_uri(str(out))} cannot hold a database;"
+                f"track.uri: not set, and out={safe_uri(str(out))} cannot hold a database;"
                 f" {_ADVICE}"
             )
         return sqlite_uri(Path(out).absolute() / "mlflow.db")
     scheme = uri.partition(":")[0].partition("+")[0].lower() if ":" in uri else ""
     if scheme in ("", "file") or scheme not in _REMOTE + _DATABASES:
-        what = "a file store, which MLflow no longer keeps" if scheme in ("", "file") else "unknown"
+        what = "a file store, which MLflow dropped" if scheme in ("", "file") else "unknown"
         raise RequestError(f"{source}: got '{safe_uri(uri)}', {what}; {_ADVICE}")
     return _absolute_sqlite(uri, source) if scheme == "sqlite" else uri
 
 
 def sqlite_uri(file: Path) -> str:
-    """Returns the URI of a SQLite file, in which ?, % and # of its path are escaped, so that they
-    mean themselves.
+    """Returns the URI of a SQLite file, with ?, % and # in the path escaped.
 
     Args:
-        file: absolute.
+        file: absolute path.
     """
     path = str(file)
     return f"{_SQLITE}{quote(path) if set(path) & set(_SPECIAL) else path}"
@@ -75,13 +74,13 @@ def sqlite_file(uri: str) -> Path | None:
 
 
 def is_database(uri: str) -> bool:
-    """Tells whether the client itself opens the database, with no server in between."""
+    """Whether the client opens the database directly, without a server in between."""
     return uri.partition(":")[0].partition("+")[0].lower() in _DATABASES
 
 
 def artifact_root(uri: str, out: str | Path) -> str | None:
-    """Returns where a new experiment's artifacts go: beside the SQLite file, under `out` for other
-    databases, None where the server decides."""
+    """Returns where a new experiment's artifacts go: next to a SQLite file, under `out` for other
+    databases; None if the server decides."""
     if not is_database(uri):
         return None
     file = sqlite_file(uri)
@@ -92,7 +91,7 @@ def artifact_root(uri: str, out: str | Path) -> str | None:
 
 
 def safe_uri(uri: str) -> str:
-    """Returns the URI for messages and logs: no password, no token."""
+    """Returns the URI without password and token, for messages and logs."""
     shown = re.sub(r"(://[^/\s:@]*):\S*@", r"\1:***@", uri)
     return re.sub(
         r"(?i)([?&][^=&\s]*(?:password|passwd|token|secret)[^=&\s]*=)[^&\s]*", r"\1***", shown
@@ -100,7 +99,7 @@ def safe_uri(uri: str) -> str:
 
 
 def redact(text: str, uri: str) -> str:
-    """Returns a foreign text, such as an error's, in one line and without the URI's password."""
+    """Returns third-party text, such as an error, as one line without the URI's password."""
     shown = safe_uri(" ".join(text.replace(uri, safe_uri(uri)).split()))
     userinfo = re.match(r"[^:]+://[^/:@]*:(.+)@", uri)
     if userinfo:

@@ -7,7 +7,7 @@ import kit
 import pytest
 
 import raybust.cluster  # noqa: F401  makes Ray's settings, before Ray is imported
-from raybust.cluster.session import known_to_its_processes
+from raybust.cluster.session import address_for_children
 from raybust.track.client import open_client
 
 
@@ -16,7 +16,7 @@ def cluster():
     """Ray as `raybust.cluster.session` starts it, but always with two CPUs."""
     import ray
 
-    with known_to_its_processes(ray):
+    with address_for_children(ray):
         ray.init(
             address="local",
             num_cpus=2,

@@ -22,7 +22,7 @@ from raybust.search.space import Space
 from raybust.search.study import Study
 from raybust.stages import tuning as run_sweep
 from raybust.stages.checks import check_sweep
-from raybust.stages.tuning import _leaderboard, _lesson
+from raybust.stages.tuning import _leaderboard, _warm_start_trials
 
 BLOCK = {"train.lr": {"float": [0.01, 0.2], "log": True, "default": 0.05}}
 FINAL = {"accuracy": 0.875, "certified": {"certified/acr": 0.4321}, "log": None, "attacked": None}
@@ -74,9 +74,7 @@ def test_a_killed_sweep_has_a_page_from_its_study(sweep, cli):
     tell(study, folder, 0.3, "RUNNING", 2)
     assert not (folder / "leaderboard.json").exists()
     result = report(cli, folder)
-    assert (
-        "5 trials: 2 trained to the end, 1 stopped early, 1 failed, 1 not ended yet" in result.out
-    )
+    assert "5 trials: 2 trained to the end, 1 stopped early, 1 failed, 1 unfinished" in result.out
     files = [Path(line) for line in result.out.splitlines() if line.startswith(str(folder))]
     assert {path.name for path in files} >= {"report.html", "history.png", "leaderboard.json"}
     assert all(path.is_file() for path in files)
@@ -90,8 +88,8 @@ def test_a_killed_sweep_has_a_page_from_its_study(sweep, cli):
 @pytest.mark.parametrize(
     ("state", "why"),
     [
-        (None, "No trial was begun"),
-        ("RUNNING", "goes on, or was interrupted"),
+        (None, "No trial was started"),
+        ("RUNNING", "is running or was interrupted"),
         ("FAIL", "the loss became nan"),
         ("PRUNED", "all were stopped early"),
     ],
@@ -114,7 +112,7 @@ def test_a_sweep_without_a_finished_trial_fails_with_the_same_words(sweep, state
     tell(study, folder, 0.1, state, 1)
     with pytest.raises(WorkError) as error:
         _leaderboard(kit.config(folder.parent, "name=search"), study, folder, print)
-    assert str(error.value) == f"search: no trial trained to its end: {why}"
+    assert str(error.value) == f"search: no trial trained to the end: {why}"
 
 
 def test_what_finalists_reached_is_kept_and_not_measured_again(sweep, cli):
@@ -138,17 +136,17 @@ def test_what_finalists_reached_is_kept_and_not_measured_again(sweep, cli):
 @pytest.mark.parametrize(
     ("settings", "block", "words"),
     [
-        ((), BLOCK, "3 epochs a trial, with early stopping by asha"),
-        (("tune.scheduler=none",), BLOCK, "3 epochs a trial, without early stopping"),
+        ((), BLOCK, "3 epochs per trial, with early stopping by asha"),
+        (("tune.scheduler=none",), BLOCK, "3 epochs per trial, without early stopping"),
         (
             ("train.seconds=40", "tune.scheduler=median"),
             BLOCK,
-            "40 seconds of training a trial, with early stopping by median",
+            "40 seconds of training per trial, with early stopping by median",
         ),
         (
             (),
             {"train.epochs": {"int": [2, 10]}},
-            "2 to 10 epochs (searched) a trial, with early stopping by asha",
+            "2 to 10 epochs (searched) per trial, with early stopping by asha",
         ),
     ],
 )
@@ -215,7 +213,7 @@ def test_a_moved_sweep_of_a_shared_storage_keeps_its_leaderboard(sweep, cli, tmp
     assert [entry.value for entry in board_of(moved).entries] == [0.5]
     assert [entry.value for entry in board_of(folder).entries] == [0.25]
     config = kit.config(folder.parent, f"tune.warm_start={moved.name}", storage)
-    (lesson,) = _lesson(config, Space.parse(BLOCK), folder.parent)
+    (lesson,) = _warm_start_trials(config, Space.parse(BLOCK), folder.parent)
     assert lesson.value == 0.5
 
 

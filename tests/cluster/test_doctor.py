@@ -30,7 +30,7 @@ def test_a_whole_cluster_lacks_nothing():
     ("what", "host", "fault", "advice"),
     [
         ("GPUs", "far: 2", {"ray_gpus": 0}, "CUDA_VISIBLE_DEVICES"),
-        ("GPUs", "far: 2", {"ray_gpus": 1}, "start Ray there again"),
+        ("GPUs", "far: 2", {"ray_gpus": 1}, "restart Ray there"),
         ("storage", "far", {"shared": False}, "mount one folder on all nodes"),
         ("MLflow", "far (timed out)", {"mlflow": "timed out"}, "MLFLOW_TRACKING_URI"),
     ],
@@ -100,11 +100,11 @@ def test_a_node_that_goes_while_it_is_asked_is_a_row(cluster, tmp_path, monkeypa
 @pytest.mark.cluster
 def test_an_autoscaler_that_cannot_be_asked_is_a_row(cluster, tmp_path, monkeypatch):
     def fail(ray):
-        raise RequestError("the head does not tell")
+        raise RequestError("no answer from the head")
 
     monkeypatch.setattr(doctor, "nodes_of", fail)
     found = {row.what: row for row in doctor.examine(kit.config(tmp_path), None)}
-    assert found["autoscaler"].seen == "the head does not tell"
+    assert found["autoscaler"].seen == "no answer from the head"
     assert found["Ray"].state == "ok"
 
 
@@ -116,14 +116,14 @@ def test_a_client_of_other_versions_and_a_store_that_is_away(cluster, tmp_path, 
     found = {row.what: row for row in doctor.examine(away, None) if row.state == "missing"}
     assert found.keys() == {"MLflow", "versions"}
     assert "start the server" in found["MLflow"].advice
-    seen = f"ray 1.0.0 where the command came from, {here['ray']} on the cluster"
+    seen = f"ray 1.0.0 on the submitting machine, {here['ray']} on the cluster"
     assert found["versions"].seen == seen
     assert "requirements.lock" in found["versions"].advice
 
 
 @pytest.mark.cluster
 def test_a_node_that_does_not_reach_the_server_says_why(cluster, tmp_path):
-    (seen,) = nodes.look(cluster, tmp_path, "http://127.0.0.1:9")
+    (seen,) = nodes.inspect_nodes(cluster, tmp_path, "http://127.0.0.1:9")
     assert "refused" in seen.mlflow
     assert seen.head
     assert seen.shared

@@ -80,7 +80,7 @@ def test_a_measurement_that_early_stopping_sees_in_time(tmp_path, block, setting
     [(LR, EVERY_30), (LR, LATE), (MANY, ("certified_fast.every=60",))],
 )
 def test_a_measurement_that_early_stopping_sees_too_late(tmp_path, block, settings, scheduler):
-    words = rf"certified_fast\.every: .* early stopping by {scheduler}.*at most 0\.5"
+    words = rf"certified_fast\.every: .* early stopping by {scheduler}.*at most 50 %"
     with pytest.raises(RequestError, match=words):
         check(tmp_path, block, *settings, f"tune.scheduler={scheduler}")
 

@@ -78,9 +78,9 @@ def test_capacity_is_the_head_with_all_nodes_that_may_be_there(monkeypatch):
     node = alive | {"Resources": {"CPU": 8.0, "GPU": 1.0}}
     ray = SimpleNamespace(nodes=lambda: [head, node, node | {"Alive": False}])
     for coming, most in (([], (9, 1)), ([GPU] * 3, (25, 3))):
-        monkeypatch.setattr(session, "may_come", lambda ray, coming=coming: coming)
+        monkeypatch.setattr(session, "potential_workers", lambda ray, coming=coming: coming)
         nodes = session.nodes_of(ray)
-        assert len(nodes.living) == 2
+        assert len(nodes.alive) == 2
         assert (nodes.total("CPU"), nodes.total("GPU")) == most
 
 
@@ -89,7 +89,7 @@ def test_capacity_is_the_head_with_all_nodes_that_may_be_there(monkeypatch):
 def test_workers_wait_for_nodes_where_an_autoscaler_starts_them(monkeypatch, coming, own, waits):
     name = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
     monkeypatch.setattr(os, "environ", {} if own is None else {name: own})
-    monkeypatch.setattr(worker, "may_come", lambda ray: coming)
+    monkeypatch.setattr(worker, "potential_workers", lambda ray: coming)
     monkeypatch.setattr(worker.ray, "nodes", lambda: [{"Alive": True}])
     worker._adapt_to_cluster()
     assert os.environ.get(name) == waits
@@ -98,10 +98,10 @@ def test_workers_wait_for_nodes_where_an_autoscaler_starts_them(monkeypatch, com
 
 @pytest.mark.cluster
 def test_nothing_comes_to_an_embedded_ray(cluster):
-    assert autoscaler.may_come(cluster) == []
+    assert autoscaler.potential_workers(cluster) == []
     assert autoscaler._ask_head(cluster) == {}
     nodes = session.nodes_of(cluster)
-    assert nodes.most == ()
+    assert nodes.potential == ()
     assert nodes.total("CPU") == cluster.cluster_resources()["CPU"]
 
 
@@ -110,10 +110,10 @@ def test_a_file_that_cannot_be_read_is_told(cluster, monkeypatch, tmp_path):
     ours = f"--gcs-address={cluster.get_runtime_context().gcs_address}"
     command = ["python", "ray/monitor.py", ours, f"--autoscaling-config={tmp_path}/gone"]
     monkeypatch.setattr(autoscaler, "_commands", lambda: iter([command]))
-    with pytest.raises(RequestError, match=r"head does not tell .*No such file.*ray status"):
-        autoscaler.may_come(cluster)
+    with pytest.raises(RequestError, match=r"cannot read the autoscaler.*No such file.*ray status"):
+        autoscaler.potential_workers(cluster)
     command[2] += "0"  # another cluster's
-    assert autoscaler.may_come(cluster) == []
+    assert autoscaler.potential_workers(cluster) == []
 
 
 class Kubernetes:
@@ -142,7 +142,7 @@ class Kubernetes:
 @pytest.mark.cluster
 def test_kuberay_is_asked_for_its_ray_cluster(cluster, monkeypatch, tmp_path):
     api = Kubernetes(monkeypatch, tmp_path)
-    nodes = autoscaler.may_come(cluster)
+    nodes = autoscaler.potential_workers(cluster)
     assert [(node["CPU"], node["GPU"]) for node in nodes] == [(8, 1)] * 4
     (url,) = api.asked
     assert url.endswith("/apis/ray.io/v1/namespaces/here/rayclusters/own")
@@ -152,14 +152,14 @@ def test_kuberay_is_asked_for_its_ray_cluster(cluster, monkeypatch, tmp_path):
 @pytest.mark.parametrize("answer", [{"code": 403}, {"scales": False}])
 def test_nothing_comes_to_a_ray_cluster_that_does_not_scale(cluster, monkeypatch, tmp_path, answer):
     Kubernetes(monkeypatch, tmp_path, **answer)
-    assert autoscaler.may_come(cluster) == []
+    assert autoscaler.potential_workers(cluster) == []
 
 
 @pytest.mark.cluster
 def test_an_api_that_fails_is_told(cluster, monkeypatch, tmp_path):
     Kubernetes(monkeypatch, tmp_path, code=500)
-    with pytest.raises(RequestError, match=r"head does not tell .*500 Server Error"):
-        autoscaler.may_come(cluster)
+    with pytest.raises(RequestError, match=r"cannot read the autoscaler.*500 Server Error"):
+        autoscaler.potential_workers(cluster)
 
 
 @pytest.fixture(scope="module", params=["v2", "v1"])
@@ -190,7 +190,7 @@ def raybust(autoscaled, *arguments, code=0):
 def test_workers_that_fit_on_no_node_yet_get_theirs_and_finish(autoscaled, new_out):
     out = new_out("grown")
     said = raybust(autoscaled, "doctor", "--out", out)
-    assert "1 CPUs, 0 GPUs on 1 nodes; the autoscaler adds up to 4 CPUs and 0 GPUs" in said
+    assert "1 CPUs, 0 GPUs on 1 nodes; the autoscaler may add up to 4 CPUs and 0 GPUs" in said
     said = raybust(autoscaled, "train", *TRAIN, "--name", "one", "--out", out)
     assert WAITS not in said, "it fits on the head"
     said = raybust(autoscaled, "certify", "one", LARGE, "--workers", "1", "--out", out)
@@ -204,9 +204,9 @@ def test_workers_that_fit_on_no_node_yet_get_theirs_and_finish(autoscaled, new_o
     assert "trained two" in said
     assert "5 CPUs, 0 GPUs on 3 nodes\n" in raybust(autoscaled, "doctor", "--out", out)
     code = (
-        "import ray; from raybust.cluster.autoscaler import may_come;"
+        "import ray; from raybust.cluster.autoscaler import potential_workers;"
         f" ray.init(address='{autoscaled.address}');"
-        " print(ray.get(ray.remote(num_cpus=2)(lambda: may_come(ray)).remote()))"
+        " print(ray.get(ray.remote(num_cpus=2)(lambda: potential_workers(ray)).remote()))"
     )
     done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     said = done.stdout.splitlines()  # the autoscaler's own lines may come first

@@ -134,7 +134,7 @@ def test_a_lost_node_without_a_replacement_is_told_in_bounded_time(nodes, outs, 
     last = said.splitlines()[-1]
     assert "alone" in last
     assert "no room left for 2 workers: 1 CPUs" in last
-    assert "the same command resumes" in last
+    assert "rerun the same command to resume" in last
     nodes.have(2)
     again = Run(nodes, outs, "alone")
     assert re.search(r"resuming at epoch [3-7]", again.ends())

@@ -61,9 +61,9 @@ def test_nodes_of_which_none_holds_a_worker_are_refused_however_many_they_are(tm
     two = config(tmp_path, "cluster.cpus_per_worker=2")
     with pytest.raises(RequestError, match=r"4 CPUs and 0 GPUs on 4 nodes, .* 0 such workers"):
         slots(two, Nodes(({"CPU": 1},) * 4))
-    assert slots(two, Nodes(({"CPU": 1},) * 4, most=({"CPU": 1}, *({"CPU": 4},) * 3))) == 6
+    assert slots(two, Nodes(({"CPU": 1},) * 4, potential=({"CPU": 1}, *({"CPU": 4},) * 3))) == 6
     with pytest.raises(RequestError, match=r"on 5 nodes"):
-        slots(two, Nodes(({"CPU": 1},) * 4, most=({"CPU": 1},) * 5))
+        slots(two, Nodes(({"CPU": 1},) * 4, potential=({"CPU": 1},) * 5))
 
 
 def test_dead_nodes_hold_nothing_and_nodes_may_come(tmp_path, monkeypatch):
@@ -71,7 +71,7 @@ def test_dead_nodes_hold_nothing_and_nodes_may_come(tmp_path, monkeypatch):
         {"Alive": alive, "Resources": {HEAD: 1.0, "CPU": cpus}}
         for alive, cpus in ((True, 2.0), (False, 8.0))
     ]
-    monkeypatch.setattr(module, "may_come", lambda ray: [{"CPU": 2}] * 3)
+    monkeypatch.setattr(module, "potential_workers", lambda ray: [{"CPU": 2}] * 3)
     ray = SimpleNamespace(nodes=lambda: here)
     head = here[0]["Resources"]
     assert nodes_of(ray) == Nodes((head,), (head, *[{"CPU": 2}] * 3))
@@ -92,9 +92,7 @@ def test_dead_nodes_hold_nothing_and_nodes_may_come(tmp_path, monkeypatch):
     ],
 )
 def test_what_does_not_fit_is_refused_in_numbers(tmp_path, settings, resources, words):
-    with pytest.raises(
-        RequestError, match=r"cluster\.workers: .* do not fit .* take fewer"
-    ) as told:
+    with pytest.raises(RequestError, match=r"cluster\.workers: .* do not fit .* use fewer") as told:
         slots(config(tmp_path, *settings), Nodes((resources,)))
     assert all(word in str(told.value) for word in words)
 
@@ -124,7 +122,7 @@ def test_an_open_session_is_used_and_left_open(cluster):
         assert found is cluster
     assert cluster.is_initialized()
     assert cluster.cluster_resources()["CPU"] == 2
-    (node,) = nodes_of(cluster).living
+    (node,) = nodes_of(cluster).alive
     assert node["CPU"] == 2
 
 

@@ -145,7 +145,7 @@ def test_an_interrupted_run_resumes_to_the_same_file(run, reference, monkeypatch
         )
         found = certify(load(run), echo=said.append)
     assert len(done) == EXAMPLES - count
-    assert any(f"{count} of {EXAMPLES} rows are there" in line for line in said)
+    assert any(f"{count} of {EXAMPLES} rows are done" in line for line in said)
     assert timeless(found.log) == timeless(reference.log)
 
 
@@ -170,7 +170,7 @@ def test_a_driver_that_is_killed_twice_ends_with_the_same_file(trained, run, clu
     seen = killed(killed(2))
     assert seen < 2 + 120, "it was finished before it was killed"
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    assert f"{seen - 2} of 120 rows are there" in done.stderr + done.stdout
+    assert f"{seen - 2} of 120 rows are done" in done.stderr + done.stdout
     assert timeless(path) == timeless(whole.log)
 
 
@@ -211,7 +211,7 @@ def test_a_row_is_reproduced(run):
     found = certify(held)
     idx = CertificateLog(found.log, certified.protocol_of(held, "cpu")).rows[5].idx
     assert f"row {idx} of" in certified.recompute(held, idx)
-    assert "is reproduced" in certified.recompute(held, idx)
+    assert "was reproduced" in certified.recompute(held, idx)
     before = found.log.read_bytes()
     with pytest.raises(RequestError, match=r"example 987654 is not in"):
         certified.recompute(held, 987654)
@@ -220,13 +220,13 @@ def test_a_row_is_reproduced(run):
     cells[7] = str(int(cells[7]) - 1)  # votes of the pilot, from which nothing else follows
     text[7] = "\t".join(cells)
     found.log.write_text("\n".join(text) + "\n")
-    with pytest.raises(WorkError, match="is not reproduced"):
+    with pytest.raises(WorkError, match="was not reproduced"):
         certified.recompute(held, int(cells[0]))
     assert before != found.log.read_bytes()
 
 
 def test_a_row_of_a_log_that_is_not_there(run):
-    with pytest.raises(RequestError, match="no certificates at this protocol yet"):
+    with pytest.raises(RequestError, match="no certificates with this protocol yet"):
         certified.recompute(load(run), 0)
 
 

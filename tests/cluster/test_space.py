@@ -147,7 +147,7 @@ def test_a_space_contains_whole_points_alone(point, within):
 
 def test_domains_of_one_key_must_exclude_each_other():
     text = TWO + "method.beta@again: {float: [1.0, 2.0], when: {method.name: [macer, standard]}}"
-    with pytest.raises(RequestError, match=r"stands beside method.beta@macer; give each a `when`"):
+    with pytest.raises(RequestError, match=r"overlaps method.beta@macer; give each a `when`"):
         parse(text)
 
 
@@ -156,7 +156,7 @@ def test_a_point_of_the_user_is_held_against_the_domain_of_its_condition():
     space.check_point({"method.name": "macer", "method.beta": 20.0})
     with pytest.raises(RequestError, match=r"got 20.0, expected float in \[1, 12\]"):
         space.check_point({"method.name": "trades", "method.beta": 20.0})
-    with pytest.raises(RequestError, match=r"the keys of its `when` beside it"):
+    with pytest.raises(RequestError, match=r"the keys of its `when` as well"):
         space.check_point({"method.beta": 6.0})
 
 
@@ -211,7 +211,7 @@ def test_check_refuses_what_trials_are_compared_by(key):
         space.check([], methods.get)
     key = key.partition("@")[0]
     assert error.value.problems == (
-        f"search: {key}: is the same for all trials of a sweep; set it outside of `search`",
+        f"search: {key}: must be the same for all trials of a sweep; set it outside `search`",
     )
 
 

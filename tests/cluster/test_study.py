@@ -296,7 +296,7 @@ def test_a_database_of_mlflow_is_told_from_one_of_another_optuna(open_study, tmp
         connection.execute("create table alembic_version (version_num varchar(32))")
         connection.execute("insert into alembic_version values ('e5f6')")
     for _ in range(2):  # also where Optuna has left its own tables beside the others
-        with pytest.raises(RequestError, match="holds other tables"):
+        with pytest.raises(RequestError, match="contains other tables"):
             open_study(storage=f"sqlite:///{foreign}")
 
 
@@ -350,7 +350,7 @@ def test_a_study_of_another_space_is_refused_with_the_difference(open_study):
     }
     with pytest.raises(RequestError) as found:
         open_study(space=Space.parse(other))
-    assert "its study has another space, in method.sigma, train.lr" in str(found.value)
+    assert "its study has a different search space, in method.sigma, train.lr" in str(found.value)
 
 
 # What tpe ranks stopped trials by
@@ -535,7 +535,7 @@ def test_what_an_earlier_sweep_found_is_where_the_next_one_begins(tmp_path):
     earlier = study_of(tmp_path / "earlier", space=space, first=[], startup=5)
     run(earlier, 20, value)
     study = study_of(tmp_path / "sweep", space=space, first=[], startup=5)
-    assert study.learn(earlier.study.get_trials(), "earlier") == 20
+    assert study.warm_start(earlier.study.get_trials(), "earlier") == 20
     assert (study.finished(), study.records()) == (0, [])
     records = run(study, 6, value)
     assert records[0].number == 20
@@ -558,7 +558,7 @@ def test_only_trials_that_lie_in_the_space_are_learned_from(tmp_path):
         }
     )
     study = study_of(tmp_path / "sweep", space=narrow)
-    assert 0 < study.learn(earlier.study.get_trials(), "earlier") == len(fitting) < 12
+    assert 0 < study.warm_start(earlier.study.get_trials(), "earlier") == len(fitting) < 12
 
 
 def test_what_was_learned_is_held_against_the_constraints_of_this_sweep(tmp_path):
@@ -569,7 +569,7 @@ def test_what_was_learned_is_held_against_the_constraints_of_this_sweep(tmp_path
     run(earlier, 20, **others)
     bound = "validation/accuracy >= 0.5"
     study = study_of(tmp_path / "sweep", space=space, first=[], startup=5, constraints=(bound,))
-    study.learn(earlier.study.get_trials(), "earlier")
+    study.warm_start(earlier.study.get_trials(), "earlier")
     for trial in study.study.get_trials():
         assert trial.constraints == {bound: pytest.approx(trial.params["train.lr"] - 0.5)}
     late = [record.point["train.lr"] for record in run(study, 15, **others)]
@@ -582,18 +582,18 @@ def test_stopped_trials_of_another_budget_are_learned_from_at_this_one_s_steps(t
     number, _ = earlier.ask()
     earlier.prune(number)
     study = study_of(tmp_path / "sweep", train=PASSES)
-    assert study.learn(earlier.study.get_trials(), "earlier") == 2
+    assert study.warm_start(earlier.study.get_trials(), "earlier") == 2
     assert steps(study)[-2:] == [{2: 0.5}, {}]
 
 
-def test_a_sweep_of_the_same_objectives_in_another_order_is_no_lesson(tmp_path):
+def test_a_sweep_of_the_same_objectives_in_another_order_is_no_warm_start_trials(tmp_path):
     accuracy = "validation/accuracy"
     both = f"tune.objectives=[max {METRIC},max {accuracy}]"
     earlier = kit.config(tmp_path, both, "name=earlier")
     runs.identify(tmp_path / "earlier", "sweep", configuration.to_dict(earlier))
     turned = kit.config(tmp_path, both, f"tune.metric={accuracy}", "tune.warm_start=earlier")
     with pytest.raises(RequestError, match=r"tune.warm_start: earlier optimizes .*in that order"):
-        tuning._lesson(turned, SPACE, tmp_path)
+        tuning._warm_start_trials(turned, SPACE, tmp_path)
 
 
 def test_two_commands_never_share_a_sweep(out, tmp_path):
@@ -615,6 +615,6 @@ def test_two_commands_never_share_a_sweep(out, tmp_path):
 def test_the_first_points_are_known_from_the_sampler_s_also_after_a_kill(open_study):
     study = open_study(points=({"train.lr": 0.02},))
     ask(study, 3)
-    assert [study.given(number) for number in range(3)] == [True, True, False]
+    assert [study.is_enqueued(number) for number in range(3)] == [True, True, False]
     again = open_study(points=({"train.lr": 0.02},))
-    assert [again.given(number) for number, _ in again.interrupted()] == [True, True, False]
+    assert [again.is_enqueued(number) for number, _ in again.interrupted()] == [True, True, False]

@@ -260,7 +260,7 @@ def test_an_actor_trains_nothing_where_a_trial_had_trained_to_its_end(trained, t
 
 def test_a_sweep_without_a_finished_trial_says_why(out):
     block = {"train.lr": {"choice": [WILD, 2 * WILD]}}
-    with pytest.raises(WorkError, match=r"no trial trained to its end.*nan in epoch 1"):
+    with pytest.raises(WorkError, match=r"no trial trained to the end.*nan in epoch 1"):
         run(out, "name=lost", "tune.trials=2", "train.epochs=1", block=block)
     found = kit.runs_of(out)
     assert found["lost"].info.status == "FAILED"
@@ -393,7 +393,7 @@ def test_three_trials_that_lack_the_metric_end_the_sweep(searcher, begin):
     search._left = 9
     for name in "abc":
         search.suggest(name)
-        lacking = f"{begin}sweep.metric: no epoch reports gaussian/any"
+        lacking = f"{begin}tune.metric: no epoch reports gaussian/any"
         search.on_trial_complete(name, result(1, float("nan"), failure=lacking, done=True))
     assert search.suggest("d") == "FINISHED"
     assert [record.state for record in study.records()] == ["FAIL"] * 3
@@ -455,7 +455,7 @@ def test_objectives_constraints_and_a_budget_in_passes(cluster, new_out):
         out, *settings[1:], "name=warm", "tune.warm_start=front", "tune.finalists=0", block=space,
         said=said, tune__points=points,
     )  # fmt: skip
-    assert "warm: learned from 4 trials of front" in said
+    assert "warm: warm start from 4 trials of front" in said
     assert len(warm.entries) + len(warm.others) == 4
     assert len(study_of(out, "warm").get_trials()) == 8
 
@@ -495,7 +495,7 @@ def test_a_study_that_cannot_be_written_ends_the_sweep_in_one_line(new_out, clus
 
     block = {"seed": {"int": [0, 99]}}
     monkeypatch.setattr(Study, "report", full)
-    with pytest.raises(WorkError, match=r"the sweep ended: .*disk I/O error; the same command"):
+    with pytest.raises(WorkError, match=r"sweep aborted: .*disk I/O error; rerun the same command"):
         run(out, "name=full", "tune.trials=2", block=block)
     monkeypatch.undo()
     board = run(out, "name=full", "tune.trials=2", block=block)

@@ -103,7 +103,7 @@ def test_the_same_command_again_has_nothing_to_do(trained):
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
     said = []
     assert train(kit.config(out, "name=one"), said) == folder
-    assert any("is trained already" in line for line in said)
+    assert any("is already trained" in line for line in said)
     assert {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()} == before
     assert len(kit.runs_of(out)) == 1
 
@@ -115,7 +115,7 @@ def test_an_id_of_mlflow_is_that_run_or_refused(trained, monkeypatch):
     assert find(run.info.run_id, leaves) == folder
     later = dataclasses.replace(runs.read_identity(folder), uid="another")
     monkeypatch.setattr(runs, "read_identity", lambda _: later)  # as after --no-resume
-    with pytest.raises(RequestError, match=r"holds a later run by now; .*one\.1"):
+    with pytest.raises(RequestError, match=r"now holds a later run; .*one\.1"):
         find(run.info.run_id, leaves)
 
 
@@ -130,7 +130,7 @@ def test_a_run_that_was_killed_after_its_last_checkpoint_is_ended(trained, out):
     assert kit.lines(journal)[-1]["e"] != "end"
     said = []
     train(kit.config(out, "name=one"), said)
-    assert said == ["one is trained already; --no-resume trains it anew"]
+    assert said == ["one is already trained; use --no-resume to train it again"]
     assert kit.lines(journal)[-1]["e"] == "end"
     assert kit.runs_of(out)["one"].info.status == "FINISHED"
     ended = journal.read_bytes()

@@ -54,7 +54,7 @@ def test_the_last_good_checkpoint_is_intact_and_the_run_goes_on(host, fault):
     assert run.returncode == 1
     last = said.splitlines()[-1]
     assert words in last
-    assert "the same command resumes" in last
+    assert "rerun the same command to resume" in last
     assert "Traceback" not in said
     newest = checkpoint.newest(folder)
     assert newest is not None

@@ -69,13 +69,13 @@ def test_doctor(lab):
 
 
 def test_the_file_of_the_autoscaler_is_found_on_the_head(lab):
-    code = "from raybust.cluster import growth; print(growth._cluster()['cluster_name'])"
+    code = "from raybust.cluster import autoscaler as a; print(a._cluster_file()['cluster_name'])"
     assert lab.python(code).strip() == lab.filled_in()["cluster_name"]
 
 
 def test_doctor_names_a_folder_that_is_not_shared(lab):
     said = lab.laptop.run(f"raybust doctor --out /root/own --address {JOBS}", code=1)
-    assert re.search(r"storage +missing +another folder on rb[12] +mount one folder", said)
+    assert re.search(r"storage +missing +not shared with rb[12] +mount one folder", said)
 
 
 def test_two_hosts_train_one_network(lab):
@@ -109,10 +109,10 @@ def test_two_hosts_train_one_network(lab):
 
 def test_both_hosts_certify_it(lab):
     said = lab.laptop.run(f"raybust certify two certify.examples=60 {CERTIFY} {TO} --detach")
-    again = re.search(r"its log: (ray job logs .*)", said).group(1)
+    again = re.search(r"follow it with: (ray job logs .*)", said).group(1)
     lab.laptop.run(again, timeout=240)
     said = lab.laptop.run(f"raybust certify two certify.examples=60 {CERTIFY} {TO}")
-    assert "60 of 60 rows are there" in said
+    assert "60 of 60 rows are done" in said
     assert "curve  /mnt/raybust/runs/two/certified/" in said
     settings = configuration.leaves_of_arguments(["certify.examples=60", *CERTIFY.split()])
     trained = load_trained(lab.shared / "runs/two", settings)
@@ -121,7 +121,7 @@ def test_both_hosts_certify_it(lab):
     assert len(rows) == 60
     for row in rows[::12]:
         number = int(row.split("\t")[0])
-        assert "is reproduced" in certified.recompute(trained, number)
+        assert "was reproduced" in certified.recompute(trained, number)
     tasks = "list_tasks(filters=[('name', '=', '_shard')], detail=True)"
     code = f"from ray.util.state import list_tasks; print(*{{t.node_id for t in {tasks}}})"
     assert len(lab.python(code).split()) == 2, "both hosts computed certificates"
@@ -144,7 +144,7 @@ def test_a_sweep_survives_a_lost_connection(lab):
             lab.open_tunnel()
     assert process.wait() == 0
     text = "\n".join(said)
-    assert text.index("connection lost") < text.index("the connection is back")
+    assert text.index("connection lost") < text.index("connection restored")
     trials = [line for line in said if FINISHED.match(line)]
     assert len(trials) == len(set(trials)) == 4, "a line is missing, or came twice"
     names = {

@@ -212,8 +212,8 @@ def test_what_comes_from_outside_is_escaped(tmp_path):
 
 
 NONE = {
-    "none begun": ([], 0, "No trial was begun."),
-    "all running": ([], 3, "the sweep goes on, or was interrupted"),
+    "none begun": ([], 0, "No trial was started."),
+    "all running": ([], 3, "the sweep is running or was interrupted"),
     "failed": ([entry(0, state="FAIL", value=None, reason="out of memory")], 0, "out of memory"),
     "stopped": ([entry(0, state="PRUNED", value=0.1)], 0, "all were stopped early"),
     "of nan": ([entry(0, state="FAIL", value=math.nan, reason="its value is nan")], 0, "is nan"),
@@ -265,13 +265,13 @@ def test_learning_curves_are_over_the_budget_and_not_over_epochs(tmp_path, monke
     )
     plot_learning(made, tmp_path / "learning.png")
     (axes,) = drawn[0].axes
-    assert axes.get_xlabel() == "forward and backward passes a training image"
+    assert axes.get_xlabel() == "forward and backward passes per training image"
     assert [line.get_xdata().tolist() for line in axes.get_lines()] == [
         list(one.values()) for one in spent
     ]
     monkeypatch.undo()
     page, _ = published(made)
-    assert "over forward and backward passes a training image" in page.text
+    assert "over forward and backward passes per training image" in page.text
     plain, _ = published(board(tmp_path, entries))
     assert "over epochs" in plain.text
 

@@ -83,7 +83,7 @@ def test_what_a_server_that_stays_away_misses_is_sent_by_the_next_command(
         log.close(1)
     (warning,) = said
     assert "journal.jsonl is not in MLflow yet" in warning
-    assert "the same command sends it" in warning
+    assert "rerun the same command to send it" in warning
     faulty.mode = None
     with tracking.sending_rest(folder, faulty.uri, tmp_path, said.append):
         pass

@@ -131,6 +131,6 @@ def test_misuse_is_refused(path, tmp_path):
         journal.start("key", "e", "name")
         with pytest.raises(ValueError, match="RUNNING"):
             journal.end("RUNNING")
-        with pytest.raises(RequestError, match="'key', not of 'other'"):
+        with pytest.raises(RequestError, match="belongs to run 'key', not 'other'"):
             journal.start("other", "e", "name")
     assert len(lines(path)) == 1
