@@ -1,8 +1,8 @@
-"""What a result belongs to: the function, the images and the labels that made it.
+"""Identifies the function, the images and the labels that produced a result.
 
-Names and weights do not tell a function: the same state dict fits another `forward`. So a header
-also records what the network computes on a few fixed inputs, and the content of the images and
-labels that its rows are about. Used by all stages that keep rows: certify, evaluate, corruptions.
+Names and weights do not identify a function: the same state dict fits another `forward`. So a
+header also records the network's outputs on a few fixed inputs, and digests of the images and
+labels in its rows. Used by all stages that keep rows: certify, evaluate, corruptions.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 
 PROBES = 4
-"""Images of the data, and as many of noise, on which a network is recorded (our choice)."""
+"""Number of data images, and of noise images, on which a network is recorded (our choice)."""
 
 TOLERANCE = 1e-4
-"""Difference of recorded numbers, all of the order of 1, within which two runs of one function
-agree: kernels and numbers of threads differ in rounding, by about 1e-6."""
+"""Maximum difference of recorded numbers, all of order 1, between runs of the same function:
+kernels and thread counts change rounding by about 1e-6."""
 
 _DIGITS = 8
 _FUNCTION, _IMAGES, _LABELS = ("weights", "outputs", "front"), ("data",), ("labels",)
@@ -30,24 +30,24 @@ _RECORDED = ("outputs", "data", "labels")
 
 
 def outputs_of(network: nn.Module, images: Tensor, *, gradients: bool = False) -> tuple[float, ...]:
-    """Returns numbers that tell one function from another, of `PROBES` images of the data and as
-    many of uniform noise: size and direction of the logits and of their distances to the largest,
-    through asinh. A huge logit then hides no change of the others, nor does a large offset.
+    """Returns a fingerprint of a function on `PROBES` data images and as many of uniform noise:
+    norm and direction of the logits and of their gaps to the largest, through asinh, so that
+    neither a huge logit nor a large offset hides changes of the others.
 
-    A network that draws at random is recorded at a fixed state of torch's global generator, which
-    is put back afterwards.
+    A stochastic network is recorded at a fixed state of torch's global generator, which is restored
+    afterwards.
 
     Args:
         network: images (B, C, H, W) in [0, 1] to logits (B, K), in eval mode.
-        images: float (N, C, H, W) in [0, 1], N at least 1; the first are used.
-        gradients: also record size and direction of each image's gradient, on which attacks depend.
+        images: float (N, C, H, W) in [0, 1], N >= 1; only the first `PROBES` are used.
+        gradients: also record norm and direction of each image's gradient, which attacks use.
     """
     assert not network.training, "a function is recorded in eval mode"
     own = next(network.parameters(), next(network.buffers(), images))
     draw = torch.Generator().manual_seed(0)
     noise = torch.rand(PROBES, *images.shape[1:], generator=draw)
     inputs = torch.cat([images[:PROBES].float().cpu(), noise]).to(own.device)
-    with _exact(own.device), torch.set_grad_enabled(gradients):
+    with _reproducible(own.device), torch.set_grad_enabled(gradients):
         logits = network(inputs.requires_grad_(gradients))
         slopes = _gradient(_project(logits, draw).sum(), inputs) if gradients else None
     rows = logits.detach().flatten(1).double()
@@ -59,15 +59,15 @@ def outputs_of(network: nn.Module, images: Tensor, *, gradients: bool = False) -
 
 
 def _size_and_direction(rows: Tensor, draw: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Returns, for each row, the logarithm of its root mean square, and a projection of the row
-    over that; zeros for a row of zeros."""
+    """Returns each row's log root mean square, and a projection of the row divided by its root
+    mean square; zeros for a row of zeros."""
     size = rows.square().mean(1, keepdim=True).sqrt()
     direction = torch.where(size > 0, rows / size, 0.0)
     return torch.where(size > 0, size.log(), 0.0).flatten(), _project(direction, draw)
 
 
 def fixed_images(shape: Sequence[int]) -> Tensor:
-    """Returns images (PROBES, C, H, W) of uniform noise, the same for every caller.
+    """Returns uniform-noise images (PROBES, C, H, W), the same for every call.
 
     Args:
         shape: (C, H, W).
@@ -76,7 +76,7 @@ def fixed_images(shape: Sequence[int]) -> Tensor:
 
 
 def agree(theirs: Sequence[float], ours: Sequence[float]) -> bool:
-    """Returns whether two records of `outputs_of` are of one function, up to rounding."""
+    """Returns whether two records of `outputs_of` match up to rounding."""
     if len(theirs) != len(ours) or not all(map(math.isfinite, (*theirs, *ours))):
         return False
     return all(
@@ -85,12 +85,12 @@ def agree(theirs: Sequence[float], ours: Sequence[float]) -> bool:
 
 
 def weights_digest(network: nn.Module) -> str:
-    """Returns the SHA-256 of a network's state: names in order, dtypes, shapes, bytes."""
+    """Returns the SHA-256 of a network's state: sorted names, dtypes, shapes, bytes."""
     return state_digest(network.state_dict())
 
 
 def state_digest(state: Mapping[str, Tensor]) -> str:
-    """Returns `weights_digest` of the network that has this state dict."""
+    """Returns the `weights_digest` of a network with this state dict."""
     digest = hashlib.sha256()
     for name, tensor in sorted(state.items()):
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}:".encode())
@@ -100,12 +100,12 @@ def state_digest(state: Mapping[str, Tensor]) -> str:
 
 
 def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
-    """Returns in what two headers differ, one phrase a kind: the function, the images, the labels,
-    the protocol; or that the first does not record enough to prove that they are the same.
+    """Returns how two headers differ, one phrase per kind: function, images, labels, protocol; or
+    that the first records too little to prove that they agree.
 
     Args:
-        theirs: fields of the header that is there.
-        ours: fields of the header of what is asked for now; lists and tuples are equal.
+        theirs: fields of the existing header.
+        ours: fields of the requested header; lists and tuples compare equal.
     """
     theirs, ours = _plain(theirs), _plain(ours)
     changed = {
@@ -118,7 +118,7 @@ def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]
     unproven = [key for key in _RECORDED if key in ours and not theirs.get(key)]
     if unproven:
         changed = {key: text for key, text in changed.items() if key not in _RECORDED}
-    elif "data" in changed:  # the recorded outputs are of those images
+    elif "data" in changed:  # outputs are recorded on these images
         changed.pop("outputs", None)
     kinds = (
         ("another function", lambda key: key in _FUNCTION),
@@ -131,7 +131,7 @@ def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]
         texts = [text for key, text in changed.items() if belongs(key)]
         found += [f"{kind} ({'; '.join(texts)})"] if texts else []
     if unproven:
-        found.append(f"unproven origin (its header does not record {', '.join(unproven)})")
+        found.append(f"an unproven origin (its header does not record {', '.join(unproven)})")
     return found
 
 
@@ -139,17 +139,17 @@ def fields_of(text: str) -> dict[str, Any]:
     """Returns the fields of a header's JSON.
 
     Raises:
-        ValueError: it is no JSON object.
+        ValueError: it is not a JSON object.
     """
     fields = json.loads(text)
     if not isinstance(fields, dict):
-        raise ValueError("no JSON object")
+        raise ValueError("not a JSON object")
     return {key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()}
 
 
 @contextmanager
-def _exact(device: torch.device) -> Iterator[None]:
-    """Full float32 without autocast, at a fixed state of torch's global generator."""
+def _reproducible(device: torch.device) -> Iterator[None]:
+    """Runs full float32 without autocast, with torch's global generator in a fixed state."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
@@ -165,19 +165,19 @@ def _exact(device: torch.device) -> Iterator[None]:
 
 
 def _project(values: Tensor, draw: torch.Generator) -> Tensor:
-    """Returns one number a row: its product with a fixed Gaussian vector, in float64."""
+    """Returns each row's product with a fixed Gaussian vector, in float64."""
     rows = values.flatten(1).double()
     vector = torch.randn(rows.shape[1], generator=draw, dtype=torch.float64)
     return rows @ vector.to(rows.device) / math.sqrt(rows.shape[1])
 
 
 def _gradient(total: Tensor, inputs: Tensor) -> Tensor:
-    """Returns the gradient by the inputs; zeros where no differentiable path leads to them."""
+    """Returns the gradient with respect to the inputs; zeros where no path is differentiable."""
     if not total.requires_grad:
         return torch.zeros_like(inputs)
     try:
         (found,) = torch.autograd.grad(total, inputs, allow_unused=True)
-    except RuntimeError:  # a part of the network has no derivative
+    except RuntimeError:  # part of the network is not differentiable
         found = None
     return torch.zeros_like(inputs) if found is None else found
 
@@ -195,7 +195,7 @@ def _tuples(value: Any) -> Any:
 
 
 def _short(value: Any) -> str:
-    """Returns a value as a message shows it: the start of a digest, the start of a list."""
+    """Returns a value shortened for messages: the start of a digest or of a list."""
     if isinstance(value, str) and len(value) >= 16 and set(value) <= set("0123456789abcdef"):
         return value[:8]
     if isinstance(value, tuple) and len(value) > 5:

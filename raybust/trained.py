@@ -1,7 +1,7 @@
-"""Trained networks: what a run, a checkpoint or a weights file is once it is loaded.
+"""Trained networks, loaded from a run, a checkpoint or a weights file.
 
-Also where its results go, and which results of a run are of the weights that it has now. Stage
-between checkpoint and certify / evaluate.
+Also locates their results and checks which were made with a run's current weights. Stage between
+checkpoint and certify / evaluate.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from raybust import config as configuration
 from raybust import data, methods, models
 from raybust.config import Config, Leaf
 from raybust.data import Dataset
-from raybust.disk import checkpoint
+from raybust.disk import checkpoint, runs
 from raybust.disk.runs import IDENTITY, TRIALS, belongs, out_folder, read_identity
 from raybust.errors import RequestError
 from raybust.evaluate import correct
 from raybust.identity import agree, fixed_images, outputs_of, state_digest
 from raybust.train.objective import assemble
 
-_TRIED = 200
-"""Test images on which weights that raybust did not train are tried."""
+_SAMPLE = 200
+"""Test images for checking weights that raybust did not train."""
 
 FOREIGN = "_weights"
-"""Folder of the results of what is no run; no run can have that name."""
+"""Folder of the results of anything but runs; no run can have that name."""
 
-_AFTERWARDS = (
+_SETTABLE = (
     "certify",
     "evaluate",
     "corruptions",
@@ -52,13 +52,13 @@ class Trained:
     """A trained network with what is needed to certify or attack it.
 
     Attributes:
-        folder: where results about it are written; of what is no run, one below OUT/_weights.
+        folder: folder of its results; below OUT/_weights if it is not a run.
         config: its configuration, with the overrides of this call.
         dataset: its data.
         network: in eval mode, on the CPU.
-        trained_sigma: the sigma of its training noise, or None.
-        uid: its key in the tracking store, or None for what is no run.
-        notes: what the user has to know about it, a line each.
+        trained_sigma: sigma of its training noise, or None.
+        uid: its key in the tracking store, or None if it is not a run.
+        notes: lines to show to the user.
     """
 
     folder: Path
@@ -71,7 +71,7 @@ class Trained:
 
     @property
     def name(self) -> str:
-        """What a person calls it: its folder's name, SWEEP/7 for a trial of a sweep."""
+        """Its display name: its folder's name, or SWEEP/7 for a sweep's trial."""
         if self.folder.parent.name != TRIALS:
             return self.folder.name
         return f"{self.folder.parent.parent.name}/{int(self.folder.name)}"
@@ -81,80 +81,133 @@ def load_trained(path: Path, overrides: list[Leaf]) -> Trained:
     """Returns the trained network of a run folder, a checkpoint folder or a weights file.
 
     Args:
-        path: as `find` found it.
-        overrides: key=value of this call. For a run only what comes after training may change; a
-            weights file takes its whole configuration from them.
+        path: as returned by `find`.
+        overrides: key=value of this call. For a run, only settings used after training may change;
+            a weights file takes its whole configuration from them.
 
     Raises:
-        RequestError: no checkpoint yet, a sweep, or an override of what is trained already.
+        RequestError: there is no checkpoint yet, it is a sweep, or an override affects training.
     """
     if path.is_file():
         return _load_weights_file(path, overrides)
-    folder, uid = path, None
+    folder, uid, notes = path, None, list[str]()
     if (path / IDENTITY).exists():
         found = read_identity(path)
         if found.kind == "sweep":
             raise RequestError(
                 f"{path.name}: is a sweep; name one of its trials, for instance {path.name}/0"
             )
-        newest = checkpoint.newest(path)
+        newest = checkpoint.newest(path, lambda text: notes.append(f"warning: {text}"))
         if newest is None:
             raise RequestError(f"{path.name}: has no checkpoint yet; train it first")
         folder, uid = newest, found.uid
     manifest = checkpoint.read_manifest(folder)
     for leaf in overrides:
-        if not belongs(leaf.key, _AFTERWARDS):
+        if not belongs(leaf.key, _SETTABLE):
             raise RequestError(
                 f"{leaf.key}: is fixed by the training of {path.name};"
-                f" after it only these may be set: {', '.join(_AFTERWARDS)}"
+                f" only these may be set afterwards: {', '.join(_SETTABLE)}"
             )
     leaves = configuration.leaves_of(manifest["config"], f"run {path.name}")
-    if uid is None:  # its results belong to whoever names it, not to where it was trained
+    if uid is None:  # its results go to this call's folder, not to that of its training
         leaves = [leaf for leaf in leaves if leaf.key != "out"]
     config = configuration.compose([*leaves, *overrides], methods.get)
     dataset = data.load(config.data)
+    _check_dataset(path.name, manifest, dataset)
     network = assemble(config, dataset)
     network.load_state_dict(checkpoint.read_weights(folder))
     network.eval()
     owner = path if uid is not None else foreign_folder(config, path)
-    notes = _changes(path.name, network, dataset, manifest)
-    return Trained(owner, config, dataset, network, config.method.noise(), uid, notes)
+    if not manifest["done"]:
+        notes.append(f"warning: {path.name} has not finished training: epoch {manifest['epoch']}")
+    notes += _changes(path.name, network, dataset, manifest)
+    if uid is not None and (original := runs.original_of(path)) is not None:
+        notes.append(
+            f"warning: {path.name} is a copy of {original}; its results stay here and are not sent"
+            " to MLflow, where the original has its own"
+        )
+        uid = None
+    return Trained(owner, config, dataset, network, config.method.noise(), uid, tuple(notes))
+
+
+def _check_dataset(name: str, manifest: Mapping[str, Any], dataset: Dataset) -> None:
+    """Refuses data whose images or classes a trained network cannot take."""
+    for what, trained, found in (
+        ("images of shape", manifest["shape"], list(dataset.shape)),
+        ("classes", len(manifest["classes"]), len(dataset.classes)),
+    ):
+        if trained != found:
+            raise RequestError(
+                f"{name}: was trained on {what} {trained}, the data set {dataset.name} has {found};"
+                " choose data like those of its training"
+            )
 
 
 def _changes(
     name: str, network: nn.Module, dataset: Dataset, manifest: dict[str, Any]
 ) -> tuple[str, ...]:
-    """Returns a warning each where network or data are not what they were in training."""
-    if "outputs" not in manifest:  # of raybust 0.1
+    """Returns a warning for each of network and data that changed since training."""
+    if "outputs" not in manifest:  # written by raybust 0.1
         return ()
-    found, trained = [], manifest["outputs"]
-    if not agree(trained, outputs_of(network, fixed_images(manifest["shape"]))):
+    found = []
+    if not same_function(network, manifest):
         found.append(
-            f"warning: {name} computes something else than when it was trained: its code or a"
-            " library has changed since; results are of the code at hand"
+            f"warning: {name} no longer computes what it did when trained: its code or a library"
+            " has changed; results use the current code"
         )
     if dataset.digest != manifest["data_digest"]:
         found.append(
-            f"warning: {name} was trained with other images, labels or another cut than those in"
-            " its data set now; results are of those at hand"
+            f"warning: the images, labels or split of the dataset of {name} have changed since"
+            " training; results use the current data"
         )
     return tuple(found)
 
 
+def same_function(network: nn.Module, manifest: Mapping[str, Any]) -> bool:
+    """Returns whether a network with a checkpoint's weights computes what it did when saved.
+
+    Args:
+        network: in eval mode.
+        manifest: of the checkpoint; those of raybust 0.1 lack the record and pass.
+    """
+    trained = manifest.get("outputs")
+    return trained is None or agree(trained, outputs_of(network, fixed_images(manifest["shape"])))
+
+
+def check_function(network: nn.Module, folder: Path, name: str) -> None:
+    """Refuses to resume from a checkpoint whose network now computes something else.
+
+    Args:
+        network: as the configuration builds it; receives the checkpoint's weights.
+        folder: the checkpoint.
+        name: name of the run or trial.
+
+    Raises:
+        RequestError: the code of the network, or a library, has changed.
+    """
+    network.load_state_dict(checkpoint.read_weights(folder))
+    if not same_function(network.eval(), checkpoint.read_manifest(folder)):
+        raise RequestError(
+            f"{name}: its network no longer computes what it did when {folder.name} was saved: its"
+            " code or a library has changed; choose another --name, or --no-resume to start over"
+            " (the old run is kept)"
+        )
+
+
 def foreign_folder(config: Config, path: Path) -> Path:
-    """Returns where results go of a weights file or a checkpoint that is named by its path: a
-    folder of its own, whose name no run can have."""
-    place = hashlib.sha256(os.path.abspath(path).encode()).hexdigest()[:8]
-    inside = path.parent.name + "-" if (path.parent / IDENTITY).exists() else ""
-    return out_folder(config) / FOREIGN / f"{inside}{path.stem}-{place}"
+    """Returns the results folder of a weights file, or of a checkpoint given by path: one per path,
+    with a name that no run can have."""
+    digest = hashlib.sha256(os.path.abspath(path).encode()).hexdigest()[:8]
+    run = path.parent.name + "-" if (path.parent / IDENTITY).exists() else ""
+    return out_folder(config) / FOREIGN / f"{run}{path.stem}-{digest}"
 
 
 def is_current(result: Path, header: Mapping[str, Any]) -> bool:
-    """Returns whether a result in a run's folder is of the weights that the run has now.
+    """Returns whether a result in a run's folder was made with the run's current weights.
 
     Args:
-        result: its file, in OUT/NAME/certified and the like.
-        header: what it records of its origin.
+        result: its file, for instance in OUT/NAME/certified.
+        header: its record of its origin.
     """
     run = result.parent.parent
     if not (run / IDENTITY).exists():
@@ -175,32 +228,37 @@ def _load_weights_file(path: Path, overrides: list[Leaf]) -> Trained:
     own = not (config.model.mean or config.model.std)
     notes = models.load_weights(network, path, normalization=own)
     network.eval()
-    notes += [*models.notes_of(network), _normalization(network, config), *_doubt(network, dataset)]
+    notes += [
+        *models.notes_of(network),
+        _normalization(network, config),
+        *_low_accuracy(network, dataset),
+    ]
     folder = foreign_folder(config, path)
     return Trained(folder, config, dataset, network, None, None, tuple(notes))
 
 
 def _normalization(network: nn.Module, config: Config) -> str:
-    """Returns which normalization a network applies, and how to change it."""
+    """Describes the normalization a network applies, and how to change it."""
     layer = next(part for part in network.modules() if isinstance(part, models.Normalize))
     mean, std = (
         ", ".join(f"{value:.4g}" for value in part.flatten().tolist())
         for part in (layer.mean, layer.std)
     )
     chosen = config.model.mean or config.model.std
-    how = "as set" if chosen else "model.mean=[...] model.std=[...] change it"
+    how = "as set" if chosen else "change it with model.mean=[...] model.std=[...]"
     return f"normalization: mean {mean}, std {std}; {how}"
 
 
-def _doubt(network: nn.Module, dataset: Dataset) -> list[str]:
-    """Returns a warning where weights do no better than twice chance on some test images."""
-    count, classes = min(_TRIED, len(dataset.test)), len(dataset.classes)
-    hits = correct(network, dataset.test, range(count), batch=_TRIED, device=torch.device("cpu"))
+def _low_accuracy(network: nn.Module, dataset: Dataset) -> list[str]:
+    """Returns a warning if accuracy on some test images is below twice chance."""
+    count, classes = min(_SAMPLE, len(dataset.test)), len(dataset.classes)
+    spread = [at * len(dataset.test) // count for at in range(count)]
+    hits = correct(network, dataset.test, spread, batch=_SAMPLE, device=torch.device("cpu"))
     accuracy = float(hits.double().mean())
     if accuracy >= min(2 / classes, 1 - 0.5 / classes):
         return []
     return [
-        f"warning: accuracy is {accuracy:.2f} on {count} test images of {classes} classes, hardly"
-        " above chance: is the normalization (model.mean, model.std), the order of the classes or"
-        " that of the channels another than in training?"
+        f"warning: accuracy is {accuracy:.2f} on {count} test images of {classes} classes, barely"
+        " above chance: do the normalization (model.mean, model.std), the class order and the"
+        " channel order match training?"
     ]

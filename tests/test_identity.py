@@ -1,4 +1,4 @@
-"""What tells one function, and one set of images and labels, from another."""
+"""Fingerprints of functions, images and labels."""
 
 import json
 
@@ -21,7 +21,7 @@ def network(activation=None):
 
 
 class Around(nn.Module):
-    """Calls a function on images, network and logits; has the network's weights."""
+    """Wraps a network in a function of it and the images, with the same weights."""
 
     def __init__(self, inner, call):
         super().__init__()
@@ -160,7 +160,7 @@ HEADER = {"weights": "a" * 64, "outputs": [1.0, 2.0], "data": "d", "labels": "l"
             {"labels": "m", "n": 200},
             ["other labels (labels: m -> l)", "another protocol (n: 200 -> 100)"],
         ),
-        ({"outputs": ()}, ["unproven origin (its header does not record outputs)"]),
+        ({"outputs": ()}, ["an unproven origin (its header does not record outputs)"]),
     ],
 )
 def test_a_difference_names_its_kind(changes, expected):
@@ -170,7 +170,7 @@ def test_a_difference_names_its_kind(changes, expected):
 def test_a_header_of_raybust_0_1_is_unproven():
     old = {"weights": "a" * 64, "data": "0123456789abcdef", "n": 100}
     assert differences(old, HEADER) == [
-        "unproven origin (its header does not record outputs, labels)"
+        "an unproven origin (its header does not record outputs, labels)"
     ]
 
 

@@ -28,11 +28,20 @@ def check_images(images: Tensor, shape: tuple[int, int, int]) -> None:
         raise RequestError(
             f"images: got shape {tuple(images.shape)}, expected (B, {', '.join(map(str, shape))})"
         )
+    check_range(images)
+
+
+def check_range(images: Tensor) -> None:
+    """Rejects images outside [0, 1].
+
+    Raises:
+        RequestError: a value outside [0, 1], NaN.
+    """
     low, high = (float(v) for v in images.float().aminmax()) if images.numel() else (0.0, 1.0)
     if not (low >= 0.0 and high <= 1.0):
         raise RequestError(
             f"images: got values from {low:g} to {high:g}, expected [0, 1]; normalize in the "
-            "network's first layer, so that the noise is in pixel units"
+            "network's first layer, so that noise and eps are in pixel units"
         )
 
 
@@ -63,17 +72,8 @@ def check_outputs(forward: Callable[[Tensor], Tensor], noisy: Tensor, precision:
         RequestError: logits are not (B, K), are NaN, or depend on the batch.
     """
     logits = forward(noisy).float()
-    if logits.ndim != 2 or len(logits) != len(noisy):
-        raise RequestError(
-            f"network: got outputs of shape {tuple(logits.shape)} for {len(noisy)} images, "
-            f"expected ({len(noisy)}, classes)"
-        )
-    if logits.isnan().any():
-        raise RequestError("network: its outputs are NaN; the training may have diverged")
-    others = torch.cat([noisy[:1], 1.0 - noisy[1:]])
-    change = max(
-        float((forward(batch)[0].float() - logits[0]).abs().max()) for batch in (noisy[:1], others)
-    )
+    check_logits(logits, len(noisy))
+    change = batch_effect(lambda batch: forward(batch).float(), noisy, logits)
     allowed = TOLERANCE[precision] * max(float(logits.abs().max()), 1e-6)
     if not change <= allowed:
         raise RequestError(
@@ -82,3 +82,30 @@ def check_outputs(forward: Callable[[Tensor], Tensor], noisy: Tensor, precision:
             "images independently: no batch statistics, no dropout, no attention across the batch"
         )
     return logits.shape[1]
+
+
+def check_logits(logits: Tensor, count: int) -> None:
+    """Rejects outputs that are not logits (count, K), or NaN.
+
+    Raises:
+        RequestError: another shape, NaN.
+    """
+    if logits.ndim != 2 or len(logits) != count:
+        raise RequestError(
+            f"network: got outputs of shape {tuple(logits.shape)} for {count} images, "
+            f"expected ({count}, classes)"
+        )
+    if logits.isnan().any():
+        raise RequestError("network: its outputs are NaN; the training may have diverged")
+
+
+def batch_effect(forward: Callable[[Tensor], Tensor], images: Tensor, logits: Tensor) -> float:
+    """Returns the largest change of the first image's logits when it is alone or among others.
+
+    Args:
+        forward: images to logits.
+        images: (B, C, H, W) in [0, 1].
+        logits: of the images, (B, K).
+    """
+    others = torch.cat([images[:1], 1.0 - images[1:]])
+    return max(float((forward(x)[0] - logits[0]).abs().max()) for x in (images[:1], others))

@@ -1,8 +1,8 @@
-"""Accuracy under corruption: random Lp noise, published corrupted test sets, and corruptions made
-on the fly.
+"""Accuracy under corruption: random Lp noise, published corrupted test sets, and corruptions
+generated on the fly.
 
 After Siedel et al. (VISAPP 2024, arXiv:2305.05400) and Hendrycks and Dietterich (ICLR 2019,
-arXiv:1903.12261). Stage after train, beside certify.
+arXiv:1903.12261).
 """
 
 from raybust.corruptions.counting import (

@@ -1,7 +1,7 @@
-"""Runs a network over clean and corrupted test images and counts. Stage `corruptions`.
+"""Counts a network's errors on clean and corrupted test images.
 
-Every corruption belongs to its example, so any cut of the examples over workers gives the same
-counts, and every network meets the same images.
+Corruptions are keyed by example, so counts do not depend on how examples are split over workers,
+and all networks see the same images.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ SETS = ("C1", "C2", "C3", "iCE")
 
 
 class Settings(Protocol):
-    """What evaluation reads of the configuration's section `corruptions`."""
+    """The settings that evaluation reads from section `corruptions` of the configuration."""
 
     @property
     def sets(self) -> tuple[str, ...]:
-        """Named sets of Lp noises, of `SETS`."""
+        """Named sets of Lp noises from `SETS`."""
 
     @property
     def rows(self) -> tuple[tuple[float, float], ...]:
@@ -37,7 +37,7 @@ class Settings(Protocol):
 
     @property
     def impulse(self) -> Literal["uniform", "binary"]:
-        """Values of p = 0."""
+        """Values of impulses, p = 0."""
 
     @property
     def folder(self) -> str | None:
@@ -45,19 +45,19 @@ class Settings(Protocol):
 
     @property
     def generated(self) -> bool:
-        """Whether corruptions are made on the fly."""
+        """Whether to generate corruptions on the fly."""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Corruptions, published or on the fly; all if empty."""
+        """Corruptions, published or generated; all if empty."""
 
     @property
     def seed(self) -> int:
-        """Of noise and corruptions."""
+        """Seed of noise and corruptions."""
 
     @property
     def examples(self) -> int | None:
-        """At most so many examples of each cell."""
+        """Maximum examples per cell."""
 
     @property
     def batch(self) -> int:
@@ -75,12 +75,12 @@ class _Source(Protocol):
 
 
 def named_sets(settings: Settings, part: Part) -> dict[str, tuple[Row, ...]]:
-    """Returns the (p, eps) of the sets that the settings name, for the part's size of images."""
+    """Returns the (p, eps) of the sets in the settings, for the part's image size."""
     return {name: _rows(name, part) for name in settings.sets}
 
 
 def check_corruptions(part: Part, settings: Settings, classes: Sequence[str] = ()) -> int:
-    """Returns the number of cells that evaluation would have; opens every file, computes nothing.
+    """Returns the number of cells to evaluate; opens every file but computes nothing.
 
     Raises:
         RequestError: the settings, or the folder.
@@ -95,25 +95,26 @@ def contents(
     classes: Sequence[str] = (),
     shard: tuple[int, int] = (0, 1),
 ) -> Iterator[tuple[str, str]]:
-    """Yields corruption and severity, as "fog/3", with the digest of the published images that
-    `evaluate_corruptions` takes of it.
+    """Yields corruption and severity, like "fog/3", with the digest of its published images and
+    labels that `evaluate_corruptions` uses.
 
     Args:
         part: the clean images.
         settings: which corruptions.
         classes: names of the classes.
-        shard: as of `evaluate_corruptions`.
+        shard: as in `evaluate_corruptions`.
     """
     if settings.folder is None:
         return
     found = published(settings.folder, part, names=settings.names, classes=classes)
     for name, levels in found.items():
         for level, source in levels.items():
-            yield f"{name}/{level}", source.content(_share(len(source), settings, shard))
+            mine = _share(len(source), settings, shard)
+            yield f"{name}/{level}", source.content(mine) + source.labeling(mine)
 
 
 def _share(total: int, settings: Settings, shard: tuple[int, int]) -> torch.Tensor:
-    """Returns the positions of a worker's examples among `total`."""
+    """Returns the positions of a worker's examples out of `total`."""
     most = total if settings.examples is None else min(total, settings.examples)
     return torch.arange(most)[shard[0] :: shard[1]]
 
@@ -128,22 +129,22 @@ def evaluate_corruptions(
     shard: tuple[int, int] = (0, 1),
     on_cell: Callable[[Cell, int], None] | None = None,
 ) -> Corrupted:
-    """Returns what a network does on clean and on corrupted images.
+    """Evaluates a network on clean and corrupted images.
 
     Args:
         network: in eval mode, on `device`; images in [0, 1] to logits.
         part: the clean images; noise is keyed by their `indices`.
         settings: which corruptions.
-        device: where the network is.
+        device: the network's device.
         classes: names of the classes, for folders of images.
-        shard: this worker and the number of workers; the results of all, merged, are what one
-            worker finds.
-        on_cell: called after each cell with it and the number of cells, for a progress bar.
+        shard: this worker and the number of workers; the merged results equal those of a single
+            worker.
+        on_cell: called after each cell with the cell and the number of cells, for a progress bar.
 
     Raises:
-        RequestError: the settings, the folder, or images that do not lie in [0, 1].
+        RequestError: the settings, the folder, or images outside [0, 1].
     """
-    assert not network.training, "evaluation is of the network in eval mode"
+    assert not network.training, "evaluation needs the network in eval mode"
     sets = named_sets(settings, part)
     planned = list(_plan(part, settings, sets, classes))
     cells = []
@@ -177,7 +178,7 @@ _Plan = tuple[Kind, str, float, float, _Source]
 def _plan(
     part: Part, settings: Settings, sets: dict[str, tuple[Row, ...]], classes: Sequence[str]
 ) -> Iterator[_Plan]:
-    """Yields kind, name, level, p and images of each cell; no noise is evaluated twice."""
+    """Yields kind, name, level, p and images of each cell, without repeating a noise."""
     for name in settings.names:
         if name not in (*COMMON, *EXTRA):
             raise unknown("corruption", name, (*COMMON, *EXTRA))
@@ -204,7 +205,7 @@ def _plan(
 def _count(
     network: nn.Module, source: _Source, batches: Sequence[torch.Tensor], device: torch.device
 ) -> tuple[int, torch.Tensor]:
-    """Returns how many examples are right, and the bins of the calibration error on the CPU."""
+    """Returns the number of correct examples and the bins of the calibration error, on the CPU."""
     correct = torch.zeros((), dtype=torch.int64, device=device)
     bins = torch.zeros(3, BINS, dtype=torch.float64, device=device)
     for at in batches:
@@ -214,13 +215,13 @@ def _count(
         if not (images.min() >= 0 and images.max() <= 1):
             raise RequestError(
                 f"images from {images.min():.2f} to {images.max():.2f} look normalized; corruptions"
-                " are of images in [0, 1]"
+                " need images in [0, 1]"
             )
         logits = network(images.to(device)).float()
         if int(labels.max()) >= logits.shape[1]:
             raise RequestError(
                 f"got the label {int(labels.max())} for a network of {logits.shape[1]} classes; "
-                "corruptions.folder is of another dataset"
+                "corruptions.folder belongs to another dataset"
             )
         confidence, predicted = logits.softmax(1).max(1)
         hits = predicted == labels.to(device)

@@ -1,7 +1,7 @@
-"""The file of counts of an evaluation under corruption: a header, then a line for each share of the
-examples. It survives a kill at any byte, and records the content of the images that it is of.
+"""The file of counts of an evaluation under corruption: a header, then a line per share of the
+examples.
 
-Stage `corruptions`.
+It survives a kill at any byte and records digests of the evaluated images.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ VERSION = 2
 """Version of the file's format."""
 
 _SECONDS, _SHARE = 1.0, 0.01
-"""What the proof of the images may take: a second, or this share of the work."""
+"""Time budget for verifying the images: a second, or this share of the work."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,10 @@ class Share:
     """The counts of one share of the examples.
 
     Attributes:
-        number: of the share.
+        number: number of the share.
         found: its counts.
-        images: digest of its published images, by corruption and severity; see `contents`.
-        seconds: of work.
+        images: digests of its published images by corruption and severity, see `contents`.
+        seconds: time spent.
     """
 
     number: int
@@ -47,7 +47,7 @@ class Share:
     seconds: float
 
     def line(self) -> str:
-        """Returns the share as a line of the file, with its line end."""
+        """Returns the share as a line of the file, with its newline."""
         plain = {
             "share": self.number,
             "seconds": round(self.seconds, 3),
@@ -58,27 +58,27 @@ class Share:
 
 
 class CountsLog:
-    """Counts on disk: opened or begun, appended to.
+    """Counts on disk, which can be opened, created and appended to.
 
     Attributes:
         path: the file.
         header: its first line, JSON.
-        shares: those that are done, by number.
+        shares: finished shares, by number.
     """
 
     def __init__(
         self, path: Path, protocol: Mapping[str, Any], sets: dict[str, tuple[Row, ...]]
     ) -> None:
-        """Opens the counts of a protocol, or begins them; a torn last line is dropped.
+        """Opens or creates the counts of a protocol; drops a torn last line.
 
         Args:
-            path: the file; its folder is made.
-            protocol: what the header must say, as plain data.
+            path: the file; its folder is created.
+            protocol: the expected header, as plain data.
             sets: the protocol's named sets of Lp noises.
 
         Raises:
-            OtherProtocolError: the counts are of another function, images, labels or protocol.
-            RequestError: the file is no file of counts.
+            OtherProtocolError: the counts belong to another function, images, labels or protocol.
+            RequestError: the file is not a file of counts.
         """
         self.path, self._protocol = path, protocol
         self.shares: dict[int, Share] = {}
@@ -98,7 +98,7 @@ class CountsLog:
             os.truncate(path, len(whole))
 
     def append(self, share: Share) -> None:
-        """Writes a share through to the disk."""
+        """Appends a share and syncs it to disk."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(share.line())
             file.flush()
@@ -106,9 +106,8 @@ class CountsLog:
         self.shares[share.number] = share
 
     def check_images(self, part: Part, settings: Settings, classes: Sequence[str]) -> None:
-        """Compares the published images that the shares are of with those that are there now: all
-        of them where it takes less than a second or a hundredth of the work, else as many as that
-        allows.
+        """Compares the published images of the shares with those in the folder now: all of them if
+        that takes less than a second or a hundredth of the work, else as many as time permits.
 
         Args:
             part: the clean images.
@@ -125,7 +124,7 @@ class CountsLog:
             there = contents(part, settings, classes=classes, shard=(share.number, count))
             for name, digest in there:
                 if share.images.get(name) != digest:
-                    raise OtherProtocolError([f"other images ({name})"], self.path)
+                    raise OtherProtocolError([f"other images or labels ({name})"], self.path)
                 if time.perf_counter() > until:
                     return
 
@@ -134,7 +133,7 @@ class CountsLog:
             fields = identity.fields_of(self.header)
         except ValueError:
             raise RequestError(
-                f"{self.path}: exists and holds no counts of raybust's; move it away"
+                f"{self.path}: exists and is not a file of counts by raybust; move it away"
             ) from None
         differ = identity.differences(fields, self._protocol)
         if differ:
@@ -152,14 +151,14 @@ class CountsLog:
             )
         except (ValueError, TypeError, KeyError) as error:
             raise RequestError(
-                f"{self.path}: line {number} holds no counts ({error}); --no-resume keeps the "
-                "file aside and begins anew"
+                f"{self.path}: line {number} holds no counts ({error}); --no-resume sets the "
+                "file aside and starts over"
             ) from None
         wrong = next((cell for cell in cells if not cell.sound), None)
         if wrong is not None or not 0 <= share.number < self._protocol["shares"]:
             what = f"share {share.number}" if wrong is None else f"{wrong.name}, {wrong.level:g}"
             raise RequestError(
                 f"{self.path}: line {number} was changed after it was written ({what}: its counts "
-                "contradict each other); --no-resume keeps the file aside and begins anew"
+                "contradict each other); --no-resume sets the file aside and starts over"
             )
         self.shares.setdefault(share.number, share)

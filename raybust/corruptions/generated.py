@@ -1,8 +1,8 @@
-"""Corruptions made on the fly, for datasets without a published corrupted test set: the 19 of
-Hendrycks and Dietterich (ICLR 2019, arXiv:1903.12261) by the package imagecorruptions-imaug.
+"""Corruptions generated on the fly, for datasets without a published corrupted test set: the 19 of
+Hendrycks and Dietterich (ICLR 2019, arXiv:1903.12261) from the package imagecorruptions-imaug.
 
-Their strengths are ImageNet's whatever the size of the image, so on CIFAR-10 this is not CIFAR-10-C
-and its figures compare with nothing published: they are labeled as such. Stage `corruptions`.
+Their strengths are ImageNet's for any image size, so on CIFAR-10 this is not CIFAR-10-C, and the
+results, which are labeled as such, are not comparable with published ones.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from raybust.data import Part, mix
 from raybust.errors import RequestError
 
 LEAST = 32
-"""Side below which the package refuses an image."""
+"""Smallest side of an image that the package accepts."""
 
 
 @dataclass(frozen=True, eq=False)
 class GeneratedSplit:
-    """A part of a dataset under one corruption; the interface of `Split` that evaluation needs.
+    """A part of a dataset under one corruption, with the interface of `Split` that evaluation uses.
 
     Attributes:
-        part: the clean images, one or three channels.
+        part: the clean images, with one or three channels.
         name: one of `COMMON` and `EXTRA`.
         severity: 1 to 5.
-        seed: of the corruption; with name, severity and index it decides it.
+        seed: seed, which with name, severity and index determines the corruption.
     """
 
     part: Part
@@ -51,8 +51,8 @@ class GeneratedSplit:
         return len(self.part)
 
     def fetch(self, positions: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
-        """Returns corrupted images float32 (B, C, H, W) in [0, 1], on 256 levels, and labels int64
-        (B,), on the CPU.
+        """Returns corrupted images float32 (B, C, H, W) in [0, 1], with 256 levels, and labels
+        int64 (B,), on the CPU.
 
         Args:
             positions: B positions in the part.
@@ -60,7 +60,7 @@ class GeneratedSplit:
         images, labels = self.part.fetch(positions)
         at = torch.as_tensor(positions, dtype=torch.int64)
         levels = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-        corrupt, state = _package(), np.random.get_state()  # noqa: NPY002 - it draws from there
+        corrupt, state = _package(), np.random.get_state()  # noqa: NPY002 - the package uses it
         try:
             for row, index in enumerate(self.part.indices[at].tolist()):
                 key = mix("corruption", self.seed, self.name, self.severity, index)

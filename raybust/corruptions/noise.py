@@ -1,8 +1,8 @@
-"""Test images with Lp noise that belongs to the example: keyed by (seed, p, eps, index), so that
-one worker and many see the same noise, and so does every network.
+"""Test images with Lp noise keyed by (seed, p, eps, index), the same for any number of workers and
+for every network.
 
 As in the comparisons of Siedel et al. (VISAPP 2024, arXiv:2305.05400), but paired: differences
-between networks are not due to the noise. Stage `corruptions`.
+between networks are not due to the noise.
 """
 
 from __future__ import annotations
@@ -19,15 +19,14 @@ from raybust.numerics.balls import lp_noise
 
 @dataclass(frozen=True, eq=False)
 class NoisySplit:
-    """A part of a dataset under one Lp noise; the interface of `Split` that evaluation needs.
+    """A part of a dataset under one Lp noise, with the interface of `Split` that evaluation uses.
 
     Attributes:
         part: the clean images.
         p: 0 for impulses, else the norm, in (0, inf].
         eps: the radius, or the share of entries.
-        seed: of the noise.
-        binary: whether impulses are 0 or 1; otherwise uniform in [0, 1).
-        sphere: whether the noise is on the sphere.
+        seed: seed of the noise.
+        binary: whether impulses are 0 or 1, or uniform in [0, 1).
     """
 
     part: Part
@@ -35,7 +34,6 @@ class NoisySplit:
     eps: float
     seed: int = 0
     binary: bool = False
-    sphere: bool = False
 
     def __len__(self) -> int:
         return len(self.part)
@@ -43,8 +41,8 @@ class NoisySplit:
     def fetch(self, positions: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
         """Returns noisy images float32 (B, C, H, W) in [0, 1] and labels int64 (B,), on the CPU.
 
-        The noise is always drawn there, so it is the same for every device. Seeds of one noise
-        count up with the index: PyTorch's CPU generator reads 32 bits of a seed, of which hashed
+        Noise is always drawn there, so it does not depend on the device. Seeds of one noise are
+        consecutive in the index: PyTorch's CPU generator reads only 32 bits of a seed, so hashed
         ones would collide.
 
         Args:
@@ -62,6 +60,5 @@ class NoisySplit:
                 self.eps,
                 generator=generator,
                 binary=self.binary,
-                sphere=self.sphere,
             )
         return images, labels

@@ -1,8 +1,8 @@
-"""Published corrupted test sets from a folder: CIFAR-10-C and CIFAR-100-C as arrays, which stay on
-disk and are memory-mapped, ImageNet-C and Tiny-ImageNet-C as folders of images.
+"""Published corrupted test sets from a folder: CIFAR-10-C and CIFAR-100-C as memory-mapped arrays,
+ImageNet-C and Tiny-ImageNet-C as folders of images.
 
 Hendrycks and Dietterich (ICLR 2019, arXiv:1903.12261). Nothing is downloaded: CIFAR-10-C is at
-doi.org/10.5281/zenodo.2535967, CIFAR-100-C at 3555552, ImageNet-C at 2235448. Stage `corruptions`.
+doi.org/10.5281/zenodo.2535967, CIFAR-100-C at 3555552, ImageNet-C at 2235448.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ _LAYOUTS = "CORRUPTION.npy and labels.npy (CIFAR-C), or CORRUPTION/SEVERITY/CLAS
 def published(
     folder: str | Path, part: Part, *, names: Sequence[str] = (), classes: Sequence[str] = ()
 ) -> Published:
-    """Returns the corrupted test sets of a folder, each severity of each corruption.
+    """Returns the corrupted test sets of a folder, by corruption and severity.
 
     Args:
-        folder: with the layout of CIFAR-C, or of ImageNet-C; its corruptions may lie one folder
-            deeper, as ImageNet-C's archives do.
-        part: the clean test images: size and number of classes must agree.
-        names: corruptions wanted; if not given the 15 common ones, all of which must be there, and
-            as many of the 4 extra ones as are.
-        classes: names of the dataset's classes, by which folders of images are labeled; sorted
-            order if not given.
+        folder: in the layout of CIFAR-C or ImageNet-C, whose corruptions may be one level deeper,
+            as in its archives.
+        part: the clean test images; image size and classes must match.
+        names: corruptions to load; by default the 15 common ones, all required, and those of the 4
+            extra ones that exist.
+        classes: names of the dataset's classes, which label folders of images; by default in sorted
+            order.
 
     Raises:
-        RequestError: names every file that is missing or is not what it should be.
+        RequestError: names every missing or invalid file.
     """
     root = Path(folder).expanduser()
     if not root.is_dir():
@@ -54,7 +54,7 @@ def published(
     missing = [name for name in wanted if name not in found]
     if len(missing) == len(wanted):
         raise RequestError(
-            f"corruptions.folder: '{root}' has no corrupted images; it is {_LAYOUTS}"
+            f"corruptions.folder: '{root}' has no corrupted images; expected {_LAYOUTS}"
         )
     missing += [
         f"{name}/{level}"
@@ -81,7 +81,7 @@ def _arrays(root: Path, part: Part, names: Sequence[str]) -> Published:
     wrong: list[str] = []
     loaded = {}
     for name in ("labels", *names):
-        try:  # copy on write: torch wants writable memory, the files stay as they are
+        try:  # copy on write: torch wants writable memory, but the files must not change
             loaded[name] = np.load(root / f"{name}.npy", mmap_mode="c", allow_pickle=False)
         except (ValueError, OSError, EOFError):
             wrong.append(f"{name}.npy (not an array)")
@@ -107,8 +107,8 @@ def _arrays(root: Path, part: Part, names: Sequence[str]) -> Published:
             f"shape {shape}"
         )
     blocks = torch.from_numpy(labels.astype(np.int64)).view(len(SEVERITIES), count)
-    if isinstance(part, Split) and len(part) == count and not (blocks[0] == part.labels).all():
-        raise RequestError(f"{root / 'labels.npy'}: is of another dataset, the labels differ")
+    if isinstance(part, Split) and len(part) == count and not (blocks == part.labels).all():
+        raise RequestError(f"{root / 'labels.npy'}: belongs to another dataset, labels differ")
     return {
         name: {
             level: Split(

@@ -1,8 +1,8 @@
-"""What evaluation under corruption found: counts by cell, which add up over workers, and the
-metrics that follow from them.
+"""Results of evaluation under corruption: counts per cell, which add up over workers, and the
+metrics derived from them.
 
-Siedel et al. (VISAPP 2024, arXiv:2305.05400) for mCE_Lp, iCE and mCE_xN, which shows whether noise
-in training helps beyond noise. Stage `corruptions`.
+mCE_Lp, iCE and mCE_xN, which shows whether training with noise helps beyond noise, are from Siedel
+et al. (VISAPP 2024, arXiv:2305.05400).
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ class Cell:
     """Counts of a network under one corruption.
 
     Attributes:
-        kind: where the corruption comes from.
-        name: "clean", "p=2", or the corruption's name.
+        kind: source of the corruption.
+        name: "clean", "p=2", or the name of the corruption.
         level: eps or severity; 0 for "clean".
-        p: the norm of Lp noise, else NaN.
-        examples: how many.
-        correct: of how many the top class is the label.
-        bins: of the calibration error, see `calibration_bins`.
+        p: norm of Lp noise, else NaN.
+        examples: number of examples.
+        correct: number of them with the label as top class.
+        bins: bins of the calibration error, see `calibration_bins`.
     """
 
     kind: Kind
@@ -56,22 +56,22 @@ class Cell:
 
     @property
     def sound(self) -> bool:
-        """Whether its counts agree with each other."""
+        """Whether the counts are consistent."""
         total, _, right = self.bins.sum(1).tolist()
         return 0 <= self.correct <= self.examples == total and right == self.correct
 
     @property
     def error(self) -> float:
-        """Share of examples that are wrong; NaN for none."""
+        """Share of misclassified examples; NaN without examples."""
         return 1 - self.correct / self.examples if self.examples else math.nan
 
     def plain(self) -> dict[str, Any]:
-        """Returns the cell as data that JSON can hold, which `parse` reads."""
+        """Returns the cell as JSON data; the inverse of `parse`."""
         return {**vars(self), "bins": self.bins.tolist()}
 
     @classmethod
     def parse(cls, plain: dict[str, Any]) -> Cell:
-        """Returns the cell that `plain` wrote."""
+        """Returns the cell from the output of `plain`."""
         return cls(**{**plain, "bins": torch.tensor(plain["bins"], dtype=torch.float64)})
 
 
@@ -80,7 +80,7 @@ class Corrupted:
     """All cells of an evaluation.
 
     Attributes:
-        cells: the clean one first.
+        cells: all cells, the clean one first.
         sets: named sets of Lp noises and their (p, eps).
     """
 
@@ -101,13 +101,13 @@ class Corrupted:
         return self.cells[0].error
 
     def metrics(self) -> dict[str, float]:
-        """Returns every figure by name, errors as shares.
+        """Returns all metrics by name, errors as shares.
 
-        `error/clean`, `calibration/clean`; `mCE_Lp` (of C1, and `mCE_Lp/C2` and so on), `iCE`,
-        `error/p_2` (mean over its eps); of published sets `mCE` (19 corruptions) and `mCE_xN`
-        (without the four noises) where all are there, `mCE_15`, `calibration/corrupted` (mean over
-        cells) and `error/fog` and so on; the same of corruptions made on the fly below
-        `generated/`, which are not comparable with published figures.
+        `error/clean`, `calibration/clean`; `mCE_Lp` (for C1; `mCE_Lp/C2` etc. for others), `iCE`,
+        `error/p_2` (mean over its eps); for published sets `mCE` (19 corruptions) and `mCE_xN`
+        (without the four noises) if complete, `mCE_15`, `calibration/corrupted` (mean over cells),
+        `error/fog` etc.; the same for generated corruptions under `generated/`, not comparable with
+        published results.
         """
         found = {
             "error/clean": self.clean_error,
@@ -141,13 +141,13 @@ class Corrupted:
         return found
 
     def notes(self) -> list[str]:
-        """Returns what has to be said with the figures, a sentence each."""
+        """Returns caveats about the metrics, one sentence each."""
         found = []
         if "iCE" in self.sets and self.clean_error == 0:
             found.append("iCE is nan: it is relative to the clean error, which is 0")
         if self.errors.get("generated"):
             found.append(
-                "generated/* are corruptions made on the fly with ImageNet's strengths, not CIFAR-C"
+                "generated/* are corruptions made on the fly at ImageNet's strengths, not CIFAR-C"
             )
         clean = self.cells[0].examples
         fewer = [cell for cell in self.cells if cell.examples < clean]
@@ -159,11 +159,11 @@ class Corrupted:
         published = self.errors.get("published", {})
         missing = [name for name in (*COMMON, *EXTRA) if name not in published]
         if published and missing:
-            found.append(f"mCE and mCE_xN need all 19 corruptions; not there: {', '.join(missing)}")
+            found.append(f"mCE and mCE_xN need all 19 corruptions; missing: {', '.join(missing)}")
         return found
 
     def table(self) -> str:
-        """Returns a Markdown table: a row for each corruption, its errors in per cent by level."""
+        """Returns a Markdown table: a row per corruption with its errors in percent by level."""
         lines = [["corruption", "mean", "errors in % at each level"], ["---", "---:", "---"]]
         for kind, names in self.errors.items():
             for name, row in names.items():
@@ -175,10 +175,10 @@ class Corrupted:
 
 
 def merge(parts: Sequence[Corrupted]) -> Corrupted:
-    """Returns the evaluation that several workers made together, each of its own examples.
+    """Merges the results of several workers, each on its own examples.
 
     Raises:
-        RequestError: the parts are not of the same corruptions.
+        RequestError: the parts have different corruptions.
     """
     first, *others = parts
     cells = list(first.cells)

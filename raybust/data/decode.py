@@ -8,9 +8,10 @@ A file whose range is unknown (32-bit integers, floats outside [0, 1]) is refuse
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -20,6 +21,19 @@ from raybust.errors import RequestError
 _SIXTEEN = 65535
 _ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
 _ORIENTATION = 0x0112
+_INVERTED = 0  # TIFF's PhotometricInterpretation "WhiteIsZero"
+_PHOTOMETRIC = 0x0106
+_BACK = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+"""Orientation to the transposition that undoes it."""
+_DARK = 32
 _BROKEN = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
@@ -51,9 +65,12 @@ def decode(path: Path, how: Decoding = PLAIN) -> Image.Image:
     """
     try:
         with Image.open(path) as file:
-            turned = how.orientation and "exif" in file.info
-            image = ImageOps.exif_transpose(file) if turned else file
-            return _rgb(image, file.format, path, how)
+            tags = _tags(file)
+            image = ImageOps.exif_transpose(file) if how.orientation else file
+            if not how.orientation and file.format == "TIFF" and tags.get(_ORIENTATION) in _BACK:
+                image.load()  # Pillow turns a TIFF when it loads it
+                image = image.transpose(_BACK[tags[_ORIENTATION]])
+            return _rgb(image, file.format, path, how, tags)
     except RequestError:
         raise
     except _BROKEN as error:
@@ -63,9 +80,26 @@ def decode(path: Path, how: Decoding = PLAIN) -> Image.Image:
         ) from None
 
 
-def _rgb(image: Image.Image, form: str | None, path: Path, how: Decoding) -> Image.Image:
+def _tags(file: Image.Image) -> dict[int, Any]:
+    """Returns the tags of a TIFF that pixels depend on; none of other files."""
+    if file.format != "TIFF":
+        return {}
+    tags: Any = getattr(file, "tag_v2", {})
+    return {key: tags[key] for key in (_ORIENTATION, _PHOTOMETRIC) if key in tags}
+
+
+def _rgb(
+    image: Image.Image, form: str | None, path: Path, how: Decoding, tags: Mapping[int, Any]
+) -> Image.Image:
     if image.mode.startswith(("I", "F")):
-        return Image.fromarray(_scaled(image, form, path)).convert("RGB")
+        values = _scaled(image, form, path)
+        if tags.get(_PHOTOMETRIC) == _INVERTED:
+            values = 255 - values
+        pixels = np.repeat(values[..., None], 3, axis=2)
+        clear = image.info.get("transparency")
+        if isinstance(clear, int):
+            pixels[np.asarray(image) == clear] = [round(255 * value) for value in how.background]
+        return Image.fromarray(pixels)
     if image.mode in _ALPHA or "transparency" in image.info:
         color = tuple(round(255 * value) for value in how.background)
         behind = Image.new("RGBA", image.size, (*color, 255))
@@ -100,18 +134,24 @@ def survey(paths: Iterable[Path], how: Decoding = PLAIN) -> list[str]:
         RequestError: a file's values have no known range.
     """
     found: Counter[str] = Counter()
-    total = 0
+    total, brightest = 0, -1
     for path in paths:
         total += 1
         try:
             with Image.open(path) as file:
                 found.update(_traits(file, how))
-                unsure = file.mode in ("I", "F")
+                deep = file.mode.startswith(("I", "F"))
         except _BROKEN:
-            continue  # told when the image is needed
-        if unsure:
-            decode(path, how)
-    return [f"{found[trait]} of {total} {trait}" for trait in sorted(found)]
+            continue  # reported when the image is needed
+        if deep:
+            brightest = max(brightest, int(np.asarray(decode(path, how)).max()))
+    notes = [f"{found[trait]} of {total} {trait}" for trait in sorted(found)]
+    if 0 <= brightest < _DARK:
+        notes.append(
+            f"those of more than 8 bits are nearly black (at most {brightest} of 255); if they hold"
+            " 10 or 12 bits, scale them to 16"
+        )
+    return notes
 
 
 def _traits(file: Image.Image, how: Decoding) -> list[str]:
@@ -122,11 +162,10 @@ def _traits(file: Image.Image, how: Decoding) -> list[str]:
         traits.append("with floats in [0, 1]")
     elif file.mode in ("CMYK", "YCCK"):
         traits.append("in CMYK: converted to RGB")
-    numbers = file.mode.startswith(("I", "F"))
-    if file.mode in _ALPHA or ("transparency" in file.info and not numbers):
+    if file.mode in _ALPHA or "transparency" in file.info:
         shown = ", ".join(f"{value:g}" for value in how.background)
         traits.append(f"with transparency: on data.background=[{shown}]")
-    if "exif" in file.info and file.getexif().get(_ORIENTATION, 1) not in (0, 1):
+    if file.getexif().get(_ORIENTATION, 1) not in (0, 1):
         done = "applied" if how.orientation else "ignored"
         traits.append(f"with an EXIF orientation: {done} (data.orientation)")
     if getattr(file, "n_frames", 1) > 1:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,15 @@ from torch import Tensor
 from raybust.data.augment import center, random_view
 from raybust.data.decode import PLAIN, Decoding, decode
 from raybust.data.digests import digest_of, labels_digest
-from raybust.data.listing import LeftOut, class_folders, class_images, composed, same_folders
+from raybust.data.listing import (
+    LeftOut,
+    class_folders,
+    class_images,
+    composed,
+    hidden,
+    shared_images,
+    shown,
+)
 from raybust.errors import RequestError
 
 _SAMPLE = 256
@@ -196,9 +205,12 @@ def scan(root: Path) -> Folder:
         name: _class_files(root, folders, classes, left)
         for name, folders in {**own, **test_folders}.items()
     }
-    for name, there in {**own, **test_folders}.items():
-        if same := same_folders(folders, there):
-            left.parts.append(f"'{name}' and 'train' share the folder of {', '.join(same[:5])}")
+    _note_unused(root, listings, left)
+    parts = {"train": train, **listings}
+    for one, other in itertools.combinations(parts, 2):
+        files = ([root / file for file, _ in parts[name]] for name in (one, other))
+        if same := shared_images(*files):
+            left.parts.append(f"warning: {same} images are in '{one}' and in '{other}'")
     for name, listing in listings.items():
         lacking = sorted(set(range(len(classes))) - {label for _, label in listing})
         if lacking:
@@ -208,6 +220,22 @@ def scan(root: Path) -> Folder:
     test = listings[next(iter(test_folders or own))]
     layout = f"class folders in train and {' and '.join(listings)}"
     return Folder(classes, train, test, validation, layout, left)
+
+
+def _note_unused(root: Path, used: Iterable[str], left: LeftOut) -> None:
+    """Notes the folders of a data set that are no part of it."""
+    known = {"train", "test", *_VALIDATION, *used}
+    unused = [
+        entry.name
+        for entry in sorted(root.iterdir())
+        if entry.is_dir() and entry.name not in known and not hidden(entry.name)
+    ]
+    if unused:
+        names = ", ".join(f"'{shown(name)}'" for name in unused[:5])
+        left.parts.append(
+            f"the folders {names}{', ...' * (len(unused) > 5)} are not used; parts are train, test"
+            f" and one of {', '.join(_VALIDATION)}"
+        )
 
 
 def _parts(

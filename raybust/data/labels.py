@@ -22,8 +22,9 @@ def read_labels(
 ) -> tuple[dict[str, Tensor], tuple[str, ...], list[str]]:
     """Returns the labels of each part as int64 (N,), the names of the classes, and notes.
 
-    Integers from 0 are class indices. Read alike, and noted: whole numbers as floats, columns
-    (N, 1), one row of zeros and a one for each image, texts (sorted, where no names are given).
+    Integers from 0 are class indices. Also read, and noted: whole numbers as floats or texts,
+    columns (N, 1), one-hot rows (of as many columns in every part), other texts (sorted if no
+    class names are given).
 
     Args:
         train: labels of the training set.
@@ -35,8 +36,12 @@ def read_labels(
         RequestError: labels that are no class indices, or are of no class that training has.
     """
     notes: list[str] = []
-    parts = {name: _flat(array, f"{where}y_{name}", notes)
-             for name, array in {"train": train, **others}.items()}  # fmt: skip
+    given = {"train": train, **others}
+    _check_columns(given, where)
+    parts = {name: _flat(array, f"{where}y_{name}", notes) for name, array in given.items()}
+    if classes is None and all(_numerals(part) for part in parts.values()):
+        notes.append("labels are numbers as texts: read as integers")
+        parts = {name: part.astype(np.int64) for name, part in parts.items()}
     if parts["train"].dtype.kind in "US":
         texts = classes or sorted({str(text) for text in np.unique(parts["train"])})
         parts = {name: _numbers(part, texts, f"{where}y_{name}") for name, part in parts.items()}
@@ -79,6 +84,27 @@ def _flat(array: np.ndarray, where: str, notes: list[str]) -> np.ndarray:
     if array.dtype.kind not in "iuU":
         raise RequestError(f"{where}: got {array.dtype}, expected integers from 0")
     return array
+
+
+def _check_columns(parts: dict[str, np.ndarray], where: str) -> None:
+    """Refuses parts whose one-hot labels have different numbers of columns: which column is which
+    class is then unknown."""
+    widths = {name: array.shape[1] for name, array in parts.items() if array.ndim == 2}
+    wide = {name: width for name, width in widths.items() if width > 1}
+    for name, width in wide.items():
+        if width != wide.get("train", width):
+            raise RequestError(
+                f"{where}y_{name}: got one-hot labels of {width} columns, but y_train has"
+                f" {wide['train']}; give every class a column in every part"
+            )
+
+
+def _numerals(part: np.ndarray) -> bool:
+    """Returns whether labels are texts of whole numbers, none with a leading zero."""
+    if part.dtype.kind != "U":
+        return False
+    texts = map(str, np.unique(part))
+    return all(text.isascii() and text.isdigit() and str(int(text)) == text for text in texts)
 
 
 def _whole(array: np.ndarray) -> bool:

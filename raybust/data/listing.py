@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,12 +33,14 @@ class LeftOut:
     Attributes:
         hidden: hidden and system files and folders.
         repeated: links to folders that are listed already.
+        loose: images beside the class folders, which have no class.
         others: files that are no images, by ending.
         parts: folders that hold no labeled images, and why.
     """
 
     hidden: int = 0
     repeated: int = 0
+    loose: int = 0
     others: Counter[str] = field(default_factory=Counter)
     parts: list[str] = field(default_factory=list)
 
@@ -49,6 +51,8 @@ class LeftOut:
             found.append(f"{self.hidden} hidden or system files and folders")
         if self.repeated:
             found.append(f"{self.repeated} links to folders that are listed already")
+        if self.loose:
+            found.append(f"{self.loose} images beside the class folders, which have no class")
         for ending, count in sorted(self.others.items()):
             found.append(f"{count} files {ending or 'without an ending'}")
         return [*found, *self.parts]
@@ -75,6 +79,8 @@ def class_folders(folder: Path, left: LeftOut | None = None) -> dict[str, Path]:
                 left.hidden += 1
             continue
         if not entry.is_dir():
+            if left is not None and entry.name.lower().endswith(ENDINGS):
+                left.loose += 1
             continue
         name = composed(entry.name)
         if not readable(name):
@@ -126,10 +132,20 @@ def class_images(folders: Mapping[str, Path], left: LeftOut) -> dict[str, list[P
     return found
 
 
-def same_folders(first: Mapping[str, Path], second: Mapping[str, Path]) -> list[str]:
-    """Returns the classes whose folders in two parts are one real folder."""
-    real = {_real(folder) for folder in first.values()}
-    return [name for name, folder in second.items() if _real(folder) in real]
+def shared_images(first: Iterable[Path], second: Iterable[Path]) -> int:
+    """Returns how many images of one part are also images of another: reached through links."""
+    places = [{path.parent for path in paths} for paths in (first, second)]
+    resolved = {folder: os.path.realpath(folder) for folder in (*places[0], *places[1])}
+
+    def real(paths: Iterable[Path]) -> set[str]:
+        return {
+            os.path.realpath(path)
+            if path.is_symlink()
+            else os.path.join(resolved[path.parent], path.name)
+            for path in paths
+        }
+
+    return len(real(first) & real(second))
 
 
 def _images_below(folder: Path, seen: set[tuple[int, int]], left: LeftOut) -> list[Path]:

@@ -1,1 +1,1 @@
-"""What a run leaves on disk: folders and identities, checkpoints, logs of rows, locks."""
+"""The files of a run: folders and identities, checkpoints, row logs, locks."""

@@ -1,8 +1,8 @@
-"""Checkpoints: safetensors weights, a JSON manifest, resumable state. Nothing here can run code.
+"""Checkpoints: safetensors weights, a JSON manifest, resumable state. Loading runs no code.
 
-A checkpoint is a folder. It is written under a temporary name, the manifest last and with the
-digests of the other files, then renamed; an older one goes only when the new one is whole. A torn
-folder (a kill, a full disk) is recognized by its digests and passed over. Stage after train.
+A checkpoint is a folder, written under a temporary name, the manifest last and with the digests of
+the other files, then renamed. Older ones are removed only once the new one is complete. Torn
+folders (a kill, a full disk) fail their digests and are skipped. Stage after train.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _NAME = re.compile(r"epoch-(\d{6,})")
 
 
 def folder_name(epoch: int) -> str:
-    """Returns the name of the folder of the checkpoint after `epoch` epochs."""
+    """Returns the folder name of the checkpoint after `epoch` epochs."""
     return f"epoch-{epoch:06d}"
 
 
@@ -42,10 +42,10 @@ def write(
     """Writes the three files of a checkpoint into an existing folder, the manifest last.
 
     Args:
-        folder: where; a temporary folder that the caller renames or uploads.
-        weights: the state dict of the network that is certified and deployed.
-        state: what resuming needs beside the weights; plain containers and tensors only.
-        manifest: JSON data: configuration, metrics; versions are added.
+        folder: a temporary folder that the caller renames or uploads.
+        weights: state dict of the network to certify and deploy.
+        state: what else resuming needs; plain containers and tensors only.
+        manifest: JSON data: configuration, metrics; digests and versions are added.
     """
     save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, folder / WEIGHTS)
     torch.save(state, folder / STATE)
@@ -56,13 +56,13 @@ def write(
 
 
 def commit(root: Path, name: str, fill: Callable[[Path], None], keep: int) -> Path:
-    """Writes a checkpoint atomically under `root` and removes those beyond the newest `keep`.
+    """Writes a checkpoint atomically under `root`, then removes all but the newest `keep`.
 
     Args:
         root: folder of the run.
         name: from `folder_name`.
-        fill: writes the checkpoint into the folder that it is given.
-        keep: checkpoints to keep.
+        fill: writes the checkpoint into a given folder.
+        keep: number of checkpoints to keep.
 
     Returns:
         The folder of the checkpoint.
@@ -84,7 +84,7 @@ def commit(root: Path, name: str, fill: Callable[[Path], None], keep: int) -> Pa
 
 
 def folders(root: Path) -> list[Path]:
-    """Returns the checkpoint folders of a run, newest first, torn ones included."""
+    """Returns a run's checkpoint folders, newest first, including torn ones."""
     if not root.is_dir():
         return []
     found = [path for path in root.iterdir() if _NAME.fullmatch(path.name)]
@@ -92,39 +92,39 @@ def folders(root: Path) -> list[Path]:
 
 
 def epoch_of(folder: Path | str) -> int:
-    """Returns the number of epochs in a checkpoint folder's name."""
+    """Returns the epoch in a checkpoint folder's name."""
     match = _NAME.fullmatch(Path(folder).name)
-    assert match, f"{folder} is no checkpoint folder"
+    assert match, f"{folder} is not a checkpoint folder"
     return int(match[1])
 
 
 def newest(root: Path, warn: Callable[[str], None] = lambda text: None) -> Path | None:
-    """Returns the newest whole checkpoint of a run, or None.
+    """Returns the newest intact checkpoint of a run, or None.
 
     Args:
         root: folder of the run.
-        warn: is told of each torn checkpoint that is passed over.
+        warn: receives a message for each torn checkpoint skipped.
     """
     for folder in folders(root):
-        wrong = torn(folder)
-        if wrong is None:
+        problem = torn(folder)
+        if problem is None:
             return folder
-        warn(f"checkpoint {folder.name} is torn ({wrong}); the previous one is used")
+        warn(f"checkpoint {folder.name} is torn ({problem}); using the previous one")
     return None
 
 
 def torn(folder: Path) -> str | None:
-    """Returns what is wrong with a checkpoint's files, or None where it is whole."""
+    """Returns what is wrong with a checkpoint's files, or None if it is intact."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         written, digests = manifest["format"], manifest["files"].items()
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return f"{MANIFEST} is missing or cut"
+        return f"{MANIFEST} is missing or damaged"
     if written != FORMAT:
-        return f"format {written}, this version reads {FORMAT}"
+        return f"format {written}, but this version reads {FORMAT}"
     for name, digest in digests:
         if not (folder / name).is_file() or _digest(folder / name) != digest:
-            return f"{name} is missing or cut"
+            return f"{name} is missing or damaged"
     return None
 
 
@@ -132,11 +132,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """Returns the manifest of a checkpoint.
 
     Raises:
-        RequestError: the folder holds no whole checkpoint.
+        RequestError: the checkpoint is torn.
     """
-    wrong = torn(folder)
-    if wrong is not None:
-        raise RequestError(f"{folder}: not a whole checkpoint: {wrong}")
+    problem = torn(folder)
+    if problem is not None:
+        raise RequestError(f"{folder}: not a complete checkpoint: {problem}")
     manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
     return manifest
 
@@ -147,7 +147,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """Returns the resumable state of a checkpoint, on the CPU; only plain data is unpickled."""
+    """Returns the resumable state of a checkpoint, on the CPU; unpickles plain data only."""
     state: dict[str, Any] = torch.load(folder / STATE, map_location="cpu", weights_only=True)
     return state
 

@@ -1,6 +1,6 @@
-"""Files of results: put in their place at once, read whole, earlier versions kept beside them.
+"""Result files: atomic writes, checked reads, earlier versions kept next to them.
 
-A kill or a full disk leaves what was there; a reader never finds half of a file. Used by all
+A kill or a full disk leaves the old file intact; readers never see a partial one. Used by all
 stages that write results.
 """
 
@@ -17,11 +17,11 @@ from raybust.errors import RequestError
 
 STEPS = ".steps"
 _ASIDE = re.compile(r"\.\d{15,}(\.|$)")
-_MADE = re.compile(r"(\.robustbench-[^.]*(\.\d+)?)?\.(tsv|jsonl|json|md|png)")
+_SUFFIX = re.compile(r"(\.robustbench-[^.]*(\.\d+)?)?\.(tsv|jsonl|json|md|png)")
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Puts a file in its place at once: whole, or as it was."""
+    """Writes a file atomically."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with temporary.open("w", encoding="utf-8") as file:
         file.write(text)
@@ -31,10 +31,10 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Returns the object that a result's file holds.
+    """Returns the JSON object in a result file.
 
     Raises:
-        RequestError: it holds none.
+        RequestError: there is none.
     """
     try:
         found = json.loads(path.read_text())
@@ -42,40 +42,39 @@ def read_json(path: Path) -> dict[str, Any]:
             return found
     except (OSError, ValueError):
         pass
-    raise RequestError(f"{path}: is no whole result; the command that made it makes it again")
+    raise RequestError(f"{path}: is not a complete result; rerun the command that made it")
 
 
 def put_aside(path: Path) -> None:
-    """Keeps a result, if it is there, beside itself, under the time of its last change in ns: the
-    file and what was made of it, such as its table and picture. Its journal stays, because what it
-    has sent is not to be sent again."""
+    """Renames a result, if it exists, and the files made from it, such as its table and plot, by
+    adding its modification time in ns. Its journal stays, so that nothing is sent twice."""
     if not path.exists():
         return
     aside = f"{path.stem}.{path.stat().st_mtime_ns}"
     for file in sorted(path.parent.iterdir()):
         rest = file.name.removeprefix(path.stem)
-        if rest != file.name and _MADE.fullmatch(rest):
+        if rest != file.name and _SUFFIX.fullmatch(rest):
             file.rename(file.with_name(aside + rest))
 
 
 def is_aside(path: Path) -> bool:
-    """Returns whether a file was put aside: it is of an earlier result."""
+    """Returns whether a file belongs to a result that was put aside."""
     return _ASIDE.search(path.name) is not None
 
 
 def step_of(path: Path, header: str) -> int:
-    """Returns the step of a result's metrics in MLflow: each protocol has its own, in the order in
-    which they came. The file `.steps` beside the results keeps them.
+    """Returns the MLflow step of a result's metrics: one per protocol, in order of first use. The
+    file `.steps` next to the results records them.
 
     Args:
-        path: a file of the result; its folder holds those of the other protocols of the run.
-        header: all that the result depends on.
+        path: a file of the result; its folder holds the run's other protocols.
+        header: everything the result depends on.
     """
     ledger = path.with_name(STEPS)
     steps: dict[str, int] = read_json(ledger) if ledger.exists() else {}
     key = hashlib.sha256(header.encode()).hexdigest()[:16]
     if key not in steps:
-        # Results that raybust 0.1 left here, without a ledger, have the steps below.
+        # Results of raybust 0.1, which kept no ledger, take the steps below.
         earlier = len(list(path.parent.glob(f"*{path.suffix}"))) - 1
         steps[key] = 1 + max(steps.values(), default=earlier - 1)
         replace_text(ledger, json.dumps(steps, indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""The lock of a run's folder, so that two commands never write one run."""
+"""A lock on a run's folder, so that two commands never write to the same run."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from raybust.errors import RequestError
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Holds the lock of a run, which ends with the process.
+    """Locks a run; the lock ends with the process at the latest.
 
     Raises:
-        RequestError: another command holds it, or the folder cannot be written.
+        RequestError: another command holds the lock, or the folder cannot be written.
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

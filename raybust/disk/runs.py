@@ -1,11 +1,11 @@
-"""Run folders: what a run is on disk, how RUN on the command line is found, how it comes back.
+"""Run folders: their layout, identity, and lookup of RUN on the command line.
 
     OUT/NAME/run.json           identity: uid, kind, configuration
-    OUT/NAME/journal.jsonl      what goes to MLflow
+    OUT/NAME/journal.jsonl      records for MLflow
     OUT/NAME/epoch-000012/      checkpoints
     OUT/NAME/certified/*.tsv    certificates
     OUT/SWEEP/trials/0007/      the same for trial 7 of a sweep
-    OUT/_weights/FILE-1a2b3c4d/ results of a weights file, or of a checkpoint that is named
+    OUT/_weights/FILE-1a2b3c4d/ results of a weights file, or of a checkpoint given by path
 
 Stage between checkpoint and certify / evaluate.
 """
@@ -42,18 +42,18 @@ _RESUMABLE = (
     "tune.concurrent",
 )
 _SCORING = ("certify.sigma", "certify.seed")
-"""What `certified_fast` takes of `certify`: epochs and trials that it compares must share it."""
+"""Settings of `certify` that `certified_fast` uses: comparable epochs and trials share them."""
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What `run.json` holds.
+    """The content of `run.json`.
 
     Attributes:
-        uid: the run's key in the tracking store, for good.
+        uid: the run's permanent key in the tracking store.
         kind: "train", "trial" or "sweep".
-        config: the resolved configuration, plain.
-        data: digest of the data with which it was begun; "" where that is not known.
+        config: the resolved configuration, as plain data.
+        data: digest of the data at the start; "" if unknown.
     """
 
     uid: str
@@ -65,21 +65,21 @@ class Identity:
 def identify(
     folder: Path, kind: str, plain: dict[str, Any], resume: bool = True, data: str = ""
 ) -> Identity:
-    """Returns the identity of a run folder: made if it is new, checked if it is not. A run that
-    failed before anything of it was kept makes room for one of other settings.
+    """Creates or checks the identity of a run folder, and returns it. A run that failed before its
+    first checkpoint makes room for one with other settings.
 
     Args:
         folder: the run's folder.
         kind: "train", "trial" or "sweep".
-        plain: the configuration of what is to run in it, as plain data.
-        resume: False moves an existing folder aside (NAME.1, NAME.2, ...) and begins anew.
-        data: digest of the data set; "" is not compared.
+        plain: the configuration to run in it, as plain data.
+        resume: False moves an existing folder aside (NAME.1, NAME.2, ...) and starts over.
+        data: digest of the dataset; "" skips the comparison.
 
     Raises:
-        RequestError: the folder holds another experiment (the difference is named), or cannot be
-            written.
+        RequestError: the folder holds another experiment (the message lists the differences), or
+            cannot be written.
     """
-    fresh = (folder / IDENTITY).exists() and _nothing_kept(folder)
+    fresh = (folder / IDENTITY).exists() and _has_no_checkpoint(folder)
     if folder.exists() and (not resume or (fresh and _difference(folder, kind, plain, data))):
         aside = next(
             path
@@ -103,44 +103,44 @@ def identify(
 
 
 def check_same(folder: Path, kind: str, plain: dict[str, Any], data: str = "") -> None:
-    """Refuses to go on in a folder that belongs to another experiment; a new folder is fine, and
-    so is one of which nothing was kept.
+    """Rejects a folder that holds another experiment; accepts new ones, and runs that ended before
+    their first checkpoint.
 
     Args:
         folder: the run's folder.
         kind: "train", "trial" or "sweep".
-        plain: the configuration of what is to run in it.
-        data: digest of the data set; "" is not compared.
+        plain: the configuration to run in it, as plain data.
+        data: digest of the dataset; "" skips the comparison.
 
     Raises:
-        RequestError: with every key in which the two differ.
+        RequestError: the experiments differ; the message lists every differing key.
     """
-    if not (folder / IDENTITY).exists() or _nothing_kept(folder):
+    if not (folder / IDENTITY).exists() or _has_no_checkpoint(folder):
         return
     wrong = _difference(folder, kind, plain, data)
     if wrong:
         raise RequestError(f"{folder.name}: {wrong}")
 
 
-def _nothing_kept(folder: Path) -> bool:
+def _has_no_checkpoint(folder: Path) -> bool:
     """Returns whether a run, or every trial of a sweep, ended before its first checkpoint."""
     trials = (folder / TRIALS).glob("*") if (folder / TRIALS).is_dir() else ()
     started = (folder / JOURNAL).exists()
     if read_identity(folder).config.get("cluster", {}).get("storage"):
         return False  # its checkpoints are elsewhere until it ends
-    return started and not any(checkpoint.folders(place) for place in (folder, *trials))
+    return started and not any(checkpoint.folders(run) for run in (folder, *trials))
 
 
 def _difference(folder: Path, kind: str, plain: dict[str, Any], data: str) -> str:
-    """Returns why a folder's experiment is another one, with the ways on; "" where it is not."""
+    """Returns how a folder's experiment differs and what to do about it; "" if it does not."""
     found = read_identity(folder)
     if found.kind != kind:
         return f"is a {found.kind}, not a {kind}; choose another --name"
     if found.data and data and found.data != data:
         return (
-            f"was begun with other images, labels or another cut than the data set has now (digest"
-            f" {found.data} -> {data}); choose another --name, or --no-resume to begin anew (the"
-            " old one is kept aside)"
+            f"the images, labels or split of its dataset have changed since it started (digest"
+            f" {found.data} -> {data}); choose another --name, or --no-resume to start over (the"
+            " old run is kept)"
         )
     differing = {
         text.partition(":")[0]: text for text in configuration.difference(found.config, plain)
@@ -148,12 +148,12 @@ def _difference(folder: Path, kind: str, plain: dict[str, Any], data: str) -> st
     changed = [key for key in differing if _fixed(key)]
     if not changed:
         return ""
-    advice = "choose another --name, or --no-resume to begin anew (the old one is kept aside)"
+    advice = "choose another --name, or --no-resume to start over (the old run is kept)"
     if set(changed) <= set(_SCORING):
         run = f"{folder.name}/NUMBER" if kind == "sweep" else folder.name
         given = " ".join(f"{key}=..." for key in changed)
         advice = (
-            "each epoch's certified_fast goes by it: leave it as it was, and when all is trained,"
+            "every epoch's certified_fast depends on it: keep it, and after training run"
             f" `raybust certify {run} {given}`; or {advice}"
         )
     texts = "; ".join(differing[key] for key in changed)
@@ -161,10 +161,10 @@ def _difference(folder: Path, kind: str, plain: dict[str, Any], data: str) -> st
 
 
 def fixed_digits(plain: dict[str, Any]) -> str:
-    """Returns 8 hexadecimal digits of what may not change when a run is gone on with.
+    """Returns a hash of the settings that must not change on resume.
 
     Args:
-        plain: the configuration, as plain data; of a sweep with its space.
+        plain: the configuration, as plain data; for a sweep, with its space.
     """
     leaves = configuration.leaves_of(plain, "")
     fixed = {leaf.key: leaf.value for leaf in leaves if _fixed(leaf.key)}
@@ -172,35 +172,46 @@ def fixed_digits(plain: dict[str, Any]) -> str:
 
 
 def _fixed(key: str) -> bool:
-    """Tells whether a key may not change when a run is gone on with."""
+    """Returns whether a key must not change on resume."""
     return key in _SCORING or not belongs(key, _RESUMABLE)
 
 
 def check_writable(folder: Path, key: str = "out") -> None:
-    """Checks that a folder can be written or made, and makes nothing.
+    """Checks that a folder can be written or created, without creating it.
 
     Args:
-        folder: absolute.
+        folder: its absolute path.
         key: the configuration key that names it.
 
     Raises:
-        RequestError: it cannot.
+        RequestError: it cannot be written.
     """
-    above = next(path for path in (folder, *folder.parents) if path.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK):
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise RequestError(f"{key}: {folder} cannot be written; choose another folder")
 
 
 def read_identity(folder: Path) -> Identity:
-    """Returns what `run.json` of a folder holds.
+    """Returns the content of a folder's `run.json`.
 
     Raises:
-        RequestError: there is none, or it is not readable.
+        RequestError: it is missing or unreadable.
     """
     try:
         return Identity(**json.loads((folder / IDENTITY).read_text()))
     except (OSError, ValueError, TypeError):
-        raise RequestError(f"{folder}: not a run of raybust: no readable {IDENTITY}") from None
+        raise RequestError(f"{folder}: not a raybust run: no readable {IDENTITY}") from None
+
+
+def original_of(folder: Path) -> Path | None:
+    """Returns the run that a folder is a copy of, if the original is still in place."""
+    try:
+        with (folder / JOURNAL).open(encoding="utf-8") as file:
+            place = Path(json.loads(next(file, "{}")).get("tags", {})["raybust.folder"])
+        same = place.samefile(folder) if place.exists() else True
+        return None if same or read_identity(place).uid != read_identity(folder).uid else place
+    except (OSError, ValueError, KeyError, AttributeError, RequestError):
+        return None
 
 
 def find(run: str, out: Path) -> Path:
@@ -211,7 +222,7 @@ def find(run: str, out: Path) -> Path:
         out: the folder of all runs.
 
     Raises:
-        RequestError: nothing of that name; the message has the nearest spelling.
+        RequestError: there is no such run; the message suggests the nearest spelling.
     """
     for path in candidates(run, out):
         if (path / IDENTITY).exists() or (path / checkpoint.MANIFEST).exists() or path.is_file():
@@ -220,7 +231,7 @@ def find(run: str, out: Path) -> Path:
 
 
 def candidates(run: str, out: Path) -> list[Path]:
-    """Returns where the run that a name or path means may be: a run, any path, a sweep's trial."""
+    """Returns the paths that RUN may mean: a run, any path, a sweep's trial."""
     sweep, _, trial = run.rpartition("/")
     found = [out / run, Path(run)]
     if sweep and trial.isdigit():
@@ -234,10 +245,10 @@ def names(out: Path) -> list[str]:
 
 
 def out_folder(config: Config) -> Path:
-    """Returns the absolute folder under which everything of a configuration lands.
+    """Returns the absolute path of a configuration's output folder.
 
     Raises:
-        RequestError: it is in the home of a user that there is not.
+        RequestError: it is in the home of an unknown user.
     """
     try:
         return Path(os.path.abspath(Path(config.out).expanduser()))

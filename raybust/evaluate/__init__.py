@@ -1,7 +1,8 @@
-"""Accuracy without a proof: clean, and under attacks that try hard. Stage after train.
+"""Empirical accuracy, without certificates: clean, and under strong attacks.
 
-`clean_accuracy` counts. `attack_examples` attacks one shard at an `AttackProtocol`, `AttackTable`
-keeps the rows, `summarize` makes curve, flags of distrust and RobustBench's record of them.
+`clean_accuracy` measures clean accuracy. `attack_examples` attacks a shard at an `AttackProtocol`,
+`AttackTable` stores the rows, `summarize` derives the curve, flags of distrust and a record for
+RobustBench.
 """
 
 from raybust.evaluate.accuracy import Accuracy, clean_accuracy, correct

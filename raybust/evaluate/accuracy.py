@@ -1,7 +1,7 @@
-"""Accuracy without a proof: clean accuracy of a network on a part of the data.
+"""Clean accuracy of a network on a part of the data.
 
-With its 95 % interval, because a test set is a sample. The training loop validates with the same
-function. Stage after train.
+With a 95 % interval, since a test set is a sample. The training loop uses the same function for
+validation.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ class Accuracy:
 
     Attributes:
         split: the part.
-        examples: how many.
-        accuracy: share whose top class is the label.
+        examples: number of examples.
+        accuracy: share with the label as top class.
         low: lower end of the 95 % Clopper-Pearson interval.
-        high: its upper end.
+        high: upper end of the interval.
     """
 
     split: str
@@ -44,12 +44,12 @@ class Accuracy:
 
 
 def clean_accuracy(network: nn.Module, dataset: Dataset, config: Evaluate) -> Accuracy:
-    """Returns the clean accuracy of a network, on the GPU where there is one.
+    """Measures the clean accuracy of a network, on the GPU if available.
 
     Args:
         network: in eval mode.
         dataset: its data.
-        config: which part, how many examples.
+        config: part and number of examples.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     split = getattr(dataset, config.split)
@@ -74,13 +74,15 @@ def correct(
     Args:
         network: in eval mode, on `device`.
         split: the part of the data.
-        positions: the N examples, as positions in the split.
+        positions: positions of the N examples in the split.
         batch: images per forward pass.
-        device: where the network is.
+        device: the network's device.
     """
-    assert not network.training, "accuracy is of the network in eval mode"
+    assert not network.training, "accuracy needs the network in eval mode"
     hits = []
     for start in range(0, len(positions), batch):
         images, labels = split.fetch(torch.as_tensor(positions[start : start + batch]))
-        hits.append(network(images.to(device)).argmax(1) == labels.to(device))
+        logits = network(images.to(device))
+        # argmax would take NaN for the largest.
+        hits.append((logits.argmax(1) == labels.to(device)) & ~logits.isnan().any(1))
     return torch.cat(hits).cpu() if hits else torch.empty(0, dtype=torch.bool)

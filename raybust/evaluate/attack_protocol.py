@@ -1,8 +1,7 @@
-"""The protocol of an evaluation under attack: everything that decides what a row of its table is,
-as the table's header.
+"""The protocol of an evaluation under attack: everything that determines the rows of its table,
+stored as the table's header.
 
-Two evaluations with the same header attacked the same images of the same network in the same way.
-Stage `evaluate` of the arrow.
+Evaluations with the same header attacked the same network on the same images in the same way.
 """
 
 from __future__ import annotations
@@ -29,9 +28,9 @@ FORMAT = 1
 """Version of the table's format and of the keys of its draws."""
 
 View = Literal["alone", "oblivious", "adaptive"]
-"""Of a network with a module in front: `alone`, attack and score are of the network without it;
-`oblivious`, the attack is, and the whole is scored; `adaptive`, both are of the whole, the only
-robust accuracy of the three (Athalye et al., 2018, arXiv:1802.00420)."""
+"""For a network behind a front module: `alone` attacks and scores the network without it;
+`oblivious` attacks the network without it and scores the whole; `adaptive` attacks and scores the
+whole, the only robust accuracy of the three (Athalye et al., 2018, arXiv:1802.00420)."""
 
 HEADLINE: View = "adaptive"
 
@@ -47,30 +46,30 @@ class AttackProtocol:
         format: version of the format.
         norm: norm of the ball.
         eps: radii, ascending.
-        reach: the largest radius of `sanity`, from one corner of the box to the other; 0: none.
+        reach: radius of the sanity check, the diagonal of the box; 0 for none.
         attacks: names, in order.
-        every: whether every attack meets every example that the network gets right.
+        every: whether every attack runs on every correctly classified example.
         pgd_steps: steps of pgd.
-        steps: steps of a run of APGD.
+        steps: steps per run of APGD.
         restarts: runs of pgd, apgd-ce and apgd-dlr.
-        targets: classes that apgd-t tries, and fab-t up to 5.
+        targets: classes tried by apgd-t, and by fab-t up to 5.
         queries: queries of square.
-        rounds: most further rounds where fab-t or square break what apgd had not.
+        rounds: maximum further rounds if fab-t or square break what apgd did not.
         eot: forward passes averaged.
         seed: seed of the attacks.
-        shard: examples attacked together: rounding depends on the batch.
+        shard: examples attacked together; the batch affects rounding.
         dataset: name of the dataset.
-        split: which part of it.
-        data: digest of the content of the images that are attacked.
+        split: part of the dataset.
+        data: digest of the attacked images.
         labels: digest of their labels.
-        examples: how many, from the first.
-        weights: digest of the network's weights, see `identity.weights_digest`.
-        outputs: what the network computes on fixed inputs, and its gradients there, see
-            `identity.outputs_of`; of a network with a module in front also those without it.
-        device: type of the device.
-        view: what attack and score see of the network; `adaptive` where nothing is in front.
-        front: the module in front with its settings, "" for none.
-        autoattack: version of pyautoattack where its suite runs, else "".
+        examples: number of examples, from the first.
+        weights: digest of the weights, see `identity.weights_digest`.
+        outputs: the network's outputs and gradients on fixed inputs, see `identity.outputs_of`;
+            behind a front module, also those of the network alone.
+        device: device type.
+        view: what attack and score see of the network; `adaptive` without a front module.
+        front: the front module with its settings, "" for none.
+        autoattack: version of pyautoattack if its suite runs, else "".
         raybust: version.
         torch: version.
     """
@@ -106,19 +105,19 @@ class AttackProtocol:
 
     @property
     def threats(self) -> tuple[Threat, ...]:
-        """The balls that rows are of, ascending; that of `reach` last."""
+        """The balls of the rows, ascending; that of `reach` last."""
         radii = (*self.eps, self.reach) if self.reach else self.eps
         return tuple(Threat(self.norm, eps) for eps in radii)
 
     def shards(self) -> list[range]:
-        """Returns the positions of each shard in the split; they do not depend on the workers."""
+        """Returns the positions of each shard in the split, independent of the workers."""
         return [
             range(start, min(start + self.shard, self.examples))
             for start in range(0, self.examples, self.shard)
         ]
 
     def about(self, network: nn.Module, part: Part) -> AttackProtocol:
-        """Returns this protocol of a network and of the first examples of a part of the data."""
+        """Returns this protocol bound to a network and to the first examples of a part."""
         chosen = range(self.examples)
         images = part.fetch(chosen[: identity.PROBES])[0]
         functions = [network, network.network] if isinstance(network, Fronted) else [network]
@@ -136,10 +135,10 @@ class AttackProtocol:
         return json.dumps(dataclasses.asdict(self))
 
     def differences(self, text: str) -> list[str]:
-        """Returns in what a header differs from this one, see `identity.differences`.
+        """Returns how a header differs from this one, see `identity.differences`.
 
         Raises:
-            ValueError: the header is no JSON object.
+            ValueError: the header is not a JSON object.
         """
         return identity.differences(identity.fields_of(text), dataclasses.asdict(self))
 
@@ -152,20 +151,20 @@ def make_attack_protocol(
     device: str,
     dataset: str,
 ) -> AttackProtocol:
-    """Returns the protocol of a configuration's section `evaluate`.
+    """Returns the protocol for section `evaluate` of the configuration.
 
     Args:
-        config: the section; None in it stands for what is decided here.
+        config: the section; values of None are filled in here.
         shape: (C, H, W) of an image.
         total: examples in the split.
-        device: type of the device, "cpu" or "cuda".
+        device: device type, "cpu" or "cuda".
         dataset: name of the dataset.
 
     Returns:
-        The protocol, which is of no network and no images yet: see `AttackProtocol.about`.
+        The protocol, not yet bound to a network and images: see `AttackProtocol.about`.
 
     Raises:
-        RequestError: a radius beyond the box, or pyautoattack is asked for and not installed.
+        RequestError: a radius beyond the box, or pyautoattack is requested but not installed.
     """
     reach = math.prod(shape) ** (1 / _REACH[config.norm])
     if max(config.eps) > reach:
@@ -198,11 +197,10 @@ def make_attack_protocol(
 
 
 def views_of(network: nn.Module, protocol: AttackProtocol) -> list[AttackProtocol]:
-    """Returns the protocols by which a network is to be judged, the headline last: the one that is
-    given, and for a network with a module in front those of the other views too.
+    """Returns the protocols to evaluate a network at, the headline last: the given one and, behind
+    a front module, those of the other views.
 
-    Attacks that do not see what is in front have no largest radius: nothing follows from what
-    survives there.
+    Attacks that do not see the front skip the sanity check: survivors there mean nothing.
     """
     if not isinstance(network, Fronted):
         return [protocol]
@@ -212,8 +210,8 @@ def views_of(network: nn.Module, protocol: AttackProtocol) -> list[AttackProtoco
 
 
 def seen_by(network: nn.Module, view: View) -> tuple[nn.Module, nn.Module]:
-    """Returns what is attacked and what is scored in a view."""
+    """Returns the network to attack and the network to score in a view."""
     if view == HEADLINE:
         return network, network
-    assert isinstance(network, Fronted), f"nothing is in front: there is no view {view}"
+    assert isinstance(network, Fronted), f"view {view} needs a front module"
     return network.network, network if view == "oblivious" else network.network

@@ -1,8 +1,7 @@
-"""AutoAttack's standard suite as pyautoattack ships it: the field's reference, beside ours.
+"""AutoAttack's standard suite from pyautoattack: the field's reference, besides our own attacks.
 
-Croce and Hein (2020, arXiv:2003.01690); pyautoattack is the extra `[attacks]` and has the
-authors' mathematics unchanged. It is asked for by name and never stands in for anything. Stage
-`evaluate` of the arrow.
+Croce and Hein (2020, arXiv:2003.01690); pyautoattack, the extra `[attacks]`, has the authors'
+mathematics unchanged. It runs only when requested by name and never replaces another attack.
 """
 
 from __future__ import annotations
@@ -42,8 +41,8 @@ def standard_attack(
         network: images in [0, 1] to logits (B, K), in eval mode.
         images: (B, C, H, W) in [0, 1].
         labels: int64 (B,).
-        threat: norm and radius; the box is its own.
-        seed: of torch's global generator, which is put back afterwards.
+        threat: norm and radius; the suite has its own box.
+        seed: seed of torch's global generator, which is restored.
     """
     from pyautoattack import AutoAttack
 

@@ -1,9 +1,8 @@
-"""What makes a robust accuracy doubtful: signs of masked gradients and of networks that attacks of
-this kind do not measure.
+"""Reasons to distrust a robust accuracy: signs of masked gradients, and networks that these attacks
+cannot measure.
 
 The checklist of Athalye, Carlini and Wagner (2018, arXiv:1802.00420) and Carlini et al. (2019,
-arXiv:1902.06705), and the checks of AutoAttack. A flag is printed beside the number and stored with
-it. Stage `evaluate` of the arrow.
+arXiv:1902.06705), and the checks of AutoAttack. Flags are printed and stored with the number.
 """
 
 from __future__ import annotations
@@ -14,12 +13,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from raybust.certify.guards import batch_effect
 from raybust.evaluate.attack_protocol import AttackProtocol
 from raybust.evaluate.table import FURTHER, AttackRow
 from raybust.numerics.attacks import has_gradient
 
 MARGIN = 0.002
-"""Share of the examples by which a weaker attack may beat a stronger one (AutoAttack's)."""
+"""Share of the examples by which a weaker attack may beat a stronger one (from AutoAttack)."""
 
 _SURVIVORS, _FLAT = 0.01, 0.01
 _SAME, _BATCH, _SIMPLEX = 1e-5, 1e-3, 1e-5
@@ -32,7 +32,7 @@ class Flag:
     Attributes:
         name: `random`, `softmax`, `batch`, `no_gradient`, `flat_gradients`, `black_box`,
             `minimum_norm`, `moving`, `steps`, `large_eps`, `reference`, `oblivious`, `transfer`.
-        text: what was seen and what it may mean, one line.
+        text: the observation and what it may mean, one line.
     """
 
     name: str
@@ -41,12 +41,12 @@ class Flag:
 
 @torch.no_grad()
 def flags_of_network(network: nn.Module, images: Tensor, eot: int = 1) -> list[Flag]:
-    """Returns what is doubtful about the network itself.
+    """Returns flags about the network itself.
 
     Args:
         network: images (B, C, H, W) in [0, 1] to logits (B, K), in eval mode.
-        images: B >= 1, different from each other.
-        eot: passes that attacks average.
+        images: B >= 1 distinct images.
+        eot: passes averaged by the attacks.
     """
     found = []
     with torch.random.fork_rng():
@@ -56,19 +56,16 @@ def flags_of_network(network: nn.Module, images: Tensor, eot: int = 1) -> list[F
         if random:
             advice = f"attacks averaged {eot}" if eot > 1 else "set evaluate.eot=20"
             found.append(Flag("random", f"two passes on the same images differ; {advice}"))
-        others = torch.cat([images[:1], 1 - images[1:]])
-        apart = max(
-            float((network(batch)[0] - logits[0]).abs().max()) for batch in (images[:1], others)
-        )
+        change = batch_effect(network, images, logits)
         differentiable = has_gradient(network, images)
     if not differentiable:
         found.append(
-            Flag("no_gradient", "no gradient leads from the outputs to the images: attacks by "
-                 "gradients are left out, only square runs")
+            Flag("no_gradient", "the outputs have no gradient with respect to the images: "
+                 "gradient attacks are skipped, only square runs")
         )  # fmt: skip
-    if not random and apart > _BATCH * float(size):
+    if not random and change > _BATCH * float(size):
         found.append(
-            Flag("batch", f"an image's logits move by {apart:.3g} with the rest of its batch")
+            Flag("batch", f"an image's logits change by {change:.3g} with the rest of its batch")
         )
     sums = (logits.sum(1) - 1).abs().max()
     if logits.min() >= -_SIMPLEX and logits.max() <= 1 + _SIMPLEX and sums < _SIMPLEX:
@@ -80,16 +77,16 @@ def flags_of_network(network: nn.Module, images: Tensor, eot: int = 1) -> list[F
 
 
 def flags_of_rows(rows: Sequence[AttackRow], protocol: AttackProtocol) -> list[Flag]:
-    """Returns what is doubtful about the results.
+    """Returns flags about the results.
 
     Args:
-        rows: a whole table's.
+        rows: all rows of a table.
         protocol: its protocol.
     """
     if protocol.view == "oblivious":
         return [
-            Flag("oblivious", "the attacks did not see what is in front of the network, and anybody"
-                 " may look: this is the published protocol and no robust accuracy")
+            Flag("oblivious", "the attacks did not see the front module, but an attacker can: this"
+                 " is the published protocol, not a robust accuracy")
         ]  # fmt: skip
     found = []
     first = [row for row in rows if row.eps == protocol.eps[0]]
@@ -98,8 +95,8 @@ def flags_of_rows(rows: Sequence[AttackRow], protocol: AttackProtocol) -> list[F
     if flat > _FLAT * max(len(right), 1):
         share = flat / len(right)
         found.append(
-            Flag("flat_gradients", f"the gradient is exactly 0 at {share:.1%} of the images that "
-                 "the network gets right: attacks by gradients start blind")
+            Flag("flat_gradients", f"the gradient is 0 or NaN at {share:.1%} of the images that "
+                 "the network gets right: gradient attacks start blind")
         )  # fmt: skip
     for eps in protocol.eps:
         found += _at_radius([row for row in rows if row.eps == eps], eps, protocol)
@@ -117,12 +114,12 @@ def flags_of_rows(rows: Sequence[AttackRow], protocol: AttackProtocol) -> list[F
 def flags_of_transfer(
     adaptive: Sequence[AttackRow], oblivious: Sequence[AttackRow], protocol: AttackProtocol
 ) -> list[Flag]:
-    """Returns what is doubtful about attacks through a front, beside attacks that do not see it.
+    """Returns flags about attacks through a front, compared with attacks that do not see it.
 
     Args:
-        adaptive: rows of the first.
-        oblivious: rows of the second, on the same examples.
-        protocol: of the first.
+        adaptive: rows of the former.
+        oblivious: rows of the latter, on the same examples.
+        protocol: protocol of the former.
     """
     found = []
     for eps in protocol.eps:
@@ -132,7 +129,7 @@ def flags_of_transfer(
             found.append(
                 Flag("transfer", f"at eps {eps:g} attacks on the network alone broke"
                      f" {sum(here) - sum(there)} of {len(here)} more examples than attacks through"
-                     " the whole: its front hides gradients")
+                     " the front: the front hides gradients")
             )  # fmt: skip
     return found
 
@@ -150,14 +147,14 @@ def _at_radius(rows: list[AttackRow], eps: float, protocol: AttackProtocol) -> l
     )
     if square > allowed:
         found.append(
-            Flag("black_box", f"at eps {eps:g} square, which sees no gradient, lowered robust "
+            Flag("black_box", f"at eps {eps:g} square, which uses no gradient, lowered robust "
                  f"accuracy by {_points(square, rows)}: it broke {square} of {len(rows)} examples "
-                 "that attacks by gradients had not")
+                 "that gradient attacks had not")
         )  # fmt: skip
     if nearest > allowed:
         found.append(
-            Flag("minimum_norm", f"at eps {eps:g} fab-t, which looks for the nearest boundary, "
-                 f"lowered robust accuracy by {_points(nearest, rows)} below what apgd left")
+            Flag("minimum_norm", f"at eps {eps:g} fab-t, which searches for the nearest boundary, "
+                 f"lowered robust accuracy by {_points(nearest, rows)} after apgd")
         )  # fmt: skip
     rounds = [step for row in rows for name, step in row.attacks if name == FURTHER]
     if rounds:
@@ -165,7 +162,7 @@ def _at_radius(rows: list[AttackRow], eps: float, protocol: AttackProtocol) -> l
         end = f"the last of {protocol.rounds} still did" if open_end else "the last one broke none"
         found.append(
             Flag("moving", f"at eps {eps:g} further rounds of attacks lowered robust accuracy by "
-                 f"{_points(further, rows)}; {end}; the number is an upper bound")
+                 f"{_points(further, rows)}; {end}; robust accuracy is an upper bound")
         )  # fmt: skip
     one = sum(row.broke("fgsm") is True for row in rows)
     many = sum(row.broke("pgd") is True for row in rows)

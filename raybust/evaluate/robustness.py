@@ -1,8 +1,7 @@
-"""What a table of attacks says: accuracy over eps, attack by attack, flags, and RobustBench's
-record.
+"""Summary of an attack table: accuracy over eps and per attack, flags, and a RobustBench record.
 
-RobustBench (Croce et al., 2021, arXiv:2010.09670) describes a model by twelve fields; the field for
-AutoAttack's accuracy is filled by pyautoattack alone. Stage `evaluate` of the arrow.
+RobustBench (Croce et al., 2021, arXiv:2010.09670) describes a model by twelve fields; only
+pyautoattack fills the one for AutoAttack's accuracy.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from raybust.evaluate.attack_protocol import HEADLINE, AttackProtocol
 from raybust.evaluate.distrust import Flag, flags_of_rows
 from raybust.evaluate.suite import ALWAYS
 from raybust.evaluate.table import FURTHER, AttackRow
+from raybust.numerics.balls.threat import show_eps
 from raybust.numerics.bounds import clopper_pearson_lower, clopper_pearson_upper
 
 
@@ -24,13 +24,13 @@ class Point:
 
     Attributes:
         eps: the radius.
-        robust: share of examples that withstood everything.
+        robust: share of examples that withstood all attacks.
         low: lower end of its 95 % Clopper-Pearson interval.
-        high: upper end.
-        own: accuracy under an attack that met every example, by name.
+        high: upper end of the interval.
+        own: accuracy under each attack that ran on every example, by name.
         after: accuracy after each attack and all before it, by name, in order; `further` for the
-            further rounds where there were any.
-        upper_bound: whether further rounds were needed, so that more attacks may lower the number.
+            further rounds, if any.
+        upper_bound: whether further rounds were needed, so more attacks may lower the number.
     """
 
     eps: float
@@ -47,9 +47,9 @@ class Summary:
     """Clean and robust accuracy of a network.
 
     Attributes:
-        protocol: how it was attacked.
-        clean: share of examples that the network gets right.
-        points: ascending in eps; that of the largest radius last where there is one.
+        protocol: the protocol of the attacks.
+        clean: share of clean examples classified correctly.
+        points: ascending in eps; that of the sanity check, if any, last.
         flags: reasons to distrust the numbers.
     """
 
@@ -59,9 +59,9 @@ class Summary:
     flags: tuple[Flag, ...]
 
     def metrics(self) -> dict[str, float]:
-        """Returns `attacked/*` by name, `attacked/alone/*` and `attacked/oblivious/*` for those
-        views; `robust_accuracy` is that of the largest eps. What the radius from corner to corner
-        leaves, a check of the attacks, is under `sanity/`."""
+        """Returns the metrics `attacked/*`, or `attacked/alone/*` and `attacked/oblivious/*` for
+        those views; `robust_accuracy` is that of the largest eps. The sanity check of the attacks
+        is under `sanity/`."""
         view = self.protocol.view
         head = "attacked" if view == HEADLINE else f"attacked/{view}"
         found = {f"{head}/clean_accuracy": self.clean, f"{head}/flags": float(len(self.flags))}
@@ -77,7 +77,7 @@ class Summary:
         return found
 
     def text(self) -> str:
-        """Returns the table for a person, and the flags below it."""
+        """Returns a readable table with the flags below it."""
         heads = [f"eps {show_eps(point.eps)}" for point in self.points]
         if self.protocol.reach:
             heads[-1] += " (whole box)"
@@ -99,7 +99,7 @@ class Summary:
         lines.append("")
         lines.append(
             f"{protocol.examples} {protocol.split} examples of {protocol.dataset}, "
-            f"{protocol.norm}; lines with ... meet what withstood the lines before."
+            f"{protocol.norm}; lines with ... attack only what withstood the lines before."
         )
         lines += [f"DISTRUST ({flag.name}): {flag.text}" for flag in self.flags]
         return "\n".join(lines)
@@ -117,12 +117,12 @@ class Summary:
 def summarize(
     rows: Sequence[AttackRow], protocol: AttackProtocol, flags: Sequence[Flag] = ()
 ) -> Summary:
-    """Returns what a whole table says.
+    """Summarizes a complete table.
 
     Args:
-        rows: one for each example and radius.
+        rows: one per example and radius.
         protocol: the table's.
-        flags: of the network; those of the rows are added.
+        flags: flags of the network; those of the rows are added.
     """
     points = []
     for threat in protocol.threats:
@@ -136,7 +136,7 @@ def summarize(
         met = {name for row in mine for name, _ in row.attacks}
         for name in (*names, *({FURTHER} & met)):
             if standing and name not in met:
-                continue  # it needs a gradient, and there is none
+                continue  # it needs a gradient, but there is none
             standing = [row for row in standing if not _gone(row, name)]
             after[name] = len(standing) / count
             if (name in ALWAYS or protocol.every) and threat.eps != protocol.reach:
@@ -150,7 +150,7 @@ def summarize(
 
 
 def side_by_side(summaries: Sequence[Summary]) -> str:
-    """Returns the table of the views of one network, a row each: clean accuracy and robust accuracy
+    """Returns a table of the views of a network, one row each: clean accuracy, and robust accuracy
     with its interval at every radius."""
     radii = summaries[0].protocol.eps
     lines = [
@@ -169,7 +169,7 @@ def side_by_side(summaries: Sequence[Summary]) -> str:
 
 
 def curve_points(summary: Summary) -> list[tuple[float, float, float, float]]:
-    """Returns (eps, accuracy, low, high) from eps 0 up, without the largest radius."""
+    """Returns (eps, accuracy, low, high) from eps 0 up, without the sanity check."""
     count = summary.protocol.examples
     right = round(summary.clean * count)
     low, high = clopper_pearson_lower(right, count, 0.025), clopper_pearson_upper(
@@ -188,13 +188,13 @@ def robustbench_record(
     """Returns RobustBench's twelve fields at one radius.
 
     `reported` is raybust's own figure; `autoattack_acc` is null unless pyautoattack's standard
-    suite ran on the same examples. What raybust cannot know is "" or null.
+    suite ran on the same examples. Unknown fields are "" or null.
 
     Args:
-        summary: of the evaluation.
+        summary: the summary.
         eps: one of its radii.
-        name: of the model.
-        architecture: of the network.
+        name: name of the model.
+        architecture: architecture of the network.
     """
     point = next(point for point in summary.points if point.eps == eps)
     reference = point.own.get("autoattack")
@@ -215,15 +215,8 @@ def robustbench_record(
 
 
 def show_robust(point: Point) -> str:
-    """Returns robust accuracy in percent, marked where it is an upper bound."""
+    """Returns robust accuracy in percent, marked if it is an upper bound."""
     return f"{'at most ' * point.upper_bound}{_percent(point.robust)}"
-
-
-def show_eps(eps: float) -> str:
-    """Returns a radius as people write it: 8/255 where it is a whole number of 255ths, below 1."""
-    levels = eps * 255
-    whole = eps < 1 and abs(levels - round(levels)) < 1e-4 and round(levels) > 0
-    return f"{round(levels)}/255" if whole else f"{eps:g}"
 
 
 _VIEWS = {
@@ -234,7 +227,8 @@ _VIEWS = {
 
 
 def _gone(row: AttackRow, name: str) -> bool:
-    """Whether an example that stood until this attack falls to it: now, or at a smaller radius."""
+    """Returns whether an example that withstood the attacks before falls to this one, at this or a
+    smaller radius."""
     return row.broken_by == name or row.broke(name) is True
 
 

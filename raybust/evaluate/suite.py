@@ -1,20 +1,22 @@
-"""One shard of an evaluation under attack: every attack of the protocol, every radius, rows.
+"""Evaluates one shard under attack: every attack of the protocol at every radius, as rows.
 
-What broke an example at a radius breaks it at every larger one, so radii go up and robust accuracy
-never rises. Each success is checked on the whole shard's forward pass before it counts, and must
-lie in ball and box: what does not is a bug of raybust's and stops the work. Draws are keyed by
-(seed, example, attack). In the view `oblivious` each attack's image for the network without its
-front goes through the whole, whether or not it fooled the network. Stage `evaluate` of the arrow.
+An example broken at one radius is broken at all larger ones, so radii ascend and robust accuracy
+never rises. Each success is verified in a forward pass of the whole shard and must lie in ball and
+box; otherwise raybust has a bug, and the evaluation stops. Draws are keyed by (seed, example,
+attack). In the view `oblivious` every attack's image on the network alone is scored through the
+front, whether or not it fooled the network.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from raybust.certify.guards import check_logits, check_mode, check_range
 from raybust.data.seeds import generator, mix
 from raybust.errors import RequestError, WorkError
 from raybust.evaluate.attack_protocol import AttackProtocol, seen_by
@@ -25,21 +27,23 @@ from raybust.numerics.attacks import Nearest, Outcome
 from raybust.numerics.balls import Threat
 
 ALWAYS = ("fgsm", "pgd", "autoattack")
-"""Attacks that meet every example that the network gets right, whatever broke it before."""
+"""Attacks that run on every correctly classified example, even if already broken."""
+
+_ULP = 2.0**-25
+"""Largest rounding of a pixel in [0, 1], float32."""
 
 _BLIND = ("square",)
 _FAB_TARGETS = 5
-"""Most classes of fab-t at first, for the time of the ensemble (our choice); further rounds take
-all."""
+"""Maximum classes of fab-t at first, to save time (our choice); further rounds use all."""
 _L1_RUNS = 2
-"""Runs of apgd-t for each class in L1, where starts differ most (our choice)."""
+"""Runs of apgd-t per class in L1, where starts matter most (our choice)."""
 _STRONG = ("fab-t", "square")
 _LEAST = {"apgd-dlr": 3, "apgd-t": 4}
-"""Classes that a loss needs; with fewer, the attack takes the margin, which is then the same."""
+"""Classes that a loss needs; with fewer, the attack uses the margin, which is then equivalent."""
 
 
 def check_request(network: nn.Module, images: Tensor, protocol: AttackProtocol) -> None:
-    """Refuses what cannot be evaluated.
+    """Rejects a network or images that cannot be evaluated.
 
     Args:
         network: images (B, C, H, W) in [0, 1] to logits (B, K).
@@ -50,40 +54,24 @@ def check_request(network: nn.Module, images: Tensor, protocol: AttackProtocol) 
         RequestError: train mode, autocast, images outside [0, 1], logits of another shape, NaN,
             too few classes for pyautoattack.
     """
-    for name, module in network.named_modules():
-        if module.training:
-            raise RequestError(
-                f"network: its module '{name or type(module).__name__}' is in train mode, in which "
-                "outputs depend on the batch; call network.eval() first"
-            )
+    check_mode(network)
     if torch.is_autocast_enabled(images.device.type):
         raise RequestError(
             "network: autocast is on; attacks are evaluated in float32, because half precision "
-            "rounds an image to steps of 1/255"
+            "rounds images to steps of 1/255"
         )
-    low, high = (float(value) for value in images.aminmax())
-    if not (low >= 0 and high <= 1):
-        raise RequestError(
-            f"images: got values from {low:g} to {high:g}, expected [0, 1]; the network's first "
-            "layer normalizes, so that eps is in units of pixels"
-        )
+    check_range(images)
     with torch.no_grad():
         logits = network(images)
-    if logits.ndim != 2 or len(logits) != len(images):
-        raise RequestError(
-            f"network: got outputs of shape {tuple(logits.shape)} for {len(images)} images, "
-            f"expected ({len(images)}, classes)"
-        )
-    if logits.isnan().any():
-        raise RequestError("network: its outputs are NaN; evaluate a checkpoint that trained well")
+    check_logits(logits, len(images))
     check_classes(protocol.attacks, logits.shape[1])
 
 
 def check_classes(attacks: Sequence[str], classes: int) -> None:
-    """Refuses pyautoattack for a network of fewer than four classes, which its losses need.
+    """Rejects pyautoattack for networks with fewer than the four classes its losses need.
 
     Raises:
-        RequestError: it is asked for.
+        RequestError: pyautoattack is requested.
     """
     if "autoattack" in attacks and classes < 4:
         raise RequestError(
@@ -99,19 +87,19 @@ def attack_examples(
     indices: Sequence[int],
     protocol: AttackProtocol,
 ) -> list[AttackRow]:
-    """Returns the rows of one shard: for each radius, ascending, one for each example.
+    """Attacks one shard; returns a row per radius, ascending, and example.
 
     Args:
         network: images (B, C, H, W) in [0, 1] to logits (B, K), in eval mode, on the images'
-            device. It is left as it was.
+            device; its state is restored.
         images: float32 (B, C, H, W) in [0, 1].
         labels: int64 (B,).
         indices: (B,) index of each example in its dataset, the key of its draws.
-        protocol: everything else.
+        protocol: all other settings.
 
     Raises:
         RequestError: see `check_request`.
-        WorkError: NaN outputs in the ball, or an adversarial image outside of ball or box.
+        WorkError: NaN outputs in the ball, or an adversarial image outside ball or box.
     """
     check_request(network, images, protocol)
     with _reproducible(images.device), attacks.attacked(network, fold=False):
@@ -150,7 +138,7 @@ class _Shard:
         self.becomes = self.predict.tolist()
 
     def rows(self, threat: Threat) -> list[AttackRow]:
-        """Attacks within one ball; returns a row for each example."""
+        """Attacks within one ball; returns a row per example."""
         last = threat.eps == self.protocol.reach
         met: list[list[tuple[str, int]]] = [[] for _ in self.indices]
         for name in ("pgd",) if last else self.protocol.attacks:
@@ -178,14 +166,14 @@ class _Shard:
         ]
 
     def _flat(self) -> Tensor:
-        """Returns where the gradient of the cross entropy is exactly 0, or is none: bool (B,)."""
+        """Returns where the gradient of the cross entropy is 0, partly NaN, or none: bool (B,)."""
         if not self.differentiable:
             return torch.ones_like(self.right)
         with torch.enable_grad():
             point = self.images.detach().clone().requires_grad_()
             loss = attacks.cross_entropy(self.attacked(point), self.labels).sum()
             (gradient,) = torch.autograd.grad(loss, point)
-        return gradient.flatten(1).abs().amax(1) == 0
+        return ~(gradient.flatten(1).abs().amax(1) > 0)  # NaN is above nothing
 
     def _masked(self, met: list[list[tuple[str, int]]]) -> bool:
         """Returns whether fab-t or square broke more than one image that APGD had not."""
@@ -198,7 +186,7 @@ class _Shard:
         return broke > 1
 
     def _further(self, threat: Threat, met: list[list[tuple[str, int]]]) -> None:
-        """Attacks what still stands in further rounds, until one breaks nothing."""
+        """Attacks the remaining examples in further rounds, until one breaks nothing."""
         for number in range(1, self.protocol.rounds + 1):
             before = int(self.broken.sum())
             for name in ("fab-t", "apgd-ce", "square") if self.differentiable else _BLIND:
@@ -212,7 +200,7 @@ class _Shard:
     def _attack(
         self, name: str, threat: Threat, rows: Tensor, met: list[list[tuple[str, int]]]
     ) -> None:
-        """Runs one attack on some examples; notes what it broke, and that they met it."""
+        """Runs one attack on some examples and records the results."""
         self._note(self._run(name, threat, rows), threat, rows, met, name=name)
 
     def _note(
@@ -225,12 +213,12 @@ class _Shard:
         name: str,
         step: int | None = None,
     ) -> None:
-        """Checks what an attack found on some examples; notes what it broke and, where none is
-        given, at which step."""
-        whole = self.images.clone()
-        whole[rows] = found.images
+        """Verifies and records what an attack found on some examples; `step` overrides the step of
+        the outcome."""
+        whole, points = self.images.clone(), self._inside(name, threat, found.images, rows)
+        whole[rows] = points
         classes = self._classes(whole)
-        sizes = self._sizes(name, threat, found.images, rows)
+        sizes = self._sizes(name, threat, points, rows)
         fooled = (classes[rows] != self.labels[rows]) & (sizes <= threat.eps + BEYOND)
         if not self.blind:
             fooled &= found.fooled
@@ -273,7 +261,7 @@ class _Shard:
         return attacks.apgd(*batch, loss=loss, steps=protocol.steps, restarts=protocol.restarts)
 
     def _nearest(self, threat: Threat, rows: Tensor, sources: list[torch.Generator]) -> Outcome:
-        """Returns what fab-t finds; it looks for the nearest images once, whatever the radius."""
+        """Returns the outcome of fab-t, which searches only once for all radii."""
         if not self.tried:
             self.tried = True
             found = attacks.fab_targeted(
@@ -284,7 +272,7 @@ class _Shard:
         return self.nearest.select(rows).within(threat, self.images[rows])
 
     def _run_again(self, name: str, threat: Threat, rows: Tensor, number: int) -> Outcome:
-        """Runs an attack of a further round: from random starts, apgd on the margin."""
+        """Runs an attack of a further round from random starts, apgd on the margin."""
         protocol = self.protocol
         sources = [
             generator(protocol.seed, FURTHER, name, number, self.indices[at])
@@ -309,8 +297,20 @@ class _Shard:
             raise WorkError(f"example {self.indices[0]} or one of its shard: outputs are NaN")
         return logits.argmax(1)
 
+    def _inside(self, name: str, threat: Threat, found: Tensor, rows: Tensor) -> Tensor:
+        """Returns the images that an attack found, those outside by mere rounding moved inside."""
+        if name == "autoattack" or threat.norm == "linf":
+            return found
+        images, pixels = self.images[rows], self.images[0].numel()
+        beyond = threat.size(found.double() - images.double()) - threat.eps
+        rounding = _ULP * (math.sqrt(pixels) if threat.norm == "l2" else pixels)
+        near = (beyond > BEYOND) & (beyond <= rounding)
+        points = found.clone()
+        points[near] = threat.pull_in(found[near], images[near])
+        return points
+
     def _sizes(self, name: str, threat: Threat, found: Tensor, rows: Tensor) -> Tensor:
-        """Returns the norm of what was found, in float64; stops where it left ball or box."""
+        """Returns the norms of the perturbations, in float64; raises if one left ball or box."""
         images = self.images[rows].double()
         sizes = threat.size(found.double() - images)
         outside = (found - found.clamp(0, 1)).flatten(1).abs().amax(1)
@@ -320,14 +320,14 @@ class _Shard:
             raise WorkError(
                 f"example {self.indices[int(rows[at])]}: {name} left its {threat.norm} ball of "
                 f"{threat.eps:g} or the box: norm {float(sizes[at]):.8g}, {float(outside[at]):.3g} "
-                "outside of [0, 1]; this is a bug of raybust's, no row of the shard was written"
+                "outside [0, 1]; this is a bug in raybust, no row of the shard was written"
             )
         return sizes
 
 
 @contextmanager
 def _reproducible(device: torch.device) -> Iterator[None]:
-    """Full float32, the same kernels every time, and torch's global generator put back after."""
+    """Full float32 and deterministic kernels inside the block; restores torch's generator after."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:

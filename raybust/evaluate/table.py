@@ -1,7 +1,7 @@
-"""The table of an evaluation under attack: a row for each example and radius.
+"""The table of an evaluation under attack: a row per example and radius.
 
-Says by which attack, after how many steps, at what distance. Its file is as a certification log's.
-Stage `evaluate` of the arrow.
+Rows state which attack broke the example, after how many steps, at what distance. The file format
+is that of certification logs.
 """
 
 from __future__ import annotations
@@ -27,28 +27,28 @@ COLUMNS = (
 )
 CLEAN, NOTHING = "clean", "-"
 FURTHER = "further"
-"""What rows call the further rounds of attacks; their step is the number of the round."""
+"""Name of the further rounds in rows; their step is the number of the round."""
 BEYOND = 1e-6
-"""By how much an adversarial image may leave ball or box: rounding in float32."""
+"""Tolerance for adversarial images outside ball or box: rounding in float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttackRow:
-    """What attacks did to one example at one radius.
+    """The effect of attacks on one example at one radius.
 
     Attributes:
         idx: index of the example in its dataset.
         eps: the radius.
         label: its label.
-        predict: the class that the network gives the image as it is.
-        broken_by: the first attack that fooled the network, at this radius or a smaller one;
-            "clean" where the network errs on the image itself, "-" where it withstood all.
-        step: steps or queries of the run that did it, 0 where that fooled only what it did not
-            see (view `oblivious`); -1 where none did.
-        distance: norm of that perturbation; 0 where there is none.
-        becomes: the class that the network gives the perturbed image; `predict` where none is.
-        flat: whether the gradient of the cross entropy at the image is exactly 0.
-        attacks: each attack that met the example at this radius, with its step, or -1.
+        predict: predicted class of the clean image.
+        broken_by: the first attack that fooled the network, at this or a smaller radius; "clean" if
+            the clean image is misclassified, "-" if the network withstood all.
+        step: steps or queries of the successful run, 0 if it fooled only the part it did not see
+            (view `oblivious`); -1 if none succeeded.
+        distance: norm of the perturbation; 0 if there is none.
+        becomes: predicted class of the perturbed image; `predict` if there is none.
+        flat: whether the gradient of the cross entropy at the image is 0, or NaN in some pixel.
+        attacks: each attack that ran on the example at this radius, with its step, or -1.
     """
 
     idx: int
@@ -64,12 +64,12 @@ class AttackRow:
 
     @property
     def place(self) -> tuple[int, float]:
-        """Index and radius, which tell rows apart."""
+        """Index and radius, the key of the row."""
         return self.idx, self.eps
 
     @property
     def robust(self) -> bool:
-        """Whether the network is right on the image and withstood every attack."""
+        """Whether the network classifies the image correctly and withstood every attack."""
         return self.broken_by == NOTHING
 
     def same(self, other: AttackRow) -> bool:
@@ -77,9 +77,14 @@ class AttackRow:
         return self == other
 
     def fault(self, protocol: AttackProtocol) -> str | None:
-        """Returns in what the row contradicts itself or its protocol, or None."""
+        """Returns how the row contradicts itself or its protocol, or None."""
         if self.eps not in [threat.eps for threat in protocol.threats]:
             return f"eps: got {self.eps!r}, which the protocol does not have"
+        steps, names = dict(self.attacks), {*protocol.attacks, FURTHER, "pgd"}
+        if strange := {self.broken_by, *steps} - {CLEAN, NOTHING, *names}:
+            return f"attacks: got {strange.pop()}, which the protocol does not have"
+        if self.eps == min(protocol.eps) and steps.get(self.broken_by, self.step) != self.step:
+            return f"step: got {self.step} of {self.broken_by}, whose step is another one"
         if (self.broken_by == CLEAN) != (self.predict != self.label):
             return f"broken_by: got {self.broken_by}, but {self.predict} of {self.label} is right"
         if self.broken_by in (CLEAN, NOTHING):
@@ -93,15 +98,15 @@ class AttackRow:
         return None
 
     def broke(self, attack: str) -> bool | None:
-        """Returns whether an attack fooled the network at this radius; None where it did not run
-        because something else had before. Errors on clean images count as broken."""
+        """Returns whether an attack fooled the network at this radius, None if it did not run
+        because another one had before. Misclassified clean images count as broken."""
         if self.broken_by == CLEAN:
             return True
         steps = dict(self.attacks)
         return steps[attack] >= 0 if attack in steps else None
 
     def line(self) -> str:
-        """Returns the row as a line of a table, with its line end."""
+        """Returns the row as a line of a table, with its newline."""
         cells = (
             self.idx,
             repr(self.eps),
@@ -119,10 +124,10 @@ class AttackRow:
 
     @classmethod
     def parse(cls, line: str) -> AttackRow:
-        """Returns the row of a line of a table of ours.
+        """Parses a line of one of our tables.
 
         Raises:
-            ValueError: the line is no whole row.
+            ValueError: the line is not a complete row.
         """
         cells = dict(zip(COLUMNS, line.rstrip("\n").split("\t"), strict=True))
         pairs = [] if cells["attacks"] == NOTHING else cells["attacks"].split(" ")
@@ -139,16 +144,16 @@ class AttackRow:
             attacks=tuple((name, int(step)) for name, _, step in (p.partition(":") for p in pairs)),
         )
         if row.robust != bool(int(cells["robust"])):
-            raise ValueError("`robust` does not agree with `broken_by`")
+            raise ValueError("`robust` contradicts `broken_by`")
         return row
 
 
 class AttackTable(RowLog[AttackRow, AttackProtocol]):
-    """The rows of a protocol on disk, keyed by the example's index and the radius."""
+    """A protocol's rows on disk, keyed by example index and radius."""
 
     row, columns, what = AttackRow, COLUMNS, "table"
 
     def has(self, indices: Iterable[int]) -> bool:
-        """Whether every row of these examples is there."""
+        """Returns whether all rows of these examples are there."""
         radii = [threat.eps for threat in self.protocol.threats]
         return all((idx, eps) in self.places for idx in indices for eps in radii)

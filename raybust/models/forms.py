@@ -7,7 +7,8 @@ weight of the network is there; nothing is read in parts.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ _DEEPEST = 4
 _LATER = ("ema", "average", "avg", "swa", "teacher")
 """Words of names that come after the others where several state dicts fit."""
 _MEAN, _STD = ("mean", "mu", "means"), ("std", "sigma", "sds", "stds")
+_VARIANCE = ("var", "variance")
 _LAYERS = ("", "0", "normalize", "normalizer", "normalization", "norm", "preprocess", "module")
 """Names under which a normalizing first layer stands beside a network."""
 _CHANNELS = 16
@@ -37,6 +39,8 @@ class Form:
         weights: by the network's own keys.
         mean: of a normalizing first layer beside it, (C,); None where there is none.
         std: the same.
+        unused: names of tensors beside it that may be of a normalization, but are none that is
+            understood.
     """
 
     place: str
@@ -44,6 +48,7 @@ class Form:
     weights: dict[str, Tensor]
     mean: Tensor | None = None
     std: Tensor | None = None
+    unused: tuple[str, ...] = ()
 
     @property
     def averaged(self) -> bool:
@@ -79,7 +84,55 @@ def find_form(content: Any, expected: Mapping[str, Tensor]) -> tuple[Form | None
             f"the weights of two such networks are in it: {' and '.join(map(str, first))}; store"
             " one of them alone"
         )
-    return (first[0] if first else None), [str(form) for form in found if form is not first[0]]
+    if not first:
+        return None, []
+    others = [str(form) for form in found if form is not first[0]]
+    return _with_normalization(first[0], content), others
+
+
+def _with_normalization(form: Form, content: Any) -> Form:
+    """Returns a form with the normalization that the file has outside of its state dict, as
+    training codes store it: `mean` and `std`, or a dictionary with these."""
+    if form.mean is not None:
+        return form
+    start = f"{form.place}." if form.place else ""
+    own = {f"{start}{form.prefix}{key}" for key in form.weights}
+    beside = {key: value for key, value in _numbers(content).items() if key not in own}
+    mean, std, rest = _normalization(beside)
+    if mean is not None:
+        return dataclasses.replace(form, mean=mean, std=std)
+    return dataclasses.replace(form, unused=(*form.unused, *_suspects(rest)))
+
+
+def _numbers(content: Any) -> dict[str, Tensor]:
+    """Returns the tensors, and lists of numbers as tensors, of a file's dictionary, and of those in
+    it that stand for a normalizing layer."""
+    if not isinstance(content, Mapping):
+        return {}
+    found: dict[str, Tensor] = {}
+    for key, value in content.items():
+        if isinstance(key, str) and isinstance(value, Mapping) and key.lower() in _LAYERS:
+            found |= {f"{key}.{name}": inner for name, inner in _numbers(value).items()}
+        elif isinstance(key, str) and isinstance(value, Tensor):
+            found[key] = value
+        elif isinstance(key, str) and _is_numbers(value):
+            found[key] = torch.tensor(value, dtype=torch.float32)
+    return found
+
+
+def _is_numbers(value: Any) -> bool:
+    listed = isinstance(value, (list, tuple)) and len(value) > 0
+    return listed and all(isinstance(number, (int, float)) for number in value)
+
+
+def _suspects(weights: Mapping[str, Tensor]) -> list[str]:
+    """Returns the names of small tensors that may be of a normalization: `mean`, `std`, `var`."""
+    return [
+        key
+        for key, value in weights.items()
+        if key.rpartition(".")[2].lower().lstrip("_") in (*_MEAN, *_STD, *_VARIANCE)
+        and value.numel() <= _CHANNELS
+    ]
 
 
 def state_dicts(content: Any, place: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
@@ -116,17 +169,32 @@ def _forms(
         outside = {key: value for key, value in weights.items() if not key.startswith(prefix)}
         strange = {key: inside.pop(key) for key in list(inside) if key not in expected}
         mean, std, rest = _normalization({**outside, **strange})
+        if not prefix:
+            rest = _without_copies(rest, needed)
         if any(key in strange for key in rest) or (rest and not prefix):
             continue
         if rest and not _another_network(rest, prefix):
             continue
-        yield Form(place, prefix, inside, mean, std)
+        unused = [] if mean is not None else _suspects(rest)
+        yield Form(place, prefix, inside, mean, std, tuple(unused))
 
 
 def _another_network(rest: Mapping[str, Tensor], prefix: str) -> bool:
     """Returns whether keys beside a prefix are behind prefixes of their own: another network."""
     first = prefix.partition(".")[0]
     return first.isidentifier() and all(key.partition(".")[0] != first for key in rest)
+
+
+def _without_copies(rest: Mapping[str, Tensor], needed: Sequence[str]) -> dict[str, Tensor]:
+    """Returns the keys beside bare weights that belong to no whole copy of the network, such as an
+    average of the weights behind a prefix of its own."""
+    copies = {
+        prefix
+        for key in rest
+        if key.endswith(f".{needed[0]}")
+        and all(f"{(prefix := key.removesuffix(needed[0]))}{name}" in rest for name in needed)
+    }
+    return {key: v for key, v in rest.items() if not any(map(key.startswith, copies))}
 
 
 def _normalization(
@@ -141,10 +209,15 @@ def _normalization(
         for other, std in weights.items():
             above, _, last = other.rpartition(".")
             beside = above == parent and last.lower().lstrip("_") in _STD
-            if beside and mean.numel() == std.numel() <= _CHANNELS:
+            sizes = {mean.numel(), std.numel()}
+            if beside and len(sizes - {1}) <= 1 and max(sizes) <= _CHANNELS and min(sizes) > 0:
                 rest = {k: v for k, v in weights.items() if k not in (key, other)}
-                return mean.detach().flatten().float(), std.detach().flatten().float(), rest
+                return _expanded(mean, max(sizes)), _expanded(std, max(sizes)), rest
     return None, None, dict(weights)
+
+
+def _expanded(part: Tensor, channels: int) -> Tensor:
+    return part.detach().flatten().float().expand(channels).clone()
 
 
 def _equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:

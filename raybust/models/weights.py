@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from raybust.errors import RequestError
 from raybust.models.forms import Form, find_form, mismatches, other_types, state_dicts
 from raybust.models.fronted import Fronted
-from raybust.models.normalize import Normalized
+from raybust.models.normalize import Normalize, Normalized
 from raybust.models.unpickle import read_tensors
 
 _CODE = re.compile(r"GLOBAL (\S+)|reduce for unrecognized|via `add_safe_globals`")
@@ -68,7 +68,10 @@ def load_weights(
     problems = mismatches(target.state_dict(), form.weights)
     if problems:
         raise RequestError(f"{path}: not loaded, not the weights of this network", *problems)
-    broken = [key for key, value in form.weights.items() if not bool(value.isfinite().all())]
+    stored = [key for key, v in form.weights.items() if v.is_meta or v.layout != torch.strided]
+    if stored:
+        raise RequestError(f"{path}: not loaded: {stored[0]} is sparse or has no values")
+    broken = [key for key, value in form.weights.items() if not _finite(value)]
     if broken:
         raise RequestError(f"{path}: not loaded: {broken[0]} holds NaN or infinity")
     lines = [f"weights: {form} of {path}"]
@@ -76,7 +79,16 @@ def load_weights(
         lines += _normalize(targets, form, path) if normalization else [
             f"weights: the normalization in {path} is not used, another one is set"
         ]  # fmt: skip
+    layer = next((part for part in target.modules() if isinstance(part, Normalize)), None)
+    before = None if layer is None else (layer.mean.clone(), layer.std.clone())
     target.load_state_dict(form.weights)
+    if layer is not None and before is not None and form.mean is None:
+        lines += _checked(layer, before, path, take=normalization)
+    if form.unused:
+        lines.append(
+            f"warning: weights: {', '.join(form.unused[:3])} in {path} may be a normalization, but"
+            " is not used; model.mean=[...] model.std=[...] set one"
+        )
     if types := other_types(form.weights):
         lines.append(f"weights: {types} in the file, float32 here")
     if others:
@@ -85,6 +97,27 @@ def load_weights(
         few = f"{', '.join(aside[:3])}{', ...' * (len(aside) > 3)}"
         lines.append(f"weights: left aside, neither imported nor called: {few}")
     return lines
+
+
+def _finite(value: Tensor) -> bool:
+    wide = value.float() if value.is_floating_point() else value
+    return bool(wide.isfinite().all())
+
+
+def _checked(
+    layer: Normalize, before: tuple[Tensor, Tensor], path: str | os.PathLike[str], *, take: bool
+) -> list[str]:
+    """Puts back the normalization that the network was built with where the loaded one is not
+    wanted, or is not of images in [0, 1]; returns what was done."""
+    same = torch.equal(layer.mean, before[0]) and torch.equal(layer.std, before[1])
+    found = layer.mean.flatten().tolist(), layer.std.flatten().tolist()
+    if same or (take and _usable(*found)):
+        return []
+    layer.mean.copy_(before[0])
+    layer.std.copy_(before[1])
+    if take:
+        return [_not_usable(path, *found)]
+    return [f"weights: the normalization in {path} is not used, another one is set"]
 
 
 def _nearest(content: Any, targets: list[nn.Module]) -> list[str]:
@@ -115,15 +148,23 @@ def _normalize(targets: list[nn.Module], form: Form, path: str | os.PathLike[str
     if layer is None or form.mean.numel() not in (1, layer.mean.numel()):
         return [f"weights: the normalization in {path} is not used, its channels are others"]
     mean, std = form.mean.tolist(), form.std.tolist()
-    usable = all(-1 <= value <= 2 for value in mean) and all(0 < value <= 2 for value in std)
-    if not usable:
-        return [
-            f"weights: the normalization in {path} (mean {mean}, std {std}) is not of images in"
-            " [0, 1] and is not used; model.mean=[...] model.std=[...] set another"
-        ]
+    if not _usable(mean, std):
+        return [_not_usable(path, mean, std)]
     layer.mean.copy_(form.mean.reshape(-1, 1, 1).expand_as(layer.mean))
     layer.std.copy_(form.std.reshape(-1, 1, 1).expand_as(layer.std))
     return ["weights: the normalization of the first layer is the file's own"]
+
+
+def _usable(mean: list[float], std: list[float]) -> bool:
+    """Returns whether a normalization is one of images in [0, 1]."""
+    return all(-1 <= value <= 2 for value in mean) and all(0 < value <= 2 for value in std)
+
+
+def _not_usable(path: str | os.PathLike[str], mean: list[float], std: list[float]) -> str:
+    return (
+        f"warning: weights: the normalization in {path} (mean {mean}, std {std}) is not of images"
+        " in [0, 1] and is not used; model.mean=[...] model.std=[...] set another"
+    )
 
 
 def _read(path: str) -> tuple[Any, list[str]]:

@@ -1,1 +1,1 @@
-"""Mathematics that methods, attacks and certificates share: tensors in, tensors out."""
+"""Mathematics shared by methods, attacks and certificates: tensors in, tensors out."""

@@ -155,7 +155,7 @@ def rms(p: float, eps: float, d: int) -> float:
     if p == 0:
         return math.sqrt(eps) / 2
     if math.isinf(p):
-        return eps * (d / 3) ** 0.5 / math.sqrt(d)
+        return eps * float((d / 3) ** 0.5) / math.sqrt(d)
     moment = math.lgamma(3 / p) - math.lgamma(1 / p)
     # In logarithms: p = 0.5 has radii of 10^8.
     size = eps * math.exp((0.5 - 1 / p) * math.log(d) + math.log(p) / p + moment / 2)

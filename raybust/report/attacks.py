@@ -70,10 +70,11 @@ def compare_attacks(named: Sequence[tuple[str, Path]], folder: Path) -> AttackCo
         robust, low, high = (f"{100 * row[key]:.2f}" for key in ("robust", "low", "high"))
         robust = f"{'at most ' * row['upper_bound']}{robust}"
         lines.append(
-            f"| {markdown(row['run'])} | {row['protocol']} | {', '.join(row['attacks'])} | "
+            f"| {markdown(row['run'])} | {row['protocol']}, {row['effort']} | "
+            f"{', '.join(row['attacks'])} | "
             f"{row['norm']} {row['eps']:.4g} | {100 * row['clean']:.2f} | "
             f"{robust} [{low}, {high}] | "
-            f"{row['examples']} | {', '.join(row['flags']) or 'none'} |"
+            f"{row['examples']} {row['split']} | {', '.join(row['flags']) or 'none'} |"
         )
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "attacked.md"
@@ -118,11 +119,25 @@ def _figures(label: str, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
             **{key: point[key] for key in ("robust", "low", "high")},
             "upper_bound": point.get("upper_bound", False),
             "examples": protocol["examples"],
+            "split": protocol["split"],
+            "effort": _effort(protocol),
             "flags": [flag["name"] for flag in summary["flags"]],
         }
         for point in summary["points"]
         if point["eps"] in protocol["eps"]
     ]
+
+
+def _effort(protocol: Mapping[str, Any]) -> str:
+    """Returns how much the attacks of a protocol try, in words."""
+    steps = {"pgd": "pgd_steps", "apgd": "steps", "fab": "steps", "square": "queries"}
+    parts = [
+        f"{name} {protocol[key]} {'queries' if key == 'queries' else 'steps'}"
+        for name, key in steps.items()
+        if any(attack.startswith(name) for attack in protocol["attacks"])
+    ]
+    runs = protocol["restarts"]
+    return ", ".join([*parts, f"{runs} restart{'s' * (runs != 1)}"])
 
 
 def draw_robust_curve(curves: Mapping[str, Curve], path: str | Path, *, norm: str) -> Path:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtr
 from scipy.stats import binom
 
+from raybust.certify import Protocol
 from raybust.numerics.bounds import clopper_pearson_lower, gaussian_radius
 from raybust.report.logs import Floats, Log
 
@@ -72,6 +73,7 @@ class Acr:
         examples: number of rows.
         skip: every how many-th example; None where unknown.
         targets: radii at which examples stopped being drawn; radii beyond them are understated.
+        noise: the smoothing noise and the part of the data, in words; "" where unknown.
     """
 
     value: float
@@ -81,6 +83,7 @@ class Acr:
     examples: int
     skip: int | None
     targets: tuple[float, ...] = ()
+    noise: str = ""
 
     def __str__(self) -> str:
         return f"{self.value:.4f} [{self.low:.4f}, {self.high:.4f}] ({self.terms})"
@@ -94,7 +97,8 @@ class Acr:
         if self.targets:
             radii = ", ".join(f"{radius:g}" for radius in self.targets)
             early = f"; drawn only to decide {radii}, so the ACR is understated"
-        return f"{made}; {self.examples:,} examples, {skip}{early}"
+        noise = f"; {self.noise}" if self.noise else ""
+        return f"{made}; {self.examples:,} examples, {skip}{noise}{early}"
 
 
 def certified_accuracy(log: Log, radii: Sequence[float] | Floats) -> Floats:
@@ -145,7 +149,15 @@ def acr(log: Log, resamples: int = 2000, seed: int = 0) -> Acr:
         examples=len(log),
         skip=log.skip,
         targets=log.protocol.targets if log.protocol else (),
+        noise=_noise(log.protocol) if log.protocol else "",
     )
+
+
+def _noise(protocol: Protocol) -> str:
+    amount = (
+        f"keep = {protocol.keep}" if protocol.noise == "ablation" else f"sigma = {protocol.sigma:g}"
+    )
+    return f"{protocol.noise} noise, {amount}, {protocol.norm}; {protocol.split} set"
 
 
 def budget(log: Log) -> Budget | None:

@@ -102,6 +102,8 @@ def read_log(path: str | Path, name: str | None = None, sigma: float | None = No
             f"{' '.join(COHEN)}"
         )
     warnings: list[str] = [] if body[1:] else ["has no rows"]
+    if protocol is None and any("\"sigma\"" in comment for comment in comments):
+        warnings.append("has a header of another raybust version, so its rows are not checked")
     rows = list(_rows(path, columns, body[1:], warnings, protocol))
     return _log(rows, warnings, path=path, name=name, sigma=sigma, protocol=protocol)
 
@@ -126,12 +128,14 @@ def _log(
             f"its column `correct` is not predict == label in {wrong} of {len(rows)} rows (a "
             "running total in some logs); it was recomputed"
         )
+    idx = np.array([int(row["idx"]) for row in rows], dtype=int)
+    warnings += _incomplete(idx, label, protocol)
     stem = name_of(path)
     guess = _SIGMA.findall("/".join([*path.parts[-3:-1], stem]))
     return Log(
         name=name or stem,
         path=path,
-        idx=np.array([int(row["idx"]) for row in rows], dtype=int),
+        idx=idx,
         label=label,
         predict=predict,
         radius=np.array([float(row["radius"]) for row in rows]),
@@ -142,6 +146,24 @@ def _log(
         sigma=protocol.sigma if protocol else sigma or (float(guess[-1]) if guess else None),
         warnings=tuple(warnings),
     )
+
+
+def _incomplete(
+    idx: NDArray[np.int_], label: NDArray[np.int_], protocol: Protocol | None
+) -> list[str]:
+    """Returns a warning if a log of ours lacks examples, or has other labels than it was made
+    with."""
+    if protocol is None or not protocol.labels or not len(idx):
+        return []
+    order = np.argsort(idx)
+    if protocol.names(label[order].tolist(), idx[order].tolist()):
+        return []
+    if protocol.examples is not None and len(idx) < protocol.examples:
+        return [f"is not finished: it has {len(idx)} of {protocol.examples} examples"]
+    return [
+        f"its {len(idx)} examples and their labels are not those of its header: it is not"
+        " finished, or was changed"
+    ]
 
 
 def _rows(
@@ -174,6 +196,9 @@ def _rows(
         earlier = seen.setdefault(int(row["idx"]), row) if wrong is None else row
         if any(earlier[column] != row[column] for column in COHEN[:5]):
             wrong = f"idx: got {row['idx']} twice, with different rows"
+        if wrong is not None and number == len(lines) - 1 and not line.endswith("\n"):
+            warnings.append("its last line is torn and was left out")
+            return
         if wrong is not None:
             raise RequestError(f"{path}: {wrong}, in row {number + 1}: {line.strip()!r}")
         if earlier is not row:

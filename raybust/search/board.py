@@ -25,7 +25,7 @@ from raybust.errors import RequestError
 from raybust.search.leaderboard import NAME, UNITS, Leaderboard
 from raybust.search.records import TrialRecord
 from raybust.search.space import Space
-from raybust.search.study import Study
+from raybust.search.study import EARLIER, Study
 from raybust.track.environment import environment
 
 SEARCH = "search"
@@ -126,15 +126,21 @@ def importances(study: Study) -> dict[str, float]:
 
     Keys with too few trials get 0, such as those of a method that was tried once.
     """
-    complete = study.study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
+    complete = [
+        trial
+        for trial in study.study.get_trials(states=(optuna.trial.TrialState.COMPLETE,))
+        if EARLIER not in trial.user_attrs
+    ]
     if len(complete) < _FEWEST or len({trial.values[0] for trial in complete}) < 2:
         return {}
     # With a custom target Optuna assumes lower is better, and warns.
     sign = -1 if study.study.directions[0] == optuna.study.StudyDirection.MAXIMIZE else 1
+    own = optuna.create_study(directions=study.study.directions)
+    own.add_trials(complete)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = optuna.importance.get_param_importances(
-            study.study, target=lambda trial: sign * trial.values[0]
+            own, target=lambda trial: sign * trial.values[0]
         )
     return {key: float(value) for key, value in found.items()}
 

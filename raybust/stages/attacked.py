@@ -13,10 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from raybust.config import Config
 from raybust.disk.files import replace_text
+from raybust.disk.rowlog import OtherProtocolError
 from raybust.evaluate import (
     HEADLINE,
     AttackProtocol,
@@ -40,12 +42,14 @@ from raybust.evaluate import (
 from raybust.evaluate.robustness import show_eps
 from raybust.models import Fronted
 from raybust.report.attacks import draw_robust_curve
-from raybust.stages.measurement import Bench, Measurement, Options, bench
+from raybust.stages.measurement import Bench, Measurement, Options, bench, few_classes
 from raybust.stages.progress import Echo, progress_bar
 from raybust.trained import Trained
 
 FOLDER = "attacked"
 _PROBE = 32
+_TIE = 1e-4
+"""Share of the largest logit within which two classes tie: kernels differ in rounding."""
 
 
 def evaluate(trained: Trained, options: Options) -> Measurement:
@@ -61,7 +65,11 @@ def evaluate(trained: Trained, options: Options) -> Measurement:
         RequestError: the network cannot be attacked, or another command is measuring the run.
         WorkError: a task failed every retry; finished rows are kept.
     """
-    if not trained.config.evaluate.attacks:
+    section = trained.config.evaluate
+    part = getattr(trained.dataset, section.split)
+    if warning := few_classes(part, range(min(len(part), section.examples or len(part)))):
+        options.echo(warning)
+    if not section.attacks:
         return _clean(trained)
     summaries: list[Summary] = []
     rows: list[list[AttackRow]] = []
@@ -135,7 +143,37 @@ def _table(at: Bench, protocol: AttackProtocol) -> AttackTable:
     split = getattr(at.trained.dataset, protocol.split)
     indices, labels = (part[: protocol.examples].tolist() for part in (split.indices, split.labels))
     table.check_examples(dict(zip(indices, labels, strict=True)))
+    if table.rows and protocol.eot == 1:
+        _check_predictions(at, table)
     return table
+
+
+def _check_predictions(at: Bench, table: AttackTable) -> None:
+    """Proves that finished rows are of the current network: recomputes the class of every clean
+    image, which takes one forward pass where an attack takes hundreds.
+
+    Raises:
+        OtherProtocolError: the network gives other classes.
+    """
+    split = getattr(at.trained.dataset, table.protocol.split)
+    places = {int(idx): place for place, idx in enumerate(split.indices.tolist())}
+    recorded = {row.idx: row.predict for row in table.rows}
+    _, scored = seen_by(at.trained.network, table.protocol.view)
+    wanted = sorted(recorded)
+    differ = 0
+    for start in range(0, len(wanted), table.protocol.shard):
+        part = wanted[start : start + table.protocol.shard]
+        images, _ = split.fetch([places[idx] for idx in part])
+        with torch.no_grad():
+            logits = scored(images)
+        classes = torch.tensor([recorded[idx] for idx in part])
+        theirs = logits.gather(1, classes.clamp(0, logits.shape[1] - 1)[:, None]).flatten()
+        behind = logits.amax(1) - theirs
+        differ += int((behind > _TIE * logits.abs().amax(1)).sum())
+    if differ:
+        raise OtherProtocolError(
+            [f"another function ({differ} of {len(wanted)} images have other classes)"], table.path
+        )
 
 
 def _rows(at: Bench, table: AttackTable) -> list[AttackRow]:

@@ -31,7 +31,7 @@ from raybust.data import Part
 from raybust.disk.files import put_aside
 from raybust.errors import RequestError, WorkError
 from raybust.report import certificates
-from raybust.stages.measurement import Bench, Measurement, Options, bench
+from raybust.stages.measurement import Bench, Measurement, Options, bench, few_classes
 from raybust.stages.progress import progress_bar
 from raybust.train.objective import smoothing_sigma
 from raybust.trained import Trained
@@ -87,7 +87,10 @@ def certify(trained: Trained, options: Options) -> Certified:
         if not options.resume:
             put_aside(bare_path(path))
         log = CertificateLog(path, protocol)
-        chosen = protocol.select(len(getattr(trained.dataset, protocol.split)))
+        part = getattr(trained.dataset, protocol.split)
+        chosen = protocol.select(len(part))
+        if warning := few_classes(part, chosen):
+            options.echo(warning)
         _run(at, log, _missing(at, log, chosen))
         log.finish()
         return _publish(at, log)

@@ -35,7 +35,7 @@ from raybust.disk import runs
 from raybust.disk.files import is_aside, read_json, replace_text
 from raybust.errors import RequestError
 from raybust.report.transfer import Training, training_of_metrics
-from raybust.stages.measurement import Bench, Measurement, Options, bench
+from raybust.stages.measurement import Bench, Measurement, Options, bench, few_classes
 from raybust.stages.progress import progress_bar
 from raybust.trained import Trained, is_current
 
@@ -60,6 +60,8 @@ def evaluate(trained: Trained, options: Options) -> Measurement:
     config, section = trained.config, trained.config.corruptions
     part, classes = getattr(trained.dataset, section.split), trained.dataset.classes
     cells = check_corruptions(part, section, classes)
+    if warning := few_classes(part, range(min(len(part), section.examples or len(part)))):
+        options.echo(warning)
     with bench(trained, options) as at:
         protocol = protocol_of(trained, at.device)
         path = at.place(counts_path(trained.folder, protocol, options.name))
@@ -114,14 +116,21 @@ def counts_path(folder: Path, protocol: Mapping[str, Any], name: str | None = No
     return folder / FOLDER / ("_".join([*names, digest]) + ".jsonl")
 
 
-def latest_metrics(folder: Path) -> dict[str, float]:
-    """Returns the latest value of each corruption metric of a run. Results that were set aside or
-    belong to other weights than the run's current ones are ignored."""
-    files = sorted(_results(folder), key=lambda path: path.stat().st_mtime)
-    found: dict[str, float] = {}
-    for file in files:
-        found |= read_json(file)["metrics"]
-    return found
+def transfer_result(folder: Path) -> tuple[dict[str, float], dict[str, Any]]:
+    """Returns metrics and settings of the newest result of a run that has the set C1.
+
+    Raises:
+        RequestError: the run has none.
+    """
+    found = [path for path in _results(folder) if "C1" in read_json(path)["protocol"]["sets"]]
+    if not found:
+        raise RequestError(
+            f"{folder.name}: has no accuracy under the set C1; run `raybust evaluate {folder.name}"
+            " corruptions.sets=[C1]`"
+        )
+    whole = read_json(max(found, key=lambda path: path.stat().st_mtime))
+    settings = {key: whole["protocol"][key] for key in ("split", "examples", "impulse", "seed")}
+    return whole["metrics"], settings
 
 
 def _results(folder: Path) -> list[Path]:
@@ -151,6 +160,7 @@ def trainings_of(folders: Sequence[Path]) -> tuple[list[Training], tuple[int, in
         RequestError: a run was not measured under the set C1, or the runs' datasets differ.
     """
     found, datasets = [], {}
+    settings: dict[str, dict[str, Any]] = {}
     for folder in folders:
         config = from_dict(runs.read_identity(folder).config, methods.get)
         if config.data not in datasets:
@@ -160,7 +170,15 @@ def trainings_of(folders: Sequence[Path]) -> tuple[list[Training], tuple[int, in
         rows = noisy(shape).rows if noisy and config.method.clean < 1 else ()
         trial = folder.parent.name == runs.TRIALS
         name = f"{folder.parent.parent.name}/{int(folder.name)}" if trial else folder.name
-        found.append(training_of_metrics(name, rows, latest_metrics(folder)))
+        metrics, settings[name] = transfer_result(folder)
+        found.append(training_of_metrics(name, rows, metrics))
+    first, *others = settings.items()
+    for name, other in others:
+        if other != first[1]:
+            raise RequestError(
+                f"{name} was measured by another protocol than {first[0]} ({other}, {first[1]});"
+                " measure both alike, or name others"
+            )
     if len(datasets) != 1:
         raise RequestError(
             f"the runs use {len(datasets)} datasets; compare runs on the same dataset"

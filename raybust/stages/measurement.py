@@ -7,7 +7,7 @@ do not depend on the number of workers, and an interrupted command resumes from 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any, Literal
 from raybust import track
 from raybust.cluster.session import nodes_of, session
 from raybust.cluster.tasks import room_for, run_tasks, single_task_config
+from raybust.data import Part
 from raybust.disk import runs
 from raybust.disk.files import put_aside, step_of
 from raybust.disk.lock import locked
@@ -138,6 +139,27 @@ class Bench:
             folder=folder,
             tags={**(tags or {}), f"raybust.{folder}.{step}": path.stem},
         )
+
+
+def few_classes(part: Part, chosen: Sequence[int]) -> str | None:
+    """Returns a warning if the chosen examples are of far fewer classes than as many drawn at
+    random would be, as the first ones of a part that is sorted by class.
+
+    Args:
+        part: of the data.
+        chosen: positions in the part.
+    """
+    labels, total = part.labels, len(part)
+    counts = labels.bincount().double()
+    expected = float((1 - (1 - counts / total) ** len(chosen)).sum())
+    found = len(labels[list(chosen)].unique())
+    if found >= expected / 2:
+        return None
+    return (
+        f"warning: these {len(chosen)} of {total} examples are of {found} of"
+        f" {int((counts > 0).sum())} classes: the data are sorted by class, and figures are of"
+        " these classes alone; take more examples, or for certificates certify.skip"
+    )
 
 
 @contextmanager

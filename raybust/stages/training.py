@@ -20,6 +20,7 @@ from raybust.stages.progress import Echo, epoch_lines, note_growth, print_data
 from raybust.stages.tracking import load_ahead, open_store, sending_rest
 from raybust.train import initial
 from raybust.train.objective import assemble, check_batch
+from raybust.trained import check_function
 
 
 def default_name(config: Config) -> str:
@@ -62,6 +63,8 @@ def train(config: Config, *, address: str | None, resume: bool, verbose: bool, e
     check_places(config)
     if resume:
         runs.check_same(folder, "train", plain, dataset.digest)
+    if newest is not None:
+        check_function(network, newest, folder.name)
     if newest is not None and checkpoint.read_manifest(newest)["done"]:
         echo(f"{folder.name} is already trained; use --no-resume to train it again")
         with locked(folder), sending_rest(folder, open_store(config, out, echo), out, echo):

@@ -6,6 +6,7 @@ test set, once. The leaderboard shows both in separate columns.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,7 @@ from raybust.cluster import sweep
 from raybust.cluster.runlog import Job, params_of
 from raybust.cluster.session import nodes_of, session, slots
 from raybust.config import Config, Leaf
-from raybust.disk import runs
+from raybust.disk import checkpoint, runs
 from raybust.disk.lock import locked
 from raybust.errors import RequestError, WorkError
 from raybust.report.sweep_page import publish
@@ -37,6 +38,7 @@ from raybust.stages.registration import register_best
 from raybust.stages.tracking import load_ahead, open_store, sending_rest
 from raybust.train import initial
 from raybust.train.objective import assemble
+from raybust.trained import check_function
 
 _EARLY = 5
 """Complete trials after which a warning names constraints that none meets."""
@@ -78,6 +80,7 @@ def tune(
     check_storage(config)
     if resume:
         runs.check_same(folder, "sweep", plain, dataset.digest)
+        _check_networks(folder, dataset)
     earlier = _warm_start_trials(config, space, out)
     load_ahead()
     with session(address, verbose=verbose, dashboard=config.cluster.workers > 1) as ray:
@@ -91,6 +94,8 @@ def tune(
             study = Study(config, space, folder, identity.uid, _first_points(config, leaves, space))
             if added := study.warm_start(earlier, str(config.tune.warm_start)):
                 echo(f"{folder.name}: warm start from {added} trials of {config.tune.warm_start}")
+                if _other_data(config, out, dataset):
+                    echo(f"warning: {config.tune.warm_start} was searched on other data")
             print_data(config, dataset, echo)
             at_once = min(room, config.tune.concurrent or room)
             echo(f"{folder.name}: {config.tune.trials} trials, {at_once} at a time, in {folder}")
@@ -101,6 +106,22 @@ def tune(
                 board = _publish(journal, _leaderboard(config, study, folder, echo))
     _check_measured(board)
     return board
+
+
+def _check_networks(folder: Path, dataset: data.Dataset) -> None:
+    """Refuses to resume a sweep whose networks no longer compute the same function: checks the
+    newest checkpoint of one earlier trial of each network."""
+    seen = set()
+    for trial in sorted((folder / runs.TRIALS).glob("*"), reverse=True):
+        if (newest := checkpoint.newest(trial)) is None:
+            continue
+        plain = checkpoint.read_manifest(newest)["config"]
+        network = json.dumps([plain["model"], plain["method"]["name"]], sort_keys=True)
+        if network not in seen:
+            seen.add(network)
+            config = configuration.from_dict(plain, methods.get)
+            name = f"trial {int(trial.name)} of {folder.name}"
+            check_function(assemble(config, dataset), newest, name)
 
 
 def _check_measured(board: Leaderboard) -> None:
@@ -119,6 +140,12 @@ def _first_points(config: Config, leaves: Sequence[Leaf], space: Space) -> list[
     if config.tune.sampler == "grid":
         return []
     return [*space.first_points(leaves, methods.get), *config.tune.points]
+
+
+def _other_data(config: Config, out: Path, dataset: data.Dataset) -> bool:
+    """Returns whether the sweep `tune.warm_start` used other images, labels or splits."""
+    earlier = runs.read_identity(runs.find(str(config.tune.warm_start), out)).data
+    return bool(earlier) and earlier != dataset.digest
 
 
 def _warm_start_trials(config: Config, space: Space, out: Path) -> list[FrozenTrial]:

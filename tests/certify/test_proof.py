@@ -39,11 +39,25 @@ def rows():
 def test_the_function_that_made_the_rows_passes_and_few_are_computed(rows):
     asked = []
     check_rows(rows, 12, HEADER, LOG, recompute_by(net(), asked))
-    ((indices, n),) = asked
+    (indices, n), *pilots = asked
     assert n == HEADER.n
     assert 2 <= len(indices) <= 4
     least_certain = sorted(rows, key=lambda row: row.count / row.n)[0]
     assert least_certain.idx in indices
+    assert [n for _, n in pilots] == [100]
+    assert {*indices, *pilots[0][0]} == set(range(12)), "the second allows the pilots of all"
+
+
+def test_rows_of_another_function_are_found_wherever_they_are(rows):
+    """Also where the first, the last and the two least certain rows are of this one."""
+    theirs = certify_examples(net(0.3), IMAGES, torch.ones(12), range(12), HEADER)
+    theirs = {row.idx: row for row in theirs}
+    spared = {row.idx for row in (*sorted(rows, key=lambda row: row.count / row.n)[:2],
+                                  rows[0], rows[-1])}  # fmt: skip
+    mixed = [row if row.idx in spared else theirs[row.idx] for row in rows]
+    assert any(a.top != b.top or a.n0_count != b.n0_count for a, b in zip(mixed, rows, strict=True))
+    with pytest.raises(OtherProtocolError, match="another function"):
+        check_rows(mixed, 12, HEADER, LOG, recompute_by(net()))
 
 
 @pytest.mark.parametrize("bias", [0.08, 0.12, -0.1])
@@ -69,7 +83,9 @@ def test_a_hundredth_of_the_work_may_be_more_than_a_second(rows):
     slow = [dataclasses.replace(row, time=2.0) for row in rows]
     asked = []
     check_rows(slow, 1000, HEADER, LOG, recompute_by(net(), asked))
-    assert [n for _, n in asked] == [HEADER.n]
+    assert [n for _, n in asked] == [HEADER.n, 100]
+    assert len(asked[0][0]) >= 2
+    assert len(asked[1][0]) < len(rows), "the pilots of all rows would take longer"
 
 
 def test_a_log_of_one_row(rows):

@@ -48,6 +48,8 @@ def bare_copy(run, place):
     """Copies a run without the results that other tests may have left in it."""
     results = shutil.ignore_patterns("certified", "attacked", "corrupted")
     shutil.copytree(run, place, ignore=results)
+    journal = place / JOURNAL  # as if it had been trained there
+    journal.write_text(journal.read_text().replace(json.dumps(str(run)), json.dumps(str(place))))
 
 
 @pytest.fixture
@@ -325,7 +327,7 @@ def test_a_log_of_weights_that_the_run_no_longer_has_is_not_its(run, out, cli):
     checkpoint.write(later, weights, checkpoint.read_state(newest), manifest)
     found = cli("report", "one", "--out", out)
     assert found.code == 2
-    assert "is left out: one has other weights since" in found.err
+    assert "the weights of one have changed since" in found.err
 
 
 def test_what_was_kept_aside_is_not_reported(run, out, cli):
@@ -361,3 +363,159 @@ def test_two_processes_at_once_make_no_row_twice(run, out, cluster):
     (log,) = (run / "certified").glob("*.tsv")
     rows = [line.split("\t")[0] for line in log.read_text().splitlines()[2:]]
     assert len(rows) == len(set(rows)) == 40
+
+
+def test_results_of_a_copy_do_not_land_in_the_originals_mlflow_run(run, out, cli):
+    shutil.copytree(run, out / "one (2)")
+    first = cli("certify", "one", "--out", out, "certify.examples=5")
+    assert first.code == 0, first.err
+    (stored,) = kit.runs_of(out).values()
+    before = kit.points_of(out, stored)
+    other = cli("certify", "one (2)", "--out", out, "certify.examples=5", "certify.sigma=0.5")
+    assert other.code == 0
+    assert f"one (2) is a copy of {run}" in other.err
+    assert kit.points_of(out, stored) == before
+    shutil.move(out / "one (2)", out / "kept")
+    shutil.rmtree(run)  # a copy whose original is gone is the run
+    last = cli("certify", "kept", "--out", out, "certify.examples=5", "certify.sigma=0.7")
+    assert (last.code, "is a copy" in last.err) == (0, False)
+
+
+def test_a_torn_or_unfinished_checkpoint_is_told(run, out, cli):
+    newest = checkpoint.newest(run)
+    manifest = json.loads((newest / checkpoint.MANIFEST).read_text())
+    earlier = run / checkpoint.folder_name(manifest["epoch"] - 1)
+    if not earlier.exists():
+        shutil.copytree(newest, earlier)
+    (earlier / checkpoint.MANIFEST).write_text(
+        json.dumps({**manifest, "done": False, "epoch": manifest["epoch"] - 1})
+    )
+    weights = bytearray((newest / checkpoint.WEIGHTS).read_bytes())
+    weights[-1] ^= 1
+    (newest / checkpoint.WEIGHTS).write_bytes(weights)
+    shutil.copy(checkpoint.newest(run) / checkpoint.WEIGHTS, earlier / checkpoint.WEIGHTS)
+    found = cli("certify", "one", "--out", out, "certify.examples=5")
+    assert found.code == 0, found.err
+    assert f"checkpoint {newest.name} is torn" in found.err
+    assert f"one is not trained to its end: epoch {manifest['epoch'] - 1}" in found.err
+
+
+@pytest.mark.parametrize("done", [True, False])
+def test_training_does_not_resume_with_another_function(cli, home, out, done):
+    settings = ("train", f"model.name={home}:Net", "data.name=npz", "data.path=data.npz",
+                "--name", "own", "--out", out, "train.epochs=2", "train.batch_size=16",
+                "certified_fast.every=0")  # fmt: skip
+    import_anew(home)
+    first = cli(*settings)
+    assert first.code == 0, first.err
+    if not done:
+        newest = checkpoint.newest(out / "own")
+        manifest = json.loads((newest / checkpoint.MANIFEST).read_text())
+        (newest / checkpoint.MANIFEST).write_text(json.dumps({**manifest, "done": False}))
+    rewrite(home, SHIFTED)
+    import_anew(home)
+    found = cli(*settings)
+    assert found.code == 2
+    assert "own: its network computes something else than when epoch-000002 was saved" in found.err
+    rewrite(home, "")
+    import_anew(home)
+    again = cli(*settings)
+    assert again.code == 0, again.err
+
+
+def test_a_sweep_does_not_resume_with_another_function(cli, home, out):
+    (out / "space.yaml").write_text(
+        "tune: {trials: 1, finalists: 0, metric: validation/accuracy, scheduler: none}\n"
+        "train: {epochs: 1, batch_size: 16}\ncertified_fast: {every: 0}\n"
+        "search:\n  train.lr: {float: [0.01, 0.1], default: 0.05}\n"
+    )
+    settings = ("tune", "space.yaml", f"model.name={home}:Net", "data.name=npz",
+                "data.path=data.npz", "--name", "own", "--out", out)  # fmt: skip
+    import_anew(home)
+    first = cli(*settings)
+    assert first.code == 0, first.err
+    rewrite(home, SHIFTED)
+    import_anew(home)
+    found = cli(*settings, "tune.trials=2")
+    assert found.code == 2
+    assert "trial 0 of own: its network computes something else" in found.err
+
+
+def test_data_of_another_shape_or_number_of_classes_are_one_line(run, out, cli):
+    draw = np.random.default_rng(0)
+    for side, classes in ((16, 10), (8, 11)):
+        images = draw.integers(0, 255, (120, side, side)).astype(np.uint8)
+        labels = np.arange(120) % classes
+        np.savez(out / "other.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+        changed = json.loads((checkpoint.newest(run) / checkpoint.MANIFEST).read_text())
+        changed["config"]["data"] |= {"name": "npz", "path": str(out / "other.npz")}
+        (checkpoint.newest(run) / checkpoint.MANIFEST).write_text(json.dumps(changed))
+        found = cli("certify", "one", "--out", out, "certify.examples=5")
+        assert found.code == 2
+        assert "one: was trained on" in found.err
+        assert "Traceback" not in found.err
+
+
+def test_rows_of_another_network_under_this_ones_header_are_told(ask, out):
+    """The header names this network; the classes of the clean images do not fit it."""
+    assert ask("evaluate").code == 0
+    (path,) = results(out, "attacked", ".tsv")
+    header, columns, *rows = path.read_text().splitlines()
+    cells = [row.split("\t") for row in rows]
+    at = columns.split("\t")
+    for row in cells:
+        other = str((int(row[at.index("predict")]) + 1) % 3)
+        right = other == row[at.index("label")]
+        row[at.index("predict")] = row[at.index("becomes")] = other
+        row[at.index("robust")] = str(int(right))
+        row[at.index("broken_by")] = "-" if right else "clean"
+        row[at.index("step")], row[at.index("distance")] = "-1", "0.0"
+        row[at.index("attacks")] = "pgd:-1" if right else "-"
+    path.write_text("\n".join([header, columns, *("\t".join(row) for row in cells)]) + "\n")
+    found = ask("evaluate")
+    assert found.code == 2
+    assert "another function (8 of 8 images have other classes)" in found.err
+
+
+def test_labels_of_published_images_that_were_replaced_are_told(ask, out):
+    published(out / "C")
+    more = (f"corruptions.folder={out / 'C'}",)
+    assert ask("evaluate", *more).code == 0
+    labels = np.load(out / "C" / "labels.npy")
+    labels[20] = (labels[20] + 1) % 3  # of the second severity
+    np.save(out / "C" / "labels.npy", labels)
+    found = ask("evaluate", *more)
+    assert found.code == 2
+    assert "is of another dataset, the labels differ" in found.err
+
+
+def test_a_part_of_a_log_and_other_labels_in_it_are_reported(run, out, cli):
+    assert cli("certify", "one", "--out", out, "certify.examples=9").code == 0
+    (log,) = (run / "certified").glob("*.tsv")
+    lines = log.read_text().splitlines(keepends=True)
+    log.write_text("".join(lines[:6]))
+    found = cli("report", "one", "--out", out)
+    assert found.code == 0
+    assert "is not finished: it has 4 of 9 examples" in found.out
+    changed = [line.split("\t") for line in lines]
+    wrong = next(row for row in changed[2:] if row[1] != row[2])
+    wrong[1], wrong[4] = (wrong[2], "1") if int(wrong[2]) >= 0 else ("7", "0")
+    log.write_text("".join("\t".join(row) for row in changed))
+    found = cli("report", "one", "--out", out)
+    assert found.code == 0
+    assert "its 9 examples and their labels are not those of its header" in found.out
+    log.write_text("".join(lines)[:-3])
+    found = cli("report", "one", "--out", out)
+    assert (found.code, "its last line is torn and was left out" in found.out) == (0, True)
+
+
+def test_the_first_examples_of_data_sorted_by_class_are_warned_of(ask, out):
+    with np.load("data.npz") as archive:
+        arrays = dict(archive)
+    order = np.argsort(arrays["y_test"], kind="stable")
+    sorted_ = {**arrays, "x_test": arrays["x_test"][order], "y_test": arrays["y_test"][order]}
+    np.savez("data.npz", **sorted_)
+    for stage in ("certify", "evaluate"):
+        found = ask(stage, "certify.examples=5", "evaluate.examples=5")
+        assert found.code == 0, found.err
+        assert "these 5 of 15 examples are of 1 of 3 classes" in found.err

@@ -1,5 +1,8 @@
 """Every mode of image file gives the values that it holds, or one line that names it."""
 
+import struct
+import zlib
+
 import numpy as np
 import pytest
 import torch
@@ -136,3 +139,69 @@ def test_training_test_and_corruption_folders_decode_alike(tmp_path, name):
     expected = data.test.fetch([0])[0]
     assert torch.equal(data.train.fetch([0])[0], expected)
     assert torch.equal(corrupted.fetch([0])[0], expected)
+
+
+@pytest.mark.parametrize("form", ["8 bits", "16 bits", "floats"])
+def test_a_tiff_in_which_white_is_zero_is_read_upright(tmp_path, form):
+    """As X-ray scanners write them."""
+    values = {
+        "8 bits": RAMP, "16 bits": RAMP.astype(np.uint16) * 257,
+        "floats": RAMP.astype(np.float32) / 255,
+    }[form]  # fmt: skip
+    Image.fromarray(values).save(tmp_path / "scan.tiff", tiffinfo={262: 0})
+    stored = Image.open(tmp_path / "scan.tiff").tag_v2[262]
+    assert stored == 0
+    found = np.asarray(decode(tmp_path / "scan.tiff"), dtype=int)
+    # Pillow inverts 8 bits when it writes them, and nothing else.
+    expected = RAMP.astype(int) if form == "8 bits" else 255 - RAMP.astype(int)
+    assert np.abs(found - gray(expected)).max() <= 1
+
+
+@pytest.mark.parametrize("orientation", range(2, 9))
+def test_the_orientation_of_a_tiff_is_applied_or_not_as_asked(tmp_path, orientation):
+    """Pillow turns a TIFF when it loads it, asked or not."""
+    path = tmp_path / "turned.tiff"
+    Image.fromarray(COLOR[:, :5]).save(path, tiffinfo={274: orientation})
+    plain = tmp_path / "plain.jpg"
+    exif = Image.Exif()
+    exif[274] = orientation
+    Image.fromarray(COLOR[:, :5]).save(plain, exif=exif, quality=100, subsampling=0)
+    upright = np.asarray(decode(plain), dtype=int)
+    assert np.abs(np.asarray(decode(path), dtype=int) - upright).max() <= 12
+    stored = np.asarray(decode(path, Decoding(orientation=False)), dtype=int)
+    assert np.array_equal(stored, COLOR[:, :5])
+    assert "an EXIF orientation: applied" in " ".join(survey([path]))
+    assert "ignored" in " ".join(survey([path], Decoding(orientation=False)))
+
+
+def test_an_orientation_after_the_pixels_of_a_png_is_applied(tmp_path):
+    def chunk(kind, content):
+        body = kind + content
+        return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
+
+    exif = Image.Exif()
+    exif[274] = 6
+    rows = b"".join(b"\0" + row.tobytes() for row in COLOR)
+    parts = [
+        chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 8, 8, 2, 0, 0, 0)),
+        chunk(b"IDAT", zlib.compress(rows)),
+        chunk(b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0")),
+        chunk(b"IEND", b""),
+    ]
+    (tmp_path / "late.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    assert np.array_equal(np.asarray(decode(tmp_path / "late.png")), np.rot90(COLOR, -1))
+    assert "an EXIF orientation: applied" in " ".join(survey([tmp_path / "late.png"]))
+
+
+def test_a_transparent_gray_of_16_bits_is_on_the_background(tmp_path):
+    deep = RAMP.astype(np.uint16) * 257
+    Image.fromarray(deep).save(tmp_path / "deep.png", transparency=int(deep[0, 3]))
+    found = np.asarray(decode(tmp_path / "deep.png"), dtype=int)
+    assert np.array_equal(found, np.where(gray(RAMP[0, 3] == RAMP), 128, gray(RAMP)))
+
+
+@pytest.mark.parametrize(("bits", "told"), [(10, True), (12, True), (16, False)])
+def test_few_bits_in_a_file_of_16_are_told(tmp_path, bits, told):
+    deep = (RAMP.astype(np.uint16) * 257) >> (16 - bits)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    assert ("are nearly black" in " ".join(survey([tmp_path / "deep.png"]))) == told

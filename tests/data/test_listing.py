@@ -70,8 +70,45 @@ def test_two_classes_of_one_folder_are_refused(tmp_path):
 def test_a_part_that_is_the_training_part_is_told(tmp_path):
     tree(tmp_path, parts=("train",))
     os.symlink("train", tmp_path / "val")
-    assert any("'val' and 'train' share the folder of cat, dog" in note
-               for note in read(tmp_path).notes)  # fmt: skip
+    assert "warning: 8 images are in 'train' and in 'val'" in " ".join(read(tmp_path).notes)
+
+
+@pytest.mark.parametrize("link", ["a folder", "a file", "two parts of one store"])
+def test_images_that_are_in_two_parts_by_links_are_told(tmp_path, link):
+    tree(tmp_path)
+    expected = 4 if link == "a folder" else 1
+    if link == "a folder":
+        os.symlink("../../val/cat", tmp_path / "train" / "cat" / "more")
+    elif link == "a file":
+        os.symlink("../../val/cat/2.png", tmp_path / "train" / "cat" / "9.png")
+    else:
+        store = tree(tmp_path / "store", parts=("all",)) / "all" / "cat" / "0.png"
+        for part in ("train", "val"):
+            os.symlink(store, tmp_path / part / "cat" / f"from the store, {part}.png")
+    assert f"warning: {expected} images are in 'train' and in 'val'" in " ".join(
+        read(tmp_path).notes
+    )
+
+
+def test_links_to_different_images_of_one_store_are_no_overlap(tmp_path):
+    store = tree(tmp_path / "store", parts=("all",)) / "all"
+    for part, numbers in (("train", (0, 1)), ("val", (2, 3))):
+        for kind in ("cat", "dog"):
+            (tmp_path / part / kind).mkdir(parents=True)
+            for number in numbers:
+                file = f"{number}.png"
+                os.symlink(store / kind / file, tmp_path / part / kind / file)
+    assert not any("images are in" in note for note in read(tmp_path).notes)
+
+
+def test_images_beside_the_class_folders_and_folders_that_are_no_part_are_told(tmp_path):
+    tree(tmp_path)
+    tree(tmp_path, parts=("Val", "dev"))
+    for place in ("train/a.png", "train/b.JPG", "val/c.png"):
+        (tmp_path / place).write_bytes(b"")
+    notes = " ".join(read(tmp_path).notes)
+    assert "3 images beside the class folders, which have no class" in notes
+    assert "the folders 'Val', 'dev' are not used" in notes
 
 
 @pytest.mark.parametrize("leftover", LEFTOVERS)

@@ -14,7 +14,8 @@ def summary(view, robust, front=""):
         {"eps": 8.0, "robust": 0.0, "low": 0.0, "high": 0.01},  # the whole box
     ]
     protocol = {"view": view, "front": front, "attacks": ["pgd", "square"], "norm": "linf",
-                "eps": [0.1], "examples": 50}  # fmt: skip
+                "eps": [0.1], "examples": 50, "split": "test", "restarts": 1, "pgd_steps": 20,
+                "queries": 500, "steps": 40}  # fmt: skip
     flags = [{"name": "oblivious", "text": "?"}] if view == "oblivious" else []
     return {"protocol": protocol, "clean": 0.9, "points": points, "flags": flags}
 
@@ -27,10 +28,12 @@ def test_rows_name_their_protocol_and_views_stand_before_the_headline(tmp_path):
     found = compare_attacks([("one", plain), ("two", whole)], tmp_path / "report")
     rows = found.markdown.splitlines()[2:]
     assert rows[0] == (
-        "| one | adaptive | pgd, square | linf 0.1 | 90.00 | 50.00 [40.00, 60.00] | 50 | none |"
+        "| one | adaptive, pgd 20 steps, square 500 queries, 1 restart | pgd, square | linf 0.1 |"
+        " 90.00 | 50.00 [40.00, 60.00] | 50 test | none |"
     )
-    assert [row.split(" | ")[1] for row in rows[1:]] == ["alone", "oblivious", "adaptive"]
-    assert rows[2].endswith("| 70.00 [60.00, 80.00] | 50 | oblivious |")
+    views = [row.split(" | ")[1].partition(",")[0] for row in rows[1:]]
+    assert views == ["alone", "oblivious", "adaptive"]
+    assert rows[2].endswith("| 70.00 [60.00, 80.00] | 50 test | oblivious |")
     assert found.files == (tmp_path / "report" / "attacked.md",)
     plain = json.loads(json.dumps(found.plain()))
     assert [row["front"] for row in plain["attacks"]] == ["", "", "B", "B"]

@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 import pytest
 from boards import board, entry, large
 
+from raybust.report import leaderboard
 from raybust.report.parallel import scales
 from raybust.report.sweep_page import html, publish
 from raybust.report.sweep_plots import plot_learning
@@ -145,10 +146,10 @@ def test_search_and_publication_stand_in_groups_of_their_own(whole):
 
 def test_clean_accuracy_bears_its_number_of_images(tmp_path):
     few = board(tmp_path, [entry(0, final=True, examples=100), entry(1)])
-    assert "| test accuracy (100 images) |" in few.markdown()
-    assert "from `test accuracy (100 images)` on" in few.markdown()
+    assert "| test accuracy (100 images) |" in leaderboard.markdown(few)
+    assert "from `test accuracy (100 images)` on" in leaderboard.markdown(few)
     unknown = board(tmp_path, [entry(0, final=True, examples=None)])  # of an earlier version
-    assert "| test accuracy |" in unknown.markdown()
+    assert "| test accuracy |" in leaderboard.markdown(unknown)
 
 
 def test_finalists_with_radii_and_attacks(whole):
@@ -226,7 +227,7 @@ def test_no_finished_trial_is_a_page_that_says_why(tmp_path, others, running, wh
     page, files = published(made)
     assert why in page.text
     assert "Nothing to rank" in page.text
-    assert why in made.text()
+    assert why in leaderboard.text(made)
     assert "pareto.png" not in [path.name for path in files]
     read = Leaderboard.read(tmp_path)
     assert (read.entries, read.running) == ((), running)

@@ -1,7 +1,7 @@
-"""Attacks within a threat model: tensors in, tensors out. Part of numerics.
+"""Attacks within a threat model.
 
-Training takes `ascend` under `attacked`; evaluation takes `fgsm`, `pgd`, `apgd`, `apgd_targeted`,
-`fab_targeted` and `square`, which tell of each example whether, where and when it was fooled.
+Training uses `ascend` inside `attacked`; evaluation uses `fgsm`, `pgd`, `apgd`, `apgd_targeted`,
+`fab_targeted` and `square`, which report for each example whether, where and when it was fooled.
 """
 
 from raybust.numerics.attacks.apgd import apgd, apgd_targeted

@@ -1,10 +1,10 @@
-"""APGD: projected gradient ascent with momentum that sets its own step size.
+"""APGD: projected gradient ascent with momentum and an adaptive step size.
 
 Croce and Hein (2020, arXiv:2003.01690, algorithm 1) for Linf and L2; Croce and Hein (2021,
 arXiv:2103.01208) for L1, where the step is sparse, its width follows the sparsity of the best
-point, and the radius shrinks from 3 eps over 2 eps to eps. The constants are theirs; that an L1
-step is at least as wide as what the ball can fill is ours, see `pgd`. An example that is fooled
-leaves the batch. Part of numerics.
+point, and the radius shrinks from 3 eps over 2 eps to eps. The constants are theirs; the minimum
+width of an L1 step, what the ball can fill, is our choice, see `pgd`. Fooled examples leave the
+batch.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from raybust.errors import RequestError
-from raybust.numerics.attacks.ascent import Network, loss_gradient, without_zeros
+from raybust.numerics.attacks.ascent import Network, at_least_one, loss_gradient, without_zeros
 from raybust.numerics.attacks.losses import Loss, check_classes, cross_entropy, targeted_dlr
 from raybust.numerics.attacks.outcome import Outcome
 from raybust.numerics.balls.source import Source, normal, select
@@ -51,18 +50,16 @@ def apgd(
         network: images (B, C, H, W) in [0, 1] to logits (B, K).
         images: (B, C, H, W) in [0, 1].
         labels: int64 (B,).
-        threat: the perturbations that are allowed.
-        source: the randomness of the starts, one generator or one for each example.
-        loss: what is maximized: `cross_entropy`, `dlr`, `margin`.
-        steps: gradient steps of each run, >= 1.
-        restarts: runs, each from another start.
+        threat: allowed perturbations.
+        source: randomness of the starts, one generator or one per example.
+        loss: loss to maximize: `cross_entropy`, `dlr`, `margin`.
+        steps: gradient steps per run, >= 1.
+        restarts: runs, each from a new start.
 
     Raises:
         RequestError: fewer than one step or restart.
     """
-    for name, value in (("steps", steps), ("restarts", restarts)):
-        if value < 1:
-            raise RequestError(f"{name}: got {value}, expected >= 1")
+    at_least_one(steps=steps, restarts=restarts)
     outcome = Outcome.begin(images)
     for _ in range(restarts):
         rows = outcome.open
@@ -85,24 +82,22 @@ def apgd_targeted(
     targets: int = 9,
     restarts: int = 1,
 ) -> Outcome:
-    """Attacks a batch with targeted DLR, from the likeliest wrong class down; see `apgd`.
+    """Attacks a batch with targeted DLR, starting with the likeliest wrong class; see `apgd`.
 
     Args:
         network: images (B, C, H, W) in [0, 1] to logits (B, K), K >= 4.
         images: (B, C, H, W) in [0, 1].
         labels: int64 (B,).
-        threat: the perturbations that are allowed.
-        source: the randomness of the starts, one generator or one for each example.
-        steps: gradient steps of each run, >= 1.
-        targets: classes tried; at most K - 1 are.
-        restarts: runs for each, from other starts.
+        threat: allowed perturbations.
+        source: randomness of the starts, one generator or one per example.
+        steps: gradient steps per run, >= 1.
+        targets: classes to try, capped at K - 1.
+        restarts: runs per class, each from a new start.
 
     Raises:
         RequestError: fewer than four classes, one step, one target or one restart.
     """
-    for name, value in (("steps", steps), ("targets", targets), ("restarts", restarts)):
-        if value < 1:
-            raise RequestError(f"{name}: got {value}, expected >= 1")
+    at_least_one(steps=steps, targets=targets, restarts=restarts)
     with torch.no_grad():
         logits = network(images)
     check_classes(logits, 4, "targeted APGD")
@@ -129,7 +124,7 @@ def _attack(
     loss: Loss = cross_entropy,
     targets: Tensor | None = None,
 ) -> Outcome:
-    """One run on every example; for L1 over shrinking radii, of which the last one counts."""
+    """Runs once on every example; for L1 over shrinking radii, of which the last one counts."""
     if threat.norm != "l1":
         state = _State.begin(images, labels, targets, threat.sample(images, source), source)
         return _run(network, state, threat, loss, steps)
@@ -151,7 +146,7 @@ def _attack(
 
 @dataclass(eq=False)
 class _State:
-    """What a run knows of each of its R examples; all tensors have R rows."""
+    """The state of a run on R examples; all tensors have R rows."""
 
     rows: Tensor
     images: Tensor
@@ -191,7 +186,7 @@ class _State:
         )  # fmt: skip
 
     def keep(self, rows: Tensor) -> None:
-        """Drops all examples but those at `rows`."""
+        """Drops all examples except `rows`."""
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if isinstance(value, Tensor):
@@ -199,7 +194,7 @@ class _State:
         self.source = select(self.source, rows)
 
     def rewind(self, which: Tensor) -> None:
-        """Goes back to the best point of the examples in `which`, bool (R,)."""
+        """Returns the examples in `which`, bool (R,), to their best points."""
         column = which.reshape(-1, *[1] * (self.delta.ndim - 1))
         self.delta = torch.where(column, self.best_delta, self.delta)
         self.gradient = torch.where(column, self.best_gradient, self.gradient)
@@ -214,15 +209,15 @@ def _run(
     *,
     until_fooled: bool = True,
 ) -> Outcome:
-    """Ascends from `state.delta`; the outcome has the best points, and the first that fooled.
+    """Ascends from `state.delta`; the outcome has the best points, or the first that fooled.
 
     Args:
         network: see `apgd`.
-        state: as it begins.
-        threat: of this run.
-        loss: unless the state has targets.
+        state: initial state.
+        threat: threat of this run.
+        loss: loss to maximize, unless the state has targets.
         steps: gradient steps.
-        until_fooled: False searches the best point alone and lets no example leave.
+        until_fooled: False only searches for the best points and keeps all examples.
     """
     outcome = Outcome.begin(state.images)
     full = threat.eps * (1.0 if threat.norm == "l1" else 2.0)
@@ -257,7 +252,7 @@ def _look(
     last: bool,
     until_fooled: bool,
 ) -> Tensor:
-    """Evaluates the present points; returns which examples are done, bool (R,)."""
+    """Evaluates the current points; returns which examples are done, bool (R,)."""
     point = state.images + state.delta
     measure = partial(targeted_dlr, targets=state.targets) if state.targeted else loss
     gradient, (logits, losses) = loss_gradient(
@@ -279,7 +274,7 @@ def _look(
 
 
 def _move(state: _State, threat: Threat, number: int) -> None:
-    """Step `number`, with momentum from the second on; L1 has none."""
+    """Takes step `number`, with momentum from the second on, except for L1."""
     length = state.step.reshape(-1, *[1] * (state.delta.ndim - 1))
     if threat.norm == "l1":
         fills = (threat.filled(state.gradient, state.images) - number % 2).clamp(min=1)
@@ -296,7 +291,7 @@ def _move(state: _State, threat: Threat, number: int) -> None:
 
 
 def _checkpoints(steps: int, norm: str) -> Iterator[int]:
-    """Yields the step numbers after which step sizes are looked at, without end."""
+    """Yields the step numbers after which step sizes are adapted, endlessly."""
     gap = max(int((_L1_CHECK if norm == "l1" else _FIRST) * steps), 1)
     at = 0
     while True:
@@ -307,8 +302,8 @@ def _checkpoints(steps: int, norm: str) -> Iterator[int]:
 
 
 def _adapt(state: _State, window: int) -> None:
-    """Halves the step and rewinds where too few of the last `window` steps rose, or where nothing
-    got better since a check that reduced nothing."""
+    """Halves the step and rewinds if too few of the last `window` steps rose, or if nothing has
+    improved since a check without reduction."""
     stalls = state.rises <= _RISING * window
     stuck = ~state.reduced & (state.best_at_check >= state.best)
     reduce = stalls | stuck
@@ -319,8 +314,8 @@ def _adapt(state: _State, window: int) -> None:
 
 
 def _adapt_l1(state: _State, full: float) -> None:
-    """Sets the width of the step after the support of the best point; where that shrank the step
-    is full again, elsewhere it is reduced."""
+    """Sets the width of the step from the support of the best point; resets the step size if the
+    support shrank, else reduces it."""
     support = _support(state.best_delta)
     shrank = support < _L1_SHRUNK * state.support
     reduced = (state.step / _L1_REDUCE).clamp(min=_L1_SMALLEST * full)
@@ -330,5 +325,5 @@ def _adapt_l1(state: _State, full: float) -> None:
 
 
 def _support(delta: Tensor) -> Tensor:
-    """Returns the share of coordinates that a perturbation changes: (R,)."""
+    """Returns the share of coordinates that each perturbation changes: (R,)."""
     return (delta != 0).flatten(1).to(delta.dtype).mean(1)

@@ -1,9 +1,9 @@
-"""FGSM, N-FGSM and PGD: ascent along the steepest step of a threat model.
+"""FGSM, N-FGSM and PGD: steepest ascent in the norm of a threat model.
 
 Goodfellow et al. (2015, arXiv:1412.6572), de Jorge et al. (2022, arXiv:2202.01181), Madry et al.
-(2018, arXiv:1706.06083). `ascend` is the bare loop of training: no bookkeeping, nothing that waits
-for the device. `pgd` is the attack of evaluation: best iterate, first success, restarts, examples
-that are done leave the batch. Part of numerics.
+(2018, arXiv:1706.06083). `ascend` is the bare loop for training: no bookkeeping, no device
+synchronization. `pgd` is the attack for evaluation: best iterate, first success, restarts; examples
+that are done leave the batch.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ Network = Callable[[Tensor], Tensor]
 
 _STEP = 2.5
 _CROWDED = 0.25
+_HUGE = 1e30
 
 
 def ascend(
@@ -36,17 +37,17 @@ def ascend(
     steps: int,
     step: float,
 ) -> Tensor:
-    """Returns the images after projected steepest ascent, the last iterate.
+    """Returns the last iterate of projected steepest ascent, as images.
 
-    delta <- project(delta + step * steepest(gradient)). For L2 with the box the projection is the
-    cheap one.
+    delta <- project(delta + step * steepest(gradient)), with the cheap projection for L2 with the
+    box.
 
     Args:
         network: see `Network`; freeze it with `attacked`.
         images: (B, C, H, W) in [0, 1].
-        threat: the perturbations that are allowed.
+        threat: allowed perturbations.
         objective: logits (B, K) to a scalar, a sum over the batch.
-        start: first perturbation, (B, C, H, W), allowed.
+        start: initial perturbation, (B, C, H, W), allowed.
         steps: gradient steps.
         step: their length in the norm, pixels in [0, 1].
     """
@@ -64,21 +65,18 @@ def n_fgsm(
     threat: Threat,
     objective: Callable[[Tensor], Tensor],
     source: Source,
-    *,
-    spread: float = 2.0,
 ) -> Tensor:
-    """Returns the images of N-FGSM: noise of `spread` eps, then a step of eps; clipped into the box
-    and, as its authors found necessary, not into the ball.
+    """Returns the images of N-FGSM: noise of radius 2 eps, then a step of eps; clipped to the box
+    but not, as its authors found necessary, to the ball.
 
     Args:
         network: see `Network`.
         images: (B, C, H, W) in [0, 1].
         threat: norm, eps and box.
         objective: logits (B, K) to a scalar, a sum over the batch.
-        source: the randomness.
-        spread: radius of the noise over eps.
+        source: source of randomness.
     """
-    start = threat.scaled(spread).sample(images, source)
+    start = threat.scaled(2.0).sample(images, source)
     gradient = _gradient(network, images + start, objective)
     move = threat.steepest(gradient, images)
     return images + threat.clip(start.add(move, alpha=threat.eps), images)
@@ -99,27 +97,25 @@ def pgd(
 ) -> Outcome:
     """Attacks a batch; an example is done when an iterate fools the network.
 
-    An L1 step is as wide as what the ball can fill to the box, and every second one a coordinate
-    narrower: on a linear network only the optimum stays where it is under both.
+    An L1 step has the width that the ball can fill up to the box, every second step one coordinate
+    less: on a linear network only the optimum is a fixed point of both.
 
     Args:
         network: see `Network`.
         images: (B, C, H, W) in [0, 1].
         labels: int64 (B,).
-        threat: the perturbations that are allowed.
-        source: the randomness of the starts, one generator or one for each example.
-        steps: gradient steps of each run, >= 1.
-        step: their length in the norm; 2.5 eps / steps where not given, in L1 from eps down to 0.
-        restarts: runs, each from another uniform start.
-        loss: what is maximized.
-        center: whether runs start at the image instead; FGSM is one step of eps from there.
+        threat: allowed perturbations.
+        source: randomness of the starts, one generator or one per example.
+        steps: gradient steps per run, >= 1.
+        step: their length in the norm; by default 2.5 eps / steps, for L1 from eps down to 0.
+        restarts: runs, each from a new uniform start.
+        loss: loss to maximize.
+        center: whether to start at the image; FGSM is one step of eps from there.
 
     Raises:
         RequestError: fewer than one step or restart.
     """
-    for name, value in (("steps", steps), ("restarts", restarts)):
-        if value < 1:
-            raise RequestError(f"{name}: got {value}, expected >= 1")
+    at_least_one(steps=steps, restarts=restarts)
     outcome = Outcome.begin(images)
     for _ in range(restarts):
         rows = outcome.open
@@ -138,12 +134,20 @@ def fgsm(
     labels: Tensor,
     threat: Threat,
     source: Source,
-    *,
-    loss: Loss = cross_entropy,
 ) -> Outcome:
     """Attacks a batch with one step of length eps from the images; see `pgd`."""
-    return pgd(network, images, labels, threat, source, steps=1, step=threat.eps, loss=loss,
-               center=True)  # fmt: skip
+    return pgd(network, images, labels, threat, source, steps=1, step=threat.eps, center=True)
+
+
+def at_least_one(**counts: int) -> None:
+    """Rejects counts below one, by name.
+
+    Raises:
+        RequestError: names the first one.
+    """
+    for name, value in counts.items():
+        if value < 1:
+            raise RequestError(f"{name}: got {value}, expected >= 1")
 
 
 def _run(
@@ -160,7 +164,7 @@ def _run(
     step: float | None,
     loss: Loss,
 ) -> None:
-    """One run of PGD from `delta` on the examples `rows`; the outcome keeps what it finds."""
+    """Runs PGD once from `delta` on the examples `rows`; updates the outcome."""
     clean, truth = images[rows], labels[rows]
     for number in range(steps + 1):
         point = clean + delta
@@ -186,8 +190,8 @@ def _run(
 def loss_gradient(
     network: Network, point: Tensor, labels: Tensor, loss: Loss, *, forward_only: bool = False
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """Returns the loss's gradient at the points (B, C, H, W), with logits (B, K) and losses (B,);
-    all detached. `forward_only` returns zeros for the gradient and saves its pass."""
+    """Returns the gradient of the loss at the points (B, C, H, W), the logits (B, K) and the losses
+    (B,), all detached. `forward_only` skips the backward pass and returns a gradient of zeros."""
     if forward_only:
         with torch.no_grad():
             logits = network(point)
@@ -204,8 +208,8 @@ def loss_gradient(
 
 
 def without_zeros(gradient: Tensor, source: Source) -> Tensor:
-    """Returns the gradient, a random one for examples whose own is 0 all over: a flat loss must
-    not end an attack."""
+    """Replaces gradients that are 0 everywhere by random ones: a flat loss must not end an
+    attack."""
     flat = (gradient.abs().amax(tuple(range(1, gradient.ndim))) == 0).nonzero().flatten()
     if len(flat):
         gradient = gradient.clone()
@@ -217,4 +221,10 @@ def _gradient(network: Network, point: Tensor, objective: Callable[[Tensor], Ten
     with torch.enable_grad():
         point = point.detach().requires_grad_()
         (gradient,) = torch.autograd.grad(objective(network(point)), point)
-    return gradient
+    return finite(gradient)
+
+
+def finite(gradient: Tensor) -> Tensor:
+    """Returns a gradient without NaN, which becomes 0, and without infinity: one pixel in which a
+    network has no derivative must not freeze the others."""
+    return gradient.nan_to_num(0.0, _HUGE, -_HUGE)

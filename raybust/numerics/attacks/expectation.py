@@ -1,8 +1,5 @@
-"""Expectation over transformation: a random network attacked in the mean.
-
-Athalye et al. (2018, arXiv:1707.07397): gradients of a network that draws at random are averaged
-over draws, or an attack follows noise. Part of numerics.
-"""
+"""Expectation over transformation (Athalye et al., 2018, arXiv:1707.07397): gradients of a
+randomized network are averaged over passes, so that attacks do not follow noise."""
 
 from __future__ import annotations
 
@@ -13,12 +10,12 @@ from torch import Tensor, nn
 
 
 class Expectation(nn.Module):
-    """log of the mean softmax over several passes: the network that a random network is on
-    average; its log-probabilities stand for logits.
+    """The average of a randomized network: its logits are the log of the mean softmax over several
+    passes.
 
     Attributes:
-        network: draws anew on each call, from torch's global generator.
-        samples: passes.
+        network: randomized with torch's global generator.
+        samples: number of passes.
     """
 
     def __init__(self, network: nn.Module, samples: int) -> None:
@@ -26,7 +23,7 @@ class Expectation(nn.Module):
 
         Args:
             network: images (B, C, H, W) to logits (B, K).
-            samples: passes, >= 1.
+            samples: number of passes, >= 1.
         """
         super().__init__()
         assert samples >= 1, "an expectation needs a sample"
@@ -34,11 +31,11 @@ class Expectation(nn.Module):
         self.training = network.training
 
     def forward(self, images: Tensor) -> Tensor:
-        """Returns log mean softmax (B, K) of images (B, C, H, W)."""
+        """Returns the log mean softmax (B, K) of images (B, C, H, W)."""
         draws = [self.network(images).log_softmax(1) for _ in range(self.samples)]
         return mean_log_probability(torch.stack(draws))
 
 
 def mean_log_probability(log_probabilities: Tensor) -> Tensor:
-    """Returns the logarithm of the mean probability over the first axis: (m, B, K) to (B, K)."""
+    """Returns the log of the mean probability over the first axis: (m, B, K) to (B, K)."""
     return log_probabilities.logsumexp(0) - math.log(len(log_probabilities))

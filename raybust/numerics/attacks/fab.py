@@ -1,10 +1,9 @@
-"""Targeted FAB: the nearest image that the network takes for another class, whatever the radius.
+"""Targeted FAB: the nearest image that the network assigns to another class, at any radius.
 
 Croce and Hein, "Minimally distorted Adversarial Examples with a Fast Adaptive Boundary Attack"
 (ICML 2020, arXiv:1907.02044), in the targeted form of AutoAttack (arXiv:2003.01690). Each step goes
-to the hyperplane that the boundary between label and target is linearly, biased towards the image;
-where the network is fooled, back towards the image. It needs no step size and does not depend on
-the scale of the logits. Part of numerics.
+to the linearized boundary between label and target, biased toward the image, and back toward the
+image once the network is fooled. It has no step size and is invariant to the scale of the logits.
 """
 
 from __future__ import annotations
@@ -14,15 +13,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from raybust.errors import RequestError
-from raybust.numerics.attacks.ascent import Network
+from raybust.numerics.attacks.ascent import Network, at_least_one, finite
 from raybust.numerics.attacks.outcome import Outcome
 from raybust.numerics.balls.hyperplane import to_hyperplane
 from raybust.numerics.balls.source import Source, select
 from raybust.numerics.balls.threat import Norm, Threat
 
 _BIAS = 0.1
-"""Most weight of the image's own projection in a step (alpha_max)."""
+"""Maximum weight of the image's own projection in a step (alpha_max)."""
 
 _OVERSHOOT = 1.05
 _BACK = 0.9
@@ -32,12 +30,12 @@ _CROWDED = 0.25
 
 @dataclass(eq=False)
 class Nearest:
-    """The nearest images that fooled the network, of B examples.
+    """The nearest images that fooled the network, for B examples.
 
     Attributes:
-        images: (B, C, H, W); the example itself where none did.
-        distance: (B,), in the norm of the threat; inf where none did.
-        step: int64 (B,), the step that found it; -1 where none did.
+        images: (B, C, H, W); the example itself if none did.
+        distance: (B,), in the norm of the threat; inf if none did.
+        step: int64 (B,), the step that found it; -1 if none did.
     """
 
     images: Tensor
@@ -46,31 +44,31 @@ class Nearest:
 
     @classmethod
     def begin(cls, images: Tensor) -> Nearest:
-        """Returns what is known of images (B, C, H, W) before anything was tried."""
+        """Returns the initial state for images (B, C, H, W)."""
         far = images.new_full((len(images),), torch.inf)
         return cls(images.detach().clone(), far, torch.full_like(far, -1, dtype=torch.int64))
 
     def take(self, rows: Tensor, other: Nearest) -> None:
-        """Takes over what another search found for the examples `rows` where it is nearer."""
+        """Merges the nearer results of another search on the examples `rows`."""
         nearer = other.distance < self.distance[rows]
         at = rows[nearer]
         self.images[at], self.distance[at] = other.images[nearer], other.distance[nearer]
         self.step[at] = other.step[nearer]
 
     def select(self, rows: Tensor) -> Nearest:
-        """Returns that of some examples."""
+        """Returns the results of some examples."""
         return Nearest(self.images[rows], self.distance[rows], self.step[rows])
 
     def see(self, rows: Tensor, points: Tensor, sizes: Tensor, fooled: Tensor, step: int) -> None:
-        """Notes the points (R, C, H, W) of the examples `rows` that fooled and are nearer."""
+        """Records points (R, C, H, W) of the examples `rows` that fooled and are nearer."""
         better = fooled & (sizes < self.distance[rows])
         at = rows[better]
         self.images[at], self.distance[at] = points[better], sizes[better]
         self.step[at] = step
 
     def within(self, threat: Threat, clean: Tensor) -> Outcome:
-        """Returns the same as the outcome of an attack in one ball; what lies outside is projected
-        onto it and has fooled nobody.
+        """Converts to the outcome of an attack in one ball; images outside are projected onto it
+        and do not count as fooled.
 
         Args:
             threat: the ball.
@@ -95,24 +93,22 @@ def fab_targeted(
     targets: int = 9,
     random_start: bool = False,
 ) -> Nearest:
-    """Looks for the nearest image of another class; an example is done when one lies in the ball.
+    """Searches for the nearest image of another class; an example is done once it is in the ball.
 
     Args:
         network: images (B, C, H, W) in [0, 1] to logits (B, K).
         images: (B, C, H, W) in [0, 1].
         labels: int64 (B,).
-        threat: gives the norm, and the radius at which an example is done.
-        source: the randomness of the starts, one generator or one for each example.
-        steps: of each run, >= 1.
-        targets: classes tried, from the likeliest wrong one down; at most K - 1 are.
-        random_start: False begins at the images, True at a random point of the ball.
+        threat: the norm, and the radius at which an example is done.
+        source: randomness of the starts, one generator or one per example.
+        steps: steps per run, >= 1.
+        targets: classes to try, likeliest wrong class first, capped at K - 1.
+        random_start: False starts at the images, True at a random point of the ball.
 
     Raises:
         RequestError: fewer than one step or target.
     """
-    for name, value in (("steps", steps), ("targets", targets)):
-        if value < 1:
-            raise RequestError(f"{name}: got {value}, expected >= 1")
+    at_least_one(steps=steps, targets=targets)
     with torch.no_grad():
         logits = network(images)
     ranked = logits.scatter(1, labels[:, None], -torch.inf).argsort(1, descending=True)
@@ -141,7 +137,7 @@ def _run(
     targets: Tensor,
     steps: int,
 ) -> None:
-    """One run towards one class for the examples `rows`; notes what it finds in `nearest`."""
+    """Runs once toward one class on the examples `rows`; updates `nearest`."""
     points = start
     gaps, slopes, _ = _boundary(network, points, labels[rows], targets[rows])
     for step in range(1, steps + 1):
@@ -166,20 +162,20 @@ def _run(
 def _boundary(
     network: Network, points: Tensor, labels: Tensor, targets: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns z_target - z_label of each point, its gradient there, and whether the network is
-    fooled."""
+    """Returns z_target - z_label at each point, its gradient, and whether the network is fooled."""
     with torch.enable_grad():
         leaf = points.detach().requires_grad_()
         logits = network(leaf)
         true, target = (logits.gather(1, at[:, None])[:, 0] for at in (labels, targets))
         gaps = target - true
         (slopes,) = torch.autograd.grad(gaps.sum(), leaf)
+        slopes = finite(slopes)
     return gaps.detach(), slopes, logits.argmax(1) != labels
 
 
 def _step(points: Tensor, clean: Tensor, gaps: Tensor, slopes: Tensor, norm: Norm) -> Tensor:
     """Returns the points after a step: beyond the hyperplane, between the projections of the point
-    and of the image, nearer to the image's the shorter that is."""
+    and of the image, closer to the image's the shorter it is."""
     excess = gaps + (slopes * (clean - points)).flatten(1).sum(1)
     here = to_hyperplane(points, slopes, gaps, norm)
     there = to_hyperplane(clean, slopes, excess, norm)

@@ -1,9 +1,9 @@
-"""Batch norms folded into the convolutions before them, for as long as an attack runs.
+"""Folds batch norms into the preceding convolutions for the duration of an attack.
 
 In eval mode BN(conv(x)) is a convolution with weights w gamma / sqrt(var + eps) (Jacob et al.,
-2018, arXiv:1712.05877, section 3.2): ten attack steps save ten passes over every feature map, at
-the price of scaling the weights once. The network's own modules do the work, so that hooks,
-counters and autocast around it see the same calls. Part of numerics.
+2018, arXiv:1712.05877, section 3.2): ten attack steps save ten passes over every feature map at the
+price of scaling the weights once. The network's own modules still run, so hooks, counters and
+autocast see the same calls.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _PAIRS: WeakKeyDictionary[nn.Module, list[Pair]] = WeakKeyDictionary()
 
 
 def foldable(network: nn.Module) -> list[Pair]:
-    """Returns the convolutions whose only reader is a batch norm, with that batch norm.
+    """Returns the convolutions whose only consumer is a batch norm, each with that batch norm.
 
-    A network that torch.fx cannot trace, or that torch.compile compiled, has none: it is attacked
-    as it is. The answer is kept for as long as the network lives.
+    Networks that torch.fx cannot trace, or that are compiled, have none and are attacked as they
+    are. Cached for the lifetime of the network.
     """
     if network not in _PAIRS:
         _PAIRS[network] = _find(network)
@@ -34,7 +34,7 @@ def foldable(network: nn.Module) -> list[Pair]:
 
 @contextmanager
 def folded(network: nn.Module) -> Iterator[None]:
-    """Folds the pairs of a network in eval mode, on its present weights; undone afterwards."""
+    """Folds the pairs of a network in eval mode, with its current weights, inside the block."""
     pairs = [pair for pair in foldable(network) if not _hooked(*pair)]
     try:
         for conv, norm in pairs:
@@ -73,7 +73,7 @@ def _same(features: Tensor) -> Tensor:
 
 
 def _hooked(conv: nn.Module, norm: nn.Module) -> bool:
-    """Whether somebody looks at, or changes, what passes between the two."""
+    """Returns whether a hook may read or change what passes between the two."""
     return bool(conv._forward_hooks or norm._forward_hooks or norm._forward_pre_hooks)
 
 
@@ -101,11 +101,11 @@ def _find(network: nn.Module) -> list[Pair]:
 
 
 def _trace(network: nn.Module) -> fx.Graph | None:
-    """Returns the graph of a network, or None where its forward is more than a graph.
+    """Returns the graph of a network, or None if it cannot be traced.
 
-    A copy is traced: what a forward notes in passing must not be of proxies.
+    Traces a copy, since a forward may store proxies in the module.
     """
     try:
         return fx.Tracer().trace(copy.deepcopy(network))
-    except Exception:  # a forward may fail under proxies in any way
+    except Exception:  # a forward may raise anything on proxies
         return None

@@ -1,10 +1,10 @@
-"""What attacks maximize: cross entropy, margin, and the difference of logits ratio.
+"""Losses that attacks maximize: cross entropy, margin, and difference of logits ratio (DLR).
 
-Each gives one number an example, larger the worse the network does, so that a sum over a batch has
-gradients that do not depend on the batch. CW's margin (Carlini and Wagner, 2017, arXiv:1608.04644),
-DLR and targeted DLR (Croce and Hein, 2020, arXiv:2003.01690, equations 4 and 5). Part of numerics.
+One number per example, so gradients of their sum do not depend on the batch. CW's margin (Carlini
+and Wagner, 2017, arXiv:1608.04644), DLR and targeted DLR (Croce and Hein, 2020, arXiv:2003.01690,
+equations 4 and 5).
 
-Legend: z logits (B, K), y the label, t another class, z_(1) >= z_(2) >= ... the sorted logits.
+Notation: logits z (B, K), label y, target class t, sorted logits z_(1) >= z_(2) >= ...
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """Returns max over i != y of z_i, minus z_y: (B,), above 0 where the network errs."""
+    """Returns max over i != y of z_i, minus z_y: (B,), positive if the network errs."""
     true = logits.gather(1, labels[:, None])[:, 0]
     return logits.scatter(1, labels[:, None], -torch.inf).amax(1) - true
 
@@ -47,7 +47,7 @@ def targeted_dlr(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
     Args:
         logits: (B, K).
         labels: int64 (B,).
-        targets: int64 (B,), the classes to reach.
+        targets: int64 (B,), target classes.
     """
     check_classes(logits, 4, "the targeted DLR loss")
     top = logits.topk(4, dim=1).values
@@ -56,7 +56,7 @@ def targeted_dlr(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
 
 
 def check_classes(logits: Tensor, least: int, what: str) -> None:
-    """Refuses logits (B, K) of fewer classes than a loss needs.
+    """Rejects logits (B, K) with fewer classes than a loss needs.
 
     Raises:
         RequestError: K < least.
@@ -64,5 +64,5 @@ def check_classes(logits: Tensor, least: int, what: str) -> None:
     if logits.shape[1] < least:
         raise RequestError(
             f"attacks: {what} needs at least {least} classes, the network has {logits.shape[1]}; "
-            "take the attacks fgsm, pgd, apgd-ce and square"
+            "use the attacks fgsm, pgd, apgd-ce and square"
         )

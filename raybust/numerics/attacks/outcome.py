@@ -1,7 +1,7 @@
-"""What an attack found, example by example, and the search that it was found in.
+"""The result of an attack, per example.
 
-An evaluation asks of each example whether anything in the ball fools the network, so the first
-success counts, and examples that are done leave the batch. Part of numerics.
+Evaluation asks whether anything in the ball fools the network, so the first success counts and
+examples that are done leave the batch.
 """
 
 from __future__ import annotations
@@ -19,12 +19,11 @@ class Outcome:
     """Results of an attack on B examples.
 
     Attributes:
-        images: (B, C, H, W): the first image that fooled the network; else the one of the largest
-            loss that was seen.
+        images: (B, C, H, W): the first image that fooled the network, else that of largest loss.
         fooled: bool (B,).
-        step: int64 (B,): gradient steps or queries in the run that fooled the network, 0 for its
-            start; -1 where none did.
-        loss: (B,): the largest loss seen, -inf before anything was.
+        step: int64 (B,): gradient steps or queries before the network was fooled in that run, 0 at
+            its start; -1 if it was not fooled.
+        loss: (B,): largest loss so far, initially -inf.
     """
 
     images: Tensor
@@ -34,7 +33,7 @@ class Outcome:
 
     @classmethod
     def begin(cls, images: Tensor) -> Outcome:
-        """Returns the outcome of an attack on images (B, C, H, W) that has seen nothing yet."""
+        """Returns the initial outcome of an attack on images (B, C, H, W)."""
         count, device = len(images), images.device
         return cls(
             images.detach().clone(),
@@ -45,7 +44,7 @@ class Outcome:
 
     @property
     def open(self) -> Tensor:
-        """Rows that are not fooled yet, int64."""
+        """Rows not fooled yet, int64."""
         return (~self.fooled).nonzero().flatten()
 
     def see(
@@ -58,16 +57,16 @@ class Outcome:
         step: int,
         loss: Tensor,
     ) -> Tensor:
-        """Notes what the network said of some points; returns which of their examples are fooled
-        by now: bool (R,).
+        """Records the network's outputs at some points; returns which of their examples are fooled
+        so far: bool (R,).
 
         Args:
             rows: int64 (R,), the examples.
-            points: (R, C, H, W), one for each, in the ball.
-            logits: (R, K) of the points.
+            points: (R, C, H, W), one per example, in the ball.
+            logits: (R, K) at the points.
             labels: int64 (R,).
-            step: steps of this run up to now.
-            loss: (R,) of the points.
+            step: steps of this run so far.
+            loss: (R,) at the points.
 
         Raises:
             WorkError: the logits are NaN.
@@ -87,7 +86,7 @@ class Outcome:
         return fooled | before
 
     def merge(self, rows: Tensor, other: Outcome) -> None:
-        """Takes over the outcome of a further attack on the examples `rows` where it is worse."""
+        """Merges the outcome of another attack on the examples `rows` where it is worse."""
         worse = (other.fooled & ~self.fooled[rows]) | (
             ~self.fooled[rows] & (other.loss > self.loss[rows])
         )

@@ -1,8 +1,8 @@
-"""Square: random search over square windows, which needs logits and no gradient.
+"""Square: random search over square windows, from logits without gradients.
 
 Andriushchenko et al. (2020, arXiv:1912.00049) for Linf and L2, Croce and Hein (2021,
-arXiv:2103.01208) for L1. Where it beats gradients, gradients are masked. Each example has its own
-windows, from its own generator. Part of numerics.
+arXiv:2103.01208) for L1. If it beats gradients, gradients are masked. Each example draws its
+windows from its own generator.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from raybust.errors import RequestError
-from raybust.numerics.attacks.ascent import Network
+from raybust.numerics.attacks.ascent import Network, at_least_one
 from raybust.numerics.attacks.losses import margin
 from raybust.numerics.attacks.outcome import Outcome
 from raybust.numerics.balls.source import Source, select, uniform
@@ -21,7 +20,7 @@ from raybust.numerics.balls.threat import Threat
 
 _AREA = 0.8
 _HALVINGS = tuple(count / 5000 for count in (10, 50, 200, 500, 1000, 2000, 4000))
-"""Shares of the queries after which the window's area is halved: those of AutoAttack."""
+"""Shares of the queries after which the window area is halved, as in AutoAttack."""
 _DRAWN_AHEAD = 100
 _CROWDED = 0.25
 _FADE = {"l2": 2, "l1": 4}
@@ -44,15 +43,14 @@ def square(
         network: images (B, C, H, W) in [0, 1] to logits (B, K).
         images: (B, C, H, W) in [0, 1].
         labels: int64 (B,).
-        threat: the perturbations that are allowed.
-        source: the randomness, one generator or one for each example.
-        queries: most forward passes of an example, >= 1.
+        threat: allowed perturbations.
+        source: source of randomness, one generator or one per example.
+        queries: maximum forward passes per example, >= 1.
 
     Raises:
         RequestError: fewer than one query.
     """
-    if queries < 1:
-        raise RequestError(f"queries: got {queries}, expected >= 1")
+    at_least_one(queries=queries)
     outcome = Outcome.begin(images)
     rows = torch.arange(len(images), device=images.device)
     clean, truth = images, labels
@@ -86,12 +84,12 @@ def square(
 
 
 def _draws(images: Tensor) -> int:
-    """Uniform draws of one query: two windows, an orientation, a sign for each channel."""
+    """Returns the uniform draws per query: two windows, an orientation, a sign per channel."""
     return 5 + images.shape[1]
 
 
 def _side(done: float, images: Tensor, threat: Threat) -> int:
-    """Returns the side of the window after a share of the queries, in pixels."""
+    """Returns the side of the window in pixels after a share of the queries."""
     area = _AREA / 2 ** sum(done > share for share in _HALVINGS)
     height, width = images.shape[2:]
     side = max(round(math.sqrt(area * height * width)), 1)
@@ -101,13 +99,13 @@ def _side(done: float, images: Tensor, threat: Threat) -> int:
 
 
 def _stripes(images: Tensor, threat: Threat, source: Source) -> Tensor:
-    """Returns vertical stripes of +-eps, the start of Linf."""
+    """Returns vertical stripes of +-eps, the start for Linf."""
     signs = _signs(uniform(images[:, :, :1], source))
     return threat.clip((threat.eps * signs).expand_as(images), images)
 
 
 def _square(delta: Tensor, images: Tensor, threat: Threat, draws: Tensor, side: int) -> Tensor:
-    """Returns the perturbation with one window at +-eps, a sign for each channel."""
+    """Returns the perturbation with one window set to +-eps, a sign per channel."""
     index = _window(draws[:, :2], images, side)
     signs = _signs(draws[:, 5:, None]).expand(-1, -1, side * side)
     pixels = images.flatten(2).gather(2, index)
@@ -117,7 +115,7 @@ def _square(delta: Tensor, images: Tensor, threat: Threat, draws: Tensor, side: 
 
 
 def _tiles(images: Tensor, threat: Threat, source: Source) -> Tensor:
-    """Returns a grid of bumps with random signs, the start of L2 and L1."""
+    """Returns a grid of bumps with random signs, the start for L2 and L1."""
     count, channels, height, width = images.shape
     side = max(min(height, width) // 5, 1)
     down, across = height // side, width // side
@@ -135,8 +133,8 @@ def _tiles(images: Tensor, threat: Threat, source: Source) -> Tensor:
 
 
 def _bump(delta: Tensor, images: Tensor, threat: Threat, draws: Tensor, side: int) -> Tensor:
-    """Returns the perturbation with a second window's mass moved into a first one, where a bump is
-    added."""
+    """Returns the perturbation with a bump added to a first window and the mass of a second one
+    moved there."""
     order = 2 if threat.norm == "l2" else 1
     channels = images.shape[1]
     first, second = (_window(draws[:, at : at + 2], images, side) for at in (0, 2))
@@ -157,7 +155,7 @@ def _bump(delta: Tensor, images: Tensor, threat: Threat, draws: Tensor, side: in
 
 
 def _fill(delta: Tensor, images: Tensor, threat: Threat) -> Tensor:
-    """Returns the perturbation brought to the radius: scaled and clipped, or projected (L1)."""
+    """Scales the perturbation to the radius and clips it, or projects it (L1)."""
     if threat.norm == "l1":
         return threat.project(delta, images)
     norms = threat.size(delta).reshape(-1, 1, 1, 1)
@@ -165,12 +163,12 @@ def _fill(delta: Tensor, images: Tensor, threat: Threat) -> Tensor:
 
 
 def _mass(values: Tensor, order: int) -> Tensor:
-    """Returns the sum of |values|^order over the last axis, which is kept."""
+    """Returns the sum of |values|^order over the last axis, keeping it."""
     return (values.square() if order == 2 else values.abs()).sum(-1, keepdim=True)
 
 
 def _window(corner: Tensor, images: Tensor, side: int) -> Tensor:
-    """Returns the flat indices (R, C, side^2) of windows at random corners, draws (R, 2)."""
+    """Returns the flat indices (R, C, side^2) of windows at random corners, given draws (R, 2)."""
     channels, height, width = images.shape[1:]
     room = torch.tensor([height - side + 1, width - side + 1], device=images.device)
     top, left = (corner * room).long().unbind(1)
@@ -186,7 +184,7 @@ def _signs(draws: Tensor) -> Tensor:
 
 def _shape(side: int, threat: Threat, like: Tensor) -> Tensor:
     """Returns the (side, side) bump of norm 1: two pyramids of opposite signs, one above the
-    other, that fall off with the power 2 (L2) or 4 (L1) of the distance to their middle."""
+    other, that decay with power 2 (L2) or 4 (L1) of the distance from their centers."""
     halves = [sign * _pyramid(rows, side, _FADE[threat.norm])
               for rows, sign in ((side // 2, 1.0), (side - side // 2, -1.0)) if rows]  # fmt: skip
     shape = torch.cat(halves).to(like)
@@ -194,7 +192,7 @@ def _shape(side: int, threat: Threat, like: Tensor) -> Tensor:
 
 
 def _pyramid(rows: int, columns: int, power: int) -> Tensor:
-    """Returns nested rectangles (rows, columns) around the middle, each adding 1 / k^power."""
+    """Returns nested rectangles (rows, columns) around the center, each adding 1 / k^power."""
     heights = torch.zeros(rows, columns)
     top, left = rows // 2, columns // 2
     for ring in range(max(rows // 2 + 1, columns // 2 + 1)):

@@ -1,9 +1,8 @@
-"""The network's state while it is attacked: frozen, in eval mode, and afterwards as it was.
+"""The state of a network under attack: frozen and in eval mode, then restored.
 
-Parameters ask for no gradient, so that an attack step costs a forward pass and the gradient of the
-input alone. Batch norm uses its running statistics (Pang et al., 2021, "Bag of Tricks for
-Adversarial Training", arXiv:2010.00467) or, as Madry et al. trained, the batch's, and updates
-neither. Part of numerics.
+Parameters require no gradient, so an attack step costs a forward pass and the input gradient. Batch
+norm uses running statistics (Pang et al., 2021, "Bag of Tricks for Adversarial Training",
+arXiv:2010.00467) or, as in Madry et al., those of the batch, and updates neither.
 """
 
 from __future__ import annotations
@@ -25,14 +24,14 @@ Statistics = Literal["running", "batch"]
 def attacked(
     network: nn.Module, *, statistics: Statistics = "running", fold: bool = True
 ) -> Iterator[None]:
-    """Freezes a network for an attack; flags and modes are as they were afterwards, bit for bit.
+    """Freezes a network for an attack; restores all flags and modes.
 
     Args:
-        network: the module itself, never a DDP wrapper around it.
+        network: the module itself, not a DDP wrapper.
         statistics: `running`: all modules in eval mode. `batch`: batch norms use the statistics of
-            the attacked batch and leave the running ones alone; all else in eval mode.
-        fold: whether batch norms are folded into the convolutions before them meanwhile, which
-            is cheaper and the same up to rounding; running statistics only.
+            the attacked batch and do not update the running ones; all else in eval mode.
+        fold: whether to fold batch norms into the preceding convolutions meanwhile, which is
+            cheaper and equal up to rounding; for running statistics only.
     """
     modes = [(module, module.training) for module in network.modules()]
     asked = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
@@ -61,12 +60,12 @@ def attacked(
 
 @contextmanager
 def untracked(network: nn.Module, on: bool = True) -> Iterator[None]:
-    """Leaves the running statistics of batch norms alone; in train mode they normalize by the
-    batch's, as before.
+    """Stops batch norms from updating running statistics; in train mode they still normalize by
+    those of the batch.
 
     Args:
         network: the module itself.
-        on: False changes nothing.
+        on: False does nothing.
     """
     norms = [module for module in network.modules() if isinstance(module, _NormBase)] if on else []
     tracked = [(norm, norm.track_running_stats) for norm in norms]
@@ -80,7 +79,7 @@ def untracked(network: nn.Module, on: bool = True) -> Iterator[None]:
 
 
 def has_gradient(network: nn.Module, images: Tensor) -> bool:
-    """Returns whether a gradient leads from the network's outputs to the images (B, C, H, W)."""
+    """Returns whether the outputs have a gradient with respect to the images (B, C, H, W)."""
     with torch.enable_grad():
         point = images.detach().clone().requires_grad_()
         logits = network(point)
@@ -88,6 +87,6 @@ def has_gradient(network: nn.Module, images: Tensor) -> bool:
             return False
         try:
             (found,) = torch.autograd.grad(logits.sum(), point, allow_unused=True)
-        except RuntimeError:  # a part of the network has no derivative
+        except RuntimeError:  # part of the network is not differentiable
             return False
     return found is not None and bool(found.isfinite().any())

@@ -21,6 +21,7 @@ from raybust.numerics.balls.source import Source, normal, uniform
 
 Norm = Literal["linf", "l2", "l1"]
 _ORDERS = {"linf": math.inf, "l2": 2.0, "l1": 1.0}
+_PULLS = 20
 _MARGIN = 16
 """Rounding units by which a projection stays inside the ball, because image + perturbation is
 rounded again."""
@@ -80,6 +81,27 @@ class Threat:
             room = torch.where(delta > 0, 1 - images, images)
         shrink = shrink_l2 if self.norm == "l2" else shrink_l1
         return torch.copysign(shrink(delta.abs(), room, eps), delta)
+
+    def pull_in(self, points: Tensor, images: Tensor) -> Tensor:
+        """Returns points that rounding put outside of the ball, moved into it: `images + delta` is
+        rounded in every pixel, which adds up over large images, most of all in L1.
+
+        Args:
+            points: (B, C, H, W), float32.
+            images: (B, C, H, W), the centers.
+        """
+        delta = points.double() - images.double()
+        factor = torch.ones(len(images), dtype=torch.float64, device=images.device)
+        for _ in range(_PULLS):
+            sizes = self.size(points.double() - images.double())
+            outside = sizes > self.eps
+            if not bool(outside.any()):
+                break
+            shrunk = factor * (1 - 1.5 * (sizes / self.eps - 1)) if self.eps else 0 * factor
+            factor = torch.where(outside, shrunk.clamp(min=0.0), factor)
+            moved = (images.double() + delta * _column(factor, delta)).to(points.dtype)
+            points = torch.where(_column(outside, points), moved, points)
+        return points
 
     def clip(self, delta: Tensor, images: Tensor) -> Tensor:
         """Returns the nearest perturbation inside the box; `delta` itself without one."""
@@ -151,6 +173,14 @@ class Threat:
             total = spacing.sum(tuple(range(1, images.ndim))) + rest
             delta = torch.copysign(spacing, signed) * _column(self.eps / total, images)
         return self.clip(delta, images)
+
+
+def show_eps(eps: float) -> str:
+    """Formats a radius as 8/255 if it is a whole number of 255ths below 1, also if rounded to six
+    digits, as in names of metrics."""
+    levels = eps * 255
+    whole = eps < 1 and abs(levels - round(levels)) < 2e-4 and round(levels) > 0
+    return f"{round(levels)}/255" if whole else f"{eps:g}"
 
 
 def _column(values: Tensor, like: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
-"""Moments of Gaussian input noise in an unmodified network: means and covariances in one pass.
+"""Propagates the mean and covariance of Gaussian input noise through an unmodified network.
 
 After Zhen, Chakraborty and Singh (CVPR 2021, arXiv:2104.05888). `trace` a network, `propagate`
-images; `register` adds the rule of a layer. Everything here is an estimate for training and
-screening, never a certificate.
+images; `register` adds a layer's rule. All results are estimates for training and screening, not
+certificates.
 """
 
 from raybust.numerics.moments.covariance import Convolution, Covariance, Mode, Pooling, Rules

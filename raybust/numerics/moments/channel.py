@@ -1,8 +1,8 @@
-"""Modes `channel` and `channel_exact`: one covariance of channels an image, shared by all pixels.
+"""Modes `channel` and `channel_exact`: one channel covariance per image, shared by all pixels.
 
 Zhen, Chakraborty and Singh (CVPR 2021, arXiv:2104.05888) assume that all pixels of a feature map
-share one C x C covariance and that pixels are independent, mended by a factor 1 + r_max at each
-convolution. At borders zero padding makes that an over-estimate. The cost does not depend on H, W.
+share one C x C covariance and are independent, corrected by a factor 1 + r_max at each convolution.
+With zero padding this is an overestimate at borders. The cost is independent of H and W.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from raybust.numerics.moments.covariance import (
     Pooling,
     Rules,
     dtype_of,
-    held,
+    limited,
 )
 from raybust.numerics.moments.rectifier import mean_relu_covariance
 
-_CHUNK = 2**24  # numbers in the intermediate of a convolution; beyond it, tap by tap
+_CHUNK = 2**24  # largest intermediate of a convolution; beyond it, tap by tap
 
 
 class ChannelCovariance(Covariance):
-    """(B, C, C). Flat features of D = C P keep it: P pixels a channel, in the order C, P."""
+    """(B, C, C), also for flat features D = C P: P pixels per channel, in the order C, P."""
 
     def __init__(self, matrix: Tensor, rules: Rules) -> None:
-        """Keeps the matrix (B, C, C)."""
+        """Stores the matrix (B, C, C)."""
         self.matrix, self.rules = matrix, rules
 
     @classmethod
@@ -48,7 +48,7 @@ class ChannelCovariance(Covariance):
         return diagonal.repeat_interleave(mean.shape[1] // diagonal.shape[1], 1)
 
     def scaled(self, factor: Tensor, mean: Tensor) -> ChannelCovariance:
-        """Scales rows and columns; the factor must be the same at all pixels of a channel."""
+        """Scales rows and columns; the factor must be constant over the pixels of a channel."""
         own = factor.reshape([1] * (mean.ndim - factor.ndim) + list(factor.shape))
         if math.prod(own.shape[2:]) > 1 and bool((own != own[:, :, :1, :1]).any()):
             raise ValueError("a factor that differs between pixels of a channel")
@@ -58,19 +58,19 @@ class ChannelCovariance(Covariance):
         return ChannelCovariance(self.matrix * row[:, None] * row, self.rules)
 
     def convolved(self, layer: Convolution, mean: Tensor) -> ChannelCovariance:
-        """S' = (1 + r_max) sum over taps t of W_t S W_t^T; stride, padding, dilation change
-        nothing."""
+        """S' = (1 + r_max) sum over taps t of W_t S W_t^T; stride, padding and dilation do not
+        matter."""
         weight = _ungrouped(layer.weight.to(self.matrix.dtype), layer.groups).flatten(2)
         return ChannelCovariance(self._summed(weight, 1 + self.rules.r_max), self.rules)
 
     def dense(self, weight: Tensor, mean: Tensor) -> ChannelCovariance:
-        """A S A^T; with P > 1 pixels a sum over pixels like a convolution over the whole map, and
-        inflated like one (our choice: the paper has no such layer)."""
+        """A S A^T; for P > 1 pixels summed over pixels and inflated like a convolution over the
+        whole map (our choice: the paper has no such layer)."""
         forms = weight.to(self.matrix.dtype).reshape(len(weight), self.matrix.shape[1], -1)
         return ChannelCovariance(self._summed(forms, self._inflation(forms.shape[2])), self.rules)
 
     def pair(self, weight: Tensor, mean: Tensor) -> Tensor:
-        """A S A^T of two rows an image, over P pixels like `dense`."""
+        """A S A^T for two rows per image, over P pixels like `dense`."""
         batch, channels = self.matrix.shape[:2]
         rows = weight.to(self.matrix.dtype).reshape(batch, 2, channels, -1)
         pixels = rows.shape[3]
@@ -79,15 +79,15 @@ class ChannelCovariance(Covariance):
         return self._inflation(pixels) * (rows.flatten(2) @ right.mT)
 
     def pooled(self, layer: Pooling, mean: Tensor) -> ChannelCovariance:
-        """S over the number of pixels of a window, the smallest where they differ."""
+        """S over the number of pixels in a window, the smallest if they differ."""
         return ChannelCovariance(self.matrix / layer.windows.min(), self.rules)
 
     def max_pooled(self, indices: Tensor, mean: Tensor) -> ChannelCovariance:
-        """Unchanged: all pixels share S."""
+        """Unchanged, since all pixels share S."""
         return self
 
     def moved(self, function: Callable[[Tensor], Tensor], mean: Tensor) -> ChannelCovariance:
-        """Finds on a map of channel numbers where each channel of the result comes from."""
+        """Traces each channel of the result to its source with a map of channel numbers."""
         numbers = torch.arange(1.0, mean.shape[1] + 1, device=mean.device)
         probe = function(numbers.reshape(1, -1, *[1] * (mean.ndim - 2)).expand(1, *mean.shape[1:]))
         found = probe.reshape(1, probe.shape[1], -1)[0]
@@ -104,7 +104,7 @@ class ChannelCovariance(Covariance):
         return ChannelCovariance(self.matrix + other.matrix, self.rules)
 
     def rectified(self, mean: Tensor, slope: float) -> ChannelCovariance:
-        """`channel`: S + ridge I, as Var relu(X) <= Var X. `channel_exact`: the exact moments,
+        """`channel`: S + ridge I, since Var relu(X) <= Var X. `channel_exact`: exact moments,
         averaged over pixels."""
         if self.rules.mode == "channel":
             ridge = self.rules.ridge * torch.eye(
@@ -118,25 +118,25 @@ class ChannelCovariance(Covariance):
         return 1 + self.rules.r_max if pixels > 1 else 1.0
 
     def _summed(self, weight: Tensor, factor: float) -> Tensor:
-        """Returns factor * sum over t of W_t S W_t^T for a weight (Cout, Cin, T), held below the
-        ceiling.
+        """Returns factor * sum over t of W_t S W_t^T for a weight (Cout, Cin, T), capped by
+        `limited`.
 
-        Two matrix products over all t, or over one t at a time where what is between them would be
-        large. Rounding makes the result asymmetric by some 1e-7, and no layer amplifies that.
+        Two matrix products over all t, or one t at a time if the intermediate would be large. The
+        result is asymmetric by about 1e-7 from rounding, which no layer amplifies.
         """
         batch, before = self.matrix.shape[:2]
         after, _, count = weight.shape
         if count > 1 and batch * before * after * count > _CHUNK:
             parts = (self._summed(tap[:, :, None], factor) for tap in weight.unbind(2))
-            return held(sum(parts, torch.zeros((), dtype=weight.dtype, device=weight.device)))
+            return limited(sum(parts, torch.zeros((), dtype=weight.dtype, device=weight.device)))
         right = weight.permute(1, 2, 0).reshape(before, -1)  # (Cin, T Cout)
         half = (self.matrix.reshape(-1, before) @ right).reshape(batch, before * count, after)
         left = (factor * weight).reshape(1, after, -1).expand(batch, -1, -1)
-        return held(torch.bmm(left, half))
+        return limited(torch.bmm(left, half))
 
 
 def _ungrouped(weight: Tensor, groups: int) -> Tensor:
-    """Returns the weight (Cout, Cin, kh, kw) of a grouped convolution as that of a plain one."""
+    """Expands the weight of a grouped convolution to that of a plain one, (Cout, Cin, kh, kw)."""
     if groups == 1:
         return weight
     blocks = weight.reshape(groups, -1, *weight.shape[1:])  # (G, Cout / G, Cin / G, kh, kw)

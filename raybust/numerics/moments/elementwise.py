@@ -1,9 +1,9 @@
-"""Mode `diagonal`: a variance for each feature, as if features were independent.
+"""Mode `diagonal`: one variance per feature, assuming independent features.
 
 The network-moments rule (Bibi, Alfadly and Ghanem, CVPR 2018, "Analytic expressions for
 probabilistic moments of PL-DNN with Gaussian input") layer by layer: linear layers square their
-weights, ReLUs have exact univariate moments. Keeps what the channel modes lose, the variation over
-pixels, and loses what they keep.
+weights, ReLUs have exact univariate moments. Keeps the variation over pixels, which the channel
+modes lose, and loses the correlations they keep.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from raybust.numerics.moments.rectifier import relu_variance
 
 
 class DiagonalCovariance(Covariance):
-    """Variances of the shape of the features."""
+    """Variances in the shape of the features."""
 
     def __init__(self, variance: Tensor, rules: Rules) -> None:
-        """Keeps variances (B, C, H, W) or (B, D), held below the ceiling."""
+        """Stores variances (B, C, H, W) or (B, D), clamped to the ceiling."""
         self.variance, self.rules = variance.nan_to_num(CEILING).clamp_max(CEILING), rules
 
     @classmethod
@@ -38,11 +38,11 @@ class DiagonalCovariance(Covariance):
         return cls(torch.full_like(images, sigma**2, dtype=dtype_of(images)), rules)
 
     def variances(self, mean: Tensor) -> Tensor:
-        """Returns them."""
+        """Returns the variances."""
         return self.variance
 
     def scaled(self, factor: Tensor, mean: Tensor) -> DiagonalCovariance:
-        """Times factor^2."""
+        """Multiplies by factor^2."""
         return self._with(self.variance * factor.to(self.variance.dtype) ** 2)
 
     def convolved(self, layer: Convolution, mean: Tensor) -> DiagonalCovariance:
@@ -60,11 +60,11 @@ class DiagonalCovariance(Covariance):
         return (rows * self.variance[:, None]) @ rows.mT
 
     def pooled(self, layer: Pooling, mean: Tensor) -> DiagonalCovariance:
-        """Mean variance over the number of pixels of the window."""
+        """Divides the mean variance by the number of pixels in the window."""
         return self._with(layer.apply(self.variance) / layer.windows.to(self.variance.dtype))
 
     def max_pooled(self, indices: Tensor, mean: Tensor) -> DiagonalCovariance:
-        """The variance of the pixel with the largest mean."""
+        """Takes the variance of the pixel with the largest mean."""
         picked = self.variance.flatten(2).gather(2, indices.flatten(2))
         return self._with(picked.reshape(indices.shape))
 

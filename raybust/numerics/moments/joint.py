@@ -1,8 +1,8 @@
-"""Mode `full`: the covariance of all features, D x D an image. The oracle, for small networks.
+"""Mode `full`: the D x D covariance of all features per image. The oracle, for small networks.
 
-Linear layers are exact: the layer itself is applied to the rows, then to the columns. ReLUs are
-exact if their input is Gaussian, which after the first one it is not; that and max pooling are the
-only approximations besides the independence assumed at a residual sum. Memory is B D^2.
+Linear layers are exact: the layer is applied to the rows, then to the columns. ReLUs are exact for
+Gaussian inputs, that is, at the first ReLU; later ReLUs, max pooling and the independence assumed
+at residual sums are the only approximations. Memory is B D^2.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from raybust.numerics.moments.covariance import (
     Pooling,
     Rules,
     dtype_of,
-    held,
+    limited,
 )
 from raybust.numerics.moments.rectifier import relu_covariance, relu_variance
 
 
 class JointCovariance(Covariance):
-    """(B, D, D) of features that may still have the shape (C, H, W)."""
+    """(B, D, D) for features that may still have the shape (C, H, W)."""
 
     def __init__(self, matrix: Tensor, rules: Rules) -> None:
-        """Keeps the matrix, held below the ceiling."""
-        self.matrix = held(matrix)
+        """Stores the matrix, capped by `limited`."""
+        self.matrix = limited(matrix)
         self.rules = rules
 
     @classmethod
@@ -40,7 +40,7 @@ class JointCovariance(Covariance):
         return cls((sigma**2 * one).expand(len(images), -1, -1), rules)
 
     def variances(self, mean: Tensor) -> Tensor:
-        """Returns the diagonal, in the features' shape."""
+        """Returns the diagonal, in the shape of the features."""
         return self.matrix.diagonal(dim1=1, dim2=2).clamp_min(0).reshape(mean.shape)
 
     def scaled(self, factor: Tensor, mean: Tensor) -> JointCovariance:
@@ -49,7 +49,7 @@ class JointCovariance(Covariance):
         return JointCovariance(self.matrix * row[:, None] * row, self.rules)
 
     def convolved(self, layer: Convolution, mean: Tensor) -> JointCovariance:
-        """Exact; r_max has no place here."""
+        """Exact; r_max does not apply."""
         weight = layer.weight.to(self.matrix.dtype)
         return self.moved(lambda rows: F.conv2d(rows, weight, None, *layer[1:]), mean)
 
@@ -59,7 +59,7 @@ class JointCovariance(Covariance):
         return JointCovariance(matrix @ self.matrix @ matrix.mT, self.rules)
 
     def pair(self, weight: Tensor, mean: Tensor) -> Tensor:
-        """A S A^T of two rows an image."""
+        """A S A^T for two rows per image."""
         rows = weight.to(self.matrix.dtype)
         return rows @ self.matrix @ rows.mT
 
@@ -68,7 +68,7 @@ class JointCovariance(Covariance):
         return self.moved(layer.apply, mean)
 
     def max_pooled(self, indices: Tensor, mean: Tensor) -> JointCovariance:
-        """Rows and columns of the pixels with the largest mean."""
+        """Selects the rows and columns of the pixels with the largest mean."""
         channels, pixels = mean.shape[1], mean[0, 0].numel()
         offset = pixels * torch.arange(channels, device=mean.device).reshape(1, -1, 1)
         chosen = (indices.flatten(2) + offset).flatten(1)
@@ -78,7 +78,7 @@ class JointCovariance(Covariance):
         )
 
     def moved(self, function: Callable[[Tensor], Tensor], mean: Tensor) -> JointCovariance:
-        """Applies any linear map: to the rows, then to the columns."""
+        """Applies any linear map to the rows, then to the columns."""
         half = self._rows(function, self.matrix, mean)
         return JointCovariance(self._rows(function, half.mT, mean).mT, self.rules)
 
@@ -88,7 +88,7 @@ class JointCovariance(Covariance):
         return JointCovariance(self.matrix + other.matrix, self.rules)
 
     def rectified(self, mean: Tensor, slope: float) -> JointCovariance:
-        """Exact for Gaussian input, by quadrature at every pair of features."""
+        """Exact for Gaussian inputs, by quadrature for each pair of features."""
         means = mean.to(self.matrix.dtype).flatten(1)
         tiny = torch.finfo(means.dtype).tiny * 1e6
         deviation = self.matrix.diagonal(dim1=1, dim2=2).clamp_min(tiny).sqrt()
@@ -104,7 +104,7 @@ class JointCovariance(Covariance):
 
     @staticmethod
     def _rows(function: Callable[[Tensor], Tensor], matrix: Tensor, mean: Tensor) -> Tensor:
-        """Returns the function of each column of (B, D, E) as features: (B, E, D') transposed."""
+        """Applies the function to each column of (B, D, E) as features: (B, E, D') transposed."""
         batch, _, count = matrix.shape
         rows = matrix.mT.reshape(batch * count, *mean.shape[1:])
         return function(rows).reshape(batch, count, -1).mT

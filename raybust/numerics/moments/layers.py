@@ -1,10 +1,10 @@
-"""The rules of layers: what each module and function does to means and covariances.
+"""Layer rules: the effect of each module and function on means and covariances.
 
-`register(MyLayer)` adds a rule for a module class, which tracing then keeps whole; a function that
-a `forward` calls is looked up in the same table, a tensor method by its name. A rule takes the
-moments in place of the features, and the module or the call's other arguments. Rules are those of
-Zhen, Chakraborty and Singh (CVPR 2021, arXiv:2104.05888, section 3); batch norm and max pooling,
-which the paper leaves out, are ours.
+`register(MyLayer)` adds a rule for a module class, which tracing then treats as a leaf; functions
+called in a `forward` are looked up in the same table, tensor methods by name. A rule takes moments
+in place of features, and the module or the call's other arguments. Rules follow Zhen, Chakraborty
+and Singh (CVPR 2021, arXiv:2104.05888, section 3); those for batch norm and max pooling, which the
+paper omits, are ours.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ RULES: dict[Any, Rule] = {}
 
 
 def register(*keys: Any) -> Callable[[R], R]:
-    """Returns a decorator that makes a function the rule of module classes, functions or method
-    names.
+    """Returns a decorator that registers a function as the rule for module classes, functions or
+    method names.
 
-    The rule of a module class is called with (module, moments), that of a function with its own
-    arguments, `Moments` in place of features. `Moments.then` keeps the covariance's part outside
-    autocast and without a graph.
+    The rule of a module class is called with (module, moments), that of a function with its
+    arguments, with `Moments` in place of features. `Moments.then` disables autocast and the graph
+    for covariances.
     """
 
     def add(rule: R) -> R:
@@ -47,8 +47,7 @@ def register(*keys: Any) -> Callable[[R], R]:
 def named(
     defaults: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> dict[str, Any]:
-    """Returns a call's arguments by name: the defaults, in the signature's order, and what is
-    given."""
+    """Returns the arguments of a call by name; `defaults` is in the order of the signature."""
     unknown = kwargs.keys() - defaults.keys()
     if unknown or len(args) > len(defaults):
         raise ValueError(f"the arguments {sorted(unknown) or args}")
@@ -109,8 +108,8 @@ def _dense(x: Moments, weight: Tensor, mean: Tensor) -> Moments:
 
 @register(nn.BatchNorm1d, nn.BatchNorm2d)
 def _batch_norm_module(module: nn.BatchNorm2d, x: Moments) -> Moments:
-    """The affine map that batch norm is at this moment: of the batch's means in train mode, whose
-    statistics it then tracks as ever, of the running statistics in eval mode."""
+    """The current affine map of batch norm: with the statistics of the batch of means in train
+    mode, which updates the running ones as usual, with the running statistics in eval mode."""
     batch = module.training or module.running_mean is None
     momentum = module.momentum if module.momentum is not None else 0.0
     if module.training and module.num_batches_tracked is not None:
@@ -235,5 +234,5 @@ def _negate(x: Moments) -> Moments:
 
 def _same_shape(x: Moments, mean: Tensor, step: Callable[[Any, Tensor], Any]) -> Moments:
     if mean.shape != x.mean.shape:
-        raise ValueError(f"a constant that makes {tuple(x.mean.shape)} {tuple(mean.shape)}")
+        raise ValueError(f"a constant that changes {tuple(x.mean.shape)} to {tuple(mean.shape)}")
     return x.then(mean, step)

@@ -1,9 +1,9 @@
-"""From the moments of the logits to a radius and to the hinges that train it.
+"""Estimated radii from the moments of the logits, and the hinge losses that increase them.
 
-The score z of Zhen, Chakraborty and Singh (CVPR 2021, arXiv:2104.05888), which is the radius in
-units of sigma, and the hinge on probabilities of MACER (Zhai et al., ICLR 2020, arXiv:2001.02378),
-which both methods share. Radii from here are estimates for training and screening; no output may
-call them certificates.
+The score z of Zhen, Chakraborty and Singh (CVPR 2021, arXiv:2104.05888), the radius in units of
+sigma, and the hinge on probabilities of MACER (Zhai et al., ICLR 2020, arXiv:2001.02378), which
+both methods use. These radii are estimates for training and screening; never present them as
+certificates.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from raybust.numerics.moments.covariance import Rules
 from raybust.numerics.moments.propagation import LogitMoments, propagate, trace
 
 SCREENING = Rules(mode="channel_exact", r_max=0.0, expected_relu=False)
-"""Settings of the screening radius (our choice, by the rank correlations that docs report)."""
+"""Settings of the screening radius (our choice, by the rank correlations reported in docs)."""
 
 
 def margin_score(logits: LogitMoments) -> Tensor:
-    """Returns z = (u1 - u2) / sqrt(Q11 + Q22 + 2 |Q12|) >= 0 of the two largest logits, (B,).
+    """Returns z = (u1 - u2) / sqrt(Q11 + Q22 + 2 |Q12|) >= 0 for the two largest logits, (B,).
 
-    With - 2 Q12 in place of + 2 |Q12| PHI(z) would be the probability that the first wins; this one
-    is never larger. Where Q is 0 it is finite: a floor of 1e-12 stands under the square root.
+    With - 2 Q12 instead of + 2 |Q12|, PHI(z) would be the probability that the first wins; this z
+    is never larger. It is finite at Q = 0, thanks to a floor of 1e-12 under the square root.
     """
     pair = logits.mean.gather(1, logits.top)
     q = logits.covariance
@@ -31,8 +31,8 @@ def margin_score(logits: LogitMoments) -> Tensor:
 
 
 def probability_cross_entropy(probabilities: Tensor, targets: Tensor) -> Tensor:
-    """Returns -log(q_y + 1e-10), for probabilities as targets its mean under them: (B,). The
-    constant is of both methods' codes; the loss of a saturated wrong example is 23 and finite.
+    """Returns -log(q_y + 1e-10), or its mean under target probabilities: (B,). The constant is in
+    the code of both methods; it limits the loss of a saturated wrong example to 23.
 
     Args:
         probabilities: q (B, K), rows sum to 1.
@@ -45,25 +45,25 @@ def probability_cross_entropy(probabilities: Tensor, targets: Tensor) -> Tensor:
 
 
 def margin_hinge(scores: Tensor, correct: Tensor, gamma: float) -> Tensor:
-    """Returns max(0, gamma - z) where `correct`, else 0: (B,).
+    """Returns max(0, gamma - z) if `correct`, else 0: (B,).
 
     Args:
         scores: z (B,).
         correct: bool (B,).
-        gamma: largest score that is rewarded.
+        gamma: largest rewarded score.
     """
     return torch.where(correct, (gamma - scores).clamp_min(0), 0.0)
 
 
 def probability_hinge(probabilities: Tensor, labels: Tensor, gamma: float) -> Tensor:
-    """Returns gamma - xi, xi = PHI^-1(q1) - PHI^-1(q2) of the two largest, (B,); 0 where the
-    largest is not the label's, where xi is not finite (saturated: q1 = 1 or q2 = 0), and where xi >
-    gamma. Such an example has gradient 0, never NaN: PHI^-1 is not evaluated there.
+    """Returns gamma - xi, xi = PHI^-1(q1) - PHI^-1(q2) for the two largest, (B,); 0 if the largest
+    is not the label's, if xi is not finite (saturated: q1 = 1 or q2 = 0), or if xi > gamma. Such
+    examples have gradient 0, not NaN: PHI^-1 is not evaluated for them.
 
     Args:
         probabilities: (B, K), rows sum to 1, K >= 2; float32 or wider.
         labels: int64 (B,).
-        gamma: largest xi that is rewarded.
+        gamma: largest rewarded xi.
     """
     q, top = probabilities.topk(2)
     with torch.no_grad():
@@ -83,15 +83,15 @@ def screening_radii(
     graph: fx.Graph | None = None,
     batch: int = 100,
 ) -> tuple[Tensor, Tensor]:
-    """Returns an estimate sigma z of each image's radius under noise, and the class it is for:
-    float (B,) and int64 (B,). No certificate.
+    """Returns the estimate sigma z of each image's radius under noise and its class: float (B,) and
+    int64 (B,). Not a certificate.
 
     Args:
         network: in eval mode, traceable; images (B, C, H, W) in [0, 1] to logits.
         images: without noise.
         sigma: standard deviation of the noise, > 0.
         rules: mode and settings.
-        graph: of `trace(network)`; made where not given.
+        graph: result of `trace(network)`; traced if None.
         batch: images at a time.
     """
     graph = graph or trace(network)
@@ -113,8 +113,8 @@ def moment_acr(
     rules: Rules = SCREENING,
     graph: fx.Graph | None = None,
 ) -> float:
-    """Returns the mean of the screening radius over images, wrong ones counting 0: a figure to rank
-    networks of one architecture by, in one pass an image. No average *certified* radius.
+    """Returns the mean screening radius over images, counting misclassified ones as 0: it ranks
+    networks of one architecture with one pass per image. Not an average *certified* radius.
 
     Args:
         network: in eval mode, traceable.
@@ -122,7 +122,7 @@ def moment_acr(
         labels: int64 (B,).
         sigma: standard deviation of the noise, > 0.
         rules: mode and settings.
-        graph: of `trace(network)`; made where not given.
+        graph: result of `trace(network)`; traced if None.
     """
     radii, classes = screening_radii(network, images, sigma, rules=rules, graph=graph)
     return float((radii * (classes == labels)).mean())

@@ -1,8 +1,8 @@
 """Propagation of means and covariances of Gaussian noise through an unmodified network.
 
-`trace` reads a network once with torch.fx; `propagate` then runs it on moments, with the network's
-own modules and parameters, to the logits' means and the covariance of the two largest: all that the
-radius of Zhen, Chakraborty and Singh (CVPR 2021, arXiv:2104.05888) needs, so 1000 classes stay
+`trace` traces a network once with torch.fx; `propagate` then runs it on moments, with its own
+modules and parameters, to the means of the logits and the covariance of the two largest: all that
+the radius of Zhen, Chakraborty and Singh (CVPR 2021, arXiv:2104.05888) needs, so 1000 classes are
 affordable.
 """
 
@@ -32,12 +32,12 @@ Watch = Callable[[fx.Node, Any], None]
 
 
 class LogitMoments(NamedTuple):
-    """What comes out of a network.
+    """Moments of a network's logits.
 
     Attributes:
         mean: logits (B, K), K >= 2, with their graph.
         top: classes of the two largest, int64 (B, 2).
-        covariance: of those two logits, (B, 2, 2); without a graph where the rules detach.
+        covariance: covariance of those two, (B, 2, 2); without a graph if the rules detach.
     """
 
     mean: Tensor
@@ -46,25 +46,25 @@ class LogitMoments(NamedTuple):
 
 
 class _Tracer(fx.Tracer):
-    """Keeps torch's layers whole, and every module whose class has a rule."""
+    """Treats torch's layers and all module classes with a rule as leaves."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return type(m) in RULES or super().is_leaf_module(m, module_qualified_name)
 
 
 def trace(network: nn.Module) -> fx.Graph:
-    """Returns the graph of a network; it holds names of modules, not the modules.
+    """Returns the graph of a network, which refers to modules by name.
 
     Raises:
-        ValueError: the network cannot be traced, because its forward pass depends on its input.
+        ValueError: the network cannot be traced because its forward pass depends on its input.
     """
     try:
         return _Tracer().trace(network)
-    except Exception as error:  # whatever the network's own code raises on a proxy
+    except Exception as error:  # a network's code may raise anything on proxies
         raise ValueError(
             f"{type(network).__name__} cannot be traced by torch.fx: {error}; its forward pass "
-            "must not branch on its input, or the part that does must be a module of its own with "
-            "a rule (raybust.numerics.moments.register)"
+            "must not branch on its input, unless the part that does is a separate module with a "
+            "rule (raybust.numerics.moments.register)"
         ) from error
 
 
@@ -78,30 +78,30 @@ def propagate(
     """Returns the moments of the logits under noise N(0, sigma^2 I) on the images.
 
     Args:
-        graph: of `trace(network)`.
-        network: the network; its own modules and parameters work on the means, so train mode,
-            autocast and batch-norm statistics are as in its forward pass. Dropout is off.
-        images: (B, C, H, W), the means of the noisy images, >= 1 of them.
+        graph: result of `trace(network)`.
+        network: the network; its own modules process the means, so train mode, autocast and
+            batch-norm statistics behave as in its forward pass. Dropout is off.
+        images: (B, C, H, W), the means of the noisy images, B >= 1.
         sigma: standard deviation of the noise, > 0, in units of the images.
         rules: mode and settings.
 
     Raises:
-        ValueError: sigma is not positive, a layer has no rule, or a rule does not fit; the message
-            names the layer.
+        ValueError: sigma is not positive, or a layer has no rule or an unsupported setting; names
+            the layer.
     """
     if not 0 < sigma < float("inf"):
         raise ValueError(f"sigma: got {sigma}, expected a finite number > 0")
     head = _head(graph, network)
     found = run(graph, network, noisy(images, sigma, rules), head=head)
     if not isinstance(found, Moments) or found.mean.ndim != 2:
-        raise ValueError("the network's output is not logits (B, K) that depend on its images")
+        raise ValueError("the network's output is not logits (B, K) that depend on the images")
     if head is None:
         logits, rows = found.mean, torch.eye(found.mean.shape[1], device=images.device)
     else:
         layer = network.get_submodule(str(head.target))
         logits, rows = layer(found.mean), layer.get_parameter("weight")
     if logits.shape[1] < 2:
-        raise ValueError(f"got {logits.shape[1]} logit, expected two or more classes")
+        raise ValueError(f"got {logits.shape[1]} logit, expected at least two classes")
     top = logits.detach().topk(2).indices
     with rules.path(images.device):
         before = found.mean.detach() if rules.detach else found.mean
@@ -122,18 +122,18 @@ def run(
     watch: Watch | None = None,
     head: fx.Node | None = None,
 ) -> Any:
-    """Returns what the graph makes of a value: the network's output, or with `head` the input of
-    that node.
+    """Runs the graph on a value; returns the network's output, or with `head` the input of that
+    node.
 
-    On `Moments` every step that they reach goes by its rule; on a tensor this is the network's own
-    forward pass. Values are dropped after their last use.
+    Steps on `Moments` apply their rules; on a tensor this is the network's own forward pass. Values
+    are freed after their last use.
 
     Args:
-        graph: of `trace(network)`.
+        graph: result of `trace(network)`.
         network: the network.
         value: `Moments`, or images (B, C, H, W).
         watch: called with each node and its value.
-        head: node at which to stop.
+        head: node to stop at.
     """
     values: dict[fx.Node, Any] = {}
     waiting = {node: len(node.users) for node in graph.nodes}
@@ -175,7 +175,7 @@ def _step(node: fx.Node, network: nn.Module, values: dict[fx.Node, Any]) -> Any:
 
 
 def _rule(node: fx.Node, module: nn.Module | None) -> tuple[str, Callable[..., Any]]:
-    """Returns a step's name for messages, and its rule."""
+    """Returns the name of a step, for messages, and its rule."""
     if module is not None:
         kind: Any = type(module)
         what = f"layer '{node.target}' ({kind.__name__})"
@@ -196,7 +196,7 @@ def _rule(node: fx.Node, module: nn.Module | None) -> tuple[str, Callable[..., A
 
 
 def _head(graph: fx.Graph, network: nn.Module) -> fx.Node | None:
-    """Returns the node of the linear layer that gives the output, None where another step does."""
+    """Returns the node of the linear layer that gives the output, or None if it is another step."""
     last = next(reversed(graph.nodes)).args[0]
     if not isinstance(last, fx.Node) or last.op != "call_module":
         return None

@@ -1,10 +1,10 @@
 """Moments of (leaky) ReLUs of Gaussian variables: univariate, bivariate, and averaged over pixels.
 
 With X ~ N(m, d^2), a = m / d and the standard normal PHI and phi: E relu(X) = m PHI(a) + d phi(a).
-Covariances follow from Price's theorem (1958), dCov/dc = E f'(X) f'(Y), integrated here in one
-piece, and from the Hermite series of the same integral (Mehler, 1866). Used by covariance
-propagation (Zhen, Chakraborty and Singh, CVPR 2021, arXiv:2104.05888); the covariances are what the
-paper leaves out. A leaky ReLU of slope s is s x + (1 - s) relu(x).
+Covariances follow from Price's theorem (1958), dCov/dc = E f'(X) f'(Y), as a single integral, or
+from its Hermite series (Mehler, 1866). For covariance propagation (Zhen, Chakraborty and Singh,
+CVPR 2021, arXiv:2104.05888), whose paper omits these covariances. A leaky ReLU of slope s is
+s x + (1 - s) relu(x).
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from torch.autograd.function import once_differentiable
 
 NODES = 12
 TERMS = 8
-"""Nodes of the Gauss-Legendre rule of the bivariate covariance, and terms of its Hermite series
+"""Nodes of the Gauss-Legendre rule for the bivariate covariance, and terms of its Hermite series
 (our choices; errors over d1 d2: below 4e-7 at every r, and below 2e-4 at |r| <= 0.9)."""
 
 _FARTHEST = 12.0  # |m| / d beyond which phi and its polynomials are zero in float32
-_LARGEST = 1e15  # of 1 / d: its product with a mean does not overflow
+_LARGEST = 1e15  # limit of 1 / d, so that products with means do not overflow
 _ROOT_HALF, _PHI0 = math.sqrt(0.5), 1 / math.sqrt(2 * math.pi)
 
 
 class _ExpectedReLU(torch.autograd.Function):
     """E relu(X) with dE/dm = PHI(a) and dE/dd = phi(a).
 
-    Where the deviation needs no gradient, PHI is all that is kept, in float16 for float32 means
-    (our choice: half the memory, an error of the gradient of 2^-11 at most).
+    If the deviation needs no gradient, only PHI is saved, in float16 for float32 means (our choice:
+    half the memory, a gradient error of at most 2^-11).
     """
 
     @staticmethod
@@ -55,13 +55,13 @@ class _ExpectedReLU(torch.autograd.Function):
 
 
 def expected_relu(mean: Tensor, deviation: Tensor, slope: float = 0.0) -> Tensor:
-    """Returns E f(X) of a (leaky) ReLU f: s m + (1 - s) (m PHI(a) + d phi(a)).
+    """Returns E f(X) for a (leaky) ReLU f: s m + (1 - s) (m PHI(a) + d phi(a)).
 
-    Differentiable once in both arguments. Follows the dtype of `mean`; computes in that of
-    `deviation`. For large |a| it is f(m) to rounding.
+    Once differentiable in both arguments. Computes in the dtype of `deviation`, returns that of
+    `mean`. Equals f(m) up to rounding for large |a|.
 
     Args:
-        mean: (...), of any float dtype.
+        mean: (...), any float dtype.
         deviation: > 0, float32 or float64, broadcastable to `mean`.
         slope: s, the slope left of 0.
     """
@@ -70,10 +70,10 @@ def expected_relu(mean: Tensor, deviation: Tensor, slope: float = 0.0) -> Tensor
 
 
 def relu_variance(mean: Tensor, deviation: Tensor, slope: float = 0.0) -> Tensor:
-    """Returns Var f(X) >= 0 of a (leaky) ReLU, of the broadcast shape.
+    """Returns Var f(X) >= 0 for a (leaky) ReLU, in the broadcast shape.
 
     s^2 d^2 + 2 s (1 - s) d^2 PHI + (1 - s)^2 Var relu(X), and Var relu(X) / d^2 = (a^2 + 1) PHI + a
-    phi - (a PHI + phi)^2. For a > 0 that loses digits, so relu(x) = x + relu(-x) is used there.
+    phi - (a PHI + phi)^2. For a > 0 this loses digits, so relu(x) = x + relu(-x) is used instead.
 
     Args:
         mean: (...).
@@ -97,11 +97,11 @@ def relu_covariance(
     slope: float = 0.0,
     nodes: int = NODES,
 ) -> Tensor:
-    """Returns Cov(f(X), f(Y)) of jointly Gaussian X, Y under a (leaky) ReLU f.
+    """Returns Cov(f(X), f(Y)) for jointly Gaussian X, Y and a (leaky) ReLU f.
 
     d1 d2 (r g(a) g(b) + (1 - s)^2 / (2 pi) int_0^asin(r) (r - sin t) exp(-(a^2 + b^2 - 2 a b sin t)
-    / (2 cos^2 t)) dt), g = s + (1 - s) PHI: Price's theorem twice, so neither a bivariate
-    distribution function nor the cancellation of E f(X) f(Y) - E f(X) E f(Y) appears.
+    / (2 cos^2 t)) dt), g = s + (1 - s) PHI: Price's theorem twice, which avoids both the bivariate
+    distribution function and the cancellation in E f(X) f(Y) - E f(X) E f(Y).
 
     Args:
         means: m1, m2, broadcastable to each other.
@@ -126,18 +126,18 @@ def relu_covariance(
 def mean_relu_covariance(
     means: Tensor, matrix: Tensor, slope: float = 0.0, terms: int = TERMS
 ) -> Tensor:
-    """Returns the covariance of f(X_1) .. f(X_C) averaged over pixels that differ in their means:
+    """Returns the covariance of f(X_1) .. f(X_C), averaged over pixels with different means:
     (B, C, C), positive semidefinite.
 
-    Off the diagonal the Hermite series d_i d_j sum_n r_ij^n / n! mean_p h_n(a_ip) h_n(a_jp) with
-    h_1 = s + (1 - s) PHI and h_n = (1 - s) phi He_(n-2), cut after `terms`: each term is a Gram
-    matrix times a power of the correlations, so the sum is positive semidefinite (Schur), and costs
-    as much as a 1x1 convolution. On the diagonal the exact mean variance, which is larger than the
-    cut series. The series is our choice: the integral at each pixel would cost B P C^2 nodes.
+    Off the diagonal: the Hermite series d_i d_j sum_n r_ij^n / n! mean_p h_n(a_ip) h_n(a_jp) with
+    h_1 = s + (1 - s) PHI and h_n = (1 - s) phi He_(n-2), truncated after `terms`. Each term is a
+    Gram matrix times a power of the correlations, so the sum is positive semidefinite (Schur) and
+    costs as much as a 1x1 convolution. On the diagonal: the exact mean variance, which exceeds the
+    truncated series. The series is our choice: the integral would cost B P C^2 nodes.
 
     Args:
         means: (B, C, P).
-        matrix: (B, C, C), the covariance that all P pixels share.
+        matrix: (B, C, C), the covariance shared by all P pixels.
         slope: s.
         terms: terms of the series, >= 1.
     """

@@ -1,8 +1,8 @@
-"""The rules of layers that pool, select, move and flatten features.
+"""Rules for layers that pool, select, move and flatten features.
 
-Average pooling divides a channel covariance by the window's pixels: exact for independent ones, as
-in Zhen, Chakraborty and Singh (CVPR 2021, arXiv:2104.05888). Max pooling (our approximation; they
-replace it) takes the pixel with the largest mean. Part of the table in module `layers`.
+Average pooling divides a channel covariance by the number of pixels in a window, which is exact for
+independent pixels, as in Zhen, Chakraborty and Singh (CVPR 2021, arXiv:2104.05888). Max pooling
+(our approximation; they replace it) takes the pixel with the largest mean.
 """
 
 from __future__ import annotations
@@ -78,9 +78,9 @@ def _window_sizes(side: int, out: int) -> Tensor:
 
 @register(torch.mean, "mean")
 def _mean(x: Moments, dim: Any = None, keepdim: bool = False) -> Moments:
-    """Mean over both sides of a map, as in torchvision's and timm's global pooling."""
+    """Mean over height and width, as in the global pooling of torchvision and timm."""
     if sorted(d % x.mean.ndim for d in dim or ()) != [2, 3]:
-        raise ValueError(f"a mean over dim={dim}, expected both sides of the map, (2, 3)")
+        raise ValueError(f"a mean over dim={dim}, expected height and width, (2, 3)")
     pooled = _adaptive(x, 1)
     return pooled if keepdim else flatten(pooled)
 

@@ -1,7 +1,4 @@
-"""The pair that goes through a network in place of features: their means, and their covariance.
-
-Stands between the covariances (module `covariance`) and the layers' rules (module `layers`).
-"""
+"""The pair propagated in place of features: their means and their covariance."""
 
 from __future__ import annotations
 
@@ -18,8 +15,8 @@ class Moments:
     """Moments of the features of B images.
 
     Attributes:
-        mean: (B, C, H, W) or (B, D), as the network itself would compute it, with its graph.
-        covariance: in the form of its mode.
+        mean: (B, C, H, W) or (B, D), computed like the network's features, with their graph.
+        covariance: in the form of the mode.
     """
 
     mean: Tensor
@@ -29,9 +26,9 @@ class Moments:
         """Returns the moments after a layer.
 
         Args:
-            mean: the means after it.
-            step: from the covariance and the means before the layer to the covariance after it;
-                runs outside autocast, and without a graph where the rules detach.
+            mean: the means after the layer.
+            step: covariance and means before the layer to the covariance after it; runs without
+                autocast, and without a graph if the rules detach.
         """
         rules = self.covariance.rules
         with rules.path(mean.device):
@@ -39,5 +36,5 @@ class Moments:
             return Moments(mean, step(self.covariance, before))
 
     def variances(self) -> Tensor:
-        """Returns the variance of each feature, of the shape of `mean`, without a graph."""
+        """Returns the variance of each feature, in the shape of `mean`, without a graph."""
         return self.covariance.variances(self.mean).detach().expand(self.mean.shape)
