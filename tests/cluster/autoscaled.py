@@ -1,7 +1,7 @@
-"""A cluster whose nodes Ray's own autoscaler starts, on this machine: its fake multi-node provider.
+"""A cluster on this machine with nodes started by Ray's autoscaler (fake multi-node provider).
 
-Ray's `AutoscalingCluster` would do, but it runs `ray stop`, which ends every Ray of the machine,
-and needs a file that the wheel lacks.
+Ray's `AutoscalingCluster` runs `ray stop`, which stops every Ray on the machine, and needs a file
+that the wheel lacks.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ from ray._private import services
 from ray.cluster_utils import Cluster
 
 HEAD = "f" * 51 + "00000"
-"""Id that the provider takes for the head's."""
+"""Node id that the provider expects of the head."""
 
 PROVIDER = {
     "type": "external",
@@ -30,14 +30,14 @@ LISTS = ("initialization_commands", "setup_commands", "head_setup_commands", "rs
 
 
 class Autoscaled:
-    """A head, and up to `most` nodes that come when they are asked for.
+    """A head, and up to `most` nodes started on demand.
 
     Args:
-        folder: where the cluster's file is written.
+        folder: where the cluster file is written.
         head: CPUs of the head.
         node: CPUs of each node.
         most: nodes at a time.
-        v2: which of Ray's two autoscalers; `ray up` takes v2 where it is told nothing.
+        v2: which of Ray's two autoscalers; `ray up` defaults to v2.
         patch: pytest's, for Ray's settings.
     """
 
@@ -81,7 +81,7 @@ class Autoscaled:
         self.address = self.cluster.address
 
     def end(self):
-        """Ends the head, and the nodes, which are children of its autoscaler."""
+        """Stops the head and the nodes, which are children of its autoscaler."""
         autoscaler = self.cluster.head_node.all_processes["monitor"][0].process
         nodes = psutil.Process(autoscaler.pid).children(recursive=True)
         self.cluster.shutdown()

@@ -1,4 +1,4 @@
-"""One embedded Ray for all tests of this folder, one MLflow schema, one trained run."""
+"""One embedded Ray, one MLflow schema and one trained run for all tests of this folder."""
 
 import logging
 import shutil
@@ -6,7 +6,7 @@ import shutil
 import kit
 import pytest
 
-import raybust.cluster  # noqa: F401  makes Ray's settings, before Ray is imported
+import raybust.cluster  # noqa: F401  sets Ray's options before Ray is imported
 from raybust.cluster.session import address_for_children
 from raybust.track.client import open_client
 
@@ -31,7 +31,7 @@ def cluster():
 
 @pytest.fixture(scope="session")
 def new_out(tmp_path_factory):
-    """Makes folders with a store in them; the store's schema takes seconds, a copy of it none."""
+    """Creates folders with a store by copying one, because creating its schema takes seconds."""
     template = tmp_path_factory.mktemp("template") / "mlflow.db"
     open_client(f"sqlite:///{template}").search_experiments()
 
@@ -51,7 +51,7 @@ def out(new_out, monkeypatch):
 
 @pytest.fixture(scope="session")
 def trained(cluster, new_out):
-    """(out, run folder, lines said) of a run of one worker."""
+    """(out, run folder, printed lines) of a run with one worker."""
     from raybust.stages import training
 
     out, said = new_out("trained"), []

@@ -1,4 +1,4 @@
-"""What the cluster tests share: configurations, what is in a store, which processes are ours."""
+"""Shared by the cluster tests: configurations, contents of a store, our processes."""
 
 import collections
 import json
@@ -17,13 +17,13 @@ TINY = (
     "certify.examples=30", "certify.n=200", "certify.radii=[0,0.25,0.5]", "evaluate.attacks=[]",
 )  # fmt: skip
 ACTORS = ("ray::TrialActor", "ray::ResourceTrainable")
-"""Titles of the processes of trials, between two epochs and in one."""
+"""Titles of trial processes, between and during epochs."""
 
 CLOCKS = ("train/seconds", "train/images_per_second", "validation/seconds")
 
 
 def leaves(out, *settings, **values):
-    """What a user of the tiny setting would have set; values by keyword for what is no text."""
+    """The configuration of a tiny run; values that are not text go by keyword."""
     given = configuration.leaves_of_arguments([*TINY, f"out={out}", *settings])
     return given + [Leaf(key.replace("__", "."), value, "test") for key, value in values.items()]
 
@@ -37,7 +37,7 @@ def lines(path):
 
 
 def journal_metrics(folder):
-    """Step to metrics, times left out; a point that is there twice fails."""
+    """Step to metrics without times; fails on duplicate points."""
     found = collections.defaultdict(dict)
     for entry in lines(folder / "journal.jsonl"):
         if entry["e"] == "metrics":
@@ -55,21 +55,21 @@ def uri(out):
 
 
 def runs_of(out):
-    """The runs of the store, by name; a name that is there twice fails."""
+    """The runs of the store by name; fails on duplicate names."""
     client = open_client(uri(out))
     found = client.search_runs([client.get_experiment_by_name("raybust").experiment_id])
     names = [run.info.run_name for run in found]
-    assert len(set(names)) == len(names), f"a run is there twice: {sorted(names)}"
+    assert len(set(names)) == len(names), f"duplicate runs: {sorted(names)}"
     return dict(zip(names, found, strict=True))
 
 
 def points_of(out, run):
-    """(key, step) of every row that the store has of a run; one that is there twice fails."""
+    """(key, step) of each of a run's points in the store; fails on duplicates."""
     with sqlite3.connect(out / "mlflow.db") as connection:
         rows = connection.execute(
             "select key, step from metrics where run_uuid = ?", (run.info.run_id,)
         ).fetchall()
-    assert len(set(rows)) == len(rows), "points are there twice"
+    assert len(set(rows)) == len(rows), "duplicate points"
     return set(rows)
 
 
@@ -79,7 +79,7 @@ def artifacts_of(out, run, folder=None):
 
 
 def descendants(*titles, pid=None):
-    """Living processes under a process (this one if not given) whose title begins with a text."""
+    """Live descendants of a process (default: this one) whose title begins with a text."""
     found = []
     for process in psutil.Process(pid).children(recursive=True):
         try:

@@ -32,7 +32,7 @@ def load(out, folder, *settings):
 
 @pytest.fixture(scope="module")
 def finished(trained):
-    """(what one worker found, lines said, the run, its folder)."""
+    """(result with one worker, printed lines, the run, its folder)."""
     out, folder, _ = trained
     said = []
     run = load(out, folder, *SMALL)
@@ -118,7 +118,7 @@ def defended(cluster, new_out):
 
 @pytest.mark.cluster
 def test_17_behind_a_front_three_protocols_side_by_side(defended, tmp_path, cli):
-    """Told in text, JSON, table headers, MLflow, report; killed in the second, it goes on there."""
+    """Reported in text, JSON, headers, MLflow and report; resumes after a kill in the second."""
     out, folder = defended
     run = load(out, folder, *SMALL)
     found = attacked.evaluate(run, Options(echo=lambda _: None, workers=1))
@@ -172,7 +172,7 @@ def test_17_behind_a_front_three_protocols_side_by_side(defended, tmp_path, cli)
 @pytest.mark.cluster
 @pytest.mark.slow
 def test_two_workers_that_are_killed_resume_to_the_same_table(finished, tmp_path):
-    """A driver of its own, killed with all its processes when some shards are there."""
+    """Kills a separate driver and all its processes once some shards are done."""
     found, _, run, out = finished
     whole = found.files["rows"].read_bytes()
     script = textwrap.dedent(

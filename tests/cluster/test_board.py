@@ -30,7 +30,7 @@ FINAL = {"accuracy": 0.875, "certified": {"certified/acr": 0.4321}, "log": None,
 
 @pytest.fixture
 def sweep(tmp_path):
-    """Makes a sweep's folder in `tmp_path/out`, and its study as `raybust tune` does."""
+    """Creates a sweep's folder in `tmp_path/out` and its study, as `raybust tune` does."""
 
     def make(*settings, block=BLOCK):
         config = kit.config(tmp_path / "out", "name=search", *settings)
@@ -43,7 +43,7 @@ def sweep(tmp_path):
 
 
 def tell(study, folder, value, state="COMPLETE", epochs=3):
-    """One trial from its point to its end; RUNNING has none."""
+    """Records one trial from start to end; RUNNING has no end."""
     number, _ = study.ask()
     config = kit.config(folder.parent)
     trial = folder / runs.TRIALS / f"{number:04d}"
@@ -168,7 +168,7 @@ def test_what_a_trial_spent_stands_in_its_entry(sweep):
 
 
 def test_how_many_examples_the_finalists_were_measured_on(sweep):
-    """Clean accuracy and attacks are of the first `evaluate.examples`, certificates of others."""
+    """Clean accuracy and attacks use the first `evaluate.examples`, certificates other examples."""
     study, folder = sweep("evaluate.examples=20", "evaluate.attacks=[pgd]", "certify.examples=9")
     tell(study, folder, 0.5)
     log = folder / "log.tsv"
@@ -207,7 +207,7 @@ def test_a_moved_sweep_of_a_shared_storage_keeps_its_leaderboard(sweep, cli, tmp
     report(cli, folder)
     moved = folder.rename(folder.with_name("search.1"))
     assert "0.5000" in cli("report", "search.1", "--out", folder.parent).out
-    again, folder = sweep(storage)  # as --no-resume begins it
+    again, folder = sweep(storage)  # as after --no-resume
     assert again.records() == []
     tell(again, folder, 0.25)
     assert [entry.value for entry in board_of(moved).entries] == [0.5]
@@ -323,7 +323,7 @@ def test_the_methods_are_those_of_the_trials(sweep):
 
 
 def test_the_file_of_a_sweep_is_that_sweep(tmp_path):
-    """Configuration and space, what was included in place: the same experiment, key by key."""
+    """Configuration and space with includes resolved: the same experiment, key by key."""
     path = Path(__file__).parents[2] / "search_spaces" / "all_methods.yaml"
     tree = configuration.read_yaml(path)
     block = configuration.expand(tree.pop("search"), path)
@@ -342,7 +342,7 @@ def test_the_file_of_a_sweep_is_that_sweep(tmp_path):
 
 @pytest.mark.parametrize("mode", ["max", "min"])
 def test_importances_are_of_what_makes_a_trial_good(sweep, mode, recwarn):
-    """Only sigma tells the good trials from the others, only the weight decay the worst."""
+    """Only sigma separates the good trials from the others, only the weight decay the worst."""
     block = {key: {"float": [0.0, 1.0]} for key in ("train.weight_decay", "method.sigma")}
     study, _ = sweep("tune.sampler=random", f"tune.mode={mode}", "tune.trials=60", block=block)
     for _ in range(60):

@@ -20,14 +20,14 @@ ASKED = ("corruptions.sets=[C1,iCE]", "corruptions.rows=[[0,0.2]]", "corruptions
 
 
 def timeless(content):
-    """The lines of a file of counts without the seconds that they took, sorted."""
+    """The sorted lines of a file of counts, without their seconds."""
     lines = [json.loads(line) for line in content.splitlines()]
     return sorted(json.dumps({**line, "seconds": 0}) for line in lines)
 
 
 @pytest.fixture(scope="module")
 def measured(trained):
-    """(what was found, the run, where it is tracked)."""
+    """(result, the run, its store)."""
     out, folder, _ = trained
     leaves = [Leaf("out", str(out), "test"), *leaves_of_arguments(ASKED)]
     run = load_trained(folder, leaves)

@@ -1,4 +1,4 @@
-"""What `raybust doctor` says of each thing that is missing, and that it names what to do."""
+"""What `raybust doctor` reports about each missing thing, and that it advises a fix."""
 
 import json
 from dataclasses import replace
@@ -17,7 +17,7 @@ WHOLE = (HEAD, WORKER)
 
 
 def missing(*seen, most=None):
-    """Returns the rows that tell of something missing, by name."""
+    """Returns the findings with state "missing", by name."""
     rows = doctor.findings(seen, most or {"CPU": 4, "GPU": 2})
     return {row.what: row for row in rows if row.state == "missing"}
 

@@ -1,4 +1,4 @@
-"""What a sweep goes by, held against what its trials measure; rows of test_bad_input have more."""
+"""Checks that trials report the metrics a sweep optimizes; test_bad_input has more cases."""
 
 import kit
 import pytest

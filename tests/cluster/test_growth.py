@@ -1,4 +1,4 @@
-"""What an autoscaler may add, in numbers; and runs that need nodes which are not there yet."""
+"""Numbers of nodes that an autoscaler may add, and runs that need nodes that are not up yet."""
 
 import io
 import json
@@ -30,7 +30,7 @@ WAITS = "waiting for the autoscaler to add nodes"
 
 
 def cluster_file(most, **types):
-    """A cluster's file: resources and `max_workers` of each type, None where it is not given."""
+    """A cluster file: resources and `max_workers` of each type, None to omit it."""
     kinds = {
         name: {"resources": resources} | ({} if limit is None else {"max_workers": limit})
         for name, (resources, limit) in types.items()
@@ -117,7 +117,7 @@ def test_a_file_that_cannot_be_read_is_told(cluster, monkeypatch, tmp_path):
 
 
 class Kubernetes:
-    """Stands in for the API of Kubernetes: has one RayCluster, or refuses."""
+    """Stands in for the Kubernetes API: serves one RayCluster, or an error."""
 
     def __init__(self, monkeypatch, folder, code=200, scales=True):
         kinds = yaml.safe_load_all((ROOT / "examples/kuberay.yaml").read_text())
@@ -164,7 +164,7 @@ def test_an_api_that_fails_is_told(cluster, monkeypatch, tmp_path):
 
 @pytest.fixture(scope="module", params=["v2", "v1"])
 def autoscaled(request, tmp_path_factory):
-    """A head of one CPU, and up to two nodes of two CPUs each, none of which is up."""
+    """A head with one CPU, and up to two nodes with two CPUs each, none of them up."""
     with pytest.MonkeyPatch.context() as patch:
         made = Autoscaled(
             tmp_path_factory.mktemp("autoscaled"), patch, head=1, node=2, most=2,
@@ -175,7 +175,7 @@ def autoscaled(request, tmp_path_factory):
 
 
 def raybust(autoscaled, *arguments, code=0):
-    """What a command says, in a process of its own."""
+    """The output of a command in its own process."""
     done = subprocess.run(
         [sys.executable, "-m", "raybust", *arguments, "--address", autoscaled.address],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=240,
@@ -210,4 +210,4 @@ def test_workers_that_fit_on_no_node_yet_get_theirs_and_finish(autoscaled, new_o
     )
     done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     said = done.stdout.splitlines()  # the autoscaler's own lines may come first
-    assert said[-1:] == ["[{'CPU': 2}, {'CPU': 2}]"], "a trial's driver on a node is told too"
+    assert said[-1:] == ["[{'CPU': 2}, {'CPU': 2}]"], "a trial's driver on a node knows too"

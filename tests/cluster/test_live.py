@@ -26,7 +26,7 @@ def record(number, state="COMPLETE", value=0.5, epoch=3, feasible=None, reason=N
 
 
 def rows(capsys):
-    """The printed lines as lists of cells, cut where the heads begin or end."""
+    """The printed lines."""
     captured = capsys.readouterr()
     assert captured.out == ""
     return captured.err.splitlines()

@@ -1,7 +1,7 @@
-"""What a training run of two workers loses when a node, a notice or the driver comes between.
+"""What a two-worker training run loses with a node, after a preemption notice, or with its driver.
 
-A cluster of several nodes on this machine, `raybust train` in a process of its own, and after each
-disturbance the weights of a run that nobody disturbed.
+Runs `raybust train` in its own process on a cluster of several nodes on this machine. After each
+fault the weights must equal those of an undisturbed run.
 """
 
 import os
@@ -27,7 +27,7 @@ SETTINGS = ("method.name=gaussian", "method.sigma=0.25", "model.width=24", "trai
 
 
 class Nodes:
-    """A head without CPUs and nodes of one CPU each."""
+    """A head without CPUs, and nodes with one CPU each."""
 
     def __init__(self):
         from ray.cluster_utils import Cluster
@@ -40,7 +40,7 @@ class Nodes:
         return self.cluster.address
 
     def have(self, count):
-        """Adds or removes nodes until there are so many."""
+        """Adds or removes nodes until `count` are up."""
         while len(self.living) < count:
             self.living.append(self.cluster.add_node(num_cpus=1))
         while len(self.living) > count:
@@ -60,7 +60,7 @@ def nodes():
 
 
 class Run:
-    """`raybust train` in a process of its own."""
+    """`raybust train` in its own process."""
 
     def __init__(self, nodes, out, name, *more, **environment):
         self.folder = out / name
@@ -72,7 +72,7 @@ class Run:
         )  # fmt: skip
 
     def reaches(self, epoch):
-        """Waits until the checkpoint of an epoch is there, while a later one is being trained."""
+        """Waits until an epoch's checkpoint exists and a later epoch is being trained."""
 
         def there():
             assert self.process.poll() is None, self.process.communicate()[0]
@@ -88,7 +88,7 @@ class Run:
         return said
 
     def epochs_trained(self):
-        """Steps in the order in which they were noted, and how often the run was taken up again."""
+        """Steps in the order recorded, and how often the run was resumed."""
         entries = kit.lines(self.folder / "journal.jsonl")
         steps = [entry["step"] for entry in entries if entry["e"] == "metrics"]
         return steps, len([entry for entry in entries if entry["e"] == "resume"])
@@ -101,7 +101,7 @@ def outs(new_out):
 
 @pytest.fixture(scope="module")
 def undisturbed(nodes, outs):
-    """The weights of a run that nobody disturbed."""
+    """The weights of an undisturbed run."""
     nodes.have(2)
     run = Run(nodes, outs, "undisturbed")
     run.ends()
@@ -142,7 +142,7 @@ def test_a_lost_node_without_a_replacement_is_told_in_bounded_time(nodes, outs, 
 
 
 def test_workers_that_no_node_holds_are_refused_at_once(nodes, outs):
-    """Four CPUs in all, one on each node: two workers of two CPUs would wait for ever."""
+    """Four CPUs in total, one per node: two workers with two CPUs each would wait forever."""
     nodes.have(4)
     said = Run(nodes, outs, "whole", "cluster.cpus_per_worker=2").ends(code=2)
     assert "cluster's 4 CPUs and 0 GPUs on 5 nodes, which hold 0 such workers" in said
@@ -161,7 +161,7 @@ def test_a_killed_driver_is_started_again(nodes, outs, undisturbed):
 
 
 def killed_in_epoch(nodes, outs, name, epoch):
-    """A run whose driver is gone, and its workers with it."""
+    """A run whose driver and workers have been killed."""
     run = Run(nodes, outs, name)
     run.reaches(epoch)
     run.process.send_signal(signal.SIGKILL)
@@ -185,7 +185,7 @@ def test_a_torn_checkpoint_is_told_and_the_one_before_it_is_used(nodes, outs, un
 def test_a_torn_record_of_ray_s_costs_nothing(nodes, outs, undisturbed):
     nodes.have(2)
     run = killed_in_epoch(nodes, outs, "record", 3)
-    (run.folder / "checkpoint_manager_snapshot.json").write_text("")  # as a full disk leaves it
+    (run.folder / "checkpoint_manager_snapshot.json").write_text("")  # as after a full disk
     newest = checkpoint.newest(run.folder)
     said = Run(nodes, outs, "record").ends()
     assert f"resuming at epoch {checkpoint.epoch_of(newest)}" in said

@@ -1,4 +1,4 @@
-"""A path means itself, and a run that failed with nothing kept may be started anew."""
+"""Special characters in paths, and restarts of runs that failed before their first checkpoint."""
 
 import sqlite3
 

@@ -1,4 +1,4 @@
-"""Kill -9 and Ctrl-C of `raybust tune` as a user has them: the same command goes on."""
+"""Kill -9 and Ctrl-C of `raybust tune`, as by a user: rerunning the command resumes."""
 
 import contextlib
 import json
@@ -35,7 +35,7 @@ search:
 
 
 class Command:
-    """`raybust` in a process of its own."""
+    """`raybust` in its own process."""
 
     def __init__(self, *arguments):
         self.process = subprocess.Popen(
@@ -44,7 +44,7 @@ class Command:
             stderr=subprocess.PIPE,
             text=True,
             env={key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"},
-            # What a script starts with & ignores Ctrl-C, and so would all that it starts.
+            # Processes that a script starts with & ignore Ctrl-C, as would their children.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
@@ -55,7 +55,7 @@ class Command:
         out, err = self.process.communicate(timeout=60)
         _, alive = psutil.wait_procs([c for c in children if c.pid not in agents], timeout=30)
         assert alive == [], f"left behind: {[process.cmdline()[:1] for process in alive]}"
-        for child in children:  # after kill -9, Ray's agents see for themselves, but late
+        for child in children:  # after kill -9, Ray's agents notice only later
             with contextlib.suppress(psutil.Error):
                 child.kill()
         return self.process.returncode, out, err
@@ -71,8 +71,8 @@ class Sweep(Command):
         super().__init__("tune", space, "--out", out, *arguments)
 
     def reaches(self, finished):
-        """Waits until so many trials are finished and another one, with checkpoints of its own, has
-        half of its epochs to go."""
+        """Waits until a number of trials are finished and another one, which has checkpoints, still
+        has half of its epochs to go."""
 
         def reached():
             assert self.process.poll() is None, self.process.communicate()[1]
@@ -91,8 +91,7 @@ class Sweep(Command):
 
 
 def states_of(database):
-    """Number to state of the study's trials; opened so that nothing is made of what is not there
-    yet."""
+    """Number to state of the study's trials; creates nothing if there is no study yet."""
     try:
         with sqlite3.connect(f"file:{database}?mode=ro", uri=True) as connection:
             return dict(connection.execute("select number, state from trials order by number"))
@@ -101,7 +100,7 @@ def states_of(database):
 
 
 def marks(out):
-    """What must not change of a finished trial: its value, its end, its checkpoint."""
+    """What must not change about a finished trial: its value, its end, its checkpoint."""
     study = optuna.load_study(
         study_name="interrupted", storage=f"sqlite:///{out / 'interrupted/study.db'}"
     )
@@ -116,7 +115,7 @@ def marks(out):
 
 @pytest.fixture(scope="module")
 def history(new_out):
-    """One sweep, killed, interrupted and finished: what was seen after each of the three."""
+    """Observations of one sweep after a kill, an interrupt and the end."""
     out, seen = new_out("interrupted"), {}
     command = Sweep(out)
     seen["open at kill"] = command.reaches(1)
@@ -181,7 +180,7 @@ def test_the_same_command_completes_the_sweep(history):
     code, stdout, stderr = seen["end"]
     assert code == 0, stderr
     assert states_of(out / "interrupted/study.db") == dict.fromkeys(range(TRIALS), "COMPLETE")
-    board = json.loads(stdout)  # nothing else is written there
+    board = json.loads(stdout)  # nothing else goes to stdout
     assert sorted(entry["trial"] for entry in board["entries"]) == list(range(TRIALS))
     assert board["others"] == []
     values = [entry["value"] for entry in board["entries"]]
@@ -196,7 +195,7 @@ def test_an_interrupted_trial_went_on_from_its_checkpoint(history):
         events = [entry for entry in journal if entry["e"] in ("start", "resume", "metrics")]
         assert "resume" in [entry["e"] for entry in events]
         steps = [entry["step"] for entry in events if entry["e"] == "metrics"]
-        assert steps == list(range(1, EPOCHS + 1)), "an epoch came twice, or out of order"
+        assert steps == list(range(1, EPOCHS + 1)), "an epoch was repeated or out of order"
 
 
 def test_mlflow_has_every_trial_once_and_no_point_twice(history):

@@ -18,7 +18,7 @@ GO, STOP = TrialScheduler.CONTINUE, TrialScheduler.STOP
 
 
 class Trial:
-    """What a scheduler sees of a trial."""
+    """A trial as the scheduler sees it."""
 
     def __init__(self, name, spared=False, number=99):
         self.trial_id, self.config = name, {SPARED: spared, NUMBER: number}
@@ -39,7 +39,7 @@ def scheduler_of(folder, train, space=SPACE, **tune):
 
 
 def race(scheduler, unit, curves, spared=()):
-    """Returns at which of its (spent, value) each trial was stopped, or None; one after another."""
+    """Runs trials one after another; returns where each was stopped (budget spent), or None."""
     ends = []
     for number, curve in enumerate(curves):
         trial, end = Trial(f"t{number}", number in spared), None
@@ -70,7 +70,7 @@ def test_asha_stops_at_shares_of_the_budget_in_its_unit(tmp_path, train, unit, s
 
 
 def test_a_trial_that_reports_rarely_meets_the_rungs_that_it_passed(tmp_path):
-    """A method of many passes a step reports twice where another one reports thirty times."""
+    """A method with many passes per step reports twice while another reports thirty times."""
     scheduler = scheduler_of(tmp_path / "sweep", [("train.passes", 60.0)])
     good = [(2 * epoch, 1.0) for epoch in range(1, 31)]
     assert race(scheduler, "passes/per_image", [good, [(22.0, 0.1), (44.0, 0.2)]]) == [None, 22.0]
@@ -110,7 +110,7 @@ def test_the_median_rule_stops_what_is_below_the_median(tmp_path):
     curves = [[(epoch, level) for epoch in range(1, 11)] for level in (0.5, 0.6, 0.7, 0.55, 0.65)]
     options = {"train": [("train.epochs", 10)], "scheduler": "median", "grace": 0.3}
     scheduler = scheduler_of(tmp_path / "sweep", **options)
-    # The first three have too few others beside them; from then on the median is 0.6.
+    # The first three have too few competitors; after that the median is 0.6.
     assert race(scheduler, "epoch", curves) == [None, None, None, 3, None]
 
 
@@ -142,7 +142,7 @@ def test_a_resumed_sweep_stops_as_hard_as_one_that_was_never_killed(tmp_path, na
 
 @pytest.mark.parametrize(("name", "level", "end"), [("asha", 0.4, None), ("median", 0.2, 3)])
 def test_an_interrupted_trial_stands_where_it_stood(tmp_path, name, level, end):
-    """Gone on with at epoch 8, where it has 0.9, it still had 0.3 when it passed epoch 3."""
+    """Resumed at epoch 8, where it has 0.9, it still counts with 0.3 at epoch 3."""
     options = {"train": [("train.epochs", 10)], "scheduler": name, "grace": 0.3}
     study = study_of(tmp_path / "sweep")
     numbers = [study.ask()[0] for _ in range(3)]

@@ -1,4 +1,4 @@
-"""A password in $MLFLOW_TRACKING_URI reaches the workers of a sweep, and no file on the way."""
+"""A password in $MLFLOW_TRACKING_URI reaches a sweep's workers without being written to a file."""
 
 import base64
 import shutil
@@ -21,7 +21,7 @@ PASSWORD = "hunter2-of-test-secrets"
 
 @pytest.fixture
 def server():
-    """(URI, titles of the processes that gave it the password) of a server that fails them all."""
+    """(URI, titles of processes that sent the password) of a server that fails all requests."""
     titles = set()
 
     class Handler(BaseHTTPRequestHandler):
@@ -47,7 +47,7 @@ def server():
 
 
 def title_of(port):
-    """What the process at the other end of a connection is called."""
+    """The title of the process at the other end of a connection."""
     for one in psutil.net_connections("tcp"):
         if one.laddr and one.laddr.port == port and one.pid:
             return " ".join(psutil.Process(one.pid).cmdline())
@@ -55,7 +55,7 @@ def title_of(port):
 
 
 def holding(folder):
-    """Files under a folder that have the password in them, and how many there are in all."""
+    """Files under a folder that contain the password, and the number of all files."""
     files = [path for path in Path(folder).rglob("*") if path.is_file()]
     return [path for path in files if PASSWORD.encode() in path.read_bytes()], len(files)
 

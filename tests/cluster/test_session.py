@@ -1,4 +1,4 @@
-"""What fits into a cluster, in numbers; and addresses at which there is none."""
+"""How many runs fit on a cluster, and addresses without a cluster."""
 
 import subprocess
 import sys
@@ -47,7 +47,7 @@ def test_slots(tmp_path, settings, resources, overhead, expected):
         (("cluster.cpus_per_worker=2",), [{"CPU": 16}, {"CPU": 8, "GPU": 2}], 0, 2),
         (("cluster.gpus_per_worker=0.4",), [{"CPU": 64, "GPU": 2}], 0, 4),
         (("cluster.gpus_per_worker=2",), [{"CPU": 8, "GPU": 3}] * 2, 0, 2),
-        # A trial's driver sits in what whole workers leave, or takes the place of one.
+        # A trial's driver uses CPUs left over by workers, or displaces a worker.
         (("cluster.workers=2",), [{"CPU": 2}] * 4, 0.01, 3),
         (("cluster.workers=2",), [{"CPU": 2}] * 4 + [{"CPU": 0.5}], 0.01, 4),
         (("cluster.workers=2", "cluster.cpus_per_worker=2"), [{"CPU": 3}] * 4, 0.01, 2),
@@ -155,7 +155,7 @@ def test_an_address_without_a_cluster_is_one_line(tmp_path):
 
 @pytest.mark.cluster
 def test_a_second_ray_on_the_machine_confuses_no_process_of_the_first(cluster):
-    """As Ray Train's cleaner asks for the state of the controller."""
+    """Queries the State API the way Ray Train's cleaner does for its controller."""
 
     class Asking:
         def state(self):

@@ -1,4 +1,4 @@
-"""Certification over Ray: the same file for any number of tasks, any interruption, any death."""
+"""Certification on Ray: the same file for any number of tasks, interruptions and crashes."""
 
 import re
 import shutil
@@ -24,7 +24,7 @@ EXAMPLES = 40
 
 
 def silent(text):
-    """Says nothing."""
+    """Prints nothing."""
 
 
 def load(folder, *settings):
@@ -56,14 +56,14 @@ def test_shards_hold_every_position_once_and_shrink_towards_the_end(count, room)
 
 @pytest.fixture
 def run(trained, out):
-    """A copy of the trained run in a store of its own."""
+    """A copy of the trained run with its own store."""
     shutil.copytree(trained[1], out / "one")
     return out / "one"
 
 
 @pytest.fixture(scope="module")
 def reference(trained, new_out):
-    """The log of one task at a time, whose rows are those of the engine alone."""
+    """The log of one task at a time, with the same rows as the engine alone."""
     out = new_out("reference")
     shutil.copytree(trained[1], out / "one")
     return certify(load(out / "one"), workers=1)
@@ -137,7 +137,7 @@ def test_an_interrupted_run_resumes_to_the_same_file(run, reference, monkeypatch
     (path,) = (run / "certified").glob("*.tsv")
     assert len(path.read_text().splitlines()) == 2 + count
     with path.open("a") as file:
-        file.write("12\t3\t")  # what a kill may leave of a row
+        file.write("12\t3\t")  # a row truncated by a kill
     done, said = [], []
     with monkeypatch.context() as patch:
         patch.setattr(
@@ -151,7 +151,7 @@ def test_an_interrupted_run_resumes_to_the_same_file(run, reference, monkeypatch
 
 @pytest.mark.slow
 def test_a_driver_that_is_killed_twice_ends_with_the_same_file(trained, run, cluster, tmp_path):
-    """`raybust certify` in a process of its own, kill -9 as soon as it has written new rows."""
+    """Kills `raybust certify`, in its own process, as soon as it has written new rows."""
     settings = ("certify.examples=120", "certify.n=3000")
     shutil.copytree(trained[1], tmp_path / "one")
     whole = certify(load(tmp_path / "one", *settings))
@@ -217,7 +217,7 @@ def test_a_row_is_reproduced(run):
         certified.recompute(held, 987654)
     text = found.log.read_text().splitlines()
     cells = text[7].split("\t")
-    cells[7] = str(int(cells[7]) - 1)  # votes of the pilot, from which nothing else follows
+    cells[7] = str(int(cells[7]) - 1)  # votes of the pilot, on which nothing else depends
     text[7] = "\t".join(cells)
     found.log.write_text("\n".join(text) + "\n")
     with pytest.raises(WorkError, match="was not reproduced"):

@@ -83,9 +83,9 @@ def test_every_sample_is_a_configuration(points):
 
 
 def test_first_points_are_the_defaults_of_each_method():
-    """A domain's own default, else the schema's where it lies in the domain, else it is drawn."""
+    """A domain's own default, else the schema's if the domain contains it, else it is drawn."""
     shared = {"train.lr": 0.05, "train.ema": 0.3, "train.batch_size": 128}
-    shared |= {"train.optimizer": "adamw", "train.clip_norm": None}  # 30 epochs are outside
+    shared |= {"train.optimizer": "adamw", "train.clip_norm": None}  # but not the 30 epochs
     assert parse(TEXT).first_points([], methods.get) == [
         {"method.name": "standard", **shared},
         {"method.name": "gaussian", "method.sigma": 0.25, **shared},
@@ -161,7 +161,7 @@ def test_a_point_of_the_user_is_held_against_the_domain_of_its_condition():
 
 
 def test_samples_survive_the_database(tmp_path):
-    """What a resumed sweep reads is what was drawn."""
+    """A resumed sweep reads back what was drawn."""
     url = f"sqlite:///{tmp_path / 'study.db'}"
     study = optuna.create_study(storage=url, study_name="s")
     drawn = [parse(TEXT).suggest(study.ask()) for _ in range(5)]
@@ -205,7 +205,7 @@ def test_check_refuses(text, words):
     ],
 )  # fmt: skip
 def test_check_refuses_what_trials_are_compared_by(key):
-    """Where they run, what measures them, what they are measured on, what each may spend."""
+    """Where trials run, how and on what they are measured, and their budget."""
     space = parse(f"{key}: {{choice: [1, 2]}}\ntrain.lr: {{float: [0.01, 0.1]}}")
     with pytest.raises(RequestError) as error:
         space.check([], methods.get)
@@ -239,7 +239,7 @@ def test_check_refuses_a_key_that_is_fixed_as_well():
 
 
 def test_check_keeps_what_is_fixed():
-    """A domain is held against the file's own values, and nested conditions are followed."""
+    """Domains are checked against the file's own values, and nested conditions are followed."""
     text = (
         "train.optimizer: {choice: [sgd, adamw]}\n"
         "method.name: {choice: [standard, gaussian], when: {train.optimizer: adamw}}\n"

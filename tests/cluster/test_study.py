@@ -1,4 +1,4 @@
-"""The record of a sweep: states, what is handed out again, and storages that are not there."""
+"""The record of a sweep: states, resumed trials, unusable storages."""
 
 import fcntl
 import math
@@ -67,7 +67,7 @@ def open_study(tmp_path):
 
 @pytest.fixture
 def bare(tmp_path):
-    """Opens the same study by Optuna alone."""
+    """Opens the same study with Optuna alone."""
 
     def bare(name="sweep"):
         url = f"sqlite:///{tmp_path / name / 'study.db'}"
@@ -77,7 +77,7 @@ def bare(tmp_path):
 
 
 def storage_of(place):
-    """A storage as Optuna's own functions take it."""
+    """A storage in the form that Optuna's own functions accept."""
     if not place.startswith("journal:"):
         return place
     file = JournalFileBackend(place.removeprefix("journal:"))
@@ -295,13 +295,13 @@ def test_a_database_of_mlflow_is_told_from_one_of_another_optuna(open_study, tmp
     with sqlite3.connect(foreign) as connection:
         connection.execute("create table alembic_version (version_num varchar(32))")
         connection.execute("insert into alembic_version values ('e5f6')")
-    for _ in range(2):  # also where Optuna has left its own tables beside the others
+    for _ in range(2):  # also after Optuna has added its own tables
         with pytest.raises(RequestError, match="contains other tables"):
             open_study(storage=f"sqlite:///{foreign}")
 
 
 def test_sweeps_of_one_name_share_a_storage_and_no_study(open_study, tmp_path):
-    """As after --no-resume, or of two folders; what a person reads of them tells their name."""
+    """As after --no-resume, or from two folders; the study's readable name is the sweep's."""
     shared = f"sqlite:///{tmp_path / 'shared.db'}"
     run(open_study(storage=shared), 1)
     assert open_study(storage=shared, uid="theirs").finished() == 0
@@ -353,13 +353,13 @@ def test_a_study_of_another_space_is_refused_with_the_difference(open_study):
     assert "its study has a different search space, in method.sigma, train.lr" in str(found.value)
 
 
-# What tpe ranks stopped trials by
+# How tpe ranks stopped trials
 
 PASSES = ("train.passes=200",)
 
 
 def spend(study, *curve):
-    """A trial that reports (epoch, passes, value), and is stopped."""
+    """A trial that reports (epoch, passes, value) and is stopped."""
     number, _ = study.ask()
     for epoch, passes, value in curve:
         study.report(number, epoch, value, {METRIC: value, "passes/per_image": passes})
@@ -448,7 +448,7 @@ def test_trials_know_whether_they_meet_the_constraints(open_study):
 
 
 def test_the_sampler_avoids_what_breaks_a_constraint(tmp_path):
-    """The metric rises with the rate and the constraint forbids its upper half."""
+    """The metric rises with the rate, and the constraint forbids the rate's upper half."""
     space = Space.parse({"train.lr": {"float": [0.0, 1.0]}})
 
     def share(constraints):
@@ -562,7 +562,7 @@ def test_only_trials_that_lie_in_the_space_are_learned_from(tmp_path):
 
 
 def test_what_was_learned_is_held_against_the_constraints_of_this_sweep(tmp_path):
-    """The metric rises with the rate, and only the later sweep forbids the upper half of it."""
+    """The metric rises with the rate, and only the later sweep forbids the rate's upper half."""
     space = Space.parse({"train.lr": {"float": [0.0, 1.0]}})
     others = {"validation/accuracy": lambda point: 1 - point["train.lr"]}
     earlier = study_of(tmp_path / "earlier", space=space, first=[], startup=5)
@@ -597,7 +597,7 @@ def test_a_sweep_of_the_same_objectives_in_another_order_is_no_warm_start_trials
 
 
 def test_two_commands_never_share_a_sweep(out, tmp_path):
-    """The second one is told so, with exit code 2, before it touches anything."""
+    """The second one fails with exit code 2 before it changes anything."""
     (out / ".taken.lock").touch()
     with (out / ".taken.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

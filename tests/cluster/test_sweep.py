@@ -1,4 +1,4 @@
-"""A sweep with early stops and a failing trial: the study, the store, the leaderboard, the CPUs."""
+"""Sweeps with early stopping and failing trials: study, store, leaderboard, CPUs."""
 
 import json
 import shutil
@@ -30,7 +30,7 @@ from raybust.stages import tuning
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("cluster")]
 
 BAD, WILD = 1e-7, 1e9
-# `train.keep` changes no number: trials 0, 1 and 5 are equals, so that none of them is stopped.
+# `train.keep` changes no metric: trials 0, 1 and 5 are equal, so none of them is stopped.
 SPACE = {
     "train.lr": {"choice": [0.05, BAD, WILD], "default": 0.05},
     "train.keep": {"choice": [2, 3, 4], "default": 2},
@@ -62,7 +62,7 @@ def study_of(out, name="search"):
 
 
 def actors_of(cluster):
-    """Ids of all actors of one-worker trials that there ever were."""
+    """Ids of all actors of one-worker trials, past and present."""
     from ray.util.state import list_actors
 
     everything = list_actors(address=cluster.get_runtime_context().gcs_address, limit=1000)
@@ -71,13 +71,13 @@ def actors_of(cluster):
 
 @pytest.fixture(scope="module")
 def earlier_actors(cluster):
-    """Those of the sweeps of other modules, which this Ray may have run."""
+    """The actors of other modules' sweeps on this Ray."""
     return actors_of(cluster)
 
 
 @pytest.fixture(scope="module")
 def searched(cluster, new_out, earlier_actors):
-    """(out, leaderboard, free CPUs seconds after) of a sweep of six trials."""
+    """(out, leaderboard, free CPUs seconds later) of a sweep of six trials."""
     out = new_out("searched")
     board = run(out, *SETTINGS, tune__points=POINTS)
     free = wait(lambda: cluster.available_resources().get("CPU") == 2, 60, "all CPUs are free")
@@ -165,7 +165,7 @@ def test_actors_are_reused(searched, cluster, earlier_actors):
 
 
 def test_an_actor_and_a_trainer_train_the_same(searched, trained):
-    """A trial of one worker, in its actor, against the same configuration under a TorchTrainer."""
+    """A one-worker trial in its actor versus the same configuration in a TorchTrainer."""
     trial, folder = searched[0] / "search" / "trials" / "0000", trained[1]
     different = configuration.difference(
         runs.read_identity(trial).config, runs.read_identity(folder).config
@@ -188,7 +188,7 @@ def test_the_same_command_repeats_nothing_and_gives_the_same_leaderboard(searche
 
 
 def test_more_trials_go_on_with_a_sweep_that_has_no_name_and_its_new_best_is_in_mlflow(out):
-    """Neither the number of trials nor what is measured afterwards makes it another sweep."""
+    """A sweep's identity depends neither on the number of trials nor on later measurements."""
     block = {"train.lr": {"choice": [BAD, 0.05], "default": BAD}}
     settings = ("tune.metric=validation/accuracy", "tune.scheduler=none", "train.epochs=1")
     points = [{"train.lr": 0.05}]
@@ -246,7 +246,7 @@ def test_a_killed_actor_goes_on_from_its_last_checkpoint(out, tmp_path):
 
 
 def test_an_actor_trains_nothing_where_a_trial_had_trained_to_its_end(trained, tmp_path):
-    """Nor is its run taken up again; the sweep's end closes it where that was not done."""
+    """Its run is not resumed either; the end of the sweep closes it if necessary."""
     folder = shutil.copytree(trained[1], tmp_path / "0000")
     before = (folder / runs.JOURNAL).read_bytes()
     identity = runs.read_identity(folder)
@@ -276,7 +276,7 @@ NESTED = (
 
 @pytest.fixture(scope="module")
 def nested(cluster, new_out):
-    """(out, leaderboard) of a sweep of two trials of two workers each, the second stopped early."""
+    """(out, leaderboard) of a sweep of two two-worker trials, the second stopped early."""
     out = new_out("nested")
     return out, run_nested(out)
 
@@ -296,7 +296,7 @@ def test_trials_of_two_workers(nested, cluster):
     found = kit.runs_of(out)
     assert set(found) == {"nested", "nested/0", "nested/1"}
     last = max(step for _, step in kit.points_of(out, found["nested/1"]))
-    assert last < 25, "it was not stopped"  # workers go on while the stop is on its way
+    assert last < 25, "it was not stopped"  # workers continue until the stop arrives
     assert found["nested/1"].info.status == "FINISHED"
     assert found["nested/1"].data.tags["raybust.stop_reason"] == "pruned"
     wait(lambda: cluster.available_resources().get("CPU") == 2, 60, "all CPUs are free")
@@ -304,7 +304,7 @@ def test_trials_of_two_workers(nested, cluster):
 
 @pytest.mark.slow
 def test_a_trial_that_had_trained_to_its_end_when_the_driver_died_is_complete(nested):
-    """Its last checkpoint is there, and the study was not told of it."""
+    """Its last checkpoint exists, but the study does not know."""
     out, board = nested
     with sqlite3.connect(out / "nested" / "study.db") as study:
         study.execute(
@@ -400,7 +400,7 @@ def test_three_trials_that_lack_the_metric_end_the_sweep(searcher, begin):
 
 
 def test_a_run_left_open_is_ended_when_nothing_is_left_to_do(searcher):
-    """As after a kill between a trial's end and the word to MLflow."""
+    """As after a kill between a trial's end and its delivery to MLflow."""
     search, *_ = searcher
     job = Job(**search.suggest("a")["job"])
     search.on_trial_complete("a", result(1, complete=True))

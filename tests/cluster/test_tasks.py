@@ -1,4 +1,4 @@
-"""How many tasks run at a time."""
+"""The number of tasks that run at a time."""
 
 import itertools
 import time
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.cluster
 
 @pytest.mark.parametrize("room", [1, 2])
 def test_as_many_run_at_a_time_as_were_asked_for(cluster, tmp_path, room):
-    """Both would run on the two CPUs, and a certification by one worker took two."""
+    """Ray would run all submitted tasks, so one worker must not submit two."""
 
     def work(number):
         began = time.time()

@@ -33,7 +33,7 @@ def train(config, said=None, resume=True):
 
 
 def undisturbed(config, folder):
-    """Trains with the loop alone, in this process; returns the last checkpoint and all metrics."""
+    """Trains with just the loop, in this process; returns the last checkpoint and all metrics."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     metrics = {}
@@ -125,7 +125,7 @@ def test_a_run_that_was_killed_after_its_last_checkpoint_is_ended(trained, out):
     journal = copy / runs.JOURNAL
     whole = journal.read_bytes()
     journal.write_bytes(whole[: whole.rstrip(b"\n").rindex(b"\n") + 1])
-    for record in copy.glob(f"{runs.JOURNAL}.*"):  # what of it MLflow has
+    for record in copy.glob(f"{runs.JOURNAL}.*"):  # its acknowledged offset
         record.unlink()
     assert kit.lines(journal)[-1]["e"] != "end"
     said = []
@@ -150,7 +150,7 @@ def test_a_last_checkpoint_that_is_still_in_the_storage_is_fetched(trained, tmp_
 def test_a_run_whose_last_checkpoint_is_in_the_storage_alone_reports_its_end(
     trained, out, monkeypatch
 ):
-    """As where all was killed between the last report and the copy in the run's folder."""
+    """As after a kill between the last report and the copy to the run's folder."""
     told = []
     last = checkpoint.newest(trained[1])
     storage = types.SimpleNamespace(to_directory=lambda to: shutil.copytree(last, to))
@@ -181,7 +181,7 @@ def test_a_worker_trains_what_the_loop_alone_trains(trained, tmp_path):
 
 
 def test_two_workers_train_together_with_checkpoints_in_a_storage(out, cluster, tmp_path):
-    """Ray keeps them there; the run's folder gets the last one, and MLflow its weights."""
+    """Ray keeps them there; the run's folder gets the last one, MLflow its weights."""
     storage = tmp_path / "storage"
     settings = ("name=two", "cluster.workers=2", "train.epochs=2", f"cluster.storage={storage}")
     folder = train(kit.config(out, *settings))
@@ -195,8 +195,8 @@ def test_two_workers_train_together_with_checkpoints_in_a_storage(out, cluster, 
     assert run.data.metrics["validation/accuracy"] > 0.5
     (kept,) = storage.iterdir()
     assert_same_weights(checkpoint.newest(kept), checkpoint.newest(folder))
-    # Its name there is the run's own: neither another sweep's trial nor, after --no-resume, the
-    # run that was moved aside is taken for it.
+    # Its name is unique, so it is not confused with another sweep's trial or, after --no-resume,
+    # with the run that was set aside.
     assert kept.name == f"two-{runs.read_identity(folder).uid}"
     assert "checkpoint" in kit.artifacts_of(out, run)
     trained = load_trained(folder, [])

@@ -1,4 +1,4 @@
-"""Isolated hosts for a session, and on them a cluster, brought up with examples/local.yaml."""
+"""Isolated hosts for a session, and a cluster on them, started with examples/local.yaml."""
 
 import shutil
 import tempfile

@@ -1,8 +1,8 @@
 """Hosts on one machine: each has its own network, mounts, processes and name, and runs sshd.
 
-Nothing is made outside their namespaces but one temporary folder. A host ends with the process that
-started it, and every process on it ends with the host; what runs beside is neither seen nor
-touched from inside.
+Nothing is created outside their namespaces except one temporary folder. A host stops with the
+process that started it, and its processes stop with it; they can neither see nor touch other
+processes.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from waiting import wait
 
 ROOT = Path(__file__).resolve().parents[2]
 HIDDEN = ("/etc", "/mnt", "/root", "/run", "/tmp")
-"""Folders of which each host has its own; what lies there outside is not seen."""
+"""Folders that are private to each host and hide those outside."""
 
 INIT = r"""
 set -e
@@ -59,13 +59,13 @@ def missing():
 
 
 def software():
-    """What must be seen on a host though it may lie in a hidden folder."""
+    """Paths that must be visible on a host even if they are in a hidden folder."""
     found = {ROOT, Path(sys.prefix).resolve(), Path(sys.base_prefix).resolve()}
     return sorted(str(path) for path in found if str(path).startswith(HIDDEN))
 
 
 class Host:
-    """A machine of its own.
+    """A separate machine.
 
     Args:
         folder: an empty folder for its disk.
@@ -93,11 +93,11 @@ class Host:
 
     @property
     def home(self):
-        """Its home folder as seen from outside."""
+        """The home folder as seen from outside."""
         return self.disk / "root"
 
     def start(self, command, **options):
-        """Starts a command line in a login shell there; returns the process."""
+        """Starts a command in a login shell on the host; returns the process."""
         inside = ["nsenter", "-t", str(self.pid), "-n", "-m", "-p", "-u", "--wd=/root",
                   "env", "-i", "HOME=/root", "USER=root", "TERM=dumb", "LANG=C.UTF-8",
                   "bash", "-lc", f". ~/.bashrc; cd ~/raybust 2> /dev/null; {command}"]  # fmt: skip
@@ -106,8 +106,8 @@ class Host:
         return subprocess.Popen(inside, text=True, stdin=subprocess.DEVNULL, **options)
 
     def run(self, command, timeout=120, code=0):
-        """Runs a command line there; returns its output. Another exit code fails; of a long output
-        only the end is shown."""
+        """Runs a command on the host; returns its output. Fails on another exit code and shows the
+        end of the output."""
         began = time.monotonic()
         process = self.start(command)
         try:
@@ -124,7 +124,7 @@ class Host:
         return output
 
     def processes(self):
-        """All processes on the host but its first."""
+        """All processes on the host except the first."""
         own, found = os.readlink(f"/proc/{self.pid}/ns/pid"), []
         for process in psutil.process_iter():
             with contextlib.suppress(OSError, psutil.Error):
@@ -133,14 +133,14 @@ class Host:
         return found
 
     def end(self):
-        """Switches the host off, as by its plug."""
+        """Turns the host off, as if unplugged."""
         self.unshare.kill()
         self.unshare.wait()
         self.log.close()
 
 
 class Network:
-    """Hosts joined by a bridge; the first of them has the bridge in it."""
+    """Hosts connected by a bridge, which belongs to the first of them."""
 
     def __init__(self, folder, subnet):
         self.folder, self.subnet = folder, subnet
@@ -149,7 +149,7 @@ class Network:
         self.hosts = []
 
     def add(self, name):
-        """Adds a host; returns it. The first one makes the key that opens all of them."""
+        """Adds and returns a host. The first one creates the ssh key for all of them."""
         host = Host(self.folder / f"{name}-{len(self.hosts)}", self.shared, name)
         self.hosts.append(host)
         first, number = self.hosts[0], len(self.hosts)
@@ -171,7 +171,7 @@ class Network:
         return host
 
     def end(self):
-        """Switches all hosts off."""
+        """Turns all hosts off."""
         for host in reversed(self.hosts):
             if host.unshare.poll() is None:
                 host.end()

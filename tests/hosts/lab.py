@@ -1,4 +1,4 @@
-"""A laptop, a head and a worker, and the cluster that `ray up` makes of them with the checkout."""
+"""A laptop, a head and a worker, and the cluster that `ray up` creates from them."""
 
 import shutil
 import subprocess
@@ -14,7 +14,7 @@ COPIED = ("raybust", "search_spaces", "examples", "pyproject.toml", "requirement
 
 
 def furnish(host, *, python):
-    """Gives a host what a person's machine has: a login shell, which may find Python."""
+    """Gives a host a login shell, with Python if asked for, as on a person's machine."""
     lines = ["export PYTHONPATH=$HOME/raybust RAY_UP_enable_autoscaler_v2=0",
              "export RAY_AUTH_MODE=token OMP_NUM_THREADS=1"]  # fmt: skip
     if python:
@@ -24,7 +24,7 @@ def furnish(host, *, python):
 
 
 class Lab:
-    """A laptop that knows nothing but ssh and the checkout, a head, a worker."""
+    """A laptop with just ssh and the checkout, a head, and a worker."""
 
     def __init__(self, network):
         self.network, self.shared = network, network.shared
@@ -44,9 +44,9 @@ class Lab:
         self.tunnel = None
 
     def filled_in(self):
-        """examples/local.yaml with its blanks filled in, and the environment of these tests in
-        place of an installation, for which the hosts would need the Internet. One CPU a host,
-        so that two workers never fit on one."""
+        """examples/local.yaml with its blanks filled in. Uses the tests' environment instead of an
+        installation, which would need the Internet, and one CPU per host, so that two workers never
+        share one."""
         text = (ROOT / "examples/local.yaml").read_text()
         for blank, value in (("192.0.2.10", self.head.address), ("192.0.2.11", self.worker.address),
                              ("ssh_user: ubuntu", "ssh_user: root"),
@@ -60,12 +60,12 @@ class Lab:
         return cluster
 
     def python(self, code):
-        """What a few lines of Python print on the head, connected to the cluster."""
+        """The output of Python code on the head, connected to the cluster."""
         start = "import ray; ray.init(address='auto', logging_level='ERROR', log_to_driver=False)"
         return self.head.run(f'python -W ignore -c "{start}\n{code}" 2> /dev/null')
 
     def nodes(self):
-        """Addresses of the nodes that are alive, as the head knows them."""
+        """Addresses of the live nodes, according to the head."""
         alive = "[n['NodeManagerAddress'] for n in ray.nodes() if n['Alive']]"
         return sorted(self.python(f"print(*{alive})").split())
 
@@ -74,7 +74,7 @@ class Lab:
         wait(lambda: self.nodes() == both, seconds, "head and worker are in the cluster")
 
     def open_tunnel(self):
-        """The one ssh connection through which the laptop sees jobs, dashboard and MLflow."""
+        """Opens the ssh tunnel through which the laptop reaches jobs, dashboard and MLflow."""
         self.tunnel = self.laptop.start(
             "exec ssh -N -o ServerAliveInterval=15 -o ExitOnForwardFailure=yes"
             " -L 8265:127.0.0.1:8265 -L 5000:127.0.0.1:5000"
@@ -90,6 +90,6 @@ class Lab:
         self.tunnel.wait()
 
     def answer(self, url, host=None):
-        """Status code that a host gets at a URL, 000 where nothing answers."""
+        """The status code that a host gets from a URL, 000 if nothing answers."""
         command = f"curl -s -m 5 -o /dev/null -w '%{{http_code}}' {url} || true"
         return (host or self.laptop).run(command).split("\n")[-1]

@@ -1,7 +1,7 @@
-"""A disk that fills up, or turns read-only, in the middle of a run: told in one line, nothing lost.
+"""A disk that becomes full or read-only during a run: one line, nothing lost.
 
-On an isolated host, because it takes a file system of its own; there `raybust train` runs as on a
-laptop, with a Ray of its own.
+On an isolated host, because the test needs its own file system; `raybust train` runs there with its
+own Ray, as on a laptop.
 """
 
 from pathlib import Path
@@ -38,7 +38,7 @@ FAULTS = {
     "read-only": ("mount --bind /mnt/disk /mnt/disk && mount -o remount,ro,bind /mnt/disk",
                   "umount /mnt/disk", "Read-only"),
 }  # fmt: skip
-"""What happens to the disk, what mends it, what the user has to be told."""
+"""What happens to the disk, what repairs it, what the message must contain."""
 
 
 @pytest.mark.parametrize("fault", FAULTS)

@@ -1,7 +1,7 @@
 """The walk-through of docs/cluster.md on isolated hosts: up, check, train, certify, search, down.
 
-Every command is typed on the laptop; what came of it is checked from outside. The tests are one
-story, in this order.
+Every command runs on the laptop; its effects are checked from outside. The tests build on each
+other, in this order.
 """
 
 import re
@@ -146,7 +146,7 @@ def test_a_sweep_survives_a_lost_connection(lab):
     text = "\n".join(said)
     assert text.index("connection lost") < text.index("connection restored")
     trials = [line for line in said if FINISHED.match(line)]
-    assert len(trials) == len(set(trials)) == 4, "a line is missing, or came twice"
+    assert len(trials) == len(set(trials)) == 4, "a line is missing or duplicated"
     names = {
         name for (name,) in mlflow_rows(lab, "select name from runs where name like 'search%'")
     }

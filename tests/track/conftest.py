@@ -1,4 +1,4 @@
-"""Stores for the tests: copies of one SQLite template, and one real MLflow server a session."""
+"""Stores for the tests: copies of one SQLite template, and one real MLflow server per session."""
 
 import shutil
 import tempfile
@@ -11,7 +11,7 @@ from raybust.track.client import open_client
 
 @pytest.fixture(scope="session")
 def template(tmp_path_factory):
-    """A SQLite file with MLflow's schema; making it takes seconds, copying it none."""
+    """A SQLite file with MLflow's schema, to be copied because creating one takes seconds."""
     file = tmp_path_factory.mktemp("template") / "mlflow.db"
     open_client(f"sqlite:///{file}").search_experiments()
     return file
@@ -19,7 +19,7 @@ def template(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def own_temporary_folder(tmp_path, monkeypatch):
-    """Locks of servers go into the test's folder."""
+    """Puts the locks of servers into the test's folder."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
 

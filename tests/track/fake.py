@@ -1,4 +1,4 @@
-"""A stand-in for an MLflow server: the few calls that a delivery makes, with faults on order."""
+"""A stand-in for an MLflow server: the calls that a delivery makes, with faults on demand."""
 
 import json
 import threading
@@ -10,9 +10,9 @@ class Fake:
     """Serves one experiment in memory.
 
     Attributes:
-        faults: what the next log-batch requests meet, in order: (status, body) or seconds to hang.
-        points: metric points received, duplicates included, as (key, step, value).
-        status: the run's state.
+        faults: of the next log-batch requests, in order: (status, body) or seconds to hang.
+        points: metric points received, including duplicates, as (key, step, value).
+        status: the run's status.
     """
 
     def __init__(self, port=0):

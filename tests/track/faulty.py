@@ -1,4 +1,4 @@
-"""A server in front of an MLflow server that passes requests on, or fails them as it is told."""
+"""A proxy for an MLflow server that forwards requests or fails them on demand."""
 
 import http.client
 import threading
@@ -6,15 +6,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 QUEUE_POOL = '{"error_code": "BAD_REQUEST", "message": "QueuePool limit of size 5 reached"}'
 MODES = ("refused", "hung", "400", "500")
-"""How it can be away: nothing listens, no answer, the error of a full pool, an internal error."""
+"""Ways to fail: nothing listens, no answer, a full connection pool, an internal error."""
 
 
 class Faulty:
-    """Listens on a port of its own.
+    """Listens on its own port.
 
     Attributes:
-        mode: None passes on; else one of MODES.
-        failed: requests that were failed, by mode.
+        mode: None forwards; else one of MODES.
+        failed: number of failed requests by mode.
     """
 
     def __init__(self, port):

@@ -1,4 +1,4 @@
-"""Training through a server that is away for the whole middle of a run, in each of four ways."""
+"""Training while a server is unreachable in the middle of a run, in each of four ways."""
 
 import time
 
@@ -38,7 +38,7 @@ def assert_all_there_once(server, experiment):
     assert run.info.status == "FINISHED"
     own = [(key, step) for run_id, key, step, _ in points(f"sqlite:///{server.folder}/mlflow.db")
            if run_id == run.info.run_id]  # fmt: skip
-    assert len(own) == len(set(own)), "a point is there twice"
+    assert len(own) == len(set(own)), "duplicate points"
     assert sorted(step for key, step in own if key == "train/loss") == list(range(1, EPOCHS + 1))
 
 
@@ -68,7 +68,7 @@ def test_every_point_arrives_once(mode, faulty, server, tmp_path):
 def test_what_a_server_that_stays_away_misses_is_sent_by_the_next_command(
     mode, faulty, server, tmp_path
 ):
-    """Under what `raybust train` and `tune` hold around their work."""
+    """Uses the context that `raybust train` and `tune` wrap around their work."""
     experiment = f"gone {mode}"
     config, said = config_of(experiment), []
     folder, plain = tmp_path / "run", configuration.to_dict(config)
@@ -94,5 +94,5 @@ def test_what_a_server_that_stays_away_misses_is_sent_by_the_next_command(
 def _wait_for_a_failed_request(faulty, mode):
     deadline = time.monotonic() + 30
     while not faulty.failed[mode]:
-        assert time.monotonic() < deadline, f"no request met the server {mode}"
+        assert time.monotonic() < deadline, f"no request reached the server while {mode}"
         time.sleep(0.05)

@@ -1,5 +1,5 @@
-"""MLflow and Optuna on a real PostgreSQL with eight writers at a time: no point lost, no lock
-error. The server is the test's own, in a temporary folder, on loopback."""
+"""MLflow and Optuna on a real PostgreSQL with eight concurrent writers: no point lost, no lock
+error. The tests start their own server in a temporary folder, on loopback."""
 
 import contextlib
 import os
@@ -22,8 +22,8 @@ PASSWORD = "not-in-any-log"
 
 @pytest.fixture(scope="module")
 def postgres():
-    """URI of a fresh server up to the database's name, with a password, and the server's log.
-    Two databases, because MLflow and Optuna both keep their version in `alembic_version`."""
+    """A fresh server's URI without the database name, with a password, and the server's log.
+    It has two databases, because MLflow and Optuna both keep their version in `alembic_version`."""
     pytest.importorskip("psycopg", reason="needs the extra [postgres]")
     binaries = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
     if not binaries or os.getuid():
@@ -64,7 +64,7 @@ def postgres():
 
 
 def all_of(code, *arguments):
-    """Runs a text in eight processes at once, each with its number; returns what they printed."""
+    """Runs code in eight processes at once, each with its number; returns their output."""
     started = [python(code, number, *arguments) for number in range(WRITERS)]
     said = [process.communicate(timeout=500)[0] for process in started]
     assert [process.returncode for process in started] == [0] * WRITERS, said
@@ -136,7 +136,7 @@ def test_eight_searchers_share_a_study(postgres):
 
 
 def test_a_sweep_keeps_its_record_there(postgres, tmp_path):
-    """`tune.storage` as a user gives it, through raybust's own study."""
+    """`tune.storage` as set by a user, through raybust's own study."""
     from raybust import config as configuration
     from raybust import methods
     from raybust.search.space import Space

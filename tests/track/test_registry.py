@@ -1,4 +1,4 @@
-"""Weights in the model registry: real SQLite stores, a real server, a server that is away."""
+"""Weights in the model registry: real SQLite stores, a real server, an unreachable server."""
 
 import hashlib
 import json
@@ -81,7 +81,7 @@ def test_the_same_again_makes_no_second_version(place, tmp_path):
     journal = record(tmp_path, name)
     deliver(journal, place)
     size = journal.stat().st_size
-    assert record(tmp_path, name).stat().st_size == size, "it is recorded once"
+    assert record(tmp_path, name).stat().st_size == size, "must be recorded once"
     deliver(journal, place)
     assert len(versions(place, name)) == 1
 

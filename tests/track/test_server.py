@@ -1,4 +1,4 @@
-"""Delivery to a real MLflow server, which is killed and comes back."""
+"""Delivery to a real MLflow server that is killed and restarted."""
 
 import urllib.request
 

@@ -1,4 +1,4 @@
-"""What the tests of tracking share: deliver a journal, look into a store, start a real server."""
+"""Shared by the tracking tests: deliver a journal, inspect a store, start a real server."""
 
 import json
 import os
@@ -48,7 +48,7 @@ class Server:
                     return
             except OSError:
                 assert time.monotonic() < deadline, "the server did not come up"
-                assert self.process.poll() is None, "the server ended"
+                assert self.process.poll() is None, "the server exited"
                 time.sleep(0.2)
 
     def kill(self):
@@ -57,7 +57,7 @@ class Server:
 
 
 def deliver(journal, uri):
-    """Delivers a journal to its end; returns the delivery."""
+    """Delivers a whole journal; returns the delivery."""
     delivery = Delivery(journal, uri)
     while not delivery.step():
         pass
@@ -70,7 +70,7 @@ def runs_of(uri, experiment="e"):
 
 
 def points(uri):
-    """All rows of the metric table, as (run, key, step, value): duplicates show."""
+    """All rows of the metric table, duplicates included, as (run, key, step, value)."""
     file = uri.removeprefix("sqlite:///")
     with sqlite3.connect(file) as connection:
         return sorted(connection.execute("select run_uuid, key, step, value from metrics"))
@@ -81,7 +81,7 @@ def lines(path):
 
 
 def python(code, *arguments):
-    """Starts Python on a text; its output is a pipe."""
+    """Starts Python with code; its output is a pipe."""
     return subprocess.Popen(
         [sys.executable, "-c", code, *map(str, arguments)], stdout=subprocess.PIPE, text=True
     )
