@@ -1,7 +1,7 @@
-"""The commands of `raybust`, one function each, and the few options that they share.
+"""The commands of `raybust`, one function each.
 
-All that is not an option is key=value on the schema. A command checks, delegates to the stage that
-does the work, and prints what came back.
+Everything that is not an option is key=value on the schema. A command validates its request,
+delegates to the stage that does the work, and prints the result.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def train(
 
 
 @cli.command()
-@click.argument("space", metavar="SPACE.yaml")
+@click.argument("space", metavar="SPACE")
 @click.argument("settings", nargs=-1, metavar="[key=value ...]")
 @options("name", "out", "address", "detach", "workers", "resume", "dry_run", "verbose", "as_json")
 def tune(
@@ -89,11 +89,11 @@ def tune(
     as_json: bool,
     **given: Any,
 ) -> None:
-    """Search hyper-parameters; run again with the same name to resume."""
+    """Search hyperparameters; run again with the same name to resume."""
     leaves, block = read_leaves((space, *settings), given)
     if block is None:
         raise RequestError(
-            f"{space}: has no block `search`; add one, or use `raybust train {space}`"
+            f"{space}: has no `search` block; add one, or use `raybust train {space}`"
         )
     from raybust.stages import checks
 
@@ -125,8 +125,8 @@ def tune(
 @click.argument("settings", nargs=-1, metavar="[key=value ...]")
 @options("out", "address", "detach", "workers", "resume", "dry_run", "verbose", "as_json")
 @result_name
-@click.option("--only", type=int, help="Recompute the row of one example and compare it.")
-@click.option("--cohen", is_flag=True, help="Also write the bare six columns of Cohen et al.")
+@click.option("--only", type=int, help="Recompute and compare the row of one example.")
+@click.option("--cohen", is_flag=True, help="Also write the six columns of Cohen et al.")
 def certify(
     *,
     run: str,
@@ -144,7 +144,7 @@ def certify(
 ) -> None:
     """Certify a run, a checkpoint or a weights file by randomized smoothing."""
     leaves, _ = read_leaves(settings, given)
-    if not dry_run and submitted(address, leaves, detach):  # RUN is looked up where the job runs
+    if not dry_run and submitted(address, leaves, detach):  # the job looks up RUN
         return
     from raybust.stages import certified, checks
     from raybust.stages.measurement import Options
@@ -163,7 +163,7 @@ def certify(
         trained, Options(echo, address, given["workers"], resume, result, verbose)
     )
     if cohen:
-        echo(f"bare columns in {found.export_cohen()}")
+        echo(f"six columns in {found.export_cohen()}")
     click.echo(json.dumps(found.plain(), indent=1) if as_json else found.text())
 
 
@@ -187,8 +187,8 @@ def evaluate(
 ) -> None:
     """Attack a run, a checkpoint or a weights file, or measure it under corruption.
 
-    Corruption takes the place of the attacks where `corruptions.sets`, `.rows`, `.folder` or
-    `.generated` is given.
+    Corruption replaces the attacks if `corruptions.sets`, `.rows`, `.folder` or `.generated` is
+    set.
     """
     leaves, _ = read_leaves(settings, given)
     if not dry_run and submitted(address, leaves, detach):
@@ -216,33 +216,33 @@ def evaluate(
 def report(logs: tuple[str, ...], as_json: bool, **given: Any) -> None:
     """Compare certification logs, ours or others', or write the page of a sweep.
 
-    Logs and runs give a table and a picture; runs that `evaluate` attacked also a table of robust
-    accuracy by protocol, those that it measured with corruptions.sets=[C1] a matrix: accuracy by
-    trained and tested Lp norm. A sweep gives report.html in its folder, as far as it is.
+    Logs and runs give a table and a plot; runs that `evaluate` attacked also give a table of robust
+    accuracy by protocol, and those measured with corruptions.sets=[C1] a matrix of accuracy by
+    training and test Lp norm. A sweep, finished or not, gives report.html in its folder.
     """
     from raybust.cli.reports import collect
 
     leaves, _ = read_leaves(tuple(text for text in logs if "=" in text), given)
     named = [text for text in logs if "=" not in text]
     if not named:
-        raise RequestError(f"report: got {' '.join(logs)} alone, expected a log, a run or a sweep")
+        raise RequestError(f"report: got only {' '.join(logs)}, expected a log, a run or a sweep")
     found = collect(named, leaves)
     if as_json:
-        whole = [one.plain() for one in found]
-        merged = {key: value for plain in whole for key, value in plain.items()}
-        merged["files"] = [file for plain in whole for file in plain["files"]]
+        parts = [part.plain() for part in found]
+        merged = {key: value for part in parts for key, value in part.items()}
+        merged["files"] = [file for part in parts for file in part["files"]]
         click.echo(json.dumps(merged, indent=1))
     else:
-        click.echo("\n\n".join(one.text() for one in found))
+        click.echo("\n\n".join(part.text() for part in found))
 
 
 @cli.command()
 @options("out", "dry_run")
 @click.option(
-    "--port", type=click.IntRange(1, 65535), default=5000, show_default=True, help="On 127.0.0.1."
+    "--port", type=click.IntRange(1, 65535), default=5000, show_default=True, help="Local port."
 )
 def ui(out: str | None, dry_run: bool, port: int) -> None:
-    """Open the MLflow UI on this store."""
+    """Open the MLflow UI."""
     import os
     import subprocess
 
@@ -256,27 +256,29 @@ def ui(out: str | None, dry_run: bool, port: int) -> None:
     if dry_run:
         click.echo(" ".join(command))
         return
-    echo(f"MLflow UI of {track.safe_uri(uri)} on http://127.0.0.1:{port} (Ctrl-C ends it)")
+    echo(f"MLflow UI of {track.safe_uri(uri)} on http://127.0.0.1:{port} (Ctrl-C to stop)")
     raise SystemExit(subprocess.run(command, env={**os.environ, **environment}).returncode)  # noqa: S603
 
 
 @cli.command()
 @click.argument("name", required=False)
 @options("as_json")
-@click.option("--diagnose", metavar="RUN", help="Propagated against sampled variances of a run.")
-@click.option("--theory", metavar="OUT", help="Sweep geodesic's location and sample size into OUT.")
+@click.option("--diagnose", metavar="RUN", help="Compare propagated with sampled variances of RUN.")
+@click.option(
+    "--theory", metavar="OUT", help="Sweep geodesic's location and sample size; write to OUT."
+)
 def methods(name: str | None, as_json: bool, diagnose: str | None, theory: str | None) -> None:
     """List the training methods, or one method's fields."""
     from raybust.cli import facts
 
     if theory is not None:
         if name != "geodesic" or diagnose is not None:
-            raise RequestError("--theory: is for `raybust methods geodesic --theory OUT`")
+            raise RequestError("--theory: use it as `raybust methods geodesic --theory OUT`")
         print_theory(Path(theory), as_json)
         return
     if diagnose is not None:
         if name != "covariance":
-            raise RequestError("--diagnose: is for `raybust methods covariance --diagnose RUN`")
+            raise RequestError("--diagnose: use it as `raybust methods covariance --diagnose RUN`")
         print_diagnosis(open_trained(diagnose, (), {}), as_json)
         return
     if name is not None and not as_json:
@@ -308,7 +310,7 @@ def models(name: str | None, as_json: bool) -> None:
 @cli.command()
 @options("out", "address", "as_json")
 def doctor(out: str | None, address: str | None, as_json: bool) -> None:
-    """Say what is installed, what the cluster has, and what is missing."""
+    """Check what is installed, what the cluster has, and what is missing."""
     leaves, _ = read_leaves((), {"out": out})
     if submitted(address, leaves):
         return
@@ -318,4 +320,4 @@ def doctor(out: str | None, address: str | None, as_json: bool) -> None:
     rows = examination.examine(config, address)
     print_rows([vars(row) for row in rows], as_json)
     if any(row.state == "missing" for row in rows):
-        raise WorkError("something is missing; the column `advice` says what to do")
+        raise WorkError("something is missing; see the column `advice`")

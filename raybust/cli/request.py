@@ -1,7 +1,7 @@
-"""What was typed: files and key=value to leaves, RUN to a path.
+"""Resolves the command line: files and key=value to leaves, RUN to a path.
 
-Names are resolved here and nowhere else: a run's name, SWEEP/NUMBER, an MLflow id, a path, a search
-space that the package brings along.
+Names are resolved only here: a run's name, SWEEP/NUMBER, an MLflow id, a path, a search space
+shipped with the package.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raybust.errors import RequestError
+from raybust.errors import RequestError, unknown
 
 if TYPE_CHECKING:
     from raybust.config import Leaf
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def read_leaves(
     settings: Sequence[str], given: dict[str, Any]
 ) -> tuple[list[Leaf], dict[str, Any] | None]:
-    """Returns what the user set, in order of precedence, and the file's block `search`."""
+    """Returns the user's values by rising precedence, and the file's `search` block."""
     from raybust import config as configuration
 
     leaves: list[Leaf] = []
@@ -41,16 +41,27 @@ def read_leaves(
 
 
 def _packaged(path: str) -> str:
-    """Returns the path of a file, or of the search space of that name that raybust brings along."""
+    """Returns the path of a file, or of the packaged search space of that name: `quickstart`,
+    `quickstart.yaml` and `search_spaces/quickstart.yaml` are the same.
+
+    Raises:
+        RequestError: a bare name that is neither; the message has the nearest spelling.
+    """
+    if Path(path).exists():
+        return path
+    name = path.removeprefix("search_spaces/").removesuffix(".yaml")
     package = Path(__file__).parents[1]
-    for home in (package, package.parent):  # an installed wheel, a checkout
-        if not Path(path).exists() and path.startswith("search_spaces/") and (home / path).exists():
-            return str(home / path)
+    homes = [home / "search_spaces" for home in (package, package.parent)]  # wheel, checkout
+    shipped = {file.stem: file for home in homes for file in home.glob("[a-z]*.yaml")}
+    if name in shipped:
+        return str(shipped[name])
+    if path == name and path.isidentifier():
+        raise unknown("file or search space", path, sorted(shipped))
     return path
 
 
 def compose(leaves: Sequence[Leaf]) -> Any:
-    """Returns the configuration that the leaves make."""
+    """Composes the configuration, with the registered methods."""
     from raybust import config as configuration
     from raybust import methods as registry
 
@@ -58,7 +69,7 @@ def compose(leaves: Sequence[Leaf]) -> Any:
 
 
 def open_trained(run: str, settings: tuple[str, ...], given: dict[str, Any]) -> Any:
-    """Returns the trained network that RUN names, with the overrides of this call."""
+    """Loads the trained network that RUN names, with the overrides of this call."""
     from raybust.trained import load_trained
 
     leaves, _ = read_leaves(settings, given)
@@ -72,29 +83,28 @@ def find(run: str, leaves: Sequence[Leaf]) -> Any:
     from raybust import track
     from raybust.disk import runs
 
-    places = [leaf for leaf in leaves if leaf.key in ("out", "track.uri")]
-    config = compose(places)
+    config = compose([leaf for leaf in leaves if leaf.key in ("out", "track.uri")])
     out = runs.out_folder(config)
     if re.fullmatch(r"[0-9a-f]{32}", run):
         found = track.find_run(track.resolve_uri(config.track, out), run)
         if "raybust.folder" not in found.tags:
-            raise RequestError(f"MLflow run {run}: was not made by raybust; name another")
+            raise RequestError(f"MLflow run {run}: was not made by raybust; choose another")
         folder = Path(found.tags["raybust.folder"])
         if runs.read_identity(folder).uid != found.run_key:
             raise RequestError(
-                f"MLflow run {run}: {folder} holds a later run by now; name the folder in which"
-                f" it was kept aside, such as {folder.name}.1"
+                f"MLflow run {run}: {folder} now holds a later run; give the folder that this one"
+                f" was moved to, such as {folder.name}.1"
             )
         return folder
     return runs.find(run, out)
 
 
 def find_logs(text: str, leaves: Sequence[Leaf], *, needed: bool = True) -> list[tuple[str, Path]]:
-    """Returns label and path of the certification logs that LOG.tsv or RUN names.
+    """Returns the labels and paths of the certification logs that LOG.tsv or RUN names.
 
     Args:
-        text: a log, or a run, trial or sweep: all logs in its folder.
-        leaves: what else was typed; `out` says where runs are.
+        text: a log, or a run, trial or sweep for all logs in its folder.
+        leaves: the settings; `out` locates the runs.
         needed: whether a run without certificates is an error.
     """
     from raybust.report.naming import name_of
@@ -103,20 +113,19 @@ def find_logs(text: str, leaves: Sequence[Leaf], *, needed: bool = True) -> list
     if path.is_file():
         return [(name_of(path), path)]
     folder = find(text, leaves)
-    found = _current(text, sorted(folder.glob("**/certified/*.tsv")), _first_line)
+    found = _current(text, sorted(folder.glob("**/certified/*.tsv")), _log_header)
     if needed and not found:
-        raise RequestError(f"{text}: has no certificates; `raybust certify {text}` makes them")
+        raise RequestError(f"{text}: has no certificates; run `raybust certify {text}`")
     many = len(found) > 1
-    return [(f"{text} {_trial(log)}{log.stem}" if many else text, log) for log in found]
+    return [(f"{text} {_trial_label(log)}{log.stem}" if many else text, log) for log in found]
 
 
 def find_attacks(text: str, leaves: Sequence[Leaf]) -> list[tuple[str, Path]]:
-    """Returns label and summary of the evaluations under attack in the folder of RUN; none for a
-    file.
+    """Returns the labels and paths of the attack summaries in the folder of RUN; none for a file.
 
     Args:
         text: a certification log, or a run, trial or sweep.
-        leaves: what else was typed; `out` says where runs are.
+        leaves: the settings; `out` locates the runs.
     """
     if Path(text).is_file():
         return []
@@ -125,12 +134,12 @@ def find_attacks(text: str, leaves: Sequence[Leaf]) -> list[tuple[str, Path]]:
     found = sorted(find(text, leaves).glob("**/attacked/*.json"))
     kept = [path for path in found if ".robustbench-" not in path.name]
     summaries = _current(text, kept, lambda path: read_json(path).get("protocol"))
-    return [(f"{text} {_trial(path)}".strip(), path) for path in summaries]
+    return [(f"{text} {_trial_label(path)}".strip(), path) for path in summaries]
 
 
 def _current(text: str, files: Sequence[Path], header_of: Callable[[Path], Any]) -> list[Path]:
-    """Returns the results of a run that are of the weights that it has now; says which are not.
-    What was kept aside is left out."""
+    """Returns the results made with a run's current weights, and warns about the others; results
+    put aside are skipped."""
     from raybust.cli.output import echo
     from raybust.disk.files import is_aside
     from raybust.trained import is_current
@@ -142,11 +151,11 @@ def _current(text: str, files: Sequence[Path], header_of: Callable[[Path], Any])
         if is_current(path, header_of(path) or {}):
             found.append(path)
         else:
-            echo(f"warning: {path} is left out: {text} has other weights since")
+            echo(f"warning: skipping {path}: the weights of {text} have changed since")
     return found
 
 
-def _first_line(path: Path) -> Any:
+def _log_header(path: Path) -> Any:
     """Returns the header of a log, or None."""
     from raybust.identity import fields_of
 
@@ -158,8 +167,8 @@ def _first_line(path: Path) -> Any:
         return None
 
 
-def _trial(log: Path) -> str:
-    """Returns "trial 7 " for a log of a trial of a sweep, else ""."""
+def _trial_label(log: Path) -> str:
+    """Returns "trial 7 " for a log of a sweep's trial, else ""."""
     from raybust.disk import runs
 
     home = log.parent.parent
@@ -167,19 +176,19 @@ def _trial(log: Path) -> str:
 
 
 def runs_locally(address: str | None) -> bool:
-    """Returns whether the command runs from this machine: at no address, or at one of Ray's."""
+    """Returns whether the command runs on this machine, not as a job of a jobs URL."""
     return address is None or not address.startswith(("http://", "https://"))
 
 
 def submitted(address: str | None, leaves: Sequence[Leaf], detach: bool = False) -> bool:
-    """Runs this same command on the cluster of a jobs URL; returns whether there was one.
+    """Submits this command as a job if the address is a jobs URL; returns whether it is one.
 
     Raises:
-        RequestError: the job would write into its working directory, which goes with it.
+        RequestError: the job would write into its working directory, which Ray deletes.
     """
     if address is None or runs_locally(address):
         if detach:
-            raise RequestError("--detach: is for an --address that is a jobs URL (http://...)")
+            raise RequestError("--detach: needs an --address that is a jobs URL (http://...)")
         return False
     from raybust.cli.output import echo
     from raybust.cluster import jobs
@@ -187,8 +196,8 @@ def submitted(address: str | None, leaves: Sequence[Leaf], detach: bool = False)
     out = compose([leaf for leaf in leaves if leaf.key == "out"]).out
     if not out.startswith("/"):
         raise RequestError(
-            f"out: got {out}, which for a job is a folder that Ray deletes after it; give one that"
-            " begins with / and that all nodes share, such as --out /mnt/raybust/runs"
+            f"out: got {out}, a folder that Ray deletes after the job; give an absolute path that"
+            " all nodes share, such as --out /mnt/raybust/runs"
         )
     jobs.submit(address, sys.argv[1:], echo, detach=detach)
     return True
