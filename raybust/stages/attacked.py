@@ -49,7 +49,7 @@ from raybust.trained import Trained
 FOLDER = "attacked"
 _PROBE = 32
 _TIE = 1e-4
-"""Share of the largest logit within which two classes tie: kernels differ in rounding."""
+"""Fraction of the largest logit within which two classes tie, because kernels round differently."""
 
 
 def evaluate(trained: Trained, options: Options) -> Measurement:
@@ -149,11 +149,11 @@ def _table(at: Bench, protocol: AttackProtocol) -> AttackTable:
 
 
 def _check_predictions(at: Bench, table: AttackTable) -> None:
-    """Proves that finished rows are of the current network: recomputes the class of every clean
-    image, which takes one forward pass where an attack takes hundreds.
+    """Checks that finished rows are of the current network by recomputing the class of every clean
+    image: one forward pass, where an attack takes hundreds.
 
     Raises:
-        OtherProtocolError: the network gives other classes.
+        OtherProtocolError: the network predicts other classes.
     """
     split = getattr(at.trained.dataset, table.protocol.split)
     places = {int(idx): place for place, idx in enumerate(split.indices.tolist())}

@@ -117,7 +117,7 @@ def counts_path(folder: Path, protocol: Mapping[str, Any], name: str | None = No
 
 
 def transfer_result(folder: Path) -> tuple[dict[str, float], dict[str, Any]]:
-    """Returns metrics and settings of the newest result of a run that has the set C1.
+    """Returns metrics and settings of a run's newest result with the set C1.
 
     Raises:
         RequestError: the run has none.
@@ -176,8 +176,8 @@ def trainings_of(folders: Sequence[Path]) -> tuple[list[Training], tuple[int, in
     for name, other in others:
         if other != first[1]:
             raise RequestError(
-                f"{name} was measured by another protocol than {first[0]} ({other}, {first[1]});"
-                " measure both alike, or name others"
+                f"{name} and {first[0]} were measured under different protocols ({other},"
+                f" {first[1]}); measure both the same way, or choose other runs"
             )
     if len(datasets) != 1:
         raise RequestError(

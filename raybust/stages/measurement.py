@@ -142,8 +142,8 @@ class Bench:
 
 
 def few_classes(part: Part, chosen: Sequence[int]) -> str | None:
-    """Returns a warning if the chosen examples are of far fewer classes than as many drawn at
-    random would be, as the first ones of a part that is sorted by class.
+    """Returns a warning if the chosen examples have far fewer classes than a random sample would,
+    like the first ones of a part that is sorted by class.
 
     Args:
         part: of the data.
@@ -156,9 +156,9 @@ def few_classes(part: Part, chosen: Sequence[int]) -> str | None:
     if found >= expected / 2:
         return None
     return (
-        f"warning: these {len(chosen)} of {total} examples are of {found} of"
-        f" {int((counts > 0).sum())} classes: the data are sorted by class, and figures are of"
-        " these classes alone; take more examples, or for certificates certify.skip"
+        f"warning: these {len(chosen)} of {total} examples cover only {found} of"
+        f" {int((counts > 0).sum())} classes: the data is sorted by class; use more examples, or"
+        " for certificates certify.skip"
     )
 
 

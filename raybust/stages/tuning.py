@@ -92,10 +92,7 @@ def tune(
             identity = runs.identify(folder, "sweep", plain, resume, dataset.digest)
             write_space(folder, plain)
             study = Study(config, space, folder, identity.uid, _first_points(config, leaves, space))
-            if added := study.warm_start(earlier, str(config.tune.warm_start)):
-                echo(f"{folder.name}: warm start from {added} trials of {config.tune.warm_start}")
-                if _other_data(config, out, dataset):
-                    echo(f"warning: {config.tune.warm_start} was searched on other data")
+            _warm_start(study, earlier, config, dataset, echo)
             print_data(config, dataset, echo)
             at_once = min(room, config.tune.concurrent or room)
             echo(f"{folder.name}: {config.tune.trials} trials, {at_once} at a time, in {folder}")
@@ -142,10 +139,16 @@ def _first_points(config: Config, leaves: Sequence[Leaf], space: Space) -> list[
     return [*space.first_points(leaves, methods.get), *config.tune.points]
 
 
-def _other_data(config: Config, out: Path, dataset: data.Dataset) -> bool:
-    """Returns whether the sweep `tune.warm_start` used other images, labels or splits."""
-    earlier = runs.read_identity(runs.find(str(config.tune.warm_start), out)).data
-    return bool(earlier) and earlier != dataset.digest
+def _warm_start(
+    study: Study, trials: Sequence[FrozenTrial], config: Config, dataset: data.Dataset, echo: Echo
+) -> None:
+    """Adds an earlier sweep's trials to a study; warns if its images, labels or splits differ."""
+    name = str(config.tune.warm_start)
+    if added := study.warm_start(trials, name):
+        echo(f"warm start from {added} trials of {name}")
+        earlier = runs.read_identity(runs.find(name, runs.out_folder(config))).data
+        if earlier and earlier != dataset.digest:
+            echo(f"warning: sweep {name} used other data")
 
 
 def _warm_start_trials(config: Config, space: Space, out: Path) -> list[FrozenTrial]:

@@ -455,7 +455,7 @@ def test_objectives_constraints_and_a_budget_in_passes(cluster, new_out):
         out, *settings[1:], "name=warm", "tune.warm_start=front", "tune.finalists=0", block=space,
         said=said, tune__points=points,
     )  # fmt: skip
-    assert "warm: warm start from 4 trials of front" in said
+    assert "warm start from 4 trials of front" in said
     assert len(warm.entries) + len(warm.others) == 4
     assert len(study_of(out, "warm").get_trials()) == 8
 
