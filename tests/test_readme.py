@@ -1,6 +1,6 @@
-"""The examples of the README work: `Adding a method` passes the conformance suite and a dry run.
+"""The examples of the documentation work: a new method passes the conformance suite and a dry run.
 
-An example is the fenced block below a line `<!-- example: NAME -->`.
+An example is the fenced block below a line `<!-- example: NAME -->` of one of the pages.
 """
 
 import importlib
@@ -13,26 +13,29 @@ import pytest
 from raybust import methods, testing
 from raybust.methods import Method
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 MARKER, SPACE = "<!-- example: method -->", "<!-- example: search space -->"
 
 
+def page_with(marker):
+    """Returns the text of the one page that has a marker on a line of its own."""
+    found = [text for page in PAGES if f"\n{marker}\n" in (text := page.read_text())]
+    assert len(found) == 1, f"{len(found)} pages have {marker}"
+    return found[0]
+
+
 def example(marker):
-    """Returns the fenced block below a marker, or None where the README lacks the marker."""
-    text = README.read_text()
-    if marker not in text:
-        return None
-    found = re.match(r"\s*```\w+\n(.*?)\n```", text.split(marker)[1], re.DOTALL)
+    """Returns the fenced block below a marker."""
+    found = re.match(r"\s*```\w+\n(.*?)\n```", page_with(marker).split(marker)[1], re.DOTALL)
     assert found, f"no fenced block follows {marker}"
     return found[1] + "\n"
 
 
 @pytest.fixture
 def added(tmp_path, monkeypatch):
-    """The README's method as a new file in `raybust/methods` would be: found by its name."""
+    """The example's method as a new file in `raybust/methods` would be: found by its name."""
     source = example(MARKER)
-    if source is None:
-        pytest.skip(f"the README has no {MARKER}")
     name = method_name()
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(tmp_path)])
@@ -47,15 +50,10 @@ def added(tmp_path, monkeypatch):
 
 def method_name():
     """Returns the file name of the example: `methods/NAME.py` in the text before the marker."""
-    before = README.read_text().split(MARKER)[0]
+    before = page_with(MARKER).split(MARKER)[0]
     named = re.findall(r"methods/(\w+)\.py", before)
     assert named, f"the text before {MARKER} names no file methods/NAME.py"
     return named[-1]
-
-
-def test_the_markers_come_together():
-    text = README.read_text()
-    assert (MARKER in text) == (SPACE in text)
 
 
 def test_method(added):
