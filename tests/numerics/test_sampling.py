@@ -12,7 +12,8 @@ from raybust.numerics.balls import impulses, lp_noise, sampling, squares
 from raybust.numerics.lp_sets import CIFAR_SHAPE, TINY_SHAPE, eps_of, named, rms
 
 INF = math.inf
-FINITE = (0.5, 1.0, 2.0, 5.0, 10.0, 50.0, 200.0)
+FINITE = (0.5, 2.0, 200.0)
+"""Below 1, the Gaussian case, and where t^p underflows."""
 ALPHA = 1e-3
 D = 3072
 
@@ -104,7 +105,7 @@ def test_c1_has_the_predicted_size_in_l2():
 
 @DRAWS
 @pytest.mark.parametrize("p", [*FINITE, INF])
-@pytest.mark.parametrize("d", [2, 8, 32])
+@pytest.mark.parametrize("d", [2, 32])
 def test_the_radius_to_the_power_d_is_uniform(draw, p, d):
     radius = norm(draw((20_000, d), p, seed=d), p)
     assert stats.kstest((radius**d).numpy(), "uniform").pvalue > ALPHA
@@ -141,7 +142,7 @@ def gennorm_cdf(x, p):
     return 0.5 + np.sign(x) * np.where(logs < -40, near, half)
 
 
-@pytest.mark.parametrize("p", [1.5, 0.3, *FINITE])
+@pytest.mark.parametrize("p", [1.0, *FINITE])
 def test_variates_follow_the_closed_form(p):
     for g, power in variates(p, 40_000):
         assert stats.kstest(g.double().numpy(), lambda x: gennorm_cdf(x, p)).pvalue > ALPHA
@@ -170,7 +171,7 @@ def test_moments(p):
 
 def test_the_table_of_mean_absolute_values():
     expected = [6, 1, 0.564190, 0.483170, 0.482561, 0.494738, 0.498590]
-    for p, mean in zip(FINITE, expected, strict=True):
+    for p, mean in zip((0.5, 1.0, 2.0, 5.0, 10.0, 50.0, 200.0), expected, strict=True):
         assert abs(math.gamma(2 / p) / math.gamma(1 / p) - mean) < 1e-6
 
 
@@ -180,7 +181,7 @@ def test_the_table_of_mean_absolute_values():
 @DRAWS
 @pytest.mark.parametrize("sphere", [False, True])
 @pytest.mark.parametrize("p", FINITE)
-@pytest.mark.parametrize("d", [2, 8, 300])
+@pytest.mark.parametrize("d", [2, 300])
 def test_beta_law(draw, sphere, p, d):
     n = 20_000 if d < 100 else 2000
     logs = log_entries(draw((n, d), p, sphere=sphere, seed=3))
@@ -312,7 +313,7 @@ def test_no_impulses_change_nothing_and_all_change_all():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-@pytest.mark.parametrize("p", [0.0, *FINITE, INF])
+@pytest.mark.parametrize("p", [0.0, 0.5, INF])
 def test_types_and_range(dtype, p):
     image = torch.rand(4, 3, 32, 32, generator=generator()).to(dtype)
     image = image.contiguous(memory_format=torch.channels_last)
