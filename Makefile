@@ -1,4 +1,4 @@
-# Every target works on a machine that has Python 3.11 or newer and nothing else installed.
+# Every target needs only Python 3.11 or newer.
 PYTHON ?= python3
 BIN := .venv/bin
 QUICKSTART ?=
@@ -10,9 +10,9 @@ SLOW := drills or hosts or postgres
 quickstart: .venv/ready  ## a sweep on scikit-learn's digits, with certificates and MLflow
 	$(BIN)/raybust tune search_spaces/quickstart.yaml $(QUICKSTART)
 
-# The tests that start Ray wait for processes half of their time: the others run in what they leave.
+# Tests that start Ray wait for processes half of the time, so the others run next to them.
 test: export OMP_NUM_THREADS = 1
-test: .venv/ready  ## all tests but the drills
+test: .venv/ready  ## all tests except the drills
 	mkdir -p build
 	nice $(PYTEST) -m "not cluster and not ($(SLOW))" > build/test.log 2>&1 & rest=$$!; trap "kill $$rest" INT TERM; \
 	$(PYTEST) -m "cluster and not ($(SLOW))"; ray=$$?; \
@@ -24,7 +24,7 @@ drills: .venv/ready  ## failure drills, isolated hosts, PostgreSQL: too slow for
 	$(PYTEST) -m "$(SLOW)" -s -rs
 
 coverage: export PYTEST = $(BIN)/coverage run -m pytest
-coverage: .venv/ready  ## all tests, and which lines they ran
+coverage: .venv/ready  ## all tests, with line coverage
 	$(BIN)/coverage erase
 	$(MAKE) test
 	$(BIN)/coverage combine --quiet
@@ -35,7 +35,7 @@ lint: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: .venv/ready  ## every benchmark; one JSON line a figure
+bench: .venv/ready  ## every benchmark; one JSON line per figure
 	for file in $(filter-out %/compare_autoattack.py benchmarks/reproduce_%,$(wildcard benchmarks/[a-z]*.py)); do $(BIN)/python $$file || exit 1; done
 
 clean:

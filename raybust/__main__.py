@@ -1,4 +1,4 @@
-"""`python -m raybust` is the command `raybust`."""
+"""Runs the command `raybust` as `python -m raybust`."""
 
 from raybust.cli import main
 

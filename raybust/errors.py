@@ -1,8 +1,7 @@
-"""The two ways in which raybust says no, and the nearest-spelling hint that goes with the first.
+"""User errors (exit code 2), runtime failures (exit code 1), and spelling hints.
 
-`RequestError` is for what the user asked (exit code 2: nothing was begun), `WorkError` for work
-that failed after it had begun (exit code 1: what was done is kept). Both are one line: what was
-seen, what is allowed, how to mend it.
+`RequestError` rejects a request before any work starts; `WorkError` reports work that failed later
+and keeps what was done. Messages are one line: what was seen, what is allowed, how to fix it.
 """
 
 from __future__ import annotations
@@ -12,10 +11,10 @@ from collections.abc import Iterable
 
 
 class RequestError(ValueError):
-    """The request is wrong: a name, a key, a value, a file that is not there. Exit code 2.
+    """The request is invalid: a name, a key, a value, a missing file. Exit code 2.
 
     Args:
-        problems: all that is wrong, one text each; the message joins them into one line.
+        problems: all problems, one string each; the message joins them into one line.
     """
 
     def __init__(self, *problems: str) -> None:
@@ -27,19 +26,18 @@ class RequestError(ValueError):
 
 
 class WorkError(RuntimeError):
-    """The work had begun and failed. Exit code 1; the same command resumes from what is on disk."""
+    """Work failed after it started. Exit code 1; the same command resumes it from disk."""
 
 
 def unknown(kind: str, name: object, allowed: Iterable[str]) -> RequestError:
-    """Returns the error for a name that does not exist: nearest spelling first, then all that is
-    allowed.
+    """Returns the error for an unknown name, with the nearest spelling and all valid names.
 
     Args:
-        kind: what is named, as the user would say it ("dataset", "key").
-        name: what the user wrote.
-        allowed: the names that exist.
+        kind: what the name refers to, in the user's terms ("dataset", "key").
+        name: what the user typed.
+        allowed: the valid names.
     """
     names = sorted(allowed)
     close = difflib.get_close_matches(str(name), names, n=1)
     hint = f" Did you mean '{close[0]}'?" if close else ""
-    return RequestError(f"unknown {kind} '{name}'.{hint} There is: {', '.join(names)}.")
+    return RequestError(f"unknown {kind} '{name}'.{hint} Available: {', '.join(names)}.")

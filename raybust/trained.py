@@ -131,15 +131,15 @@ def load_trained(path: Path, overrides: list[Leaf]) -> Trained:
 
 
 def _check_dataset(name: str, manifest: Mapping[str, Any], dataset: Dataset) -> None:
-    """Refuses data whose images or classes a trained network cannot take."""
-    for what, trained, found in (
-        ("images of shape", manifest["shape"], list(dataset.shape)),
-        ("classes", len(manifest["classes"]), len(dataset.classes)),
+    """Rejects data whose image shape or classes differ from those of the training."""
+    for trained, found in (
+        (f"images of shape {manifest['shape']}", f"images of shape {list(dataset.shape)}"),
+        (f"{len(manifest['classes'])} classes", f"{len(dataset.classes)} classes"),
     ):
         if trained != found:
             raise RequestError(
-                f"{name}: was trained on {what} {trained}, the data set {dataset.name} has {found};"
-                " choose data like those of its training"
+                f"{name}: was trained on {trained}, but dataset {dataset.name} has {found};"
+                " choose a matching dataset"
             )
 
 
@@ -175,7 +175,7 @@ def same_function(network: nn.Module, manifest: Mapping[str, Any]) -> bool:
 
 
 def check_function(network: nn.Module, folder: Path, name: str) -> None:
-    """Refuses to resume from a checkpoint whose network now computes something else.
+    """Rejects a resume from a checkpoint whose network has since changed.
 
     Args:
         network: as the configuration builds it; receives the checkpoint's weights.

@@ -1,11 +1,10 @@
-"""The one importer of torchvision: `torchvision()` returns the package, imported at the first call.
+"""The only importer of torchvision: `torchvision()` imports the package on first use.
 
-A torchvision built for CUDA next to a CPU build of torch cannot load its compiled operators, and
-its import then stops because two operator registrations (`nms`, `qnms`) find no schema to attach
-to. Declaring those two schemas is enough for everything but the operators themselves, which then
-raise torchvision's own clear error, and for `torchvision.io`. A CPU build of torchvision needs none
-of it, so the plain import is tried first. timm imports torchvision too: call this before it. Used
-by the stages data and models.
+With a CPU build of torch, a CUDA build of torchvision cannot load its compiled operators, and its
+import fails because two operator registrations (`nms`, `qnms`) find no schema. Declaring these two
+schemas makes everything work but `torchvision.io` and the operators, which raise torchvision's own
+error. A CPU build of torchvision needs none of this, so the plain import is tried first. timm
+imports torchvision too: call this before it. Used by the stages data and models.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ import torch
 _MISSING = ("nms", "qnms")
 _SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 _declared: list[torch.library.Library] = []
-"""Keeps the declarations: each one dies with its object."""
+"""Keeps the declarations alive."""
 
 
 @functools.cache
@@ -28,7 +27,7 @@ def torchvision() -> ModuleType:
     """Returns the package torchvision with `datasets`, `models` and `transforms` imported.
 
     Raises:
-        RuntimeError: torchvision and a CUDA build of torch do not fit; torchvision's own message.
+        RuntimeError: torchvision does not match a CUDA build of torch; torchvision's own error.
     """
     try:
         return importlib.import_module("torchvision")

@@ -37,7 +37,7 @@ if importlib.util.find_spec("pyautoattack"):
 
 
 def arrays(**changes):
-    """Returns a maker of a small npz with other arrays in it."""
+    """Returns a function that writes a small npz with some arrays changed."""
 
     def make():
         rng = np.random.default_rng(0)
@@ -53,17 +53,17 @@ def arrays(**changes):
 
 
 def text(name, content):
-    """Returns a maker of a text file."""
+    """Returns a function that writes a text file."""
     return lambda: Path(name).write_text(content)
 
 
 def space(block, rest=""):
-    """Returns a maker of a search space."""
+    """Returns a function that writes a search space."""
     return text("space.yaml", f"{rest}\nsearch:\n  {block}\n")
 
 
 def folders(*names, images=True):
-    """Returns a maker of a tree of pictures."""
+    """Returns a function that writes a tree of images."""
 
     def make():
         for name in names:
@@ -75,7 +75,7 @@ def folders(*names, images=True):
 
 
 def log(rows):
-    """Returns a maker of a certification log, and of a file where a folder belongs."""
+    """Returns a function that writes a certification log, and a file where a folder belongs."""
 
     def make():
         Path("log.tsv").write_text(f"idx\tlabel\tpredict\tradius\tcorrect\ttime\n{rows}\n")
@@ -85,7 +85,7 @@ def log(rows):
 
 
 def broken_sweep():
-    """Makes a sweep whose leaderboard is cut off."""
+    """Makes a sweep with a truncated leaderboard."""
     plain = to_dict(compose([], methods.get)) | {"search": {"train.lr": {"float": [0.1, 0.2]}}}
     runs.identify(Path("runs/broken"), "sweep", plain)
     Path("runs/broken/leaderboard.json").write_text('{"sweep": "bro')
@@ -111,7 +111,7 @@ def trained(tmp_path_factory):
 
 
 def rows():
-    """Yields (arguments, maker of files or None, words that the line must have)."""
+    """Yields (arguments, function that writes files or None, words required in the line)."""
     long = "x" * 300
     # Names.
     yield ["trian"], None, ["trian", "Did you mean 'train'"]
@@ -133,7 +133,7 @@ def rows():
     # Keys.
     yield ["train", "train.epoch=3"], None, ["'train.epoch'", "'train.epochs'", "command line"]
     yield ["train", "epochs=3"], None, ["'epochs'", "Did you mean 'train.epochs'"]
-    yield ["train", "method.sigma=0.5"], None, ["'method.sigma'", "In 'method' there is: name"]
+    yield ["train", "method.sigma=0.5"], None, ["'method.sigma'", "Keys of 'method': name"]
     yield ["train", "method=gaussian"], None, ["method", "method.name"]
     yield ["train", "data=null"], None, ["data", "data.name"]
     yield ["train", "train.epochs.x=3"], None, ["train.epochs.x", "Did you mean 'train.epochs'"]
@@ -240,7 +240,7 @@ def rows():
         ("!!int foo", "'foo'"),
         ("!!bool zzz", "'zzz'"),
         ("!!float x", "'x'"),
-        ("!!timestamp foo", "not of its tag"),
+        ("!!timestamp foo", "does not match its tag"),
         ("!!timestamp 2020-13-45", "month"),
         ("1" * 5000, "5000 digits"),
     ):
@@ -349,12 +349,12 @@ def rows():
         yield (
             [*TUNE, f"tune.constraints=[{bound}]", "attacked_fast.every=0.05"],
             space(LR),
-            ["tune.constraints", f"'{bound}'", "which no value meets", "in [0, "],
+            ["tune.constraints", f"'{bound}'", "which no value satisfies", "in [0, "],
         )
     yield (
         [*TUNE, "tune.constraints=[train/loss >= 0.9,train/seconds <= 9,train/loss <= 0.5]"],
         space(LR),
-        ["tune.constraints", "'train/loss >= 0.9' and 'train/loss <= 0.5'", "no value meets"],
+        ["tune.constraints", "'train/loss >= 0.9' and 'train/loss <= 0.5'", "no value satisfies"],
     )
     yield (
         [*TUNE, "tune.constraints=[validation/accuracy <= 0.5,validation/accuracy >= 0.9]"],
@@ -398,17 +398,17 @@ def rows():
     yield (
         [*TUNE, "tune.sampler=cmaes", "tune.constraints=[validation/accuracy >= 0.8]"],
         space(LR),
-        ["tune.sampler", "cmaes knows no constraints"],
+        ["tune.sampler", "cmaes supports no constraints"],
     )
     yield [*TUNE, "tune.warm_start=nothing"], space(LR), ["'nothing'"]
     yield [*TUNE, "train.passes=9", "train.seconds=9"], space(LR), ["train.passes", "`seconds`"]
-    yield TUNE, space("include: [none]"), ["none.yaml beside it", "space"]
-    yield TUNE, space("include: none"), ["include", "list of files"]
-    yield TUNE, space("include: [../x]"), ["include", "'../x'", "beside it"]
-    yield TUNE, space("include: [/etc/x]"), ["include", "'/etc/x'", "beside it"]
+    yield TUNE, space("include: [none]"), ["none.yaml next to it", "space"]
+    yield TUNE, space("include: none"), ["include", "list of file names"]
+    yield TUNE, space("include: [../x]"), ["include", "'../x'", "next to it"]
+    yield TUNE, space("include: [/etc/x]"), ["include", "'/etc/x'", "next to it"]
     yield TUNE, space("include: [space]"), ["space.yaml", "include each other", "space, space"]
     yield TUNE, space("method.name: {each: [space]}"), ["include each other", "space, space"]
-    yield TUNE, space("method.name: {each: [gaussian]}"), ["gaussian.yaml beside it"]
+    yield TUNE, space("method.name: {each: [gaussian]}"), ["gaussian.yaml next to it"]
     yield (
         TUNE,
         space("train.lr: {float: [0.1, 0.2]}\n  train.lr@b: {float: [0.1, 0.2]}"),
@@ -485,7 +485,7 @@ def rows():
     yield ["certify", "a-sweep/7"], "trained", ["a-sweep/7"]
     yield ["certify", "fresh"], "trained", ["fresh", "no checkpoint", "train it first"]
     yield ["evaluate", "torn"], "trained", ["torn", "no checkpoint"]
-    yield ["evaluate", "runs/torn/epoch-000001"], "trained", ["not a whole checkpoint", "cut"]
+    yield ["evaluate", "runs/torn/epoch-000001"], "trained", ["complete checkpoint", "damaged"]
     yield ["evaluate", "no-run"], "trained", ["no-run", "run.json"]
     yield ["certify", "digits-run", "train.lr=1"], "trained", ["train.lr", "is fixed", "certify"]
     yield ["evaluate", "digits-run", "data.name=npz"], "trained", ["data.name", "is fixed"]
@@ -563,7 +563,7 @@ def rows():
 
 
 def early():
-    """Yields what is seen before a plan is printed or sent to a cluster."""
+    """Yields errors reported before a plan is printed or sent to a cluster."""
     # What the finalists are measured by, and `certify` and `evaluate` measure.
     uniform = ["certify.noise=uniform", "certify.norm=l2"]
     for settings, words in (
@@ -735,7 +735,7 @@ def test_no_rule_is_held_against_a_default_in_place_of_a_wrong_value(cli, tmp_pa
 
 
 def command(folder, *arguments, timeout=120):
-    """Runs the command in a process of its own; returns it and its seconds."""
+    """Runs the command in its own process; returns the process and its seconds."""
     started = time.monotonic()
     environment = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"}
     done = subprocess.run(

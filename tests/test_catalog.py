@@ -97,5 +97,5 @@ def test_a_method_without_fields():
 
 @pytest.mark.parametrize("what", [facts.methods, facts.datasets, facts.models])
 def test_unknown(what):
-    with pytest.raises(RequestError, match="There is: "):
+    with pytest.raises(RequestError, match="Available: "):
         what("nothing like it")

@@ -106,9 +106,9 @@ def test_a_torn_file_is_recognized_and_the_previous_checkpoint_used(tmp_path, na
     assert checkpoint.newest(tmp_path, told.append) == tmp_path / "epoch-000001"
     assert len(told) == 1
     assert "epoch-000002 is torn" in told[0]
-    assert "the previous one is used" in told[0]
+    assert "using the previous one" in told[0]
     assert name in told[0] or harm is flip
-    with pytest.raises(RequestError, match="not a whole checkpoint"):
+    with pytest.raises(RequestError, match="not a complete checkpoint"):
         checkpoint.read_manifest(torn)
 
 
@@ -174,7 +174,7 @@ def test_a_write_error_leaves_the_older_checkpoints_as_they_were(tmp_path, monke
 
 
 def test_a_kill_in_the_middle_of_writing_leaves_no_checkpoint_of_that_epoch(tmp_path):
-    """At every moment of a commit, what a resume would find is whole."""
+    """At every moment of a commit, a resume finds an intact checkpoint."""
     commit(tmp_path, 1)
     seen = []
 

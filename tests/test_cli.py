@@ -1,4 +1,4 @@
-"""The command line: what it prints, how it ends, how fast it answers."""
+"""The command line: output, exit codes, response time."""
 
 import dataclasses
 import json
@@ -22,7 +22,7 @@ SPACES = sorted((Path(__file__).parents[1] / "search_spaces").glob("*.yaml"))
 
 
 def test_help_names_every_command():
-    """That it imports nothing slow for it is a test of the layout."""
+    """test_layout checks that this imports nothing slow."""
     command = [sys.executable, "-m", "raybust", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     for name in group.commands:
@@ -74,7 +74,7 @@ def test_exit_codes(monkeypatch, capsys, error, code, text):
 
 
 class Last:
-    """Meets Ctrl-C in its finalizer."""
+    """Receives Ctrl-C in its finalizer."""
 
     def __del__(self):
         signal.raise_signal(signal.SIGINT)
@@ -135,7 +135,7 @@ def test_fields_of_every_method_are_told(cli, name):
 
 @pytest.mark.parametrize("path", SPACES, ids=lambda path: path.stem)
 def test_search_spaces_from_anywhere(cli, path, tmp_path, monkeypatch):
-    """The spaces that raybust brings along are found from any working directory."""
+    """Packaged search spaces are found from any working directory."""
     monkeypatch.chdir(tmp_path)
     shown = cli("tune", f"search_spaces/{path.name}", "--dry-run")
     assert shown.code == 0, shown.err
@@ -184,7 +184,7 @@ def test_a_job_may_not_write_into_its_own_working_directory(cli, words, out):
     given = out[-1].removeprefix("out=") if out else "runs"
     assert (told.code, told.out) == (2, "")
     assert told.err.startswith(f"raybust: out: got {given}, ")
-    assert "begins with / and that all nodes share" in told.err
+    assert "an absolute path that all nodes share" in told.err
     assert len(told.err.splitlines()) == 1
 
 

@@ -1,4 +1,4 @@
-"""Files of results: whole or as they were, and how many versions lie aside."""
+"""Result files: atomic writes, and earlier versions put aside."""
 
 import os
 
@@ -65,5 +65,5 @@ def test_what_cannot_be_written_whole_is_not_written(tmp_path, monkeypatch):
 @pytest.mark.parametrize("content", ["", '{"a": ', "[]", "3"])
 def test_a_broken_result_is_named(tmp_path, content):
     (tmp_path / "x.json").write_text(content)
-    with pytest.raises(RequestError, match=r"x\.json: is no whole result"):
+    with pytest.raises(RequestError, match=r"x\.json: is not a complete result"):
         read_json(tmp_path / "x.json")

@@ -1,4 +1,4 @@
-"""Run folders: who they are, how they are found, how they come back."""
+"""Run folders: identity, lookup, loading."""
 
 import json
 import os
@@ -98,7 +98,7 @@ def test_what_may_change_between_starts(tmp_path, values):
 @pytest.mark.parametrize("kind", ["train", "sweep"])
 @pytest.mark.parametrize(("key", "value"), [("sigma", 1.0), ("seed", 7)])
 def test_what_every_epoch_is_scored_with_may_not_change(tmp_path, kind, key, value):
-    """Epochs of one run, and trials of one sweep, are compared by `certified_fast`."""
+    """`certified_fast` compares epochs of a run, and trials of a sweep."""
     runs.identify(tmp_path / "a", kind, PLAIN)
     other = changed(certify=replace(CONFIG.certify, **{key: value}))
     with pytest.raises(RequestError) as error:
@@ -174,7 +174,7 @@ def test_load_passes_over_a_torn_checkpoint(out):
     shutil.copytree(newest, out / "one" / "epoch-000002")
     (out / "one" / "epoch-000002" / checkpoint.WEIGHTS).write_bytes(b"cut")
     assert load_trained(out / "one", []).config == CONFIG
-    with pytest.raises(RequestError, match="not a whole checkpoint"):
+    with pytest.raises(RequestError, match="not a complete checkpoint"):
         load_trained(out / "one" / "epoch-000002", [])
 
 
@@ -204,7 +204,7 @@ def test_what_is_trained_cannot_be_overridden(out):
 
 
 def test_a_key_of_an_older_version_is_named(out):
-    """A manifest with a key that this version does not have is a request, not a traceback."""
+    """A manifest key unknown to this version is a request error, not a traceback."""
     newest = checkpoint.newest(out / "one")
     manifest = json.loads((newest / checkpoint.MANIFEST).read_text())
     manifest["config"]["train"]["forgotten"] = 1

@@ -9,8 +9,7 @@ from raybust import vision
 
 
 def run(code):
-    """Runs code in a fresh interpreter: what is imported stays imported, so a test of imports needs
-    one."""
+    """Runs code in a fresh interpreter, as tests of imports need."""
     return subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
     )

@@ -1,8 +1,8 @@
-"""The command line: parses, delegates, prints. Everything slow is imported inside a command.
+"""The command line: parses, delegates, prints. Slow modules are imported inside commands.
 
-`commands` has one function a command, `request` turns what was typed into leaves and runs, `output`
-prints. Exit codes: 0 done, 1 the work failed, 2 the request was wrong, 130 interrupted (the same
-command resumes).
+`commands` has one function per command, `request` turns arguments into leaves and runs, `output`
+prints. Exit codes: 0 success, 1 failure, 2 invalid request, 130 interrupted (the same command
+resumes).
 """
 
 from __future__ import annotations
@@ -24,46 +24,46 @@ from raybust.errors import RequestError, WorkError
 __all__ = ["cli", "main"]
 
 
-_OBJECTS = 50_000
-"""New objects between two collections: what is imported makes many and leaves no garbage."""
+_GC_THRESHOLD = 50_000
+"""Allocations per garbage collection: imports allocate a lot and leave no garbage."""
 
-_AGAIN_S = 0.05
+_RESEND_AFTER_S = 0.05
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line and exits with its code."""
-    hook, sys.unraisablehook = sys.unraisablehook, _again
-    gc.set_threshold(_OBJECTS)
-    atexit.register(gc.freeze)  # else all that lives is searched for garbage once more: seconds
+    hook, sys.unraisablehook = sys.unraisablehook, _resend_interrupt
+    gc.set_threshold(_GC_THRESHOLD)
+    atexit.register(gc.freeze)  # avoids a final collection that takes seconds
     code = 0
     try:
         cli.main(args=arguments, prog_name="raybust", standalone_mode=False)
     except RequestError as error:
-        code = _complain(error, 2)
+        code = _print_error(error, 2)
     except click.ClickException as error:
-        code = _complain(error.format_message(), 2)
+        code = _print_error(error.format_message(), 2)
     except WorkError as error:
-        code = _complain(error, 1)
+        code = _print_error(error, 1)
     except OSError as error:
-        if error.errno == errno.ENAMETOOLONG:  # whoever met it: it is what was typed
-            code = _complain(f"{error.filename}: is too long for the name of a file", 2)
+        if error.errno == errno.ENAMETOOLONG:  # the user typed the name
+            code = _print_error(f"{error.filename}: is too long for a file name", 2)
         else:
-            code = _complain(error, 1)
+            code = _print_error(error, 1)
     except (KeyboardInterrupt, click.Abort):
-        code = _complain("interrupted; the same command resumes", 130)
+        code = _print_error("interrupted; the same command resumes", 130)
     finally:
         sys.unraisablehook = hook
     sys.exit(code)
 
 
-def _again(unraisable: sys.UnraisableHookArgs) -> None:
-    """Sends a Ctrl-C again that met a finalizer, which raises nothing: it would be lost."""
+def _resend_interrupt(unraisable: sys.UnraisableHookArgs) -> None:
+    """Resends a Ctrl-C that hit a finalizer and would otherwise be lost."""
     if unraisable.exc_type is KeyboardInterrupt:
-        threading.Timer(_AGAIN_S, _thread.interrupt_main).start()
+        threading.Timer(_RESEND_AFTER_S, _thread.interrupt_main).start()
     else:
         sys.__unraisablehook__(unraisable)
 
 
-def _complain(text: object, code: int) -> int:
+def _print_error(text: object, code: int) -> int:
     click.echo(printable(f"raybust: {' '.join(str(text).split())}"), err=True)
     return code

@@ -1,4 +1,4 @@
-"""The few options that commands share; all else is key=value on the schema."""
+"""Options shared by the commands; everything else is key=value on the schema."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from raybust.errors import RequestError
 
 _OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "name": (("--name",), {"help": "Name of the run or sweep."}),
-    "out": (("--out",), {"help": "Folder under which everything lands (default: runs)."}),
+    "out": (("--out",), {"help": "Folder for all output (default: runs)."}),
     "address": (("--address",), {"help": "Ray address, or a jobs URL (http://127.0.0.1:8265)."}),
-    "detach": (("--detach",), {"is_flag": True, "help": "Submit to a jobs URL and do not wait."}),
-    "workers": (("--workers",), {"type": int, "help": "DDP workers of a run."}),
+    "detach": (("--detach",), {"is_flag": True, "help": "Submit to a jobs URL without waiting."}),
+    "workers": (("--workers",), {"type": int, "help": "DDP workers per run."}),
     "resume": (
         ("--resume/--no-resume",),
-        {"default": True, "help": "Go on with what is there (default), or begin anew."},
+        {"default": True, "help": "Resume existing work (default), or start over."},
     ),
-    "dry_run": (("--dry-run",), {"is_flag": True, "help": "Check and print, do nothing."}),
-    "verbose": (("--verbose",), {"is_flag": True, "help": "Show what Ray says."}),
+    "dry_run": (("--dry-run",), {"is_flag": True, "help": "Validate and print; run nothing."}),
+    "verbose": (("--verbose",), {"is_flag": True, "help": "Show Ray's output."}),
     "as_json": (("--json", "as_json"), {"is_flag": True, "help": "Print the result as JSON."}),
 }
 
 
 def options(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Returns a decorator that gives a command some of the shared options."""
+    """Returns a decorator that adds shared options to a command."""
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         for name in reversed(names):
@@ -54,5 +54,5 @@ result_name = click.option(
     "--name",
     "result",
     callback=_as_file_name,
-    help="Name of the result's files (default: made from the protocol).",
+    help="Name of the result files (default: derived from the protocol).",
 )

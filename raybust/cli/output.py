@@ -1,7 +1,7 @@
-"""What is printed: results on standard output, progress and warnings on standard error.
+"""Output: results on standard output, progress and warnings on standard error.
 
-So that `raybust ... --json | jq` works while a person still sees what goes on. Tables are aligned
-text, which pastes into an issue.
+This keeps progress visible in `raybust ... --json | jq`. Tables are aligned text, which can be
+pasted into an issue.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from raybust.errors import RequestError, WorkError
 
 
 def echo(text: str) -> None:
-    """Prints a line of progress, or a warning, on standard error."""
+    """Prints a line of progress or a warning on standard error."""
     click.echo(printable(text), err=True)
 
 
 def print_notes(trained: Any) -> None:
-    """Says what the user has to know about a network and its data."""
+    """Prints the notes on a network and its data."""
     first, *others = trained.dataset.notes
     for line in (*trained.notes, f"data  {first}", *(f"data  {note}" for note in others)):
         echo(line)
 
 
 def printable(text: str) -> str:
-    """Returns a text with what is not UTF-8, such as a file's name may be, escaped."""
+    """Escapes what is not UTF-8, such as parts of file names."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def print_trained(folder: Any, config: Any, address: str | None, as_json: bool) -> None:
-    """Prints what a training run left, and what to do next."""
+    """Prints the result of a training run and the next commands."""
     from raybust.disk import checkpoint
 
     newest = checkpoint.newest(folder)
@@ -54,17 +54,17 @@ def print_trained(folder: Any, config: Any, address: str | None, as_json: bool) 
 
 
 def certify_command(name: str, config: Any, address: str | None) -> str:
-    """Returns the command that certifies a run, with the place and the address of this one."""
+    """Returns the command that certifies a run, with this command's folder and address."""
     from raybust.cluster.jobs import ADDRESS
 
-    words = ["raybust", "certify", name, *_place(config)]
-    if address is not None:  # a job's is that of the machine it runs on
+    words = ["raybust", "certify", name, *_out_option(config)]
+    if address is not None:  # in a job, `address` is the cluster's internal one
         words += ["--address", os.environ.get(ADDRESS, address)]
     return shlex.join(words)
 
 
 def browse_command(config: Any) -> str:
-    """Returns where the runs are to be seen: a server's address, or the command that starts one."""
+    """Returns where to browse the runs: a server's address, or the command that starts one."""
     from raybust import track
     from raybust.cluster.jobs import ADDRESS
     from raybust.disk import runs
@@ -73,11 +73,11 @@ def browse_command(config: Any) -> str:
     if not track.is_database(uri):
         return f"{track.safe_uri(uri)}{', on the cluster' * job}"
     store = f"MLFLOW_TRACKING_URI={shlex.quote(uri)} " if config.track.uri else ""
-    return f"{store}{shlex.join(['raybust', 'ui', *_place(config)])}{', on the head' * job}"
+    return f"{store}{shlex.join(['raybust', 'ui', *_out_option(config)])}{', on the head' * job}"
 
 
-def _place(config: Any) -> list[str]:
-    """Returns the option without which another command would look elsewhere, or nothing."""
+def _out_option(config: Any) -> list[str]:
+    """Returns the option --out unless the folder is the default."""
     return [] if config.out == type(config).out else ["--out", config.out]
 
 
@@ -93,7 +93,7 @@ def print_config(config: Any, as_json: bool) -> None:
 
 
 def print_rows(rows: list[dict[str, Any]], as_json: bool) -> None:
-    """Prints rows of equal keys as a table or as JSON."""
+    """Prints rows with equal keys as a table or as JSON."""
     if as_json:
         click.echo(json.dumps(rows, indent=1))
         return
@@ -106,14 +106,14 @@ def _cell(value: Any) -> str:
 
 
 def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Prints texts in aligned columns."""
+    """Prints strings in aligned columns."""
     widths = [max(len(row[i]) for row in (heads, *rows)) for i in range(len(heads))]
     for row in (heads, ["-" * width for width in widths], *rows):
         click.echo("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip())
 
 
 def print_diagnosis(trained: Any, as_json: bool) -> None:
-    """Writes and prints how far propagated variances are from sampled ones, layer by layer."""
+    """Compares propagated with sampled variances per layer; writes and prints the result."""
     from raybust.studies.figures import plot_variances, variance_table
     from raybust.studies.moments import diagnose
     from raybust.train.objective import smoothing_sigma
@@ -127,14 +127,14 @@ def print_diagnosis(trained: Any, as_json: bool) -> None:
     table.write_text(text)
     plot_variances(found, picture, f"{trained.name}, sigma = {sigma:g}")
     if as_json:
-        ratios = {mode: {one.name: one.ratio for one in layers} for mode, layers in found.items()}
+        ratios = {mode: {x.name: x.ratio for x in layers} for mode, layers in found.items()}
         click.echo(json.dumps({"ratios": ratios, "files": [str(table), str(picture)]}, indent=1))
     else:
         click.echo(f"{text}\n{table}\n{picture}")
 
 
 def print_theory(out: Path, as_json: bool) -> None:
-    """Sweeps location and sample size of geodesic augmentation; writes and prints what came."""
+    """Sweeps location and sample size of geodesic augmentation; writes and prints the result."""
     from raybust.studies.figures import plot_theory, theory_table
     from raybust.studies.geodesic import theory
 

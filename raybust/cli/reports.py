@@ -1,7 +1,6 @@
-"""What `raybust report` makes of its names: sweeps, corrupted runs, attacks, certificates.
+"""Builds `raybust report` from sweeps, corruption results, attacks and certificates.
 
-Each kind that is there gives a part with `text()` and `plain()`; a name that gives none is an
-error.
+Each kind found becomes a part with `text()` and `plain()`; a name that yields none is an error.
 """
 
 from __future__ import annotations
@@ -17,14 +16,14 @@ if TYPE_CHECKING:
 
 
 def collect(texts: Sequence[str], leaves: Sequence[Leaf]) -> list[Any]:
-    """Returns the parts of the report, their files written.
+    """Writes the report and returns its parts.
 
     Args:
-        texts: logs, runs, sweeps.
-        leaves: what else was typed; `out` and `name` say where the report goes.
+        texts: logs, runs and sweeps.
+        leaves: the settings; `out` and `name` select the report's folder.
 
     Raises:
-        RequestError: a name that is none of these, or has nothing to report.
+        RequestError: a name is none of these, or has nothing to report.
     """
     from raybust.disk import runs
     from raybust.report.attacks import compare_attacks
@@ -37,19 +36,19 @@ def collect(texts: Sequence[str], leaves: Sequence[Leaf]) -> list[Any]:
 
     config = compose(leaves)
     folder = runs.out_folder(config) / (config.name or "report")
-    places = {text: find(text, leaves) for text in texts if not Path(text).is_file()}
-    boards, measured = sweeps_of(list(places.values())), measured_runs(list(places.values()))
+    folders = {text: find(text, leaves) for text in texts if not Path(text).is_file()}
+    boards, measured = sweeps_of(list(folders.values())), measured_runs(list(folders.values()))
     found: list[Any] = [report_on(boards)] if boards else []
     if len(boards) < len(texts):  # a sweep's page goes into its own folder
         runs.check_writable(folder)
     if measured:
         found.append(compare_transfer(*trainings_of(measured), folder))
-    told = {board.folder for board in boards}
+    sweeps = {board.folder for board in boards}
     attacks, logs = [], []
     for text in texts:
-        mine = [] if places.get(text) in told else find_attacks(text, leaves)
-        attacks += mine
-        needed = not mine and places.get(text) not in told | set(measured)
+        new = [] if folders.get(text) in sweeps else find_attacks(text, leaves)
+        attacks += new
+        needed = not new and folders.get(text) not in sweeps | set(measured)
         if len(boards) < len(texts):
             logs += find_logs(text, leaves, needed=needed)
     if attacks:

@@ -45,7 +45,7 @@ def _packaged(path: str) -> str:
     `quickstart.yaml` and `search_spaces/quickstart.yaml` are the same.
 
     Raises:
-        RequestError: a bare name that is neither; the message has the nearest spelling.
+        RequestError: a bare name is neither; the message suggests the nearest spelling.
     """
     if Path(path).exists():
         return path

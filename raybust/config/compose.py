@@ -1,8 +1,8 @@
-"""From YAML files and key=value to a checked `Config`, and back to plain data.
+"""Builds a checked `Config` from YAML files and key=value, and converts it to plain data.
 
-OmegaConf reads, merges and converts; what it does not cover is done here: all problems at once,
-each with its full key and where it came from, domains, the method's own fields, and no
-interpolation that could read the environment.
+OmegaConf reads, merges and converts. This module adds what it lacks: all problems reported at
+once, each with its full key and source; domains; the method's own fields; no interpolation that
+could read the environment.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from raybust.config.schema import Config
 from raybust.errors import RequestError
 
 MethodTypes = Callable[[str], type]
-"""Name of a method to its dataclass: `raybust.methods.get`."""
+"""Maps a method's name to its dataclass: `raybust.methods.get`."""
 
 
 _UNREADABLE = (
     yaml.YAMLError,
     OmegaConfBaseException,
-    # What PyYAML's constructors raise for `!!int x`, `!!bool x`, 5,000 digits, 1,000 brackets.
+    # Raised by PyYAML's constructors for `!!int x`, `!!bool x`, 5,000 digits, 1,000 brackets.
     ValueError,
     LookupError,
     AttributeError,
@@ -39,7 +39,7 @@ _SHOWN = 80
 
 
 class Leaf(NamedTuple):
-    """One value that the user gave: its full key, the value, and where it stands."""
+    """A value set by the user: its full key, the value, and its source."""
 
     key: str
     value: Any
@@ -47,10 +47,10 @@ class Leaf(NamedTuple):
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Returns a YAML file's mapping, interpolations unresolved.
+    """Returns the mapping in a YAML file, interpolations unresolved.
 
     Raises:
-        RequestError: no such file, no valid YAML, a key twice, not a mapping.
+        RequestError: the file is missing, invalid, repeats a key, or is not a mapping.
     """
     try:
         node = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
@@ -66,7 +66,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def leaves_of(node: Mapping[str, Any], source: str, prefix: str = "") -> list[Leaf]:
-    """Returns the leaves of a nested mapping with dotted keys; a list is a leaf."""
+    """Returns the leaves of a nested mapping under dotted keys; lists are leaves."""
     found: list[Leaf] = []
     for key, value in node.items():
         full = f"{prefix}{key}"
@@ -78,11 +78,10 @@ def leaves_of(node: Mapping[str, Any], source: str, prefix: str = "") -> list[Le
 
 
 def leaves_of_arguments(arguments: Sequence[str]) -> list[Leaf]:
-    """Returns the leaves of key=value arguments; the value is read as YAML (1e-3, [1, 2], true,
-    null).
+    """Returns the leaves of key=value arguments, parsing values as YAML (1e-3, [1, 2], true, null).
 
     Raises:
-        RequestError: an argument is not of that form.
+        RequestError: an argument is not key=value.
     """
     found: list[Leaf] = []
     for argument in arguments:
@@ -100,22 +99,22 @@ def leaves_of_arguments(arguments: Sequence[str]) -> list[Leaf]:
 
 def _not_yaml(what: str, error: Exception) -> RequestError:
     if isinstance(error, RecursionError):
-        return RequestError(f"{what}: is nested too deeply, expected keys and values or lists")
+        return RequestError(f"{what}: is nested too deeply; expected keys with values or lists")
     text = " ".join(str(error).split())
     if not isinstance(error, (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError)):
-        text = f"a value is not of its tag, as in `!!int x`, or has too many digits ({text})"
+        text = f"a value does not match its tag, as in `!!int x`, or has too many digits ({text})"
     return RequestError(f"{what}: not valid YAML: {text}")
 
 
 def compose(leaves: Sequence[Leaf], methods: MethodTypes) -> Config:
-    """Returns the configuration that the leaves make on top of the defaults; later leaves win.
+    """Returns the defaults overridden by the leaves; later leaves win.
 
     Args:
-        leaves: values in order of rising precedence.
-        methods: name of a method to its dataclass.
+        leaves: values in order of increasing precedence.
+        methods: maps a method's name to its dataclass.
 
     Raises:
-        RequestError: with everything that is wrong, in one line.
+        RequestError: all problems, in one line.
     """
     found = [wrong for leaf in leaves if (wrong := _forbidden_interpolation(leaf))]
     if found:
@@ -142,8 +141,7 @@ def compose(leaves: Sequence[Leaf], methods: MethodTypes) -> Config:
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """Returns the configuration as plain nested data, which JSON and YAML can hold and any worker
-    can read."""
+    """Returns the configuration as plain nested data that JSON, YAML and every worker can hold."""
 
     def plain(value: Any) -> Any:
         if dataclasses.is_dataclass(value):
@@ -160,10 +158,10 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def from_dict(plain: Mapping[str, Any], methods: MethodTypes) -> Config:
-    """Returns the configuration that `to_dict` made plain; checks every domain.
+    """Inverts `to_dict`, checking every domain.
 
     Raises:
-        RequestError: with full keys.
+        RequestError: all problems, with full keys.
     """
     found: list[str] = []
 
@@ -185,7 +183,7 @@ def from_dict(plain: Mapping[str, Any], methods: MethodTypes) -> Config:
         except RequestError as error:
             for text in error.problems:
                 across = "." in text.partition(":")[0]
-                if not (across and wrong_inside):  # what is wrong has its default there
+                if not (across and wrong_inside):  # otherwise it saw a default
                     found.append(text if across else prefix + text)
             return cls() if prefix else None
 
@@ -200,7 +198,7 @@ def _frozen(value: Any) -> Any:
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
-    """Yields "key: old -> new" for every leaf in which two plain configurations differ."""
+    """Yields "key: old -> new" for every leaf that differs between two plain configurations."""
     before, after = ({leaf.key: leaf.value for leaf in leaves_of(node, "")} for node in (old, new))
     for key in sorted(before.keys() | after.keys()):
         if before.get(key) != after.get(key):
@@ -217,14 +215,13 @@ def _without_name(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _schema(cls: type, prefix: str, leaves: Sequence[Leaf], methods: MethodTypes) -> type:
-    """Returns an unfrozen copy of a section for OmegaConf to fill, with the fields of the methods
-    that the leaves name.
+    """Returns an unfrozen copy of a section, with the selected methods' fields, for OmegaConf.
 
     Args:
         cls: the section or method.
-        prefix: its full key with a trailing dot, "" for the whole.
-        leaves: what the user gave; `method.name` and each `base.name` in it choose the methods.
-        methods: name of a method to its dataclass.
+        prefix: its full key with a trailing dot, "" for the root.
+        leaves: the user's values; `method.name` and each nested `base.name` select the methods.
+        methods: maps a method's name to its dataclass.
     """
     hints = get_type_hints(cls)
     sections = []
@@ -246,7 +243,7 @@ def _schema(cls: type, prefix: str, leaves: Sequence[Leaf], methods: MethodTypes
 
 @lru_cache(maxsize=256)
 def _unfrozen(cls: type, sections: tuple[tuple[str, type], ...]) -> type:
-    """Returns the copy of one section whose sections are these; making a class takes 10 ms."""
+    """Returns a section's unfrozen copy with these subsections; creating a class takes 10 ms."""
     hints, inside = get_type_hints(cls), dict(sections)
     fields: list[Any] = [("name", str, cls.key)] if hasattr(cls, "key") else []
     for f in dataclasses.fields(cls):
@@ -269,7 +266,7 @@ def _forbidden_interpolation(leaf: Leaf) -> str | None:
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """Yields every text inside a value, those of nested lists and mappings included."""
+    """Yields every string in a value, nested lists and mappings included."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
@@ -280,7 +277,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _assign(tree: Any, leaf: Leaf, keys: set[str]) -> str | None:
-    """Sets one leaf; returns what is wrong with it, or None."""
+    """Sets one leaf; returns the problem, or None."""
     if leaf.key not in keys:
         inside = sorted(key for key in keys if key.startswith(leaf.key + "."))
         if inside:
@@ -288,7 +285,7 @@ def _assign(tree: Any, leaf: Leaf, keys: set[str]) -> str | None:
         return _unknown_key(leaf.key, keys)
     try:
         OmegaConf.update(tree, leaf.key, leaf.value, force_add=False)
-    except (OmegaConfBaseException, OverflowError):  # the second: 1 and 400 zeros as a float
+    except (OmegaConfBaseException, OverflowError):  # too large for a float
         return f"{leaf.key}: got {leaf.value!r}, expected {_expected(tree, leaf.key)}"
     return None
 
@@ -309,12 +306,12 @@ def _unknown_key(key: str, keys: set[str]) -> str:
             if other.startswith(section)
         }
     )
-    where = f"In '{section}' there is" if section else "There is"
+    where = f"Keys of '{section}'" if section else "Keys"
     return f"unknown key '{key}'.{hint} {where}: {', '.join(here)}"
 
 
 def _expected(tree: Any, key: str) -> str:
-    """Returns the type of a key in words a user knows."""
+    """Returns the type of a key in the user's terms."""
     section, _, name = key.rpartition(".")
     owner = OmegaConf.select(tree, section) if section else tree
     hint = get_type_hints(OmegaConf.get_type(owner))[name]

@@ -1,7 +1,7 @@
-"""The metrics that a sweep may go by: their names, and where their values lie.
+"""The metrics that a sweep may optimize or constrain: their names and value ranges.
 
-The loop's own are listed here; a method's own stand under its key (`geodesic/distance`), which
-`raybust.search.goals` knows.
+This module covers the training loop's metrics; `raybust.search.goals` covers those of methods,
+which are named by the method's key (`geodesic/distance`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 from raybust.config.assess import FastAttack, FastCertify
 
 SECTIONS = ("train", "validation", "passes", "certified_fast", "attacked_fast")
-"""First parts of the names of the loop's own metrics."""
+"""First components of the training loop's metric names."""
 
 _SHARES = (
     "validation/accuracy",
@@ -24,11 +24,11 @@ _SIGNED = "train/loss"
 
 
 def measured(certified: FastCertify, attacked: FastAttack) -> list[str]:
-    """Returns the loop's own metrics that a sweep may go by.
+    """Returns the training loop's metrics that a sweep may use.
 
     Args:
-        certified: the section `certified_fast`, whose radii are metrics; the others are listed
-            even where `every` is 0.
+        certified: the section `certified_fast`; its metrics, one per radius among them, are
+            listed even if `every` is 0.
         attacked: the section `attacked_fast`.
     """
     found = ["validation/accuracy", _SIGNED, "train/seconds", "passes/per_image"]
@@ -39,7 +39,7 @@ def measured(certified: FastCertify, attacked: FastAttack) -> list[str]:
 
 
 def limits(metric: str) -> tuple[float, float]:
-    """Returns the least and the largest value that a metric can have; infinite where not known."""
+    """Returns the smallest and largest possible value of a metric; infinite if unknown."""
     if metric.startswith(_SHARES):
         return 0.0, 1.0
     known = metric.partition("/")[0] in SECTIONS and metric != _SIGNED

@@ -1,8 +1,8 @@
-"""Fields of a configuration section: default, documentation, domain; and the check that reads them.
+"""Fields of a configuration section: default, documentation, domain, and validation.
 
-A section, like a method's hyper-parameters, is a frozen keyword-only dataclass that derives from
-`Section` and whose fields are made by `option`. Its construction refuses a value outside the
-field's domain and names the field.
+A section, like a method's hyperparameters, is a frozen keyword-only dataclass that derives from
+`Section` and declares its fields with `option`. Its constructor rejects values outside a field's
+domain and names the field.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ def option(
     le: float | None = None,
     unit: str = "",
 ) -> Any:
-    """Returns a dataclass field with its documentation and its domain.
+    """Returns a dataclass field with documentation and a domain.
 
     Args:
         default: the default value; a tuple for a list of values.
-        doc: one sentence for the user; `raybust methods NAME` prints it.
-        gt: exclusive lower bound of the value, or of each value of a tuple. NaN is always refused,
-            infinity too unless it is the bound `le`, and what 64 bits cannot hold.
+        doc: one sentence for the user, printed by `raybust methods NAME`.
+        gt: exclusive lower bound of the value, or of each element of a tuple. NaN, integers beyond
+            64 bits, and infinity unless it is the bound `le` are always rejected.
         ge: inclusive lower bound.
         lt: exclusive upper bound.
         le: inclusive upper bound.
@@ -51,20 +51,20 @@ def option(
 
 
 def domain(metadata: Mapping[str, Any]) -> str:
-    """Returns the bounds of a field in words, for instance "> 0, <= 1", or "" where it has none."""
+    """Returns a field's bounds as text, for instance "> 0, <= 1", or "" if it has none."""
     return ", ".join(f"{_BOUNDS[key][1]} {metadata[key]:g}" for key in _BOUNDS if key in metadata)
 
 
 def out_of_domain(value: Any, metadata: Mapping[str, Any]) -> str | None:
-    """Returns what is wrong with a field's value, or None.
+    """Returns the problem with a field's value, or None.
 
     Args:
-        value: a value, or a tuple of values; None and texts have no domain.
-        metadata: the field's metadata as `option` made it.
+        value: a value, or a tuple of values; None and strings have no domain.
+        metadata: the field's metadata from `option`.
     """
     for item in value if isinstance(value, (tuple, list)) else (value,):
         if isinstance(item, float) and not math.isfinite(item) and item != metadata.get("le"):
-            return f"got {item}, expected a number{'' if math.isnan(item) else ' that is finite'}"
+            return f"got {item}, expected a {'' if math.isnan(item) else 'finite '}number"
         if isinstance(item, bool) or not isinstance(item, (int, float)):
             continue
         if any(not _BOUNDS[key][0](item, metadata[key]) for key in _BOUNDS if key in metadata):
@@ -76,7 +76,7 @@ def out_of_domain(value: Any, metadata: Mapping[str, Any]) -> str | None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Section:
-    """Base of every configuration section and of every method: checks itself when it is made."""
+    """Base of all configuration sections and methods; validates itself on construction."""
 
     def __post_init__(self) -> None:
         found = self.problems()
@@ -84,8 +84,7 @@ class Section:
             raise RequestError(*found)
 
     def problems(self) -> list[str]:
-        """Returns all that is wrong, each as "field: got X, expected Y"; subclasses add rules
-        across fields."""
+        """Returns problems as "field: got X, expected Y"; subclasses add checks across fields."""
         hints = get_type_hints(type(self))
         found = []
         for field in dataclasses.fields(self):

@@ -1,8 +1,7 @@
-"""The typed schema: one frozen section per stage of the arrow, every field documented and with its
-domain.
+"""The typed schema: one frozen section per pipeline stage, each field with docs and a domain.
 
-The method is not here: each method's own dataclass is the schema of its hyper-parameters
-(`raybust.methods`), and `raybust.config.compose` puts it in the field `method`.
+Methods are not here: each method's dataclass (`raybust.methods`) is the schema of its
+hyperparameters, and `raybust.config.compose` puts it in the field `method`.
 """
 
 from __future__ import annotations
@@ -18,47 +17,47 @@ from raybust.config.tune import Tune
 from raybust.errors import unknown
 
 _LONGEST_NAME = 200
-"""Bytes; a folder's name may have 255, of which a lock file and what is kept aside take some."""
+"""Bytes. Folder names may have 255; lock files and runs moved aside need some of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Data(Section):
-    """Which images, how they are split, how they are augmented."""
+    """Which images to use, and how to split and augment them."""
 
-    name: str = option("digits", "Dataset, see `raybust datasets`.")
-    path: str | None = option(None, "File of `npz`, folder of `image_folder`.")
-    root: str = option("data", "Folder in which torchvision's datasets are kept.")
-    download: bool = option(False, "Whether a dataset that is not in `root` may be downloaded.")
+    name: str = option("digits", "Dataset; see `raybust datasets`.")
+    path: str | None = option(None, "File for `npz`, folder for `image_folder`.")
+    root: str = option("data", "Folder for torchvision's datasets.")
+    download: bool = option(False, "Whether to download a dataset missing from `root`.")
     validation: float = option(
-        0.1, "Share of the training set held out; search sees only this part.", gt=0, lt=1
+        0.1, "Fraction of the training set held out; search sees only this part.", gt=0, lt=1
     )
     split_seed: int = option(
-        0, "Seed of that cut, apart from `seed` so that training seeds share it.", ge=0
+        0, "Seed of that split, separate from `seed` so that training seeds share it.", ge=0
     )
     limit: int | None = option(
-        None, "Use only the first so many training images (after the cut).", ge=1
+        None, "Number of training images to use: the first ones after the split.", ge=1
     )
     augment: Literal["default", "none", "flip", "crop", "crop_flip"] = option(
         "default", "Geometric augmentation of training batches; `default` is the dataset's own."
     )
     image_size: int = option(
-        224, "Side to which images of `image_folder` are resized and cropped.", ge=1, unit="pixels"
+        224, "Size to which `image_folder` images are resized and cropped.", ge=1, unit="pixels"
     )
     background: tuple[float, ...] = option(
         (0.5,),
-        "What is behind transparent pixels of `image_folder`: a gray, or red, green and blue.",
+        "Color behind transparent pixels of `image_folder`: one gray, or red, green and blue.",
         ge=0,
         le=1,
     )
     orientation: bool = option(
-        True, "Whether images of `image_folder` are turned as their EXIF data say."
+        True, "Whether to apply the EXIF orientation of `image_folder` images."
     )
     loader_workers: int = option(
         4, "Decoding processes per training worker (streamed datasets only).", ge=0
     )
 
     def problems(self) -> list[str]:
-        """Rules beyond one field's domain."""
+        """Adds checks beyond the field domains."""
         found = super().problems()
         if len(self.background) not in (1, 3):
             found.append(f"background: got {list(self.background)}, expected one value or three")
@@ -67,18 +66,18 @@ class Data(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class Model(Section):
-    """Which network; its input size, channels and classes follow the data."""
+    """Which network to use; its input size, channels and classes follow from the data."""
 
     name: str = option(
         "small_cnn",
-        "Network, see `raybust models`; `torchvision:NAME`, `timm:NAME`, `module:callable`.",
+        "Network; see `raybust models`, or `torchvision:NAME`, `timm:NAME`, `module:callable`.",
     )
     width: int = option(32, "Channels of the first block of `small_cnn`.", ge=1, le=1024)
     mean: tuple[float, ...] | None = option(
-        None, "Mean of the normalizing first layer, a channel; the dataset's own where not given."
+        None, "Per-channel mean used by the normalization layer; default: the dataset's."
     )
     std: tuple[float, ...] | None = option(
-        None, "Standard deviation of that layer; the dataset's own where not given.", gt=0
+        None, "Per-channel standard deviation used by that layer; default: the dataset's.", gt=0
     )
 
 
@@ -86,55 +85,51 @@ class Model(Section):
 class Train(Section):
     """The training loop."""
 
-    epochs: int = option(
-        30, "Times that the training set is seen; `passes` or `seconds` take its place.", ge=1
-    )
+    epochs: int = option(30, "Number of training epochs; `passes` or `seconds` replaces it.", ge=1)
     passes: float | None = option(
         None,
-        "Budget of forward and backward passes a training image (an epoch of standard training is "
-        "2): the same work for every method.",
+        "Budget in forward and backward passes per training image (a standard epoch takes 2): the "
+        "same work for every method.",
         gt=0,
     )
     seconds: float | None = option(
-        None, "Budget of training seconds; the result depends on the machine.", gt=0, unit="s"
+        None, "Budget in training seconds; the result then depends on the machine.", gt=0, unit="s"
     )
-    batch_size: int = option(128, "Images per step over all workers together.", ge=1, unit="images")
+    batch_size: int = option(128, "Images per step across all workers.", ge=1, unit="images")
     batch_classes: int | None = option(
         None,
-        "Classes in a step's batch, with batch_size / batch_classes images each; where not given, "
-        "any images, or what the method asks for. A class of too few repeats images.",
+        "Classes per batch, each with batch_size / batch_classes images; default: any images, or "
+        "what the method requires. A class with too few images repeats them.",
         ge=1,
     )
     optimizer: Literal["sgd", "adamw"] = option("sgd", "SGD with Nesterov momentum, or AdamW.")
     lr: float = option(0.05, "Peak learning rate.", gt=0)
-    momentum: float = option(0.9, "Momentum of SGD, first moment of AdamW.", ge=0, lt=1)
-    weight_decay: float = option(5e-4, "Weight decay, on matrices and kernels only.", ge=0)
+    momentum: float = option(0.9, "Momentum of SGD, beta1 of AdamW.", ge=0, lt=1)
+    weight_decay: float = option(5e-4, "Weight decay, applied to matrices and kernels only.", ge=0)
     schedule: Literal["cosine", "step", "one_cycle", "constant"] = option(
-        "cosine", "Learning rate over the run."
+        "cosine", "Learning-rate schedule."
     )
-    warmup: float = option(0.0, "Share of all steps with a linearly rising rate.", ge=0, lt=1)
+    warmup: float = option(0.0, "Fraction of steps with linear warmup.", ge=0, lt=1)
     milestones: tuple[float, ...] = option(
-        (0.5, 0.75), "Shares of the run at which `step` decays.", gt=0, lt=1
+        (0.5, 0.75), "Fractions of the run at which `step` decays.", gt=0, lt=1
     )
-    gamma: float = option(0.1, "Factor of each decay of `step`.", gt=0, le=1)
-    clip_norm: float | None = option(
-        None, "Bound on the norm of the gradient; none where not given.", gt=0
-    )
+    gamma: float = option(0.1, "Decay factor of `step`.", gt=0, le=1)
+    clip_norm: float | None = option(None, "Maximum gradient norm; default: no clipping.", gt=0)
     ema: float = option(
         0.0,
-        "Decay per step of averaged weights; 0 is off. The average is what is kept.",
+        "Per-step decay of the weight average, which replaces the weights; 0: off.",
         ge=0,
         lt=1,
     )
     precision: Literal["auto", "float32", "bf16"] = option(
-        "auto", "Autocast of the network; `auto` is bf16 on a GPU that has it, float32 elsewhere."
+        "auto", "Autocast precision; `auto` is bf16 on a GPU that supports it, float32 elsewhere."
     )
-    compile: bool = option(False, "Whether torch.compile compiles the network.")
-    keep: int = option(2, "Checkpoints kept on disk, the newest ones.", ge=2)
+    compile: bool = option(False, "Whether to torch.compile the network.")
+    keep: int = option(2, "Number of newest checkpoints to keep.", ge=2)
 
     @property
     def budget(self) -> tuple[str, float]:
-        """The metric in which a run's budget counts, and how much of it the run has."""
+        """The metric that measures the budget, and its limit."""
         if self.passes is not None:
             return "passes/per_image", self.passes
         if self.seconds is not None:
@@ -142,47 +137,47 @@ class Train(Section):
         return "epoch", float(self.epochs)
 
     def problems(self) -> list[str]:
-        """Rules across fields, beside the fields' own."""
+        """Adds checks across fields."""
         found = super().problems()
         if self.passes is not None and self.seconds is not None:
-            found.append("passes: got it and `seconds`, expected one of them")
+            found.append("passes: set together with `seconds`, expected only one of them")
         return found
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster(Section):
-    """What one training run takes of the Ray cluster."""
+    """Resources of one training run on the Ray cluster."""
 
-    workers: int = option(1, "DDP workers of a run.", ge=1)
-    cpus_per_worker: float = option(1.0, "CPUs of each worker.", gt=0)
+    workers: int = option(1, "DDP workers per run.", ge=1)
+    cpus_per_worker: float = option(1.0, "CPUs per worker.", gt=0)
     gpus_per_worker: float | None = option(
-        None, "GPUs of each; 1 where the cluster has any, if not given.", ge=0
+        None, "GPUs per worker; default: 1 if the cluster has any.", ge=0
     )
     storage: str | None = option(
-        None, "Folder or URI (s3://...) in which Ray keeps checkpoints; `out` where not given."
+        None, "Folder or URI (s3://...) for Ray's checkpoints; default: `out`."
     )
-    max_failures: int = option(2, "Times that a run is taken up again after a worker died.", ge=0)
+    max_failures: int = option(2, "Maximum number of restarts after a worker dies.", ge=0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Track(Section):
-    """Where MLflow keeps the runs."""
+    """Where MLflow stores the runs."""
 
     uri: str | None = option(
-        None, "Tracking URI; $MLFLOW_TRACKING_URI, then OUT/mlflow.db where not given."
+        None, "Tracking URI; default: $MLFLOW_TRACKING_URI, then OUT/mlflow.db."
     )
-    experiment: str = option("raybust", "Experiment of MLflow.")
+    experiment: str = option("raybust", "MLflow experiment.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Section):
-    """One experiment, whole. `method` is an instance of a method's dataclass."""
+    """A complete experiment; `method` is an instance of a method's dataclass."""
 
     method: Any = None
     name: str | None = option(
-        None, "Name of the run or sweep; made from the configuration where not given."
+        None, "Name of the run or sweep; default: derived from the configuration."
     )
-    out: str = option("runs", "Folder under which everything lands; a shared one on a cluster.")
+    out: str = option("runs", "Folder for all output; shared by the nodes of a cluster.")
     seed: int = option(
         0, "Seed of weights, batch order, augmentation and training noise.", ge=0, lt=2**63
     )
@@ -199,12 +194,12 @@ class Config(Section):
     tune: Tune = field(default_factory=Tune)
 
     def problems(self) -> list[str]:
-        """Rules across sections, beside the fields' own."""
+        """Adds checks across sections."""
         found = super().problems()
         if self.name is not None and not re.fullmatch(r"[A-Za-z0-9][\w.-]*", self.name):
             found.append(f"name: got {self.name!r}, expected letters, digits, '.', '_' and '-'")
         elif self.name is not None and len(self.name.encode()) > _LONGEST_NAME:
-            found.append(f"name: got {self.name!r}, expected at most {_LONGEST_NAME} letters")
+            found.append(f"name: got {self.name!r}, expected at most {_LONGEST_NAME} bytes")
         if "://" in self.out:
             found.append(
                 f"out: got {self.out!r}, expected a folder; a URI belongs in cluster.storage"
@@ -225,19 +220,19 @@ class Config(Section):
             if part.alpha ** (1 / part.n) <= 0.5:
                 found.append(
                     f"{key}.n: got {part.n}, which certifies nothing at alpha = {part.alpha};"
-                    " take more draws"
+                    " take more samples"
                 )
         return found
 
     def _metric_problems(self) -> list[str]:
-        """A sweep optimizes what every epoch reports; who knows the methods that are searched holds
-        metrics of other sections against them."""
+        """Returns the problems with metrics that a sweep uses but no epoch reports; metrics of
+        methods are checked in `raybust.search.goals`."""
         known = measured(self.certified_fast, self.attacked_fast)
         found = []
         for field_name, metric in self.tune.asked():
             section, slash, _ = metric.partition("/")
-            theirs = slash and section not in SECTIONS
-            if not theirs and metric not in known:
+            of_method = slash and section not in SECTIONS
+            if not of_method and metric not in known:
                 problems = unknown("metric", metric, known).problems
                 found += [f"tune.{field_name}: {text}" for text in problems]
                 if section == "attacked_fast":

@@ -1,7 +1,7 @@
-"""The section `tune`: what a sweep optimizes, under which constraints, by which sampler and
-scheduler, and how much of it there is.
+"""The section `tune`: objectives, constraints, sampler, scheduler and size of a sweep.
 
-Objectives and constraints are texts, so that one line of YAML or of the command line says them.
+Objectives and constraints are strings, so that each fits on one line of YAML or on the command
+line.
 """
 
 from __future__ import annotations
@@ -17,105 +17,103 @@ from raybust.config.options import Section, option
 
 @dataclass(frozen=True, kw_only=True)
 class Tune(Section):
-    """The search. Its space is the block `search` of the same file."""
+    """The search; its space is the `search` block of the same file."""
 
-    trials: int = option(
-        20, "Trials of the sweep, the finished ones of an earlier start included.", ge=1
-    )
+    trials: int = option(20, "Trials of the sweep, including those finished before a resume.", ge=1)
     metric: str = option(
         "certified_fast/acr",
-        "What is optimized, a metric that every epoch reports; early stopping goes by it.",
+        "Metric to optimize, which every epoch must report; drives early stopping.",
     )
-    mode: Literal["max", "min"] = option("max", "Whether more of it is better.")
+    mode: Literal["max", "min"] = option("max", "Whether to maximize or minimize it.")
     objectives: tuple[str, ...] = option(
         (),
-        "Several objectives, each `max METRIC` or `min METRIC`, for a Pareto front; `metric`, one "
-        "of them, still drives early stopping and the ranks.",
+        "Several objectives, each `max METRIC` or `min METRIC`, for a Pareto front; must include "
+        "`metric`, which still drives early stopping and ranking.",
     )
     constraints: tuple[str, ...] = option(
         (),
-        "Each `METRIC >= NUMBER` or `METRIC <= NUMBER`, of a trial's last epoch; trials that break "
-        "one rank below all others, and the sampler avoids them.",
+        "Each `METRIC >= NUMBER` or `METRIC <= NUMBER`, checked in a trial's last epoch; trials "
+        "that violate one rank last, and the sampler avoids them.",
     )
     sampler: Literal["tpe", "gp", "cmaes", "nsga2", "qmc", "random", "grid"] = option(
-        "tpe", "Optuna's sampler; tpe is multivariate, in groups, with constant liar."
+        "tpe", "Optuna sampler; tpe is multivariate, grouped, with constant liar."
     )
-    startup: int = option(10, "Random trials before tpe, gp or cmaes model anything.", ge=0)
+    startup: int = option(10, "Random trials before tpe, gp or cmaes starts modeling.", ge=0)
     population: int | None = option(
-        None, "Trials of a generation of nsga2 (50) and cmaes (by the dimensions).", ge=2
+        None, "Trials per generation; default: 50 for nsga2, by dimension for cmaes.", ge=2
     )
     storage: str | None = option(
         None,
-        "Optuna storage: a database URL, or `journal:FILE`; the SQLite file study.db in the "
-        "sweep's folder if not given.",
+        "Optuna storage: a database URL, or `journal:FILE`; default: the SQLite file study.db in "
+        "the sweep's folder.",
     )
     scheduler: Literal["asha", "hyperband", "median", "none"] = option(
-        "asha", "Early stopping; hyperband is the asynchronous one, of three brackets."
+        "asha", "Early stopping; hyperband is asynchronous, with three brackets."
     )
     grace: float = option(
         0.1,
-        "Share of the budget (train.epochs, passes or seconds) that every trial has.",
+        "Fraction of the budget (train.epochs, passes or seconds) that every trial gets.",
         gt=0,
         le=1,
     )
-    reduction: float = option(3.0, "asha goes on with the best 1/reduction of a rung.", gt=1)
+    reduction: float = option(3.0, "asha promotes the best 1/reduction of each rung.", gt=1)
     concurrent: int | None = option(
-        None, "Trials at a time; as many as the cluster has room for if not given.", ge=1
+        None, "Concurrent trials; default: as many as fit on the cluster.", ge=1
     )
     finalists: int = option(
         2,
-        "Best trials that are certified by `certify` and attacked by `evaluate` on the test set; "
-        "of several objectives, so many of the Pareto set, spread over it, then the best of the "
-        "methods that are not in it.",
+        "Best trials to certify with `certify` and attack with `evaluate` on the test set; with "
+        "several objectives, this many spread over the Pareto set, then the best trial of each "
+        "method not in it.",
         ge=0,
     )
     points: tuple[dict[str, Any], ...] = option(
-        (), "Points tried after the defaults, each a map from searched key to value."
+        (), "Points to try after the defaults, each a mapping from searched keys to values."
     )
     finish_first: bool = option(
         False,
-        "Whether the defaults, of each method that is searched, and `points` are trained to the "
-        "end, whatever the scheduler says, so that all of them are compared at the full budget.",
+        "Whether to train each searched method's defaults and `points` to the end, regardless of "
+        "the scheduler, so that all of them are compared at the full budget.",
     )
     warm_start: str | None = option(
-        None, "Earlier sweep whose trials the sampler learns from; of the same metric."
+        None, "Earlier sweep of the same metric whose trials the sampler learns from."
     )
 
     def directions(self) -> dict[str, str]:
-        """Returns the optimized metrics, `metric` first, each with "max" or "min"."""
+        """Returns the optimized metrics, `metric` first, mapped to "max" or "min"."""
         pairs = (text.split() for text in self.objectives)
         return {self.metric: self.mode} | {metric: mode for mode, metric in pairs}
 
     def bounds(self) -> list[tuple[str, str, float]]:
-        """Returns (metric, ">=" or "<=", number) of each constraint."""
-        return [bound for text in self.constraints if (bound := _bound(text)) is not None]
+        """Returns (metric, ">=" or "<=", number) for each constraint."""
+        return [bound for text in self.constraints if (bound := _parse_constraint(text))]
 
     def asked(self) -> list[tuple[str, str]]:
-        """Returns (field, metric) of all that the sweep goes by, `metric` first."""
+        """Returns (field, metric) for each metric that the sweep uses, `metric` first."""
         found = [("metric", self.metric)]
         found += [("objectives", key) for key in self.directions() if key != self.metric]
         return found + [("constraints", key) for key, _, _ in self.bounds()]
 
     def problems(self) -> list[str]:
-        """Rules across fields, beside the fields' own."""
+        """Adds checks across fields."""
         found = super().problems()
         for text in self.objectives:
             if not re.fullmatch(r"\s*(max|min)\s+\S+\s*", text):
                 found.append(f"objectives: got {text!r}, expected `max METRIC` or `min METRIC`")
         for text in self.constraints:
-            if _bound(text) is None:
+            if _parse_constraint(text) is None:
                 found.append(
-                    f"constraints: got {text!r}, expected `METRIC >= NUMBER` or `METRIC <= NUMBER`,"
-                    " the number finite"
+                    f"constraints: got {text!r}, expected `METRIC >= NUMBER` or `METRIC <= NUMBER`"
+                    " with a finite NUMBER"
                 )
         if found:
             return found
-        found += self._objective_problems() + self._empty()
+        found += self._objective_problems() + self._contradictions()
         several = len(self.directions()) > 1
         if several and self.sampler == "cmaes":
-            found.append("sampler: cmaes takes one objective; choose tpe, gp or nsga2")
+            found.append("sampler: cmaes supports one objective; choose tpe, gp or nsga2")
         if self.constraints and self.sampler == "cmaes":
-            found.append("sampler: cmaes knows no constraints; choose tpe, gp or nsga2")
+            found.append("sampler: cmaes supports no constraints; choose tpe, gp or nsga2")
         return found
 
     def _objective_problems(self) -> list[str]:
@@ -129,12 +127,12 @@ class Tune(Section):
         if pairs and [self.mode, self.metric] not in pairs:
             found.append(
                 f"objectives: got {list(self.objectives)}, expected '{self.mode} {self.metric}'"
-                " (tune.mode and tune.metric) among them, because early stopping needs it"
+                " (tune.mode and tune.metric) among them, which early stopping needs"
             )
         return found
 
-    def _empty(self) -> list[str]:
-        """Returns what is wrong with bounds that leave a metric no value."""
+    def _contradictions(self) -> list[str]:
+        """Returns the problems of bounds that no value of a metric satisfies."""
         bounds, found = self.bounds(), []
         for metric in dict.fromkeys(metric for metric, _, _ in bounds):
             least, most = limits(metric)
@@ -143,16 +141,16 @@ class Tune(Section):
             if low > high:
                 texts = zip(self.constraints, bounds, strict=True)
                 given = " and ".join(repr(text) for text, (key, _, _) in texts if key == metric)
-                within = f", for {metric} in [{least:g}, {most:g}]" * math.isfinite(least)
+                within = f" in [{least:g}, {most:g}]" * math.isfinite(least)
                 found.append(
-                    f"constraints: got {given}, which no value meets; expected bounds with room"
-                    f" between them{within}"
+                    f"constraints: got {given}, which no value satisfies; expected a nonempty"
+                    f" range{within}"
                 )
         return found
 
 
-def _bound(text: str) -> tuple[str, str, float] | None:
-    """Returns metric, sign and number of a constraint, None where it is not one."""
+def _parse_constraint(text: str) -> tuple[str, str, float] | None:
+    """Returns a constraint's metric, sign and number, or None if it is malformed."""
     match = re.fullmatch(r"\s*(\S+)\s+(>=|<=)\s+(\S+)\s*", text)
     if match is None:
         return None

@@ -397,7 +397,7 @@ def test_a_torn_or_unfinished_checkpoint_is_told(run, out, cli):
     found = cli("certify", "one", "--out", out, "certify.examples=5")
     assert found.code == 0, found.err
     assert f"checkpoint {newest.name} is torn" in found.err
-    assert f"one is not trained to its end: epoch {manifest['epoch'] - 1}" in found.err
+    assert f"one has not finished training: epoch {manifest['epoch'] - 1}" in found.err
 
 
 @pytest.mark.parametrize("done", [True, False])
@@ -416,7 +416,7 @@ def test_training_does_not_resume_with_another_function(cli, home, out, done):
     import_anew(home)
     found = cli(*settings)
     assert found.code == 2
-    assert "own: its network computes something else than when epoch-000002 was saved" in found.err
+    assert "own: its network no longer computes what it did when epoch-000002" in found.err
     rewrite(home, "")
     import_anew(home)
     again = cli(*settings)
@@ -438,7 +438,7 @@ def test_a_sweep_does_not_resume_with_another_function(cli, home, out):
     import_anew(home)
     found = cli(*settings, "tune.trials=2")
     assert found.code == 2
-    assert "trial 0 of own: its network computes something else" in found.err
+    assert "trial 0 of own: its network no longer computes what it did" in found.err
 
 
 def test_data_of_another_shape_or_number_of_classes_are_one_line(run, out, cli):

@@ -1,4 +1,4 @@
-"""From files and key=value to a checked configuration, and back."""
+"""Composing, checking and serializing configurations."""
 
 import json
 from dataclasses import dataclass, field, replace
@@ -28,7 +28,7 @@ from raybust.methods.standard import Standard
 
 @dataclass(frozen=True, kw_only=True)
 class Mixup(Method):
-    """A toy that wraps another method."""
+    """A toy method that wraps another."""
 
     base: Method = field(default_factory=Gaussian)
     share: float = option(0.5, "Share of the batch that is mixed.", ge=0, le=1)
@@ -124,7 +124,7 @@ def test_a_value_is_kept_when_the_default_base_stays():
         (["method.name=mixup", "method.base.name=gausian"], ["'gausian'", "'gaussian'"]),
         (
             ["method.name=mixup", "method.base.name=standard", "method.base.sigma=1"],
-            ["'method.base.sigma'", "In 'method.base' there is: name"],
+            ["'method.base.sigma'", "Keys of 'method.base': name"],
         ),
         (["method.name=mixup", "method.base.sigma=-1"], ["method.base.sigma: got -1.0", "command"]),
         (["method.name=mixup", "method.base.base.name=gaussian"], ["method.base.base"]),
@@ -307,5 +307,5 @@ def test_errors_survive_processes():
 def test_unknown():
     assert "Did you mean" not in str(unknown("method", "zzz", ["pgd"]))
     assert str(unknown("method", "pgdd", ["trades", "pgd"])) == (
-        "unknown method 'pgdd'. Did you mean 'pgd'? There is: pgd, trades."
+        "unknown method 'pgdd'. Did you mean 'pgd'? Available: pgd, trades."
     )

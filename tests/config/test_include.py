@@ -1,4 +1,4 @@
-"""Search spaces that are made of others."""
+"""Search spaces composed of others."""
 
 import pytest
 
@@ -56,9 +56,9 @@ def test_what_is_no_block_is_left_to_who_reads_it(path):
 @pytest.mark.parametrize(
     ("block", "words"),
     [
-        ({"include": ["nothing"]}, ["no nothing.yaml beside it", "gaussian", "shared"]),
+        ({"include": ["nothing"]}, ["no nothing.yaml next to it", "gaussian", "shared"]),
         ({"include": "shared"}, ["include", "'shared'", "list"]),
-        ({"include": ["bare"]}, ["bare.yaml", "no block `search`"]),
+        ({"include": ["bare"]}, ["bare.yaml", "no `search` block"]),
         ({"method.name": {"each": []}}, ["method.name: each", "list"]),
         ({"method.name": {"each": ["trades"]}}, ["no trades.yaml"]),
     ],

@@ -1,4 +1,4 @@
-"""Fields, their domains, and the check that every section runs on itself."""
+"""Fields, their domains, and the validation of sections."""
 
 import dataclasses
 import math
@@ -26,7 +26,7 @@ class Toy(Section):
         ({"rate": 0}, "rate: got 0, expected > 0, <= 1"),
         ({"rate": 1.5}, "rate: got 1.5, expected > 0, <= 1"),
         ({"rate": math.nan}, "rate: got nan, expected a number"),
-        ({"maybe": math.inf}, "maybe: got inf, expected a number that is finite"),
+        ({"maybe": math.inf}, "maybe: got inf, expected a finite number"),
         ({"maybe": -math.inf}, "maybe: got -inf"),
         ({"counts": (1, 10)}, "counts: got 10, expected >= 1, < 10"),
         ({"kind": "c"}, "kind: got 'c', expected one of a, b"),

@@ -48,7 +48,7 @@ def test_another_protocol_is_refused_and_the_file_left(tmp_path, rows):
         AttackTable(path, protocol(queries=300))
     assert path.read_bytes() == before
     path.write_text("hello\nworld\n")
-    with pytest.raises(RequestError, match="no table of raybust's"):
+    with pytest.raises(RequestError, match="not a raybust table"):
         AttackTable(path, protocol())
 
 
@@ -58,7 +58,7 @@ def test_a_broken_row_is_named(tmp_path, rows):
     lines = path.read_text().splitlines(keepends=True)
     lines[4] = "1\t2\n"
     path.write_text("".join(lines))
-    with pytest.raises(RequestError, match="line 5 is no row"):
+    with pytest.raises(RequestError, match="line 5 is not a row"):
         AttackTable(path, protocol())
 
 
