@@ -321,6 +321,7 @@ def _keys(cls: type, fields: Any, prefix: str, owner: str = "") -> str:
         anchor = f"{owner}.{field.name}" if owner else key
         unit = field.metadata.get("unit", "")
         bounds = domain(field.metadata).replace(f"{2**63:g}", "2^63")
+        bounds = re.sub(r"([<>]=?) ", r"\1&nbsp;", bounds)
         within = "; ".join(part for part in (bounds, unit) if part)
         told = field.metadata.get("doc", "The method that this one wraps.")
         linked = f"[`{key}`](#{anchor}){{ #{anchor} .key }}"

@@ -19,5 +19,11 @@ def fence(source: str, language: str, name: str, options: Any, md: Any, **_: Any
         name: class of the element.
         options: of the fence.
         md: the Markdown instance.
+
+    Raises:
+        ValueError: a LaTeX command is unknown.
     """
-    return f'<div class="{name}">{convert(source.strip(), display="block")}</div>'
+    formula = convert(source.strip(), display="block")
+    if "\\" in formula:
+        raise ValueError(f"a command that latex2mathml does not know: {source}")
+    return f'<div class="{name}">{formula}</div>'

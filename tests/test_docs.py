@@ -2,6 +2,7 @@
 link between pages leads somewhere, every command in it can be typed.
 """
 
+import ast
 import dataclasses
 import importlib.util
 import re
@@ -133,6 +134,30 @@ def test_the_tests_that_the_failures_name_exist():
     for file, _, name in re.findall(r"`(test_\w+\.py)(::(test_\w+))?`", failures):
         assert file in files
         assert not name or f"def {name}(" in files[file].read_text(), f"{file}::{name}"
+
+
+def messages():
+    """Returns every text in the source of raybust, with one character for each value in it."""
+    texts = []
+    for file in (ROOT / "raybust").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.append(node.value)
+            elif isinstance(node, ast.JoinedStr):
+                parts = node.values
+                texts.append("".join(str(getattr(part, "value", "")) if isinstance(
+                    part, ast.Constant) else "\0" for part in parts))  # fmt: skip
+    return "\n".join(texts)
+
+
+def test_the_messages_that_the_failures_quote_exist():
+    rows = [line.split(" | ") for line in (DOCS / "reliability.md").read_text().splitlines()]
+    said = messages()
+    quoted = [text for row in rows if len(row) == 4 for text in re.findall(r"`([^`]+)`", row[1])]
+    parts = [part.strip(" ;:()") for text in quoted for part in text.split("...")]
+    assert len(parts) > 30
+    missing = [part for part in parts if " " in part and part not in said]
+    assert not missing
 
 
 def test_a_marker_that_names_nothing_is_refused():
