@@ -5,7 +5,7 @@ QUICKSTART ?=
 PYTEST ?= $(BIN)/python -m pytest
 SLOW := drills or hosts or postgres
 
-.PHONY: quickstart test drills coverage lint bench clean venv
+.PHONY: quickstart test drills coverage lint bench docs clean venv
 
 quickstart: .venv/ready  ## a sweep on scikit-learn's digits, with certificates and MLflow
 	$(BIN)/raybust tune search_spaces/quickstart.yaml $(QUICKSTART)
@@ -38,8 +38,13 @@ lint: .venv/ready
 bench: .venv/ready  ## every benchmark; one JSON line per figure
 	for file in $(filter-out %/compare_autoattack.py benchmarks/reproduce_%,$(wildcard benchmarks/[a-z]*.py)); do $(BIN)/python $$file || exit 1; done
 
+docs: .venv/ready .venv-docs/ready  ## the documentation in build/site, every link and name checked
+	$(BIN)/python docs/generate.py build/docs
+	PYTHONPATH=docs .venv-docs/bin/zensical build --clean --strict
+	$(BIN)/python docs/check.py build/site
+
 clean:
-	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .coverage .coverage.*
+	rm -rf .venv .venv-docs build dist .pytest_cache .mypy_cache .ruff_cache .coverage .coverage.*
 
 venv: .venv/ready
 
@@ -47,4 +52,9 @@ venv: .venv/ready
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+.venv-docs/ready: requirements-docs.lock
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/pip install --quiet --disable-pip-version-check -r requirements-docs.lock
 	touch $@
