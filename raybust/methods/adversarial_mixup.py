@@ -66,7 +66,7 @@ class AdversarialMixup(Pgd):
     the position of xt* between the two images.
     """
 
-    eps: float = option(8 / 255, "Radius of the ball.", ge=0, unit="pixels in [0, 1], in the norm")
+    eps: float = option(8 / 255, "Radius of the ball.", ge=0, unit="pixels in [0, 1], in `norm`")
     alpha: float = option(1.0, "Parameter of the initial ratio's Beta distribution.", gt=0)
     interval: float = option(
         0.1, "Maximum change of the ratio; 0 keeps it fixed, 1 allows the whole segment.", ge=0,

@@ -36,7 +36,7 @@ class Pgd(Method):
     """
 
     norm: Literal["linf", "l2", "l1"] = option("linf", "Norm of the ball.")
-    eps: float = option(8 / 255, "Radius of the ball.", gt=0, unit="pixels in [0, 1], in the norm")
+    eps: float = option(8 / 255, "Radius of the ball.", gt=0, unit="pixels in [0, 1], in `norm`")
     rms: float | None = option(
         None,
         "Radius that replaces `eps`, comparable across norms: the root mean square change if all "
@@ -47,7 +47,7 @@ class Pgd(Method):
     )
     steps: int = option(10, "Number of gradient steps of the attack.", ge=1)
     step: float | None = option(
-        None, "Step size; defaults to 2.5 eps / steps.", gt=0, unit="in the norm"
+        None, "Step size; defaults to 2.5 eps / steps.", gt=0, unit="in `norm`"
     )
     start: Literal["uniform", "center", "gaussian", "n_fgsm"] = option(
         "uniform",

@@ -30,7 +30,7 @@ class Smoothadv(Pgd):
     sigma: float = option(0.25, "Standard deviation of the noise.", gt=0, unit="pixels in [0, 1]")
     samples: int = option(2, "Noise draws per image, m; costs m passes instead of one.", ge=1)
     norm: Literal["linf", "l2", "l1"] = option("l2", "Norm of the ball.")
-    eps: float = option(0.5, "Radius of the ball.", gt=0, unit="pixels in [0, 1], in the norm")
+    eps: float = option(0.5, "Radius of the ball.", gt=0, unit="pixels in [0, 1], in `norm`")
     steps: int = option(4, "Number of gradient steps of the attack.", ge=1)
     start: Literal["uniform", "center", "gaussian", "n_fgsm"] = option(
         "center", "Start of the attack, as in `pgd`."
