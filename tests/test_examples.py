@@ -35,7 +35,7 @@ def only(commands, part):
 
 def test_every_example_is_tested_here():
     names = {path.name for path in EXAMPLES.iterdir()}
-    assert names == {"gcp.yaml", "kuberay.yaml", "local.yaml", "slurm.sh"}
+    assert names == {"gcp.yaml", "kuberay.yaml", "local.yaml", "plugin", "slurm.sh"}
 
 
 # --- read by `ray up` -----------------------------------------------------------------------------

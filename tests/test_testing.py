@@ -4,6 +4,7 @@ The checks of methods are held to the same in tests/methods/test_conformance.py.
 """
 
 import itertools
+import json
 import os
 import subprocess
 import sys
@@ -13,11 +14,14 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.multiprocessing import ProcessRaisedException
 
 from raybust import data, models, testing
 from raybust.config.schema import Data
 from raybust.data import Parts, Source, Split
 from raybust.errors import RequestError
+from raybust.methods.standard import Standard
+from raybust.testing import distributed
 
 SMALL, COLOR = (1, 8, 8), (3, 32, 32)
 
@@ -358,6 +362,29 @@ def test_the_classes_run_the_checks(tmp_path):
     assert "it logs what it meets" in done.stdout
     assert len(found["TestGood"]) >= len(testing.STEP_CHECKS) + 4
     assert "assert" in done.stdout, "the asserts of the package are explained by pytest"
+
+
+def _without_ddp(rank, methods, folder):
+    distributed.DistributedDataParallel = lambda module: module
+    distributed._rank(rank, methods, folder)
+
+
+@pytest.mark.slow
+def test_gradients_that_are_not_averaged_are_seen(tmp_path):
+    """The same on two ranks, but without DDP."""
+    testing.run_ranks(_without_ddp, tmp_path, [Standard()], tmp_path)
+    for rank in range(2):
+        (found,) = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert f"rank {rank}: network.network.head.weight" in found["gradients"][-2]
+        wrong = testing.OnRanks("standard", found["gradients"], {}, [])
+        with pytest.raises(AssertionError, match="head"):
+            testing.check_gradients_on_ranks(wrong)
+
+
+@pytest.mark.slow
+def test_what_a_rank_raises_is_raised(tmp_path):
+    with pytest.raises(ProcessRaisedException, match="'str' object has no attribute"):
+        testing.on_two_ranks(["no method"], tmp_path)
 
 
 def test_raybust_does_not_import_pytest():
