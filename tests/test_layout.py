@@ -29,7 +29,7 @@ TABLE = {
     "vision": "| torch torchvision",
     "disk": "config | torch safetensors",
     "data": "config plugins vision | torch numpy PIL",
-    "models": "config plugins vision | torch safetensors (timm)",
+    "models": "config numerics plugins vision | torch safetensors (timm)",
     # The image augmentations of lp_noise are torchvision's, drawn late.
     "methods": "config numerics plugins (vision) | torch",
     "certify": "config data disk identity numerics | torch numpy scipy",

@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from raybust.config.options import option
 from raybust.errors import RequestError
 from raybust.methods.base import Method, StepContext
+from raybust.numerics.modes import evaluating
 from raybust.numerics.moments import (
     LogitMoments,
     Rules,
@@ -73,17 +74,12 @@ class Covariance(Method):
         Raises:
             RequestError: the network cannot be traced, or the named layer has no rule.
         """
-        modes = [(module, module.training) for module in network.modules()]
-        network.eval()
         try:
-            with torch.no_grad():
+            with evaluating(network), torch.no_grad():
                 graph = trace(network)
                 propagate(graph, network, images[:2], self.sigma, self.rules())
         except ValueError as error:
             raise RequestError(f"method covariance: {error}") from error
-        finally:
-            for module, training in modes:
-                module.training = training
         return graph
 
     def rules(self) -> Rules:

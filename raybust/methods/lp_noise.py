@@ -26,6 +26,7 @@ from raybust.methods.base import Method, StepContext
 from raybust.methods.standard import Standard
 from raybust.numerics.balls import lp_noise, squares
 from raybust.numerics.lp_sets import LARGE_PATCH, SMALL_PATCH, LpSet, Shape, eps_of, named
+from raybust.numerics.modes import evaluating
 
 _PATCHES = {"none": None, "large": LARGE_PATCH, "small": SMALL_PATCH}
 _AUGMENTATIONS = {"trivial": "TrivialAugmentWide", "rand": "RandAugment", "augmix": "AugMix"}
@@ -121,10 +122,8 @@ class LpNoise(Method):
             )
         classes = 0
         if self.mix != "none":
-            training = network.training
-            with torch.no_grad():
-                classes = network.eval()(images[:1]).shape[1]
-            network.train(training)
+            with evaluating(network), torch.no_grad():
+                classes = network(images[:1]).shape[1]
         return Prepared(classes, self.base.setup(network, images, targets))
 
     def loss(

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from raybust.config.options import option
 from raybust.methods.base import Method, StepContext
 from raybust.methods.standard import Standard
+from raybust.numerics.modes import evaluating
 
 
 class Prepared(NamedTuple):
@@ -42,11 +43,8 @@ class Mixup(Method):
 
     def setup(self, network: nn.Module, images: Tensor, targets: Tensor) -> Prepared:
         """Returns the number of classes and the base's prepared state."""
-        modes = [(module, module.training) for module in network.modules()]
-        with torch.no_grad():
-            classes = network.eval()(images[:1]).shape[1]
-        for module, mode in modes:
-            module.training = mode
+        with evaluating(network), torch.no_grad():
+            classes = network(images[:1]).shape[1]
         return Prepared(classes, self.base.setup(network, images, targets))
 
     def loss(

@@ -26,6 +26,7 @@ from raybust.models.external import LIBRARIES, names_of
 from raybust.models.fronted import Fronted
 from raybust.models.normalize import Normalize, Normalized
 from raybust.models.weights import load_weights
+from raybust.numerics.modes import evaluating
 
 __all__ = [
     "FORMS",
@@ -242,13 +243,10 @@ def _load(point: EntryPoint) -> Callable[..., Any]:
 
 def _check(model: nn.Module, name: str, shape: Shape, num_classes: int) -> None:
     """Makes sure that two zero images give finite logits (2, K); leaves every mode as it was."""
-    modes = [(module, module.training) for module in model.modules()]
     what = f"model '{name}' on images of {external.size(shape)}"
     expected = f"finite logits of shape (2, {num_classes}) for two images"
-    with torch.no_grad(), external.one_line(what, expected):
-        logits = model.eval()(torch.zeros(2, *shape))
-    for module, training in modes:
-        module.training = training
+    with evaluating(model), torch.no_grad(), external.one_line(what, expected):
+        logits = model(torch.zeros(2, *shape))
     if not isinstance(logits, Tensor):
         seen = f"a {type(logits).__name__}"
     elif logits.shape != (2, num_classes):

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from raybust.numerics.modes import evaluating
+
 _NAMES = ("logits", "out", "output", "outputs", "prediction")
 """Names of logits in a dictionary or an object, in order of preference."""
 
@@ -32,15 +34,11 @@ def adapt(network: nn.Module, shape: tuple[int, int, int], num_classes: int) -> 
         network.to(default)
         names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
         notes.append(f"its weights were cast from {names} to {str(default).removeprefix('torch.')}")
-    modes = [(module, module.training) for module in network.modules()]
     try:
-        with torch.no_grad():
-            output = network.eval()(torch.zeros(2, *shape))
+        with evaluating(network), torch.no_grad():
+            output = network(torch.zeros(2, *shape))
     except Exception:
         return notes  # the check of the complete network reports the error
-    finally:
-        for module, mode in modes:
-            module.training = mode
     if isinstance(output, Tensor) and output.shape == (2, num_classes):
         output = _training_output(network, shape, output)
     if isinstance(output, Tensor) and output.shape == (2, num_classes):

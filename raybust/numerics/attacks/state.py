@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from raybust.numerics.attacks.fold import folded
+from raybust.numerics.modes import evaluating
 
 Statistics = Literal["running", "batch"]
 
@@ -33,16 +34,14 @@ def attacked(
         fold: whether to fold batch norms into the preceding convolutions meanwhile, which is
             cheaper and equal up to rounding; for running statistics only.
     """
-    modes = [(module, module.training) for module in network.modules()]
     asked = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
     norms = [module for module in network.modules() if isinstance(module, _NormBase)]
     tracked = [(norm, norm.track_running_stats) for norm in norms]
     try:
         for parameter, _ in asked:
             parameter.requires_grad_(False)
-        for module, _ in modes:
-            module.training = False
         with ExitStack() as stack:
+            stack.enter_context(evaluating(network))
             if statistics == "batch":
                 for norm in norms:
                     norm.training, norm.track_running_stats = True, False
@@ -52,8 +51,6 @@ def attacked(
     finally:
         for parameter, flag in asked:
             parameter.requires_grad_(flag)
-        for module, mode in modes:
-            module.training = mode
         for norm, flag in tracked:
             norm.track_running_stats = flag
 
