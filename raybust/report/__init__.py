@@ -1,7 +1,4 @@
-"""What came out: logs read, figures, tables and pictures.
-
-Works on certification logs that other people made as well as on ours. The last stage of the arrow.
-"""
+"""Reports: reads certification logs, ours and other people's, and makes tables and figures."""
 
 from raybust.report.certificates import draw_curve, read_logs, table
 from raybust.report.figures import (
@@ -9,7 +6,6 @@ from raybust.report.figures import (
     Budget,
     abstention,
     acr,
-    assured_accuracy,
     budget,
     certified_accuracy,
     on_ladder,
@@ -25,7 +21,6 @@ __all__ = [
     "Log",
     "abstention",
     "acr",
-    "assured_accuracy",
     "budget",
     "certified_accuracy",
     "draw_curve",

@@ -1,62 +1,33 @@
-"""Evaluations under attack: robust accuracy over the radius in a picture, and several evaluations
-in one table, each row with the protocol that made it.
+"""Evaluations under attack: a figure of robust accuracy over the radius, and a table of several
+evaluations, each row with its protocol.
 
-What is read are the summaries that `raybust evaluate` leaves. Stage `report`.
+Reads the summaries written by `raybust evaluate`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
-
 from raybust.disk.files import read_json
 from raybust.errors import RequestError
+from raybust.report.comparison import Comparison
 from raybust.report.naming import markdown
+from raybust.report.plots import COLORS, canvas, save_curves
 
 Curve = Sequence[tuple[float, float, float, float]]
 """(eps, accuracy, lower, upper end of its interval), ascending in eps."""
 
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-
-
 _ROUNDING = 1e-9
 
 
-@dataclass(frozen=True)
-class AttackComparison:
-    """What a comparison of evaluations gives.
-
-    Attributes:
-        markdown: the table, a row for each evaluation, protocol and radius.
-        figures: the same as numbers.
-        files: what was written.
-    """
-
-    markdown: str
-    figures: tuple[dict[str, Any], ...]
-    files: tuple[Path, ...]
-
-    def text(self) -> str:
-        """Returns what the command line prints."""
-        return "\n".join([self.markdown.rstrip(), "", *map(str, self.files)])
-
-    def plain(self) -> dict[str, Any]:
-        """Returns the same for --json."""
-        return {"attacks": list(self.figures), "files": [str(path) for path in self.files]}
-
-
-def compare_attacks(named: Sequence[tuple[str, Path]], folder: Path) -> AttackComparison:
-    """Writes one table of evaluations under attack, also those behind a front.
+def compare_attacks(named: Sequence[tuple[str, Path]], folder: Path) -> Comparison:
+    """Writes one table of evaluations under attack, with a row per run, protocol and radius.
 
     Args:
         named: label and summary of each.
-        folder: where the table goes; made where it is missing.
+        folder: folder of the table, created if missing.
     """
     figures = []
     for label, path in named:
@@ -79,14 +50,14 @@ def compare_attacks(named: Sequence[tuple[str, Path]], folder: Path) -> AttackCo
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "attacked.md"
     file.write_text("\n".join(lines) + "\n")
-    return AttackComparison(file.read_text(), tuple(figures), (file,))
+    return Comparison(file.read_text(), tuple(figures), (file,), kind="attacks")
 
 
 def _check(path: Path, summary: Mapping[str, Any]) -> None:
-    """Refuses a summary that its own rows contradict.
+    """Rejects a summary that contradicts its rows.
 
     Raises:
-        RequestError: with the radius.
+        RequestError: names the radius.
     """
     rows = path.with_suffix(".tsv")
     if not rows.exists():
@@ -99,13 +70,13 @@ def _check(path: Path, summary: Mapping[str, Any]) -> None:
         robust = sum(row["robust"] == "1" for row in mine) / max(len(mine), 1)
         if abs(robust - point["robust"]) > _ROUNDING:
             raise RequestError(
-                f"{path}: has a robust accuracy of {point['robust']:.4f} at {point['eps']:g}, but"
-                f" its rows have {robust:.4f}; `raybust evaluate` makes it anew"
+                f"{path}: states a robust accuracy of {point['robust']:.4f} at {point['eps']:g},"
+                f" but its rows give {robust:.4f}; run `raybust evaluate` again"
             )
 
 
 def _figures(label: str, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Returns the rows of one protocol's summary, a radius each."""
+    """Returns the rows of the summary of one protocol, one per radius."""
     protocol = summary["protocol"]
     return [
         {
@@ -129,7 +100,7 @@ def _figures(label: str, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _effort(protocol: Mapping[str, Any]) -> str:
-    """Returns how much the attacks of a protocol try, in words."""
+    """Describes the effort of the attacks of a protocol."""
     steps = {"pgd": "pgd_steps", "apgd": "steps", "fab": "steps", "square": "queries"}
     parts = [
         f"{name} {protocol[key]} {'queries' if key == 'queries' else 'steps'}"
@@ -141,28 +112,19 @@ def _effort(protocol: Mapping[str, Any]) -> str:
 
 
 def draw_robust_curve(curves: Mapping[str, Curve], path: str | Path, *, norm: str) -> Path:
-    """Draws robust accuracy over eps into a file; returns its path.
+    """Draws robust accuracy over eps, with bands for the intervals; returns the path.
 
     Args:
-        curves: label to points; the interval of each is a band.
-        path: a .png or .pdf.
-        norm: of eps, for the axis.
+        curves: label to points.
+        path: the .png or .pdf to write.
+        norm: norm of eps, for the axis label.
     """
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.grid(color="0.88", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    figure, (axes,) = canvas(6.4)
     for number, (label, points) in enumerate(curves.items()):
         eps, accuracy, low, high = zip(*points, strict=True)
-        color = _COLORS[number % len(_COLORS)]
+        color = COLORS[number % len(COLORS)]
         axes.plot(eps, accuracy, color=color, marker="o", markersize=4, label=label)
         axes.fill_between(eps, low, high, color=color, alpha=0.15, linewidth=0)
     axes.set(xlabel=f"eps ({norm}, pixels in [0, 1])", ylabel="robust accuracy")
     axes.set_xlim(left=0.0)
-    axes.set_ylim(0.0, 1.0)
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    figure.legend(loc="outside lower center", frameon=False, fontsize=8)
-    figure.savefig(path, dpi=200)
-    return Path(path)
+    return save_curves(figure, path)

@@ -1,8 +1,4 @@
-"""Certification logs by their paths: one picture, one table. What the command line and a run's end
-call.
-
-Stage `report` of the arrow.
-"""
+"""A figure and a table of certification logs, given by path."""
 
 from __future__ import annotations
 
@@ -15,11 +11,11 @@ from raybust.report.tables import latex_table, markdown_table
 
 
 def read_logs(paths: Sequence[str | Path], labels: Sequence[str] | None = None) -> list[Log]:
-    """Returns the logs of some files.
+    """Reads several logs.
 
     Args:
-        paths: certification logs, ours or others'.
-        labels: a name for each; the files' names where not given.
+        paths: certification logs, ours or other people's.
+        labels: a name for each; file names by default.
     """
     names: Sequence[str | None] = labels or [None] * len(paths)
     return [read_log(path, name) for path, name in zip(paths, names, strict=True)]
@@ -28,8 +24,7 @@ def read_logs(paths: Sequence[str | Path], labels: Sequence[str] | None = None) 
 def draw_curve(
     paths: Sequence[str | Path], picture: str | Path, labels: Sequence[str] | None = None
 ) -> Path:
-    """Draws certified accuracy over the radius of some logs into a .png or .pdf; returns its
-    path."""
+    """Draws certified accuracy over the radius of some logs as .png or .pdf; returns the path."""
     return plot_curves(read_logs(paths, labels), picture)
 
 
@@ -39,13 +34,13 @@ def table(
     labels: Sequence[str] | None = None,
     latex: bool = False,
 ) -> str:
-    """Returns a table of some logs, Markdown or LaTeX; warnings of reading stand under it.
+    """Returns a table of some logs in Markdown or LaTeX, followed by warnings from reading them.
 
     Args:
         paths: one row each.
         radii: one column each.
         labels: a name for each.
-        latex: LaTeX in place of Markdown.
+        latex: LaTeX instead of Markdown.
     """
     logs = read_logs(paths, labels)
     lines = [f"{log.name}: {warning}" for log in logs for warning in log.warnings]

@@ -1,7 +1,7 @@
-"""The columns of a leaderboard, the same in Markdown and on the page.
+"""The columns of a leaderboard, the same in Markdown and HTML.
 
-Three groups that are never mixed: what was tried, what search saw on the validation part with its
-cheap certificate, what finalists reached on the test set at publication fidelity. Stage report.
+Three separate groups: the trials, their search results on the validation part with the cheap
+certificate, and the finalists' results on the test set at publication fidelity.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from raybust.search.leaderboard import Leaderboard
+from raybust.numerics.balls.threat import show_eps
 from raybust.search.records import TrialRecord
 
 ACCURACY = "validation/accuracy"
@@ -22,13 +23,13 @@ ACCURACY = "validation/accuracy"
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the leaderboard, the same in every form that it is written in.
+    """A column of the leaderboard.
 
     Attributes:
-        head: what stands above it.
-        group: "trial" for what was tried, "search" for what was seen on the validation part,
-            "test" for what finalists reached on the test set.
-        cell: an entry to its text, "" for nothing to say.
+        head: heading.
+        group: "trial" for settings, "search" for results on the validation part, "test" for
+            finalists' results on the test set.
+        cell: entry to text, "" if empty.
     """
 
     head: str
@@ -55,13 +56,13 @@ def columns_of(board: Leaderboard) -> list[Column]:
     if any(entry.reason for entry in board.entries):
         found.append(Column("not measured", "test", lambda entry: entry.reason or ""))
     counts = {entry.examples for entry in board.entries if entry.examples is not None}
-    images = f" ({counts.pop()} images)" if len(counts) == 1 else ""  # of an earlier version: none
+    images = f" ({counts.pop()} images)" if len(counts) == 1 else ""  # none in old versions
     found.append(Column("test accuracy" + images, "test", lambda entry: number(entry.accuracy)))
     return found + _published(board, "certified") + _published(board, "attacked")
 
 
 def _published(board: Leaderboard, kind: Literal["certified", "attacked"]) -> list[Column]:
-    """Returns one column for each figure that some finalist has of that kind."""
+    """Returns one column per metric of that kind that some finalist has."""
     keys = {key for entry in board.entries for key in getattr(entry, kind) or {}}
     found = sorted((*named, key) for key in keys if (named := _named(key)))
     return [Column(head, "test", partial(_reached, kind, key)) for _, head, key in found]
@@ -76,7 +77,7 @@ def _reached(kind: str, key: str, entry: TrialRecord) -> str:
 
 
 def settings(point: dict[str, Any]) -> str:
-    """Returns a point in one line, the method left out, keys without their section."""
+    """Returns the settings of a point in one line, without the method and without sections."""
     return ", ".join(
         f"{key.rpartition('.')[2]}={short(value)}"
         for key, value in point.items()
@@ -85,12 +86,12 @@ def settings(point: dict[str, Any]) -> str:
 
 
 def number(value: float | None) -> str:
-    """Returns a figure with four decimals; "" where there is none."""
+    """Formats a number with four decimals; "" if there is none."""
     return "" if value is None or math.isnan(value) else f"{value:.4f}"
 
 
 def short(value: Any) -> str:
-    """Returns a value of a point with three significant digits."""
+    """Formats a value of a point with three significant digits."""
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
@@ -102,7 +103,7 @@ _FIGURE = re.compile(
 
 
 def _named(key: str) -> tuple[tuple[str, float], str] | None:
-    """Returns place (norm, radius) and head of a published figure that has a column."""
+    """Returns the sort key (norm, radius) and heading of a metric with a column, else None."""
     match = _FIGURE.fullmatch(key)
     if match is None:
         return None
@@ -112,10 +113,3 @@ def _named(key: str) -> tuple[tuple[str, float], str] | None:
     if match["radius"]:
         return ("", float(match["radius"])), f"cert. at {match['radius']}"
     return ("", -1.0), "ACR"
-
-
-def show_eps(eps: float) -> str:
-    """Returns a radius as people write it: 8/255 where it is a whole number of 255ths."""
-    levels = eps * 255
-    whole = eps < 1 and abs(levels - round(levels)) < 1e-3 and round(levels) > 0
-    return f"{round(levels)}/255" if whole else f"{eps:g}"

@@ -1,7 +1,7 @@
-"""Several certification logs side by side: one table, one picture, the votes behind them.
+"""Compares several certification logs for `raybust report`.
 
-Reads what other people made as well as our own, and says which n and alpha made each. The work
-behind `raybust report`. Stage report.
+Writes a table, the certified-accuracy curves and the distribution of votes. Reads other people's
+logs as well as our own, and states the n and alpha of each.
 """
 
 from __future__ import annotations
@@ -20,37 +20,39 @@ from raybust.report.plots import interactive_curves, plot_curves, plot_votes
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a comparison gives.
+    """The result of a comparison.
 
     Attributes:
         markdown: the table.
-        figures: the same as numbers, one entry a log.
-        files: what was written.
+        figures: its numbers, one entry per row.
+        files: files written.
+        kind: "logs" or "attacks".
     """
 
     markdown: str
     figures: tuple[dict[str, Any], ...]
     files: tuple[Path, ...]
+    kind: str = "logs"
 
     def text(self) -> str:
-        """Returns what the command line prints."""
+        """Returns the output of the command line."""
         return "\n".join([self.markdown.rstrip(), "", *map(str, self.files)])
 
     def plain(self) -> dict[str, Any]:
-        """Returns the same for --json."""
-        return {"logs": list(self.figures), "files": [str(path) for path in self.files]}
+        """Returns the data for --json."""
+        return {self.kind: list(self.figures), "files": [str(path) for path in self.files]}
 
 
 def compare(
     paths: Sequence[Path], labels: Sequence[str], radii: Sequence[float], folder: Path
 ) -> Comparison:
-    """Writes table (Markdown, LaTeX) and pictures (PNG, and HTML where plotly is installed).
+    """Writes a table (Markdown, LaTeX) and figures (PNG, and HTML if plotly is installed).
 
     Args:
         paths: certification logs.
         labels: a name for each.
         radii: columns of the table.
-        folder: where the files go; made where it is missing.
+        folder: folder of the files, created if missing.
     """
     every = read_logs(paths, labels)
     logs = [log for log in every if len(log)]
@@ -67,7 +69,7 @@ def compare(
 
 
 def _figures(log: Log, radii: Sequence[float]) -> dict[str, Any]:
-    """Returns the numbers of one log; an ACR comes with all that it depends on."""
+    """Returns the numbers of one log, with everything that its ACR depends on."""
     made, average = budget(log), acr(log)
     return {
         "log": log.name,

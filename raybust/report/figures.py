@@ -1,8 +1,7 @@
-"""Figures of certification logs: certified accuracy, ACR with its spread, and which n and alpha
-made a log.
+"""Numbers of certification logs: certified accuracy, ACR with its interval, and the n and alpha of
+a log.
 
-Certified accuracy and its high-probability version are of Cohen et al. (2019), ACR of Zhai et al.
-(2020, arXiv 2001.02378). Stage `report` of the arrow.
+Certified accuracy is from Cohen et al. (2019), ACR from Zhai et al. (2020, arXiv 2001.02378).
 """
 
 from __future__ import annotations
@@ -23,21 +22,22 @@ from raybust.report.logs import Floats, Log
 SAMPLES = (100, 1000, 10_000, 100_000, 1_000_000)
 ALPHAS = (0.1, 0.05, 0.01, 0.005, 0.001, 0.0001)
 SIGMAS = (0.12, 0.25, 0.5, 0.75, 1.0)
-"""Budgets that a log is tried for, and the sigmas where the path does not tell (our choice)."""
+"""Candidate budgets of a log, and sigmas if the path does not name one (our choice)."""
+_RESAMPLES = 2000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """What made a log.
+    """The settings of a log.
 
     Attributes:
         n: draws per example.
-        alpha: probability with which a certificate may be wrong.
-        sigma: of the noise.
-        share: share of the radii that this budget can give; 1 where the header says it.
+        alpha: probability that a certificate is wrong.
+        sigma: standard deviation of the noise.
+        share: share of the radii that this budget can produce; 1 if read from the header.
         inferred: whether it was inferred from the radii.
-        alphas: every alpha that explains the radii at this n, with the share that it explains;
-            where there are several, alpha is not identifiable.
+        alphas: all alphas that explain the radii at this n, each with the share it explains; if
+            there are several, alpha is not identifiable.
     """
 
     n: int
@@ -49,7 +49,7 @@ class Budget:
 
     @property
     def identifiable(self) -> bool:
-        """Whether no other alpha explains the radii as well."""
+        """Whether only one alpha explains the radii."""
         return len(self.alphas) < 2
 
     def __str__(self) -> str:
@@ -63,16 +63,16 @@ class Budget:
 
 @dataclass(frozen=True, kw_only=True)
 class Acr:
-    """Average certified radius with all that it depends on; its text never leaves that out.
+    """Average certified radius with everything it depends on, always included in its text.
 
     Attributes:
-        value: mean of radius * correct over all rows; NaN for no rows.
-        low: 2.5 % point of the bootstrap over examples.
-        high: 97.5 % point.
-        budget: n and alpha, None where they are unknown.
+        value: mean of radius * correct over all rows; NaN without rows.
+        low: 2.5% point of the bootstrap over examples.
+        high: 97.5% point.
+        budget: n and alpha, None if unknown.
         examples: number of rows.
-        skip: every how many-th example; None where unknown.
-        targets: radii at which examples stopped being drawn; radii beyond them are understated.
+        skip: every skip-th example is included; None if unknown.
+        targets: radii at which sampling stopped early; larger radii are understated.
         noise: the smoothing noise and the part of the data, in words; "" where unknown.
     """
 
@@ -90,7 +90,7 @@ class Acr:
 
     @property
     def terms(self) -> str:
-        """What the value depends on, in words."""
+        """The dependencies of the value, in words."""
         made = str(self.budget) if self.budget else "n and alpha unknown"
         skip = "skip unknown" if self.skip is None else f"skip {self.skip}"
         early = ""
@@ -102,11 +102,11 @@ class Acr:
 
 
 def certified_accuracy(log: Log, radii: Sequence[float] | Floats) -> Floats:
-    """Returns the share of all rows that are correct with at least each radius; abstentions count
-    as wrong.
+    """Returns for each radius the share of all rows that are correct with at least that radius;
+    abstentions count as wrong.
 
     Args:
-        log: N rows; for none the result is NaN.
+        log: N rows; NaN without rows.
         radii: (R,) in the log's norm.
     """
     if not len(log):
@@ -116,30 +116,18 @@ def certified_accuracy(log: Log, radii: Sequence[float] | Floats) -> Floats:
     return shares
 
 
-def assured_accuracy(log: Log, radii: Sequence[float], alpha: float, rho: float = 0.001) -> Floats:
-    """Returns a lower bound of the true certified accuracy that holds with probability 1 - rho,
-    given that each row is wrong with probability alpha at most.
-
-    accuracy - alpha - sqrt(alpha (1 - alpha) ln(1/rho) / N) - ln(1/rho) / (3 N), at least 0 (Cohen
-    et al., 2019, appendix).
-    """
-    spread = math.log(1 / rho) / max(len(log), 1)
-    lost = alpha + math.sqrt(alpha * (1 - alpha) * spread) + spread / 3
-    return np.maximum(certified_accuracy(log, radii) - lost, 0.0)
-
-
 def abstention(log: Log) -> float:
-    """Returns the share of rows that abstain; NaN for no rows."""
+    """Returns the share of rows that abstain; NaN without rows."""
     return float((log.predict < 0).mean()) if len(log) else math.nan
 
 
-def acr(log: Log, resamples: int = 2000, seed: int = 0) -> Acr:
+def acr(log: Log) -> Acr:
     """Returns the average certified radius with a bootstrap interval over the examples."""
     values = log.radius * log.correct
     ends = [math.nan, math.nan]
     if len(values):
-        generator = np.random.default_rng(seed)
-        means = [generator.choice(values, len(values)).mean() for _ in range(resamples)]
+        generator = np.random.default_rng(0)
+        means = [generator.choice(values, len(values)).mean() for _ in range(_RESAMPLES)]
         ends = np.quantile(means, [0.025, 0.975]).tolist()
     return Acr(
         value=float(values.mean()) if len(values) else math.nan,
@@ -161,11 +149,11 @@ def _noise(protocol: Protocol) -> str:
 
 
 def budget(log: Log) -> Budget | None:
-    """Returns the n and alpha that made a log: of its header, else the one whose ladder of radii
-    (Clopper-Pearson, Gaussian noise, fixed n) holds the most of its rows.
+    """Returns the n and alpha of a log: from its header, or those whose ladder of possible radii
+    (Clopper-Pearson, Gaussian noise, fixed n) contains most of its rows.
 
-    Among equals the one with the lowest top rung: the fewest draws. None where no ladder holds 98 %
-    of at least ten radii.
+    Ties go to the ladder with the smallest maximum, that is, the fewest draws. None if no ladder
+    contains 98% of at least ten radii.
     """
     if log.protocol:
         p = log.protocol
@@ -183,33 +171,31 @@ def budget(log: Log) -> Budget | None:
         return None
     share, _, n, alpha, sigma = max(tried)
     fits = sorted(
-        ((one, held) for held, _, draws, one, noise in tried if (draws, noise) == (n, sigma)),
+        ((one, part) for part, _, draws, one, noise in tried if (draws, noise) == (n, sigma)),
         reverse=True,
     )
     return Budget(n=n, alpha=alpha, sigma=sigma, share=share, inferred=True, alphas=tuple(fits))
 
 
 def on_ladder(log: Log, n: int, alpha: float, sigma: float) -> NDArray[np.bool_]:
-    """Returns for each row that does not abstain whether some count k of n gives its radius, to the
-    digits that were printed: bool (M,)."""
+    """Returns for each row that does not abstain whether some count k of n gives its radius, to
+    the printed digits: bool (M,)."""
     found = log.predict >= 0
     low, high = (
         ndtr((log.radius[found] + sign * (log.rounding[found] + 1e-9)) / sigma) for sign in (-1, 1)
     )
-    k = (
-        binom.isf(alpha, n, np.maximum(low, 0.5)) + 1
-    )  # the least count with a bound of at least low
+    k = binom.isf(alpha, n, np.maximum(low, 0.5)) + 1  # the smallest with a bound >= low
     bound = clopper_pearson_lower(np.minimum(k, n), n, alpha)
-    held: NDArray[np.bool_] = (k <= n) & (bound <= high) & (bound >= low)
-    return held
+    possible: NDArray[np.bool_] = (k <= n) & (bound <= high) & (bound >= low)
+    return possible
 
 
 def votes(log: Log, made: Budget) -> Floats:
     """Returns the share of draws that voted for each row's class, recovered from its radius, (N,);
-    1/2 on abstention, where it is not known.
+    1/2 on abstention, where it is unknown.
 
     Args:
-        log: a log of Gaussian noise with L2 radii.
+        log: a log with Gaussian noise and L2 radii.
         made: its n, alpha and sigma.
     """
     p = np.maximum(ndtr((log.radius - log.rounding) / made.sigma), 0.5)

@@ -1,7 +1,7 @@
-"""The pictures of a sweep as one interactive HTML file, which needs no network.
+"""Interactive figures of a sweep in one self-contained HTML file.
 
-Plotly's script is in the file once. plotly is the extra `[plots]`; nothing here is imported without
-it. Stage report.
+The file includes the Plotly script once. plotly is the extra `[plots]`; without it, this module is
+not imported.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _SYMBOLS = {
 
 
 def write_interactive(board: Leaderboard, path: Path) -> Path | None:
-    """Writes all pictures into one page; returns its path, None where there is nothing to draw.
+    """Writes all figures into one page; returns the path, or None if there is nothing to draw.
 
     Args:
-        board: with any number of trials.
-        path: an .html that is written.
+        board: the sweep, with any number of trials.
+        path: the .html to write.
     """
     figures = [_front(board), _history(board), _importances(board), _parallel(board)]
     parts, script = [], True
@@ -64,7 +64,7 @@ def _front(board: Leaderboard) -> Any:
 
 def _history(board: Leaderboard) -> Any:
     points = [(e, float(e.number), e.value) for e in every(board) if finite(e.value)]
-    return _scatter(board, points, "Optimisation history", "trial", board.metric)
+    return _scatter(board, points, "Optimization history", "trial", board.metric)
 
 
 def _scatter(
@@ -74,7 +74,7 @@ def _scatter(
     across: str,
     up: str,
 ) -> Any:
-    """Returns a figure with one trace for each method, or None without a point."""
+    """Returns a figure with one trace per method, or None without points."""
     import plotly.graph_objects as go
 
     if not points:
@@ -131,7 +131,7 @@ def _importances(board: Leaderboard) -> Any:
 
 
 def _parallel(board: Leaderboard) -> Any:
-    """Returns parallel coordinates; a key that a trial does not have stands below its axis."""
+    """Returns parallel coordinates, with missing keys below the axes."""
     import plotly.graph_objects as go
 
     shown = [e for e in every(board) if e.state != "FAIL" and finite(e.value)]
@@ -152,7 +152,7 @@ def _parallel(board: Leaderboard) -> Any:
     )
     figure.update_layout(
         title={
-            "text": "Parallel coordinates (none: a key that the trial does not have)",
+            "text": "Parallel coordinates (none: the trial lacks this key)",
             "y": 0.98,
         },
         margin={"t": 120, "l": 110},
@@ -161,7 +161,7 @@ def _parallel(board: Leaderboard) -> Any:
 
 
 def _dimension(board: Leaderboard, one: Scale, shown: list[TrialRecord]) -> dict[str, Any]:
-    """Returns an axis of places from 0 to 1; a trial without the key stands at -0.15."""
+    """Returns an axis from 0 to 1, with trials that lack the key at -0.15."""
     values = [at(board, entry, one.key) for entry in shown]
     places = [-0.15 if value is None else one.place(value) for value in values]
     ticks = one.ticks() + ([(-0.15, "none")] if None in values else [])

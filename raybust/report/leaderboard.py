@@ -1,7 +1,7 @@
-"""The leaderboard of a sweep in words: Markdown, files, the text of the command line.
+"""The leaderboard of a sweep as Markdown, files and command-line output.
 
-Search results and test results stand in separate groups of columns, each with its protocol. The
-picture shows the certified accuracy of the finalists.
+Search results and test results are in separate groups of columns, each with its protocol. The
+figure shows the certified accuracy of the finalists.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ PAGE = "report.html"
 
 
 def markdown(board: Leaderboard) -> str:
-    """Returns the table with the protocol under it."""
+    """Returns the table with the protocol below it."""
     columns = columns_of(board)
     heads = ["rank", *(column.head for column in columns)]
     rows = [
@@ -42,7 +42,7 @@ def markdown(board: Leaderboard) -> str:
 
 
 def text(board: Leaderboard) -> str:
-    """Returns what the command line prints."""
+    """Returns the output of the command line."""
     lines = [markdown(board), ""]
     if (curve := curve_of(board)) is not None:
         lines.append(f"certified accuracy  {curve}")
@@ -52,8 +52,7 @@ def text(board: Leaderboard) -> str:
 
 
 def write(board: Leaderboard) -> list[Path]:
-    """Writes the Markdown table and the JSON data into the sweep's folder; returns the
-    files."""
+    """Writes the Markdown table and the JSON data into the sweep's folder; returns the files."""
     table, plain = board.folder / f"{NAME}.md", board.folder / f"{NAME}.json"
     table.write_text(f"# {board.sweep}\n\n{markdown(board)}\n")
     replace_text(plain, json.dumps(board.plain(), indent=1) + "\n")
@@ -61,13 +60,13 @@ def write(board: Leaderboard) -> list[Path]:
 
 
 def curve_of(board: Leaderboard) -> Path | None:
-    """Returns where the finalists' certified accuracy is drawn, None without certificates."""
+    """Returns the path of the finalists' certified-accuracy figure, None without certificates."""
     certified = any(record.log is not None for record in board.entries)
     return board.folder / f"{NAME}.png" if certified else None
 
 
 def draw_finalists(board: Leaderboard) -> Path | None:
-    """Draws the finalists' certified accuracy in one picture; returns its path, None for none."""
+    """Draws the finalists' certified accuracy; returns the path, None without certificates."""
     found = [(record, log) for record in board.entries if (log := record.log) is not None]
     path = curve_of(board)
     if path is None:

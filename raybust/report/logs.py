@@ -1,8 +1,7 @@
-"""Reads certification logs, ours and everybody's: the variants that have piled up since Cohen et
-al. (2019).
+"""Reads certification logs, ours and other people's, in all variants since Cohen et al. (2019).
 
 Both time formats, empty and truncated files, further columns, a `correct` column that is a running
-total (Carlini et al., 2023). Stage `report` of the arrow.
+total (Carlini et al., 2023).
 """
 
 from __future__ import annotations
@@ -30,21 +29,21 @@ _SIGMA = re.compile(r"(?<![a-z])(?:sigma|test|noise)[_-]?(\d*\.?\d+)")
 
 @dataclass(frozen=True, kw_only=True)
 class Log:
-    """A certification log in memory; arrays are (N,), in the file's order.
+    """A certification log in memory; arrays are (N,), in file order.
 
     Attributes:
-        name: what tables and legends call it.
-        path: where it was read.
+        name: name in tables and legends.
+        path: path of the file.
         idx: indices in the dataset.
         label: labels.
         predict: certified classes, -1 on abstention.
         radius: certified radii, 0 on abstention.
         rounding: half a unit of the last printed digit of each radius; 0 in our own logs.
-        correct: predict == label, whatever the file said.
+        correct: predict == label, recomputed.
         time: seconds.
-        protocol: of the header; None in logs of others.
-        sigma: of the header, else what the path tells, else None.
-        warnings: what was amended on reading, one sentence each.
+        protocol: from the header; None in other people's logs.
+        sigma: from the header, else from the path, else None.
+        warnings: corrections made on reading, one sentence each.
     """
 
     name: str
@@ -65,25 +64,24 @@ class Log:
 
     @property
     def skip(self) -> int | None:
-        """Every how many-th example it holds: of the header, else the distance of the indices where
-        it is one; None for under two rows."""
+        """The log has every skip-th example: from the header, else the greatest common divisor of
+        the differences of indices; None for fewer than two rows."""
         if self.protocol:
             return self.protocol.skip
-        apart = np.diff(np.sort(self.idx))
-        return int(np.gcd.reduce(apart)) if len(apart) else None
+        gaps = np.diff(np.sort(self.idx))
+        return int(np.gcd.reduce(gaps)) if len(gaps) else None
 
 
-def read_log(path: str | Path, name: str | None = None, sigma: float | None = None) -> Log:
-    """Returns a certification log.
+def read_log(path: str | Path, name: str | None = None) -> Log:
+    """Reads a certification log.
 
     Args:
         path: a file of tab-separated rows under a line `idx label predict radius correct time`, in
-            any order and with any further columns. An empty file gives a log of no rows.
-        name: for tables and legends; the file's name where not given.
-        sigma: of the noise, where the header does not say it; guessed from the path if not given.
+            any order and with any further columns. An empty file gives a log without rows.
+        name: name for tables and legends; the file name by default.
 
     Raises:
-        RequestError: no such file, or no certification log (a prediction log, a curve).
+        RequestError: no such file, or not a certification log (a prediction log, a curve).
     """
     path = Path(path)
     try:
@@ -98,14 +96,14 @@ def read_log(path: str | Path, name: str | None = None, sigma: float | None = No
     absent = [column for column in COHEN if column not in columns]
     if absent:
         raise RequestError(
-            f"{path}: is no certification log: it has no column {', '.join(absent)}; expected "
-            f"{' '.join(COHEN)}"
+            f"{path}: is not a certification log: it lacks the columns {', '.join(absent)}; "
+            f"expected {' '.join(COHEN)}"
         )
     warnings: list[str] = [] if body[1:] else ["has no rows"]
-    if protocol is None and any("\"sigma\"" in comment for comment in comments):
+    if protocol is None and any('"sigma"' in comment for comment in comments):
         warnings.append("has a header of another raybust version, so its rows are not checked")
     rows = list(_rows(path, columns, body[1:], warnings, protocol))
-    return _log(rows, warnings, path=path, name=name, sigma=sigma, protocol=protocol)
+    return _log(rows, warnings, path=path, name=name, protocol=protocol)
 
 
 def _log(
@@ -114,7 +112,6 @@ def _log(
     *,
     path: Path,
     name: str | None,
-    sigma: float | None,
     protocol: Protocol | None,
 ) -> Log:
     label, predict, said = (
@@ -125,8 +122,8 @@ def _log(
     wrong = int((said != correct).sum())
     if wrong:
         warnings.append(
-            f"its column `correct` is not predict == label in {wrong} of {len(rows)} rows (a "
-            "running total in some logs); it was recomputed"
+            f"its column `correct` differs from predict == label in {wrong} of {len(rows)} rows (a "
+            "running total in some logs) and was recomputed"
         )
     idx = np.array([int(row["idx"]) for row in rows], dtype=int)
     warnings += _incomplete(idx, label, protocol)
@@ -143,7 +140,7 @@ def _log(
         correct=correct,
         time=np.array([parse_time(row["time"]) for row in rows]),
         protocol=protocol,
-        sigma=protocol.sigma if protocol else sigma or (float(guess[-1]) if guess else None),
+        sigma=protocol.sigma if protocol else float(guess[-1]) if guess else None,
         warnings=tuple(warnings),
     )
 
@@ -151,8 +148,7 @@ def _log(
 def _incomplete(
     idx: NDArray[np.int_], label: NDArray[np.int_], protocol: Protocol | None
 ) -> list[str]:
-    """Returns a warning if a log of ours lacks examples, or has other labels than it was made
-    with."""
+    """Returns a warning if one of our logs lacks examples or has other labels than its header."""
     if protocol is None or not protocol.labels or not len(idx):
         return []
     order = np.argsort(idx)
@@ -161,8 +157,8 @@ def _incomplete(
     if protocol.examples is not None and len(idx) < protocol.examples:
         return [f"is not finished: it has {len(idx)} of {protocol.examples} examples"]
     return [
-        f"its {len(idx)} examples and their labels are not those of its header: it is not"
-        " finished, or was changed"
+        f"its {len(idx)} examples and their labels do not match its header: it is not finished, or"
+        " was changed"
     ]
 
 
@@ -173,11 +169,11 @@ def _rows(
     warnings: list[str],
     protocol: Protocol | None,
 ) -> Iterator[dict[str, str]]:
-    """Yields the whole rows; a torn last line is left out with a warning.
+    """Yields the complete rows; a torn last line is skipped with a warning.
 
     Raises:
-        RequestError: a row that no certification writes, that contradicts itself or the header, or
-            two different rows of an example.
+        RequestError: a row that no certification writes or that contradicts itself or the header,
+            or two different rows for an example.
     """
     seen: dict[int, dict[str, str]] = {}
     repeated = 0
@@ -189,7 +185,7 @@ def _rows(
             parse_time(row["time"])
         except (KeyError, ValueError):
             if number < len(lines) - 1:
-                raise RequestError(f"{path}: no row of a log: {line.strip()!r}") from None
+                raise RequestError(f"{path}: not a row of a log: {line.strip()!r}") from None
             warnings.append("its last line is torn and was left out")
             return
         wrong = _impossible(row) or _changed(line, protocol)
@@ -206,11 +202,11 @@ def _rows(
             continue
         yield row
     if repeated:
-        warnings.append(f"{repeated} rows are there twice and count once")
+        warnings.append(f"{repeated} duplicate rows were ignored")
 
 
 def _changed(line: str, protocol: Protocol | None) -> str | None:
-    """Returns in what a row of ours contradicts itself or the header, or None."""
+    """Returns how one of our rows contradicts itself or the header, or None."""
     if protocol is None or line.rstrip("\n").count("\t") + 1 != len(COLUMNS):
         return None
     try:
@@ -220,7 +216,7 @@ def _changed(line: str, protocol: Protocol | None) -> str | None:
 
 
 def _impossible(row: dict[str, str]) -> str | None:
-    """Returns what is wrong with a row of numbers, or None."""
+    """Returns what is wrong with the numbers of a row, or None."""
     for column in ("idx", "label", "predict", "correct"):
         if not re.fullmatch(r"\s*[-+]?\d{1,18}\s*", row[column]):
             return f"{column}: got {row[column]}, expected a whole number"
@@ -241,7 +237,7 @@ def _protocol(path: Path, comments: list[str]) -> Protocol | None:
 
 
 def _half_unit(text: str) -> float:
-    """Returns half a unit of the third significant digit, or of the last one printed if it is
+    """Returns half a unit of the third significant digit, or of the last printed one if that is
     finer: `{:.3}` drops trailing zeros."""
     value = Decimal(text)
     printed = value.as_tuple().exponent

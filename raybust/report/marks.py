@@ -1,7 +1,7 @@
-"""What the pictures of a sweep share: a colour and a marker for each method, an empty canvas.
+"""Shared by the figures of a sweep: a color and a marker per method, the legend, the file size.
 
-Colours are Okabe and Ito's, which colour-blind readers can tell apart; beyond seven methods the
-marker, or the line, tells them apart too. Stage report.
+A method has the same mark in all figures of a sweep. Beyond the seven colors of the palette,
+methods also differ in marker or line style.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -27,14 +25,14 @@ RING: dict[str, Any] = {
     "markerfacecolor": "none",
     "markeredgecolor": "black",
 }
-"""How finalists are marked."""
+"""Style of the ring around finalists."""
 STATES = {"COMPLETE": "trained to the end", "PRUNED": "stopped early", "FAIL": "failed"}
 LONGEST_NAME = 36
 
 
 @dataclass(frozen=True)
 class Mark:
-    """How a method is drawn."""
+    """The style of a method."""
 
     color: str
     marker: str
@@ -42,7 +40,7 @@ class Mark:
 
 
 def marks(board: Leaderboard) -> dict[str, Mark]:
-    """Returns the mark of each method of a sweep, the same in all of its pictures."""
+    """Returns the mark of each method of a sweep, the same in all its figures."""
     names = sorted({entry.method for entry in every(board)})
     count = len(COLORS)
     return {
@@ -56,32 +54,20 @@ def marks(board: Leaderboard) -> dict[str, Mark]:
 
 
 def every(board: Leaderboard) -> list[TrialRecord]:
-    """Returns all trials that have ended, by number."""
+    """Returns all finished trials, by number."""
     return sorted((*board.entries, *board.others), key=lambda entry: entry.number)
-
-
-def canvas(width: float = 7.2, height: float = 4.2, panels: int = 1) -> tuple[Figure, list[Axes]]:
-    """Returns an empty picture of that size in inches, with panels side by side."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    found = [figure.add_subplot(1, panels, number + 1) for number in range(panels)]
-    for axes in found:
-        axes.grid(color="0.88", linewidth=0.8)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
-    return figure, found
 
 
 def legend(
     figure: Figure, known: dict[str, Mark], extra: Iterable[Line2D] = (), lines: bool = False
 ) -> None:
-    """Puts methods, then what else is drawn, below a picture, which grows by that much.
+    """Adds a legend of methods and further entries below a figure, which grows accordingly.
 
     Args:
-        figure: the picture.
-        known: the methods that it shows.
-        extra: what else it shows.
-        lines: whether methods are lines, not points.
+        figure: the figure.
+        known: the methods shown.
+        extra: further entries.
+        lines: whether methods are shown as lines instead of points.
     """
     handles = [
         Line2D([], [], color=mark.color, linestyle=mark.line, label=cut(name))
@@ -100,23 +86,23 @@ def legend(
 
 
 def sign(label: str, marker: str, **looks: Any) -> Line2D:
-    """Returns a line of the legend for something that is not a method."""
+    """Returns a legend entry for something other than a method."""
     return Line2D([], [], **{"linestyle": "", "color": "0.35", **looks}, marker=marker, label=label)
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Writes a picture of at most 1,600 pixels across; returns its path."""
+    """Saves a figure, at most 1,600 pixels wide; returns the path."""
     figure.savefig(path, dpi=min(150.0, 1600 / figure.get_size_inches()[0]))
     return path
 
 
 def cut(text: str) -> str:
-    """Returns a name, its middle left out where it is too long to be drawn."""
+    """Returns a name, shortened in the middle if it is too long to draw."""
     text = text.replace("$", r"\$")
     half = LONGEST_NAME // 2
     return text if len(text) <= LONGEST_NAME else f"{text[:half]}…{text[-half:]}"
 
 
 def finite(value: float | None) -> TypeGuard[float]:
-    """Tells whether there is a value that can be drawn."""
+    """Returns whether there is a value to draw."""
     return value is not None and math.isfinite(value)

@@ -1,7 +1,4 @@
-"""Names in tables: different for different files, and safe in Markdown and LaTeX.
-
-Stage `report` of the arrow.
-"""
+"""Names in tables: distinct for distinct files, and escaped for Markdown and LaTeX."""
 
 from __future__ import annotations
 
@@ -18,42 +15,41 @@ _MARKDOWN = {"\\": "\\\\", "|": "\\|", "`": "\\`", "*": "\\*", "<": "&lt;"}
 
 
 def name_of(path: Path) -> str:
-    """Returns a log's name: its file's without an ending of logs; `sigma_0.25` keeps its dot."""
+    """Returns the file name without a log extension; `sigma_0.25` keeps its dot."""
     name = path.name
     ending = next((one for one in _ENDINGS if name.lower().endswith(one)), "")
     return name[: len(name) - len(ending)] or name
 
 
 def distinct(names: Sequence[str], paths: Sequence[Path]) -> list[str]:
-    """Returns the names, those that occur more than once with as many of their parent folders as
-    tell them apart.
+    """Returns the names, prefixing duplicates with as many parent folders as distinguish them.
 
     Args:
-        names: of the files, in their order.
+        names: names of the files, in order.
         paths: the files.
     """
     found = list(names)
     for name, count in Counter(names).items():
         if count < 2:
             continue
-        places = [at for at, other in enumerate(names) if other == name]
-        parents = [paths[at].absolute().parent.parts for at in places]
+        same = [at for at, other in enumerate(names) if other == name]
+        parents = [paths[at].absolute().parent.parts for at in same]
         deepest = max(map(len, parents))
         depth = next(
             (n for n in range(1, deepest) if len({parts[-n:] for parts in parents}) == count),
             deepest,
         )
         alike = len(set(parents)) < count
-        for at, parts in zip(places, parents, strict=True):
+        for at, parts in zip(same, parents, strict=True):
             found[at] = str(paths[at]) if alike else "/".join([*parts[-depth:], name])
     return found
 
 
 def markdown(text: str) -> str:
-    """Returns a text as a cell of a Markdown table has it."""
+    """Escapes a text for a cell of a Markdown table."""
     return "".join(_MARKDOWN.get(sign, sign) for sign in " ".join(text.split()))
 
 
 def latex(text: str) -> str:
-    """Returns a text as LaTeX has it."""
+    """Escapes a text for LaTeX."""
     return "".join(_LATEX.get(sign, sign) for sign in " ".join(text.split()))

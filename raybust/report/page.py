@@ -1,7 +1,7 @@
-"""One self-contained HTML page: text, tables and pictures inside, nothing fetched from anywhere.
+"""A self-contained HTML page: text, tables and images, without external resources.
 
-Everything that comes from outside is escaped here. Pictures are data URIs. Readable on paper and on
-a narrow screen. Stage report.
+All text from outside is escaped here and images are data URIs. The page is readable in print and
+on narrow screens.
 """
 
 from __future__ import annotations
@@ -54,18 +54,18 @@ details > summary { cursor: pointer; color: var(--soft); }
 """
 
 _PIXELS = 1.4
-"""Pixels of a picture on one of the page."""
+"""Image pixels per page pixel."""
 
 Cell = tuple[str, str]
-"""A cell's text, not yet escaped, and its classes."""
+"""Unescaped text and CSS classes of a cell."""
 
 
 def page(title: str, parts: Iterable[str]) -> str:
-    """Returns a whole document.
+    """Returns a complete document.
 
     Args:
-        title: of the document.
-        parts: HTML, from the functions below.
+        title: title of the document.
+        parts: HTML from the functions below.
     """
     body = "\n".join(parts)
     return (
@@ -77,13 +77,13 @@ def page(title: str, parts: Iterable[str]) -> str:
 
 
 def section(title: str, *parts: str) -> str:
-    """Returns parts under a heading; "" where all of them are empty."""
+    """Returns parts under a heading; "" if all are empty."""
     body = "\n".join(part for part in parts if part)
     return f"<section>\n<h2>{escape(title)}</h2>\n{body}\n</section>" if body else ""
 
 
 def text(content: str, kind: str = "") -> str:
-    """Returns a paragraph; "" for no content."""
+    """Returns a paragraph; "" without content."""
     mark = f' class="{kind}"' if kind else ""
     return f"<p{mark}>{escape(content)}</p>" if content else ""
 
@@ -94,22 +94,22 @@ def heading(content: str) -> str:
 
 
 def code(content: str) -> str:
-    """Returns a block to be copied; "" for no content."""
+    """Returns a code block; "" without content."""
     return f"<pre>{escape(content)}</pre>" if content else ""
 
 
 def facts(pairs: Iterable[tuple[str, str]]) -> str:
-    """Returns names with what is to be said about each; those without it are left out."""
+    """Returns a description list of names and values, omitting empty values."""
     rows = [f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in pairs if v]
     return f"<dl>{''.join(rows)}</dl>" if rows else ""
 
 
 def table(heads: Sequence[Sequence[tuple[str, str, int]]], rows: Iterable[Sequence[Cell]]) -> str:
-    """Returns a table; "" for one without rows.
+    """Returns a table; "" without rows.
 
     Args:
-        heads: rows of heads: text, classes, columns that it spans.
-        rows: rows of cells; the class "best" of a first cell marks the whole row.
+        heads: rows of headings: text, classes, number of columns spanned.
+        rows: rows of cells; class "best" on a first cell marks the whole row.
     """
     top = "".join(
         "<tr>"
@@ -136,13 +136,13 @@ def table(heads: Sequence[Sequence[tuple[str, str, int]]], rows: Iterable[Sequen
 
 
 def picture(path: Path, title: str, caption: str, whole: bool = False) -> str:
-    """Returns a PNG, itself inside the page, with its title and caption.
+    """Returns an embedded PNG with title and caption.
 
     Args:
         path: the PNG.
-        title: above it, and read out in its place.
-        caption: below it.
-        whole: whether it takes the page's whole width.
+        title: title above it, also its alt text.
+        caption: caption below it.
+        whole: whether it takes the full width of the page.
     """
     content = path.read_bytes()
     data = base64.b64encode(content).decode()
@@ -155,11 +155,11 @@ def picture(path: Path, title: str, caption: str, whole: bool = False) -> str:
 
 
 def grid(*pictures: str) -> str:
-    """Returns pictures side by side where there is room; "" for none."""
+    """Returns figures side by side where space permits; "" for none."""
     return f'<div class="figures">{"".join(pictures)}</div>' if pictures else ""
 
 
 def folded(summary: str, *parts: str) -> str:
-    """Returns parts that a click shows; "" where all of them are empty."""
+    """Returns parts that a click expands; "" if all are empty."""
     body = "\n".join(part for part in parts if part)
     return f"<details><summary>{escape(summary)}</summary>\n{body}\n</details>" if body else ""

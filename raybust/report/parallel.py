@@ -1,7 +1,7 @@
-"""Parallel coordinates of a conditional space: one line for each trial, one axis for each key.
+"""Parallel coordinates of a conditional space: one line per trial, one axis per key.
 
-A key that a trial does not have leaves a gap in its line. Axes of positive values over more than a
-decade are logarithmic. Stage report.
+A key that a trial lacks leaves a gap in its line. Axes of positive values that span more than a
+decade are logarithmic.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from typing import Any
 from matplotlib.lines import Line2D
 
 from raybust.report.columns import ACCURACY, short
-from raybust.report.marks import LONGEST_NAME, canvas, cut, every, finite, legend, marks, save
+from raybust.report.marks import LONGEST_NAME, cut, every, finite, legend, marks, save
+from raybust.report.plots import canvas
 from raybust.search.leaderboard import Leaderboard
 from raybust.search.records import TrialRecord
 
@@ -33,10 +34,10 @@ class Scale:
 
     Attributes:
         key: a searched key, or a metric.
-        categories: the values in order, where one of them is no number, or infinite.
-        low: lowest value.
-        high: highest value.
-        log: whether it is logarithmic.
+        categories: the values in order, if one of them is not a finite number.
+        low: smallest value.
+        high: largest value.
+        log: whether the axis is logarithmic.
     """
 
     key: str
@@ -46,7 +47,7 @@ class Scale:
     log: bool
 
     def place(self, value: Any) -> float:
-        """Returns where a value stands, 0 to 1; a half where all are the same."""
+        """Returns the position of a value, 0 to 1; 1/2 if all are equal."""
         if self.categories:
             number, low, high = float(self.categories.index(short(value))), 0.0, 0.0
             high = len(self.categories) - 1.0
@@ -57,7 +58,7 @@ class Scale:
         return (number - low) / (high - low) if high > low else 0.5
 
     def ticks(self) -> list[tuple[float, str]]:
-        """Returns places and labels of the axis."""
+        """Returns positions and labels of the ticks."""
         if self.categories:
             return [(self.place(text), text) for text in self.categories]
         if self.high <= self.low:
@@ -66,7 +67,7 @@ class Scale:
 
 
 def scales(board: Leaderboard, shown: Sequence[TrialRecord]) -> list[Scale]:
-    """Returns the axes: the method, keys of some trials, keys of all, accuracy, the metric."""
+    """Returns the axes: method, keys of some trials, keys of all trials, accuracy, metric."""
     keys = list(dict.fromkeys(key for entry in shown for key in entry.point))
     of_all = [key for key in keys if all(key in entry.point for entry in shown)]
     method = [METHOD] if METHOD in keys else []
@@ -82,7 +83,7 @@ def scales(board: Leaderboard, shown: Sequence[TrialRecord]) -> list[Scale]:
 
 
 def scale(board: Leaderboard, key: str, values: Sequence[Any]) -> Scale:
-    """Returns the axis for some values of a key; there is at least one."""
+    """Returns the axis for one or more values of a key."""
     if not all(_is_number(value) and math.isfinite(value) for value in values):
         texts = dict.fromkeys(short(value) for value in sorted(values, key=_order))
         return Scale(key, tuple(texts), 0.0, 0.0, False)
@@ -98,13 +99,13 @@ def _is_number(value: Any) -> bool:
 
 
 def _order(value: Any) -> tuple[bool, float, str]:
-    """Sorts categories: numbers by size, then texts."""
+    """Sort key of categories: numbers by size, then texts."""
     number = _is_number(value)
     return (not number, value if number else 0.0, short(value))
 
 
 def at(board: Leaderboard, entry: TrialRecord, key: str) -> Any:
-    """Returns the value of a searched key or metric of a trial, None where it has none."""
+    """Returns the value of a searched key or metric in a trial, or None."""
     if key in entry.point:
         return entry.point[key]
     value = entry.value if key == board.metric else entry.metrics.get(key)
@@ -112,7 +113,7 @@ def at(board: Leaderboard, entry: TrialRecord, key: str) -> Any:
 
 
 def plot_parallel(board: Leaderboard, path: Path) -> Path | None:
-    """Draws the trials that have a value of the metric; returns the path, None where none has."""
+    """Draws the trials that have a value of the metric; returns the path, or None without any."""
     shown = [e for e in every(board) if e.state != "FAIL" and finite(e.value)]
     if not shown:
         return None
@@ -149,6 +150,6 @@ def plot_parallel(board: Leaderboard, path: Path) -> Path | None:
             side, x = ("right", i - 0.07) if i == 0 else ("left", i + 0.05)
             axes.text(x, y, cut(text), fontsize=7, ha=side, va="center", bbox=_BOX, zorder=4)
     axes.set_xlim(-0.3 - 0.06 * min(names, LONGEST_NAME), len(axes_of) - 0.5)
-    gap = Line2D([], [], color="0.35", linestyle=":", label="key is not of this trial")
+    gap = Line2D([], [], color="0.35", linestyle=":", label="trial lacks this key")
     legend(figure, known, [gap] * any(set(e.point) != set(shown[0].point) for e in shown))
     return save(figure, path)

@@ -1,7 +1,7 @@
-"""Pictures of certification logs: the certified-accuracy curve and the distribution of pA.
+"""Figures of certification logs: the certified-accuracy curve and the distribution of pA.
 
-PNG (or PDF, by the name) through matplotlib, without a display; interactive HTML through plotly
-where the extra `[plots]` is installed. Stage `report` of the arrow.
+PNG or PDF, by file name, with matplotlib, without a display; interactive HTML with plotly if the
+extra `[plots]` is installed. Colors and canvas are shared with the other figures.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
@@ -20,30 +19,50 @@ from raybust.report.figures import acr, budget, certified_accuracy, votes
 from raybust.report.logs import Floats, Log
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito's palette, which color-blind readers can tell apart."""
+"""The color-blind safe palette of Okabe and Ito."""
 STYLES = ("-", "--", "-.", ":")
 NORMS = {"l2": r"$\ell_2$", "linf": r"$\ell_\infty$", "l1": r"$\ell_1$", "l0": r"$\ell_0$"}
 
 
+def canvas(width: float = 7.2, height: float = 4.2, panels: int = 1) -> tuple[Figure, list[Axes]]:
+    """Returns an empty figure of that size in inches, with panels side by side."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    found = [figure.add_subplot(1, panels, number + 1) for number in range(panels)]
+    for axes in found:
+        axes.grid(color="0.88", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure, found
+
+
+def save_curves(figure: Figure, path: str | Path) -> Path:
+    """Adds accuracy ticks and the legend to a figure of curves and saves it; returns its path."""
+    (axes,) = figure.axes
+    axes.set_ylim(0.0, 1.0)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    figure.legend(loc="outside lower center", frameon=False, fontsize=8)
+    figure.savefig(path, dpi=200)
+    return Path(path)
+
+
 def steps(log: Log) -> tuple[Floats, Floats]:
-    """Returns the certified-accuracy curve exactly: radii at which it falls, and its values up to
-    each of them; ends at accuracy 0."""
+    """Returns the exact certified-accuracy curve: radii where it drops, and its values up to each
+    of them; ends at accuracy 0."""
     radii = np.unique(np.concatenate(([0.0], log.radius[log.correct])))
     end = np.nextafter(radii[-1], np.inf)
     grid = np.append(radii, end)
     return grid, certified_accuracy(log, grid)
 
 
-def plot_curves(logs: Sequence[Log], path: str | Path, title: str = "") -> Path:
-    """Draws certified accuracy over the radius of several logs into a file; returns its path.
+def plot_curves(logs: Sequence[Log], path: str | Path) -> Path:
+    """Draws certified accuracy over the radius for several logs; returns the path.
 
     Args:
-        logs: at least one with rows; others are left out.
-        path: a .png or .pdf.
-        title: above the picture.
+        logs: logs, at least one with rows; logs without rows are skipped.
+        path: the .png or .pdf to write.
     """
     shown = _shown(logs)
-    figure, axes = _figure(len(shown))
+    figure, (axes,) = canvas(6.4, 3.9 + 0.35 * len(shown))
     for number, log in enumerate(shown):
         radii, values = steps(log)
         axes.step(
@@ -55,25 +74,21 @@ def plot_curves(logs: Sequence[Log], path: str | Path, title: str = "") -> Path:
             linewidth=1.8,
             label=_legend(log),
         )
-    axes.set(xlabel=f"{NORMS[_norm(shown)]} radius", ylabel="certified accuracy", title=title)
+    axes.set(xlabel=f"{NORMS[_norm(shown)]} radius", ylabel="certified accuracy")
     axes.set_xlim(left=0.0)
-    axes.set_ylim(0.0, 1.0)
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    figure.legend(loc="outside lower center", frameon=False, fontsize=8)
-    return _save(figure, path)
+    return save_curves(figure, path)
 
 
-def plot_votes(logs: Sequence[Log], path: str | Path, title: str = "") -> Path:
-    """Draws the distribution of pA, the share of draws for the certified class: over the examples
-    that are certified correctly, cumulated. Returns the path.
+def plot_votes(logs: Sequence[Log], path: str | Path) -> Path:
+    """Draws the cumulative distribution of pA, the share of draws for the certified class, over
+    correctly certified examples; returns the path.
 
     Args:
         logs: logs of Gaussian noise whose n and alpha are known or can be inferred.
-        path: a .png or .pdf.
-        title: above the picture.
+        path: the .png or .pdf to write.
     """
     shown = _shown(logs)
-    figure, axes = _figure(len(shown))
+    figure, (axes,) = canvas(6.4, 3.9 + 0.35 * len(shown))
     for number, log in enumerate(shown):
         made = budget(log)
         if made is None:
@@ -88,16 +103,13 @@ def plot_votes(logs: Sequence[Log], path: str | Path, title: str = "") -> Path:
             linewidth=1.8,
             label=log.name,
         )
-    axes.set(xlabel="$p_A$", ylabel="correct examples with at least $p_A$", title=title)
+    axes.set(xlabel="$p_A$", ylabel="correct examples with at least $p_A$")
     axes.set_xlim(0.5, 1.0)
-    axes.set_ylim(0.0, 1.0)
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    figure.legend(loc="outside lower center", frameon=False, fontsize=8)
-    return _save(figure, path)
+    return save_curves(figure, path)
 
 
-def interactive_curves(logs: Sequence[Log], path: str | Path, title: str = "") -> Path:
-    """Writes the same curves as one HTML page that needs no network; returns its path.
+def interactive_curves(logs: Sequence[Log], path: str | Path) -> Path:
+    """Writes the curves of `plot_curves` as a self-contained HTML page; returns the path.
 
     Raises:
         RequestError: plotly is not installed.
@@ -112,7 +124,6 @@ def interactive_curves(logs: Sequence[Log], path: str | Path, title: str = "") -
         line = {"shape": "vh", "color": COLORS[number % len(COLORS)]}
         figure.add_trace(go.Scatter(x=radii, y=values, mode="lines", name=_legend(log), line=line))
     figure.update_layout(
-        title=title or None,
         template="simple_white",
         xaxis={"title": f"{_norm(shown)} radius", "rangemode": "tozero", "showgrid": True},
         yaxis={"title": "certified accuracy", "range": [0, 1], "tickformat": ".0%"},
@@ -131,7 +142,7 @@ def _norm(logs: Sequence[Log]) -> str:
     norms = sorted({log.protocol.norm if log.protocol else "l2" for log in logs})
     if len(norms) > 1:
         raise RequestError(
-            f"the logs' radii are of different norms ({', '.join(norms)}); draw each"
+            f"the logs have radii in different norms ({', '.join(norms)}); report them separately"
         )
     return norms[0]
 
@@ -139,20 +150,5 @@ def _norm(logs: Sequence[Log]) -> str:
 def _shown(logs: Sequence[Log]) -> list[Log]:
     shown = [log for log in logs if len(log)]
     if not shown:
-        raise RequestError("no log has a row to draw")
+        raise RequestError("no log has rows to draw")
     return shown
-
-
-def _figure(logs: int) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(6.4, 3.9 + 0.35 * logs), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.grid(color="0.88", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
-
-
-def _save(figure: Figure, path: str | Path) -> Path:
-    figure.savefig(path, dpi=200)
-    return Path(path)

@@ -1,7 +1,7 @@
-"""The report of a sweep: one self-contained HTML page, its pictures, the leaderboard as files.
+"""The report of a sweep: a self-contained HTML page, its figures, and leaderboard files.
 
-What search saw and what finalists reached on the test set stand under headings of their own, each
-with its protocol. A sweep without a finished trial has a page too, which says why. Stage report.
+Search results and the finalists' test results are in separate sections, each with its protocol. A
+sweep without finished trials gets a page that explains why.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ PICTURES = "pictures"
 INTERACTIVE = "interactive.html"
 _MOST_OPEN = 60
 _SHORT = 12
-"""Rows of a space that are shown; a longer one is folded away."""
+"""Longest search space shown unfolded, in rows."""
 
 
 @dataclass(frozen=True)
 class Reports:
-    """What `raybust report SWEEP ...` gives.
+    """The result of `raybust report SWEEP ...`.
 
     Attributes:
-        boards: of the sweeps.
-        files: what was written.
+        boards: leaderboards of the sweeps.
+        files: files written.
     """
 
     boards: tuple[Leaderboard, ...]
     files: tuple[Path, ...]
 
     def text(self) -> str:
-        """Returns what the command line prints."""
+        """Returns the output of the command line."""
         tables = [line for board in self.boards for line in (leaderboard.markdown(board), "")]
         return "\n".join([*tables, *map(str, self.files)])
 
     def plain(self) -> dict[str, Any]:
-        """Returns the same for --json."""
+        """Returns the data for --json."""
         return {
             "sweeps": [board.plain() for board in self.boards],
             "files": [str(path) for path in self.files],
@@ -52,16 +52,16 @@ class Reports:
 
 
 def report_on(boards: Sequence[Leaderboard]) -> Reports:
-    """Writes the reports of some sweeps, each into its own folder."""
+    """Writes the reports of some sweeps into their folders."""
     return Reports(tuple(boards), tuple(path for board in boards for path in publish(board)))
 
 
 def publish(board: Leaderboard) -> list[Path]:
-    """Writes everything that there is to see of a sweep into its folder: table, data, pictures,
-    the interactive pictures where plotly is installed, and the page; returns the files.
+    """Writes the report of a sweep into its folder: table, data, figures, interactive figures if
+    plotly is installed, and the page; returns the files.
 
     Args:
-        board: of a sweep that is done, goes on, or failed.
+        board: leaderboard of a finished, running or failed sweep.
     """
     folder = board.folder / PICTURES
     folder.mkdir(parents=True, exist_ok=True)
@@ -78,8 +78,8 @@ def publish(board: Leaderboard) -> list[Path]:
 
 
 def _interactive(board: Leaderboard, path: Path) -> Path | None:
-    """Writes the interactive pictures; returns their path, None without plotly or a trial."""
-    path.unlink(missing_ok=True)  # of an earlier state of the sweep
+    """Writes the interactive figures; returns the path, or None without plotly or trials."""
+    path.unlink(missing_ok=True)  # from an earlier report
     if importlib.util.find_spec("plotly") is None:
         return None
     from raybust.report.interactive import write_interactive
@@ -92,20 +92,20 @@ def html(board: Leaderboard, pictures: Sequence[Picture], interactive: bool = Fa
 
     Args:
         board: the sweep.
-        pictures: what was drawn of it.
-        interactive: whether the interactive pictures were written.
+        pictures: its figures.
+        interactive: whether the interactive figures were written.
     """
     parts = [
         f"<header>{_title(board)}</header>",
-        page.section("What was asked", _asked(board)),
+        page.section("Goal", _asked(board)),
         page.section("Leaderboard", *_leaderboard(board)),
         page.section("Finalists on the test set", *_finalists(board)),
-        page.section("Pictures of the search", *_pictures(pictures, interactive)),
+        page.section("Figures of the search", *_pictures(pictures, interactive)),
         page.section("Failures", _failures(board)),
         page.section("Compute spent", *_compute(board)),
         page.section("All trials", _trials(board)),
         page.section("Versions", page.facts(board.environment.items())),
-        page.section("Again", *_again(board)),
+        page.section("Reproduce", *_again(board)),
     ]
     return page.page(f"{board.sweep}: sweep", [part for part in parts if part])
 
@@ -116,7 +116,7 @@ def _title(board: Leaderboard) -> str:
         rule = ", meets the constraints" if best.feasible else ""
         rule = ", misses a constraint" if best.feasible is False else rule
         found = (
-            f"Search puts trial {best.number} first ({best.method}): {board.metric}"
+            f"Search ranks trial {best.number} first ({best.method}): {board.metric}"
             f" {number(best.value)} on the validation part{rule}."
         )
     return "\n".join(
@@ -151,7 +151,7 @@ def _asked(board: Leaderboard) -> str:
 
 def _leaderboard(board: Leaderboard) -> list[str]:
     if not board.entries:
-        return [page.text("Nothing to rank: no trial trained to its end.")]
+        return [page.text("Nothing to rank: no trial completed training.")]
     columns = columns_of(board)
     published = bool(board.finalists)
     shown = [c for c in columns if c.group != "test" or not c.head.startswith("cert.")]
@@ -173,9 +173,9 @@ def _leaderboard(board: Leaderboard) -> list[str]:
     body = page.table([top, second], rows)
     if len(rows) > _MOST_OPEN:
         body = page.folded(f"{len(rows)} trials", body)
-    notes = ["Ranks go by the search columns alone; the test set never ranks."]
+    notes = ["Ranks depend only on the search columns, never on the test set."]
     if board.constraints:
-        notes.append("Trials that miss a constraint stand below all that meet them.")
+        notes.append("Trials that miss a constraint rank below all that meet them.")
     return [
         body,
         page.text(" ".join(notes), "soft"),
@@ -225,12 +225,12 @@ def _finalists(board: Leaderboard) -> list[str]:
         parts.append(
             page.text(
                 "Robust accuracy is the share of test examples that withstood all attacks within"
-                " eps (norm and radius in the head, pixels in [0, 1]): an upper bound, where"
-                " certified accuracy is a lower one.", "soft",
+                " eps (norm and radius in the heading, pixels in [0, 1]): an upper bound, whereas"
+                " certified accuracy is a lower bound.", "soft",
             )
         )  # fmt: skip
     if (curve := leaderboard.curve_of(board)) is not None and curve.exists():
-        caption = "Share of test examples that are certified correctly at each radius."
+        caption = "Share of test examples certified correctly at each radius."
         parts.append(page.picture(curve, "Certified accuracy of the finalists", caption))
     return parts
 
@@ -240,9 +240,9 @@ def _pictures(pictures: Sequence[Picture], interactive: bool) -> list[str]:
         return []
     found = [page.picture(one.path, one.title, one.caption, one.whole) for one in pictures]
     note = (
-        f"With the mouse, trial by trial: {PICTURES}/{INTERACTIVE} in the sweep's folder."
+        f"Interactive, with details of each trial: {PICTURES}/{INTERACTIVE} in the sweep's folder."
         if interactive
-        else "Interactive pictures need plotly: pip install 'raybust[plots]'."
+        else "Interactive figures need plotly: pip install 'raybust[plots]'."
     )
     return [page.grid(*found), page.text(note, "soft")]
 
@@ -254,7 +254,7 @@ def _failures(board: Leaderboard) -> str:
     heads = [[("trial", "number", 1), ("method", "", 1), ("settings", "text", 1), ("why", "", 1)]]
     rows = [
         [(str(e.number), "number"), (e.method, ""), (settings(e.point), "text"),
-         (e.reason or "no reason is known", "text")]
+         (e.reason or "unknown reason", "text")]
         for e in failed
     ]  # fmt: skip
     return page.table(heads, rows)
@@ -273,9 +273,9 @@ def _compute(board: Leaderboard) -> list[str]:
     labels = ("method", "trials", *STATES.values(), "image passes", "seconds")
     heads = [[(label, "number" if place else "", 1) for place, label in enumerate(labels)]]
     note = (
-        "Image passes are images through the network in training, forward and backward; seconds"
-        " are of training and validation, each trial's own. Certificates and attacks of the"
-        " finalists are not in it. A trial that failed counts as far as it was measured."
+        "Image passes count images passed through the network in training, forward and backward;"
+        " seconds are of training and validation, per trial. The finalists' certificates and"
+        " attacks are not included. Failed trials count up to their last measurement."
     )
     return [page.table(heads, [*rows, total]), page.text(note, "soft")]
 
@@ -315,11 +315,9 @@ def _trials(board: Leaderboard) -> str:
 
 def _again(board: Leaderboard) -> list[str]:
     return [
-        page.text(
-            "This runs the sweep, or goes on with it where it stopped:" * bool(board.command)
-        ),
+        page.text("Run the sweep, or resume it where it stopped:" * bool(board.command)),
         page.code(board.command),
-        page.text("This writes the page anew from what is on disk:"),
+        page.text("Regenerate this page from the files on disk:"),
         page.code(f"raybust report {board.sweep}"),
         page.text("Runs, parameters and artifacts are in MLflow: raybust ui", "soft"),
     ]

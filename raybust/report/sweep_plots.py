@@ -1,7 +1,7 @@
-"""Pictures of a sweep: Pareto front, optimisation history, learning curves, importances, compute.
+"""Figures of a sweep: Pareto front, optimization history, learning curves, importances, compute.
 
-All show search fidelity, the validation part; only the ring says which trials went on to the test
-set. PNG through matplotlib, without a display. Stage report.
+All show the validation part at search fidelity; rings mark the trials that went on to the test
+set. PNG, without a display.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from raybust.report.columns import ACCURACY
 from raybust.report.marks import (
     RING,
     STATES,
-    canvas,
     cut,
     every,
     finite,
@@ -31,22 +30,23 @@ from raybust.report.marks import (
     sign,
 )
 from raybust.report.parallel import plot_parallel
+from raybust.report.plots import COLORS, canvas
 from raybust.search.leaderboard import UNITS, Leaderboard
 from raybust.search.records import TrialRecord
 
-_GREYS = {"COMPLETE": "#0072B2", "PRUNED": "#E69F00", "FAIL": "#D55E00"}
+_STATE_COLORS = {"COMPLETE": COLORS[0], "PRUNED": COLORS[4], "FAIL": COLORS[1]}
 _NAMED = 12
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture with what is to be said about it.
+    """A figure with its title and caption.
 
     Attributes:
-        title: in a few words.
-        caption: what is seen and how it is marked.
+        title: a few words.
+        caption: what it shows, and its marks.
         path: the file.
-        whole: whether it needs a page's whole width.
+        whole: whether it needs the full width of a page.
     """
 
     title: str
@@ -56,16 +56,16 @@ class Picture:
 
 
 def draw(board: Leaderboard, folder: Path) -> list[Picture]:
-    """Draws what there is to draw of a sweep; a picture without data is left out.
+    """Draws the figures of a sweep, skipping those without data.
 
     Args:
-        board: with any number of trials, none included.
-        folder: exists; the files go there.
+        board: the sweep, with any number of trials.
+        folder: existing folder for the files.
     """
     front = "Pareto front" if board.objectives else "Metric and accuracy"
     plans: list[tuple[str, str, str, Callable[[Leaderboard, Path], Path | None]]] = [
         ("pareto", front, _FRONT_TEXT[bool(board.objectives)], plot_front),
-        ("history", "Optimisation history", _HISTORY_TEXT, plot_history),
+        ("history", "Optimization history", _HISTORY_TEXT, plot_history),
         ("learning", "Learning curves", _LEARNING_TEXT, plot_learning),
         ("importances", "Parameter importances", _IMPORTANCE_TEXT, plot_importances),
         ("parallel", "Parallel coordinates", _PARALLEL_TEXT, plot_parallel),
@@ -74,7 +74,7 @@ def draw(board: Leaderboard, folder: Path) -> list[Picture]:
     found = []
     for name, title, caption, plot in plans:
         path = folder / f"{name}.png"
-        path.unlink(missing_ok=True)  # of an earlier state of the sweep
+        path.unlink(missing_ok=True)  # from an earlier report
         if plot(board, path) is not None:
             words = caption.format(metric=board.metric, unit=UNITS[board.unit])
             found.append(Picture(title, words, path, whole=name in ("parallel", "compute")))
@@ -82,36 +82,36 @@ def draw(board: Leaderboard, folder: Path) -> list[Picture]:
 
 
 _FRONT_TEXT = {
-    True: "Trials that trained to their end, on the validation part; the line bounds what the"
-    " Pareto set dominates. Hollow: misses a constraint. Ringed: went on to the test set.",
-    False: "Trials that trained to their end, on the validation part. Hollow: misses a constraint."
+    True: "Trials that completed training, on the validation part; the line bounds the region"
+    " dominated by the Pareto set. Hollow: misses a constraint. Ringed: went on to the test set.",
+    False: "Trials that completed training, on the validation part. Hollow: misses a constraint."
     " Ringed: went on to the test set.",
 }
 _HISTORY_TEXT = (
-    "{metric} of each trial after its last epoch, and the best so far among those that trained to"
-    " their end and meet the constraints. Crosses at the foot are failed trials."
+    "{metric} of each trial after its last epoch, and the best so far among those that completed"
+    " training and meet the constraints. Crosses at the bottom are failed trials."
 )
 _LEARNING_TEXT = (
-    "{metric} over {unit}, the unit of the budget; the best trial is thick, a bar ends a trial that"
-    " was stopped early."
+    "{metric} over {unit}, the unit of the budget; the best trial is thick, a bar marks a trial"
+    " that was stopped early."
 )
 _IMPORTANCE_TEXT = (
-    "Share of the variance of {metric} that each searched key explains, as the study estimates it:"
+    "Share of the variance of {metric} explained by each searched key, as estimated by the study:"
     " a hint from few trials, not a measurement."
 )
 _PARALLEL_TEXT = (
-    "One line for each trial, the better the darker. A key that a trial does not have leaves a"
-    " gap, which dots bridge for the best. Trials that failed are left out."
+    "One line per trial, darker for better ones. A key that a trial lacks leaves a gap, which is"
+    " dotted for the best trials. Failed trials are omitted."
 )
 _COMPUTE_TEXT = (
-    "Images through the network in training (forward and backward), and seconds of training and"
-    " validation, summed over all trials of a method."
+    "Images passed through the network in training (forward and backward), and seconds of training"
+    " and validation, summed over all trials of a method."
 )
 
 
 def plot_front(board: Leaderboard, path: Path) -> Path | None:
-    """Draws the objectives against each other, or the one metric against clean accuracy; returns
-    the path, or None where no trial trained to its end."""
+    """Draws the objectives against each other, or a single metric against clean accuracy; returns
+    the path, or None if no trial completed training."""
     pairs = _pairs(board)
     known = marks(board)
     shown = [e for e in board.entries if all(finite(_at(board, e, m)) for p in pairs for m in p)]
@@ -136,7 +136,7 @@ def plot_front(board: Leaderboard, path: Path) -> Path | None:
 
 
 def plot_history(board: Leaderboard, path: Path) -> Path | None:
-    """Draws the metric by trial and the best so far; returns the path, None without a value."""
+    """Draws the metric by trial and the best so far; returns the path, or None without values."""
     trials, known = every(board), marks(board)
     if not any(finite(entry.value) for entry in trials):
         return None
@@ -172,8 +172,8 @@ def plot_history(board: Leaderboard, path: Path) -> Path | None:
 
 
 def plot_learning(board: Leaderboard, path: Path) -> Path | None:
-    """Draws the metric over what of the budget was spent, epoch by epoch; returns the path, None
-    where no trial has two epochs."""
+    """Draws the metric over the budget spent, epoch by epoch; returns the path, or None if no trial
+    has two epochs."""
     curves = {
         e.number: [(e.spent[k], v) for k, v in sorted(e.history.items()) if finite(v)]
         for e in every(board)
@@ -205,13 +205,13 @@ def plot_learning(board: Leaderboard, path: Path) -> Path | None:
 
 
 def plot_importances(board: Leaderboard, path: Path) -> Path | None:
-    """Draws the share of variance that each key explains; returns the path, None where unknown."""
+    """Draws the share of variance explained by each key; returns the path, or None if unknown."""
     found = sorted((v, key) for key, v in board.importances.items() if finite(v))
     if not found:
         return None
     shares, keys = zip(*found, strict=True)
     figure, (axes,) = canvas(height=1.2 + 0.32 * len(keys))
-    bars = axes.barh([cut(key) for key in keys], shares, color="#0072B2", height=0.65)
+    bars = axes.barh([cut(key) for key in keys], shares, color=COLORS[0], height=0.65)
     axes.bar_label(bars, [f"{100 * share:.0f} %" for share in shares], padding=3, fontsize=8)
     axes.grid(visible=False, axis="y")
     axes.set_xlim(0, max(*shares, 0.01) * 1.12)
@@ -221,7 +221,7 @@ def plot_importances(board: Leaderboard, path: Path) -> Path | None:
 
 
 def plot_compute(board: Leaderboard, path: Path) -> Path | None:
-    """Draws passes and seconds by method and state; returns the path, None where none is known."""
+    """Draws passes and seconds by method and state; returns the path, or None if none is known."""
     trials = every(board)
     if not any(entry.passes or entry.seconds for entry in trials):
         return None
@@ -242,7 +242,7 @@ def plot_compute(board: Leaderboard, path: Path) -> Path | None:
             )
             panel.barh(
                 [cut(name) for name in methods], spent, left=start, height=0.65,
-                color=_GREYS[state], label=text,
+                color=_STATE_COLORS[state], label=text,
             )  # fmt: skip
             start += spent
         panel.set(xlabel=label, xlim=(0.0, max(*start, 1e-9) * 1.04))
@@ -258,7 +258,7 @@ def plot_compute(board: Leaderboard, path: Path) -> Path | None:
 
 
 def _pairs(board: Leaderboard) -> list[tuple[str, str]]:
-    """Returns the metrics of each panel, across and up."""
+    """Returns the metrics on the x and y axes of each panel."""
     if board.objectives:
         return [(b, a) for a, b in combinations([metric for metric, _ in board.objectives][:3], 2)]
     return [("passes" if board.metric == ACCURACY else ACCURACY, board.metric)]
@@ -272,7 +272,7 @@ def _at(board: Leaderboard, entry: TrialRecord, metric: str) -> float | None:
 
 def _label(board: Leaderboard, metric: str) -> str:
     if metric == "passes":
-        return "images through the network in training"
+        return "images passed through the network in training"
     modes = {board.metric: board.mode, **dict(board.objectives)}
     arrow = {"max": " (more is better)", "min": " (less is better)"}.get(modes.get(metric, ""), "")
     return ("validation accuracy" if metric == ACCURACY else metric) + arrow
@@ -284,13 +284,14 @@ def _front(
     points: Sequence[tuple[TrialRecord, float, float]],
     across: str | None,
 ) -> None:
-    """Draws the border of what the Pareto set dominates, rings the finalists, and names both.
+    """Draws the boundary of the region dominated by the Pareto set, rings the finalists, and labels
+    both.
 
     Args:
-        panel: where.
+        panel: the axes.
         board: the sweep.
-        points: trials with their places.
-        across: the metric across; None for a projection of more objectives, which has no border.
+        points: trials with their coordinates.
+        across: metric on the x axis; None for a projection of more objectives, without boundary.
     """
     members = sorted((x, y) for entry, x, y in points if entry.number in board.pareto)
     if across and len(members) > 1:

@@ -1,48 +1,45 @@
-"""Tables of several certification logs: Markdown for a page, LaTeX for a paper.
+"""Tables of several certification logs: Markdown for pages, LaTeX for papers.
 
-Each row says with its ACR what the ACR depends on, and each table gives the abstentions. Stage
-`report` of the arrow.
+Each row states what its ACR depends on: n, alpha, the noise and the examples. Each table includes
+the abstentions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from raybust.report.figures import Acr, abstention, acr, assured_accuracy, certified_accuracy
+from raybust.report.figures import abstention, acr, certified_accuracy
 from raybust.report.logs import Log
 from raybust.report.naming import latex, markdown
 
 
-def markdown_table(logs: Sequence[Log], radii: Sequence[float], assured: bool = False) -> str:
-    """Returns a Markdown table: certified accuracy in per cent at each radius, abstentions, ACR.
+def markdown_table(logs: Sequence[Log], radii: Sequence[float]) -> str:
+    """Returns a Markdown table: certified accuracy in percent at each radius, abstentions, ACR.
 
     Args:
-        logs: one row each; those without rows of their own have none.
+        logs: one row each, except logs without rows.
         radii: one column each.
-        assured: whether accuracies are the high-probability version.
     """
     head = ["log", *(f"{radius:g}" for radius in radii), "abstain", "ACR [95 %]", "of"]
     lines = [head, ["---", *["---:"] * (len(radii) + 2), "---"]]
     for log in filter(len, logs):
         found = acr(log)
         spread = f"{found.value:.4f} [{found.low:.4f}, {found.high:.4f}]"
-        lines.append([markdown(log.name), *_cells(log, radii, found, assured), spread, found.terms])
+        lines.append([markdown(log.name), *_cells(log, radii), spread, found.terms])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def latex_table(logs: Sequence[Log], radii: Sequence[float], assured: bool = False) -> str:
-    r"""Returns a LaTeX table (`booktabs`) of the same figures; the best of each column is bold.
+def latex_table(logs: Sequence[Log], radii: Sequence[float]) -> str:
+    r"""Returns a LaTeX table (`booktabs`) of the same numbers; the best of each column is bold.
 
     Args:
-        logs: one row each; those without rows of their own have none.
+        logs: one row each, except logs without rows.
         radii: one column each.
-        assured: whether accuracies are the high-probability version.
     """
     logs = [log for log in logs if len(log)]
     found = [acr(log) for log in logs]
     cells = [
-        [*_cells(log, radii, value, assured), f"{value.value:.4f}"]
-        for log, value in zip(logs, found, strict=True)
+        [*_cells(log, radii), f"{value.value:.4f}"] for log, value in zip(logs, found, strict=True)
     ]
     for column in (*range(len(radii)), len(radii) + 1):
         best = max((float(row[column]) for row in cells), default=0.0)
@@ -62,8 +59,5 @@ def latex_table(logs: Sequence[Log], radii: Sequence[float], assured: bool = Fal
     )
 
 
-def _cells(log: Log, radii: Sequence[float], found: Acr, assured: bool) -> list[str]:
-    accuracies = certified_accuracy(log, radii)
-    if assured and found.budget:
-        accuracies = assured_accuracy(log, radii, found.budget.alpha)
-    return [f"{100 * value:.1f}" for value in (*accuracies, abstention(log))]
+def _cells(log: Log, radii: Sequence[float]) -> list[str]:
+    return [f"{100 * value:.1f}" for value in (*certified_accuracy(log, radii), abstention(log))]

@@ -1,10 +1,9 @@
-"""Transfer between norms: networks trained with random noise of one norm, tested with that of every
-other, as a matrix beside what the concentration of norms predicts.
+"""Transfer between norms: networks trained with random noise in one norm and tested with noise in
+every other, as a matrix next to what the concentration of norms predicts.
 
-Siedel et al. (VISAPP 2024, arXiv:2305.05400). In high dimension a random point of an Lp ball looks
-to any other norm like its root mean square (rms) says, so training is predicted to help against the
-dense noises that are no larger than its own, and impulses (p = 0) only against impulses. Stage
-`report` of the arrow.
+Siedel et al. (VISAPP 2024, arXiv:2305.05400). In high dimension the root mean square (rms) of a
+random point of an Lp ball determines its size in every norm, so training should help against dense
+noises no larger than its own, and impulses (p = 0) only against impulses.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
@@ -34,9 +32,9 @@ class Training:
     """One column of the matrix.
 
     Attributes:
-        name: as the picture shows it.
-        rows: the (p, eps) that it was trained with; none for training without noise.
-        accuracy: by tested norm, the mean over the eps of that norm.
+        name: name in the figure.
+        rows: the (p, eps) used in training; empty for training without noise.
+        accuracy: mean accuracy over the eps of each tested norm.
     """
 
     name: str
@@ -46,12 +44,12 @@ class Training:
 
 @dataclass(frozen=True)
 class Transfer:
-    """The matrix, written.
+    """The written matrix.
 
     Attributes:
-        markdown: accuracy by tested norm and training, in per cent of the best of its row.
-        correlation: of accuracy and prediction by rank, within each tested norm; may be NaN.
-        files: what was written.
+        markdown: accuracy by tested norm and training, in percent of the best of its row.
+        correlation: rank correlation of accuracy and prediction within each tested norm, or NaN.
+        files: files written.
     """
 
     markdown: str
@@ -59,21 +57,21 @@ class Transfer:
     files: tuple[Path, ...]
 
     def text(self) -> str:
-        """Returns what the command line prints."""
+        """Returns the output of the command line."""
         rank = f"rank correlation with the prediction (in brackets): {self.correlation:.3f}"
         return "\n".join([self.markdown, rank, *map(str, self.files)])
 
     def plain(self) -> dict[str, Any]:
-        """Returns the same for --json."""
+        """Returns the data for --json."""
         return {"rank_correlation": self.correlation, "files": [str(path) for path in self.files]}
 
 
 def training_of_metrics(name: str, rows: Sequence[Row], metrics: Mapping[str, float]) -> Training:
-    """Returns the column of a run, from the metrics that evaluation under the set C1 logged.
+    """Returns the column of a run, from its metrics under the set C1.
 
     Args:
-        name: of the run.
-        rows: the (p, eps) that it was trained with.
+        name: name of the run.
+        rows: the (p, eps) used in training.
         metrics: with `error/p_0` to `error/p_inf`.
 
     Raises:
@@ -89,17 +87,17 @@ def training_of_metrics(name: str, rows: Sequence[Row], metrics: Mapping[str, fl
     return Training(name=name, rows=tuple(rows), accuracy=accuracy)
 
 
-def measured(trainings: Sequence[Training], normalized: bool = True) -> Matrix:
-    """Returns the accuracies, in each row divided by the best where `normalized`."""
+def measured(trainings: Sequence[Training]) -> Matrix:
+    """Returns the accuracies, in each row divided by the best."""
     found = np.array([[one.accuracy[p] for one in trainings] for p in NORMS])
-    return found / found.max(1, keepdims=True) if normalized else found
+    return found / found.max(1, keepdims=True)
 
 
 def predicted(trainings: Sequence[Training], shape: Shape) -> Matrix:
-    """Returns for each tested norm the share of its noises in C1 that lie within the training's.
+    """Returns for each tested norm the share of its noises in C1 that are covered by training.
 
-    A dense noise lies within another one if its rms is no larger; impulses within impulses of no
-    smaller share; dense noise and impulses never within each other.
+    A dense noise covers those with no larger rms, impulses cover impulses with no larger share, and
+    dense noise and impulses never cover each other.
 
     Args:
         trainings: one column each.
@@ -116,8 +114,8 @@ def predicted(trainings: Sequence[Training], shape: Shape) -> Matrix:
 
 
 def rank_correlation(trainings: Sequence[Training], shape: Shape) -> float:
-    """Returns Spearman's correlation of measured accuracy and prediction, within each tested norm,
-    the mean over norms; NaN where either is the same for all trainings."""
+    """Returns Spearman's correlation of measured accuracy and prediction within each tested norm,
+    averaged over the norms where both vary; NaN if there are none."""
     pairs = zip(measured(trainings), predicted(trainings, shape), strict=True)
     found = [
         float(spearmanr(accuracy, share).statistic)
@@ -128,9 +126,9 @@ def rank_correlation(trainings: Sequence[Training], shape: Shape) -> float:
 
 
 def transfer_table(trainings: Sequence[Training], shape: Shape) -> str:
-    """Returns a Markdown table: a row for each tested norm, in each cell the accuracy in per cent
-    of the best, and in brackets the share of that norm's noises within the training's; last the rms
-    of an entry of the largest training noise."""
+    """Returns a Markdown table: a row per tested norm, with the accuracy in percent of the best
+    and, in brackets, the share of that norm's noises covered by training; last, the rms of an entry
+    of the largest training noise."""
     lines = [["tested", *(one.name for one in trainings)], ["---", *["---:"] * len(trainings)]]
     for p, values, shares in zip(
         NORMS, measured(trainings), predicted(trainings, shape), strict=True
@@ -145,12 +143,12 @@ def transfer_table(trainings: Sequence[Training], shape: Shape) -> str:
 
 
 def compare_transfer(trainings: Sequence[Training], shape: Shape, folder: Path) -> Transfer:
-    """Writes the matrix as a table and a picture into a folder, which is made where it is missing.
+    """Writes the matrix as a table and a figure.
 
     Args:
         trainings: one column each.
         shape: (C, H, W) of the images.
-        folder: where `transfer.md` and `transfer.png` go.
+        folder: folder of `transfer.md` and `transfer.png`, created if missing.
     """
     folder.mkdir(parents=True, exist_ok=True)
     correlation = rank_correlation(trainings, shape)
@@ -163,13 +161,13 @@ def compare_transfer(trainings: Sequence[Training], shape: Shape, folder: Path) 
 def plot_transfer(
     trainings: Sequence[Training], shape: Shape, path: str | Path, title: str = ""
 ) -> Path:
-    """Draws the matrix, measured and predicted side by side, into a file; returns its path.
+    """Draws the matrix, measured and predicted side by side; returns the path.
 
     Args:
         trainings: one column each.
         shape: (C, H, W) of the images.
-        path: a .png or .pdf.
-        title: above the picture.
+        path: the .png or .pdf to write.
+        title: title of the figure.
 
     Raises:
         RequestError: no trainings.
@@ -178,7 +176,6 @@ def plot_transfer(
         raise RequestError("no training to draw")
     width = max(6.0, 2.0 + 1.1 * len(trainings))
     figure = Figure(figsize=(width, 4.6), layout="constrained")
-    FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, sharey=True)
     names = [one.name for one in trainings]
     _draw(left, measured(trainings), names, "accuracy,\n% of the best for that norm")
@@ -191,7 +188,7 @@ def plot_transfer(
 
 
 def _draw(axes: Axes, values: Matrix, names: Sequence[str], title: str) -> None:
-    low = min(float(values.min()), 0.8)  # small differences stay small to the eye
+    low = min(float(values.min()), 0.8)  # keep small differences visually small
     axes.imshow(values, cmap="viridis", vmin=low, vmax=1.0, aspect="auto")
     axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
     axes.set_title(title, fontsize=9)
@@ -204,5 +201,5 @@ def _draw(axes: Axes, values: Matrix, names: Sequence[str], title: str) -> None:
 
 
 def _size(p: float, eps: float, shape: Shape) -> float:
-    """The rms of an entry, or the share of impulses."""
+    """Returns the rms of an entry, or the share of impulses."""
     return eps if p == 0 else rms(p, eps, math.prod(shape))

@@ -1,1 +1,1 @@
-"""Studies of the methods' theory: geodesic augmentation, propagated moments."""
+"""Studies of the theory behind the methods: geodesic augmentation, propagated moments."""

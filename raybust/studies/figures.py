@@ -1,7 +1,7 @@
-"""Tables and pictures of the studies.
+"""Tables and figures of the studies.
 
-Geodesic augmentation: lines are closed forms if there are any, markers with error bars are
-measured, control arms are dashed. Moments: propagated over sampled variance, layer by layer.
+Geodesic augmentation: lines are closed forms, if any, markers with error bars are measurements,
+controls are dashed. Moments: propagated over sampled variance, layer by layer.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from raybust.studies.moments import LayerVariance
 
 
 def theory_table(panels: Sequence[Panel]) -> str:
-    """Returns a Markdown table a panel: a row for each line, "mean +- half the 95 % interval
-    [closed form]" for each x."""
+    """Returns a Markdown table per panel: a row per line, "mean +- half the 95% interval [closed
+    form]" for each x."""
     text = []
     for panel in panels:
         x = panel.lines[0].x
@@ -39,11 +39,11 @@ def _cell(line: Line, at: int) -> str:
 
 
 def plot_theory(panels: Sequence[Panel], picture: str | Path) -> Path:
-    """Draws the panels, three in a row; returns the path.
+    """Draws the panels, three per row; returns the path.
 
     Args:
-        panels: of the sweep.
-        picture: a .png, .pdf or .svg that is written.
+        panels: panels of the sweep.
+        picture: the .png, .pdf or .svg to write.
     """
     rows = -(-len(panels) // 3)
     figure = Figure(figsize=(13, 4.8 * rows), layout="constrained")
@@ -91,10 +91,10 @@ def _draw(axes: Axes, panel: Panel) -> None:
 
 
 def variance_table(layers: Sequence[LayerVariance]) -> str:
-    """Returns a Markdown table: a row for each step, with both variances and their ratio.
+    """Returns a Markdown table: a row per step with both variances and their ratio.
 
     Args:
-        layers: steps in the order of computation; a ratio that does not exist (no variance) is "-".
+        layers: steps in order of computation; an undefined ratio (no variance) is shown as "-".
     """
     lines = ["| layer | kind | propagated | sampled | ratio |", "|---|---|---:|---:|---:|"]
     for layer in layers:
@@ -107,12 +107,12 @@ def variance_table(layers: Sequence[LayerVariance]) -> str:
 def plot_variances(
     runs: Mapping[str, Sequence[LayerVariance]], picture: str | Path, title: str = ""
 ) -> Path:
-    """Draws the ratios over depth, a line for each mode, on a logarithmic axis; returns the path.
+    """Draws the ratios over depth, a line per label, on a logarithmic axis; returns the path.
 
     Args:
-        runs: steps by label, for instance by mode, of one network.
-        picture: a .png, .pdf or .svg that is written.
-        title: headline.
+        runs: steps of one network by label, such as the mode.
+        picture: the .png, .pdf or .svg to write.
+        title: title of the figure.
     """
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()

@@ -1,9 +1,9 @@
-"""How the location on a geodesic and the size of a sample matter: sweeps over both, on two
-Gaussians beside their closed form, and on a dataset's images.
+"""Effects of the location on a geodesic and of the sample size: sweeps over both, on two Gaussians,
+where closed forms exist, and on the images of a dataset.
 
-The two questions are those of the theory of Zhu et al. (ICML 2023, arXiv:2302.02092), which is for
-Gaussians; its statements were not read, so setting and closed forms are ours. Classifiers are
-linear, because their accuracy under any L2 perturbation is exact.
+Both questions come from the theory of Zhu et al. (ICML 2023, arXiv:2302.02092), which is for
+Gaussians; we have not read its statements, so setting and closed forms are ours. Classifiers are
+linear, because their accuracy under L2 perturbations is exact.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from raybust.numerics.transport.pairs import coupled
 from raybust.numerics.transport.spaces import pixel_space
 
 DIMENSION, SEPARATION, EPS = 20, 1.5, 0.5
-"""Of the Gaussians N(+-theta, I): d, |theta|, and the radius of the perturbation."""
+"""The Gaussians N(+-theta, I): d, |theta|, and the radius of the perturbation."""
 LOCATIONS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
 SHARES = (1, 4)
 """Synthetic points over real ones."""
 SIZES = (8, 16, 32, 64, 128, 256)
-"""Points of a class."""
+"""Points per class."""
 IMAGES, IMAGES_EPS, DECAY = (8, 32, 96), 0.5, 1e-3
-"""Images of a class, radius in pixels of [0, 1], weight of the squared norm in the loss."""
+"""Images per class, radius in pixels in [0, 1], weight of the squared norm in the loss."""
 _CLOSED = "lines: closed form"
 _LABELS = {"source": "label of the nearer end", "soft": "mixed label"}
 
@@ -47,15 +47,15 @@ Sample = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a picture, measured, with its closed form where there is one.
+    """One measured line of a figure, with its closed form if there is one.
 
     Attributes:
-        name: what it is.
+        name: label of the line.
         x: (P,).
         values: (P,), means over trials.
-        halves: (P,), half of the values' 95 % intervals, of the normal law.
-        exact: (P,), the closed form; empty where there is none.
-        control: whether it is of a control arm.
+        halves: (P,), half-widths of the 95% intervals of the values, by normal approximation.
+        exact: (P,), the closed form; empty if there is none.
+        control: whether it is a control.
         group: lines of one group share a color.
     """
 
@@ -70,8 +70,8 @@ class Line:
 
 @dataclass(frozen=True)
 class Panel:
-    """Lines that share their axes; `x` and `y` are the axes' labels, sizes are on a log axis,
-    `exact` says what the lines' closed form is."""
+    """Lines that share their axes; `x` and `y` are axis labels, `log` sets a log axis for sizes,
+    `exact` describes the closed form."""
 
     title: str
     x: str
@@ -82,12 +82,12 @@ class Panel:
 
 
 def sweep(images: Sample, tested: Sample, *, trials: int = 4) -> list[Panel]:
-    """Returns all panels: three of two Gaussians, three of the images.
+    """Returns all panels: three for two Gaussians, three for the images.
 
     Args:
-        images: to draw samples from, `max(IMAGES)` or more of each class.
+        images: to draw samples from, at least `max(IMAGES)` per class.
         tested: to measure accuracy on.
-        trials: samples of images for each point, two or more; Gaussians take more.
+        trials: samples of images per point, at least two; Gaussians use more.
 
     Raises:
         ValueError: a class has too few images.
@@ -106,14 +106,14 @@ def sweep(images: Sample, tested: Sample, *, trials: int = 4) -> list[Panel]:
 
 
 def _line(name: str, x: Sequence[float], trials: Sequence[Sequence[float]], **more: object) -> Line:
-    """Returns a line of the trials' means; `trials` has a list of values for each x."""
+    """Returns a line of means over trials; `trials` has a list of values for each x."""
     means = tuple(statistics.mean(values) for values in trials)
     halves = tuple(1.96 * statistics.stdev(values) / len(values) ** 0.5 for values in trials)
     return Line(name, tuple(x), means, halves, **more)  # type: ignore[arg-type]
 
 
 def gaussian_sample(size: int, seed: int) -> Sample:
-    """Returns `size` points of each of the two classes, theta along the first axis."""
+    """Draws `size` points of each of the two classes, with theta along the first axis."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(2 * size, DIMENSION, generator=generator, dtype=torch.float64)
     y = torch.arange(2).repeat_interleave(size)
@@ -122,8 +122,8 @@ def gaussian_sample(size: int, seed: int) -> Sample:
 
 
 def _mean_classifier(size: int, share: int, t: float, seed: int) -> float:
-    """Returns the robust accuracy of the mean classifier of one sample, and of `share` times as
-    many new points of the barycenters."""
+    """Returns the robust accuracy of the mean classifier of one sample and `share` times as many
+    new points of the barycenters."""
     sample = gaussian_sample(size, seed)
     total = _signed_sum(sample)
     if share:
@@ -134,8 +134,8 @@ def _mean_classifier(size: int, share: int, t: float, seed: int) -> float:
 
 
 def _transported_classifier(size: int, t: float, seed: int) -> float:
-    """Returns that of a sample with its own transported points, with the label of the nearer
-    end."""
+    """Returns the robust accuracy of the mean classifier of one sample and its own transported
+    points, labeled like their nearer ends."""
     sample = gaussian_sample(size, seed)
     curves = curves_of(sample, "ot", seed)
     points = curves.images(t), curves.source.argmax(1)
@@ -155,7 +155,7 @@ def _gaussian_accuracy(weight: Tensor) -> float:
 def _gaussian_line(
     name: str, points: Sequence[tuple[int, int, float]], x: Sequence[float], trials: int
 ) -> Line:
-    """Returns the line of some (size, share, t), with its closed form."""
+    """Returns the line for some (size, share, t), with its closed form."""
     values = [[_mean_classifier(*point, seed) for seed in range(trials)] for point in points]
     exact = tuple(
         mean_classifier_accuracy(SEPARATION, DIMENSION, 2 * n, 2 * n * share, t, eps=EPS)
@@ -182,7 +182,7 @@ def _gaussians_by_location(trials: int) -> Panel:
 
 
 def _grouped(lines: Sequence[Line]) -> tuple[Line, ...]:
-    """Returns the lines, each in a color of its own."""
+    """Returns the lines, each in its own color."""
     return tuple(dataclasses.replace(line, group=at) for at, line in enumerate(lines))
 
 
@@ -202,8 +202,8 @@ def _gaussians_by_size(trials: int) -> Panel:
 
 
 def curves_of(sample: Sample, pairing: str, seed: int) -> Curves:
-    """Returns the curves of one sample as the method `geodesic` makes them, classes in a random
-    cycle; `pairing` is `ot` or `random`."""
+    """Returns the curves of one sample as in method `geodesic`, with classes in a random cycle;
+    `pairing` is `ot` or `random`."""
     x, y = sample
     classes = int(y.max()) + 1
     paths, _ = coupled(x, y, pairing, torch.Generator().manual_seed(seed), least=1)
@@ -211,7 +211,7 @@ def curves_of(sample: Sample, pairing: str, seed: int) -> Curves:
 
 
 def kept_variance(curves: Curves, t: float) -> float:
-    """Returns the total variance at t, mean over the geodesics, over that of the ends."""
+    """Returns the total variance at t, averaged over the geodesics, over that of the start."""
 
     def total(points: Tensor) -> float:
         of = [points[curves.pair == pair] for pair in range(curves.pairs)]
@@ -256,7 +256,7 @@ def _gaussian_variance(trials: int) -> Panel:
 
 
 def image_sample(images: Sample, size: int, seed: int) -> Sample:
-    """Returns `size` images of each class, at random."""
+    """Draws `size` random images of each class."""
     x, y = images
     generator = torch.Generator().manual_seed(seed)
     chosen = []
@@ -268,7 +268,7 @@ def image_sample(images: Sample, size: int, seed: int) -> Sample:
 
 
 def logistic(x: Tensor, probabilities: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns weights (K, d) and biases (K,) of the logistic regression with the least cross
+    """Returns weights (K, d) and biases (K,) of the logistic regression that minimizes the cross
     entropy to the probabilities (N, K) plus DECAY |W|^2, by L-BFGS."""
     weight = x.new_zeros(probabilities.shape[1], x.shape[1]).requires_grad_()
     bias = x.new_zeros(probabilities.shape[1]).requires_grad_()
@@ -287,8 +287,8 @@ def logistic(x: Tensor, probabilities: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def robust_accuracy(weight: Tensor, bias: Tensor, tested: Sample, eps: float) -> float:
-    """Returns the share of points that no L2 perturbation of size eps makes wrong, exactly: the
-    distance to each other class's half-space."""
+    """Returns the exact share of points that withstand all L2 perturbations of size eps, from the
+    distances to the half-spaces of the other classes."""
     x, y = tested
     logits = x @ weight.T + bias
     gaps = logits.gather(1, y[:, None]) - logits
@@ -307,7 +307,7 @@ def _images_by_location(images: Sample, tested: Sample, rule: str, trials: int) 
 
     lines = []
     for size in IMAGES:
-        # At t = 0 each image comes twice: the sample without augmentation, for either pairing.
+        # At t = 0 each image appears twice: no augmentation, for either pairing.
         base = [accuracy(size, "ot", 0.0, seed) for seed in range(trials)]
         for pairing, name in (("ot", "transport"), ("random", "random pairs")):
             values = [
@@ -320,7 +320,7 @@ def _images_by_location(images: Sample, tested: Sample, rule: str, trials: int) 
 
 
 def _image_variance(images: Sample, trials: int) -> Panel:
-    """Beside the closed form of Gaussians of the classes' moments, class after class."""
+    """With the closed form for Gaussians with the moments of the classes, in class order."""
     x, y = images
     clouds = [x[y == label] for label in range(int(y.max()) + 1)]
     kept, whole = [], statistics.mean(float(cloud.var(0).sum()) for cloud in clouds)
@@ -335,10 +335,10 @@ def _image_variance(images: Sample, trials: int) -> Panel:
 
 
 def theory(trials: int = 4) -> list[Panel]:
-    """Returns what location on a geodesic and size of a sample do, on Gaussians and on digits.
+    """Returns the panels of the sweep over location and sample size, on Gaussians and on digits.
 
     Args:
-        trials: samples of digits for each point, two or more; Gaussians take more.
+        trials: samples of digits per point, at least two; Gaussians use more.
     """
 
     def flat(part: Part) -> tuple[Tensor, Tensor]:

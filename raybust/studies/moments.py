@@ -1,8 +1,8 @@
-"""How far propagated variances are from the truth, layer by layer.
+"""Errors of propagated variances, layer by layer.
 
-The covariance rule of Zhen, Chakraborty and Singh (CVPR 2021, arXiv:2104.05888) over-estimates, and
-more so with depth; this measures by how much on a network at hand, against the variance of its
-features over noise draws.
+The covariance rule of Zhen, Chakraborty and Singh (CVPR 2021, arXiv:2104.05888) overestimates,
+increasingly with depth; this measures by how much on a given network, against the sampled variance
+of its features under noise.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ class LayerVariance:
     """One step of a network.
 
     Attributes:
-        name: the layer's name in the network, or the step's in the graph.
+        name: name of the layer in the network, or of the step in the graph.
         kind: class of the layer, or name of the function.
-        propagated: mean over images and features of the propagated variance.
-        sampled: the same of the variance over draws.
+        propagated: propagated variance, mean over images and features.
+        sampled: variance over draws, mean over images and features.
     """
 
     name: str
@@ -40,7 +40,7 @@ class LayerVariance:
 
     @property
     def ratio(self) -> float:
-        """Propagated over sampled variance; infinite or NaN where nothing varies."""
+        """Propagated over sampled variance; infinite or NaN if nothing varies."""
         return self.propagated / self.sampled if self.sampled else self.propagated * float("inf")
 
 
@@ -53,15 +53,15 @@ def layer_variances(
     draws: int = 200,
     generator: torch.Generator | None = None,
 ) -> list[LayerVariance]:
-    """Returns propagated and sampled variance of every step, in the order of computation.
+    """Returns propagated and sampled variances of all steps, in order of computation.
 
     Args:
-        network: traceable; its mode counts for batch norm (eval mode, normally).
-        images: (B, C, H, W) in [0, 1], a few.
+        network: traceable; normally in eval mode, which matters for batch norm.
+        images: a few images (B, C, H, W) in [0, 1].
         sigma: standard deviation of the noise, > 0.
         rules: mode and settings.
-        draws: noisy copies of each image, >= 2.
-        generator: of the noise.
+        draws: noisy copies per image, >= 2.
+        generator: generator of the noise.
     """
     graph = trace(network)
     propagated: dict[fx.Node, float] = {}
@@ -87,10 +87,10 @@ def layer_variances(
 
 
 class _Spread:
-    """Variance of each feature over draws, summed about the first draw: nothing cancels."""
+    """Variance of each feature over draws, relative to the first draw to avoid cancellation."""
 
     def __init__(self, origin: Tensor) -> None:
-        self.origin, self.draws = origin.clone(), 0  # a ReLU may work in place
+        self.origin, self.draws = origin.clone(), 0  # a ReLU may be in place
         self.total, self.squares = torch.zeros_like(origin), torch.zeros_like(origin)
 
     def add(self, value: Tensor) -> None:
@@ -116,17 +116,17 @@ def _names(node: fx.Node, network: nn.Module) -> tuple[str, str]:
 def diagnose(
     network: nn.Module, part: Part, sigma: float, *, examples: int = 8, draws: int = 200
 ) -> dict[str, list[LayerVariance]]:
-    """Returns, by mode, propagated and sampled variance of every step of the network.
+    """Returns, by mode, propagated and sampled variances of all steps of the network.
 
     Args:
         network: in eval mode, on the CPU.
-        part: its images; the first are taken.
+        part: its images; the first ones are used.
         sigma: standard deviation of the noise, pixels in [0, 1].
-        examples: how many images.
-        draws: noisy copies of each.
+        examples: number of images.
+        draws: noisy copies per image.
 
     Raises:
-        RequestError: a layer has no rule; the message says how to add one.
+        RequestError: a layer has no rule; explains how to add one.
     """
     images, _ = part.fetch(torch.arange(min(examples, len(part))))
     try:

@@ -79,7 +79,7 @@ def test_what_is_done_is_not_done_again_and_a_torn_line_is(measured, tmp_path):
     with pytest.raises(RequestError, match=r"another protocol \(version: 0 -> 2.*unproven origin"):
         corrupted.evaluate(other, Options(echo=print))
     path.write_text("counts of somebody's\n")
-    with pytest.raises(RequestError, match="holds no counts of raybust's"):
+    with pytest.raises(RequestError, match="is not a file of counts by raybust"):
         corrupted.evaluate(other, Options(echo=print))
 
 

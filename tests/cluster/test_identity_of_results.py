@@ -486,7 +486,7 @@ def test_labels_of_published_images_that_were_replaced_are_told(ask, out):
     np.save(out / "C" / "labels.npy", labels)
     found = ask("evaluate", *more)
     assert found.code == 2
-    assert "is of another dataset, the labels differ" in found.err
+    assert "belongs to another dataset, labels differ" in found.err
 
 
 def test_a_part_of_a_log_and_other_labels_in_it_are_reported(run, out, cli):
@@ -503,7 +503,7 @@ def test_a_part_of_a_log_and_other_labels_in_it_are_reported(run, out, cli):
     log.write_text("".join("\t".join(row) for row in changed))
     found = cli("report", "one", "--out", out)
     assert found.code == 0
-    assert "its 9 examples and their labels are not those of its header" in found.out
+    assert "its 9 examples and their labels do not match its header" in found.out
     log.write_text("".join(lines)[:-3])
     found = cli("report", "one", "--out", out)
     assert (found.code, "its last line is torn and was left out" in found.out) == (0, True)

@@ -1,4 +1,4 @@
-"""Leaderboards made up for the tests: any number of trials, methods, states."""
+"""Synthetic leaderboards: any number of trials, methods, states."""
 
 import math
 import random
@@ -60,7 +60,7 @@ def board(folder, entries=(), others=(), **changes):
 
 
 def large(folder, trials=40, methods=10, seed=0):
-    """A sweep of two objectives with a constraint, early stops and failures."""
+    """A sweep with two objectives, a constraint, early stops and failures."""
     rng, names = random.Random(seed), list(METHODS)[:methods]
     entries, others = [], []
     for number in range(trials):

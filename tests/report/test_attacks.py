@@ -1,4 +1,4 @@
-"""Evaluations under attack in one table, from the summaries on disk."""
+"""A table of evaluations under attack, from the summaries on disk."""
 
 import json
 
@@ -48,5 +48,5 @@ def test_a_summary_that_its_rows_contradict_is_refused(tmp_path):
     path.with_suffix(".tsv").write_text(table)
     compare_attacks([("one", path)], tmp_path / "report")
     path.write_text(json.dumps(summary("adaptive", 0.9)))
-    with pytest.raises(RequestError, match=r"robust accuracy of 0.9000 at 0.1, but its rows have"):
+    with pytest.raises(RequestError, match=r"robust accuracy of 0.9000 at 0.1, but its rows give"):
         compare_attacks([("one", path)], tmp_path / "report")

@@ -1,4 +1,4 @@
-"""Tables and pictures of logs, ours beside others'."""
+"""Tables and figures of our own and other people's logs."""
 
 import re
 
@@ -98,11 +98,11 @@ def test_pictures(paths, tmp_path):
 
 def test_radii_of_different_norms_are_not_drawn_together(paths, tmp_path):
     other = ours(tmp_path / "linf.tsv", norm="linf")
-    with pytest.raises(RequestError, match=r"of different norms \(l2, linf\)"):
+    with pytest.raises(RequestError, match=r"in different norms \(l2, linf\)"):
         draw_curve([paths[0], other], tmp_path / "curve.png")
 
 
 def test_nothing_to_draw(tmp_path):
     (tmp_path / "empty.tsv").write_text("")
-    with pytest.raises(RequestError, match="no log has a row"):
+    with pytest.raises(RequestError, match="no log has rows"):
         draw_curve([tmp_path / "empty.tsv"], tmp_path / "curve.png")

@@ -1,4 +1,4 @@
-"""The diagnostics of covariance propagation as table and picture."""
+"""The diagnostics of covariance propagation as table and figure."""
 
 import torch
 from torch import nn

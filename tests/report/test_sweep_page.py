@@ -1,4 +1,4 @@
-"""The page, the pictures and the files of a sweep, from made-up leaderboards of every kind."""
+"""The page, figures and files of a sweep, from synthetic leaderboards of every kind."""
 
 import dataclasses
 import json
@@ -21,7 +21,7 @@ TEST_ACCURACY = "test accuracy (250 images)"
 
 
 class Page(HTMLParser):
-    """A page taken apart; a tag that is closed wrongly fails.
+    """A parsed page; fails on wrongly closed tags.
 
     Attributes:
         tables: heading of its section to tables, each a list of rows of (text, class).
@@ -82,7 +82,7 @@ def whole(tmp_path_factory):
 
 
 def column(table, head):
-    """Cells of the column of that head, below it."""
+    """The cells of the column with that heading."""
     at = next(i for row in table for i, (text, _) in enumerate(row) if text == head)
     start = next(i for i, row in enumerate(table) if row[at][0] == head)
     return [row[at] for row in table[start + 1 :]]
@@ -178,7 +178,7 @@ def test_what_was_asked_failures_compute_versions_and_how_to_run_it_again(whole)
         "raybust tune space.yaml", "raybust report made-up", "torch", "2.13",
     ):  # fmt: skip
         assert text in page.text
-    assert page.tables["What was asked"][0][1][0][0] == "train.lr"
+    assert page.tables["Goal"][0][1][0][0] == "train.lr"
     failed = [one for one in made.others if one.state == "FAIL"]
     assert failed
     rows = page.tables["Failures"][0][1:]
@@ -222,7 +222,7 @@ NONE = {
 
 
 @pytest.mark.parametrize(("others", "running", "why"), NONE.values(), ids=NONE)
-def test_no_finished_trial_is_a_page_that_says_why(tmp_path, others, running, why):
+def test_a_page_without_finished_trials_explains_why(tmp_path, others, running, why):
     made = board(tmp_path, [], others, running=running)
     page, files = published(made)
     assert why in page.text
@@ -256,7 +256,7 @@ def test_awkward_sweeps_are_drawn(tmp_path, entries, mode):
 
 
 def test_learning_curves_are_over_the_budget_and_not_over_epochs(tmp_path, monkeypatch):
-    """Two methods of the same epochs, one of which takes eight times the passes."""
+    """Two methods with the same epochs, one of which needs eight times the passes."""
     spent = [{k: cost * k for k in range(1, 11)} for cost in (2.0, 16.0)]
     entries = [entry(i, value=0.3 + i / 10, spent=one) for i, one in enumerate(spent)]
     made = board(tmp_path, entries, unit="passes/per_image")

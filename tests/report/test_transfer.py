@@ -1,4 +1,4 @@
-"""The transfer matrix: what concentration predicts, and the picture and table of it."""
+"""The transfer matrix: the prediction by concentration, the figure and the table."""
 
 import math
 
@@ -23,7 +23,7 @@ def column(rows):
 
 def test_dense_noise_covers_what_has_no_larger_rms():
     covered = column(((2.0, 4.0),))
-    # the authors' experiment: L2 of 4 is Linf of 0.125, L1 of 156.8, L0.5 of 248,692, L10 of 0.228
+    # the authors' experiment: L2 4 equals Linf 0.125, L1 156.8, L0.5 248,692, L10 0.228
     assert covered[2.0] == 0.9
     assert covered[INF] == 0.9  # 0.005 to 0.12
     assert covered[1.0] == 0.8  # 12.5 to 150
@@ -54,7 +54,7 @@ def test_measured_is_a_share_of_the_best():
     found = transfer.measured(example())
     assert found.shape == (len(NORMS), 2)
     assert np.allclose(found, [0.5, 1.0])
-    assert np.allclose(transfer.measured(example(), normalized=False), [0.3, 0.6])
+    assert [one.accuracy[2.0] for one in example()] == pytest.approx([0.3, 0.6])
     assert transfer.rank_correlation(example(), CIFAR_SHAPE) == pytest.approx(1.0)
     assert math.isnan(transfer.rank_correlation(example()[:1], CIFAR_SHAPE))
 
