@@ -6,7 +6,7 @@ and all networks see the same images.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal, Protocol
 
 import torch
@@ -127,7 +127,6 @@ def evaluate_corruptions(
     *,
     classes: Sequence[str] = (),
     shard: tuple[int, int] = (0, 1),
-    on_cell: Callable[[Cell, int], None] | None = None,
 ) -> Corrupted:
     """Evaluates a network on clean and corrupted images.
 
@@ -139,30 +138,20 @@ def evaluate_corruptions(
         classes: names of the classes, for folders of images.
         shard: this worker and the number of workers; the merged results equal those of a single
             worker.
-        on_cell: called after each cell with the cell and the number of cells, for a progress bar.
 
     Raises:
         RequestError: the settings, the folder, or images outside [0, 1].
     """
     assert not network.training, "evaluation needs the network in eval mode"
     sets = named_sets(settings, part)
-    planned = list(_plan(part, settings, sets, classes))
     cells = []
-    for kind, name, level, p, source in planned:
+    for kind, name, level, p, source in list(_plan(part, settings, sets, classes)):
         mine = _share(len(source), settings, shard)
         correct, bins = _count(network, source, mine.split(settings.batch), device)
-        cell = Cell(
-            kind=kind,
-            name=name,
-            level=level,
-            p=p,
-            examples=len(mine),
-            correct=correct,
-            bins=bins,
-        )
-        cells.append(cell)
-        if on_cell is not None:
-            on_cell(cell, len(planned))
+        cells.append(
+            Cell(kind=kind, name=name, level=level, p=p, examples=len(mine),
+                 correct=correct, bins=bins)
+        )  # fmt: skip
     return Corrupted(cells=tuple(cells), sets=sets)
 
 

@@ -59,7 +59,7 @@ def mean_corruption_error(errors: Errors, *, without: Collection[str] = ()) -> f
 def ice(noisy: Sequence[float], clean: float) -> float:
     """Returns the error added by imperceptible corruptions, relative to the clean error.
 
-    iCE = (mean of noisy - clean) / clean; 0.1 means 10 % more errors. It may be negative.
+    iCE = (mean of noisy - clean) / clean; 0.1 means 10% more errors. It may be negative.
 
     Args:
         noisy: errors under the six noises of the set `iCE`.

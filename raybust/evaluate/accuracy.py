@@ -1,6 +1,6 @@
 """Clean accuracy of a network on a part of the data.
 
-With a 95 % interval, since a test set is a sample. The training loop uses the same function for
+With a 95% interval, since a test set is a sample. The training loop uses the same function for
 validation.
 """
 
@@ -26,7 +26,7 @@ class Accuracy:
         split: the part.
         examples: number of examples.
         accuracy: share with the label as top class.
-        low: lower end of the 95 % Clopper-Pearson interval.
+        low: lower end of the 95% Clopper-Pearson interval.
         high: upper end of the interval.
     """
 
@@ -83,6 +83,6 @@ def correct(
     for start in range(0, len(positions), batch):
         images, labels = split.fetch(torch.as_tensor(positions[start : start + batch]))
         logits = network(images.to(device))
-        # argmax would take NaN for the largest.
+        # argmax treats NaN as the largest.
         hits.append((logits.argmax(1) == labels.to(device)) & ~logits.isnan().any(1))
     return torch.cat(hits).cpu() if hits else torch.empty(0, dtype=torch.bool)

@@ -25,7 +25,7 @@ class Point:
     Attributes:
         eps: the radius.
         robust: share of examples that withstood all attacks.
-        low: lower end of its 95 % Clopper-Pearson interval.
+        low: lower end of its 95% Clopper-Pearson interval.
         high: upper end of the interval.
         own: accuracy under each attack that ran on every example, by name.
         after: accuracy after each attack and all before it, by name, in order; `further` for the
@@ -133,16 +133,16 @@ def summarize(
         high = float(clopper_pearson_upper(robust, count, 0.025))
         own, after = {}, {}
         standing = [row for row in mine if row.predict == row.label]
-        met = {name for row in mine for name, _ in row.attacks}
-        for name in (*names, *({FURTHER} & met)):
-            if standing and name not in met:
+        ran = {name for row in mine for name, _ in row.attacks}
+        for name in (*names, *({FURTHER} & ran)):
+            if standing and name not in ran:
                 continue  # it needs a gradient, but there is none
             standing = [row for row in standing if not _gone(row, name)]
             after[name] = len(standing) / count
             if (name in ALWAYS or protocol.every) and threat.eps != protocol.reach:
                 own[name] = _share(not row.broke(name) for row in mine)
         own.pop(FURTHER, None)
-        bound = FURTHER in met
+        bound = FURTHER in ran
         points.append(Point(threat.eps, robust / count, low, high, own, after, bound))
     clean = _share(row.predict == row.label for row in rows if row.eps == protocol.eps[0])
     found = (*flags, *flags_of_rows(rows, protocol))

@@ -30,7 +30,7 @@ ALWAYS = ("fgsm", "pgd", "autoattack")
 """Attacks that run on every correctly classified example, even if already broken."""
 
 _ULP = 2.0**-25
-"""Largest rounding of a pixel in [0, 1], float32."""
+"""Largest float32 rounding error of a pixel in [0, 1]."""
 
 _BLIND = ("square",)
 _FAB_TARGETS = 5
@@ -140,15 +140,15 @@ class _Shard:
     def rows(self, threat: Threat) -> list[AttackRow]:
         """Attacks within one ball; returns a row per example."""
         last = threat.eps == self.protocol.reach
-        met: list[list[tuple[str, int]]] = [[] for _ in self.indices]
+        ran: list[list[tuple[str, int]]] = [[] for _ in self.indices]
         for name in ("pgd",) if last else self.protocol.attacks:
             all_right = (self.protocol.every or name in ALWAYS) and not last
             which = self.right if all_right else self.right & ~self.broken
             rows = which.nonzero().flatten()
             if len(rows) and (self.differentiable or name in _BLIND):
-                self._attack(name, threat, rows, met)
-        if not last and self._masked(met):
-            self._further(threat, met)
+                self._attack(name, threat, rows, ran)
+        if not last and self._masked(ran):
+            self._further(threat, ran)
         return [
             AttackRow(
                 idx=idx,
@@ -160,7 +160,7 @@ class _Shard:
                 distance=self.distance[at],
                 becomes=self.becomes[at],
                 flat=bool(self.flat[at]),
-                attacks=tuple(met[at]),
+                attacks=tuple(ran[at]),
             )
             for at, idx in enumerate(self.indices)
         ]
@@ -173,42 +173,42 @@ class _Shard:
             point = self.images.detach().clone().requires_grad_()
             loss = attacks.cross_entropy(self.attacked(point), self.labels).sum()
             (gradient,) = torch.autograd.grad(loss, point)
-        return ~(gradient.flatten(1).abs().amax(1) > 0)  # NaN is above nothing
+        return ~(gradient.flatten(1).abs().amax(1) > 0)  # comparisons with NaN are false
 
-    def _masked(self, met: list[list[tuple[str, int]]]) -> bool:
-        """Returns whether fab-t or square broke more than one image that APGD had not."""
+    def _masked(self, ran: list[list[tuple[str, int]]]) -> bool:
+        """Returns whether fab-t or square broke more than one example that APGD did not."""
         if not any(name.startswith("apgd") for name in self.protocol.attacks):
             return False
         broke = sum(
             by in _STRONG and dict(seen).get(by, -1) >= 0
-            for by, seen in zip(self.by, met, strict=True)
+            for by, seen in zip(self.by, ran, strict=True)
         )
         return broke > 1
 
-    def _further(self, threat: Threat, met: list[list[tuple[str, int]]]) -> None:
+    def _further(self, threat: Threat, ran: list[list[tuple[str, int]]]) -> None:
         """Attacks the remaining examples in further rounds, until one breaks nothing."""
         for number in range(1, self.protocol.rounds + 1):
             before = int(self.broken.sum())
             for name in ("fab-t", "apgd-ce", "square") if self.differentiable else _BLIND:
                 rows = (self.right & ~self.broken).nonzero().flatten()
                 if len(rows):
-                    self._note(self._run_again(name, threat, rows, number), threat, rows, met,
+                    self._note(self._run_again(name, threat, rows, number), threat, rows, ran,
                                name=FURTHER, step=number)  # fmt: skip
             if int(self.broken.sum()) == before:
                 return
 
     def _attack(
-        self, name: str, threat: Threat, rows: Tensor, met: list[list[tuple[str, int]]]
+        self, name: str, threat: Threat, rows: Tensor, ran: list[list[tuple[str, int]]]
     ) -> None:
         """Runs one attack on some examples and records the results."""
-        self._note(self._run(name, threat, rows), threat, rows, met, name=name)
+        self._note(self._run(name, threat, rows), threat, rows, ran, name=name)
 
     def _note(
         self,
         found: Outcome,
         threat: Threat,
         rows: Tensor,
-        met: list[list[tuple[str, int]]],
+        ran: list[list[tuple[str, int]]],
         *,
         name: str,
         step: int | None = None,
@@ -225,7 +225,7 @@ class _Shard:
         for number, at in enumerate(rows.tolist()):
             broke = bool(fooled[number])
             seen = (max(int(found.step[number]), 0) if step is None else step) if broke else -1
-            met[at] = [one for one in met[at] if one[0] != name] + [(name, seen)]
+            ran[at] = [one for one in ran[at] if one[0] != name] + [(name, seen)]
             if broke and not self.broken[at]:
                 self.broken[at] = True
                 self.by[at], self.step[at] = name, seen
@@ -298,7 +298,7 @@ class _Shard:
         return logits.argmax(1)
 
     def _inside(self, name: str, threat: Threat, found: Tensor, rows: Tensor) -> Tensor:
-        """Returns the images that an attack found, those outside by mere rounding moved inside."""
+        """Returns an attack's images, moving those that only rounding put outside back inside."""
         if name == "autoattack" or threat.norm == "linf":
             return found
         images, pixels = self.images[rows], self.images[0].numel()

@@ -79,20 +79,20 @@ class AttackRow:
     def fault(self, protocol: AttackProtocol) -> str | None:
         """Returns how the row contradicts itself or its protocol, or None."""
         if self.eps not in [threat.eps for threat in protocol.threats]:
-            return f"eps: got {self.eps!r}, which the protocol does not have"
+            return f"eps: got {self.eps!r}, which is not in the protocol"
         steps, names = dict(self.attacks), {*protocol.attacks, FURTHER, "pgd"}
         if strange := {self.broken_by, *steps} - {CLEAN, NOTHING, *names}:
-            return f"attacks: got {strange.pop()}, which the protocol does not have"
+            return f"attacks: got {strange.pop()}, which is not in the protocol"
         if self.eps == min(protocol.eps) and steps.get(self.broken_by, self.step) != self.step:
-            return f"step: got {self.step} of {self.broken_by}, whose step is another one"
+            return f"step: got {self.step}, but {self.broken_by} has {steps[self.broken_by]}"
         if (self.broken_by == CLEAN) != (self.predict != self.label):
-            return f"broken_by: got {self.broken_by}, but {self.predict} of {self.label} is right"
+            return f"broken_by: got {self.broken_by}, but {self.label} is predicted {self.predict}"
         if self.broken_by in (CLEAN, NOTHING):
             if any(step >= 0 for _, step in self.attacks) or self.distance or self.step >= 0:
                 return f"broken_by: got {self.broken_by}, but an attack fooled the network"
             return None
         if self.becomes == self.label or self.step < 0:
-            return f"broken_by: got {self.broken_by}, but the image becomes {self.becomes}"
+            return f"broken_by: got {self.broken_by} at step {self.step}, becoming {self.becomes}"
         if not 0 <= self.distance <= self.eps + BEYOND:
             return f"distance: got {self.distance!r}, expected at most {self.eps!r}"
         return None

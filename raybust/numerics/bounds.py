@@ -69,29 +69,30 @@ def look_times(n: int) -> tuple[int, ...]:
     return (*sorted(time for time in series | late if time < n), n)
 
 
-def growing_times(n: int, step: int = 100, growth: float = 0.1) -> tuple[int, ...]:
-    """Returns looks at multiples of `step` that grow by the factor 1 + `growth`, ending at n.
+def growing_times(n: int) -> tuple[int, ...]:
+    """Returns looks at multiples of 100 that grow by a tenth, ending at n.
 
     A confidence sequence holds at every n, so these times only affect cost (our choice).
     """
-    times, value = [], step
+    times, value = [], 100
     while value < n:
         times.append(value)
-        value += step * max(1, math.ceil(value * growth / step))
+        value += 100 * max(1, math.ceil(value * 0.1 / 100))
     return (*times, n)
 
 
-def spend_alpha(looks: int, alpha: float, early: float = 0.1) -> tuple[float, ...]:
+def spend_alpha(looks: int, alpha: float) -> tuple[float, ...]:
     """Returns the alpha of each look; they sum to `alpha` (union bound).
+
+    A tenth is split evenly among all looks but the last (our choice).
 
     Args:
         looks: number of looks, >= 1; a single one gets all.
         alpha: probability that any bound is wrong.
-        early: share split evenly among all looks but the last (our choice: a tenth).
     """
     if looks == 1:
         return (alpha,)
-    return (early * alpha / (looks - 1),) * (looks - 1) + ((1 - early) * alpha,)
+    return (0.1 * alpha / (looks - 1),) * (looks - 1) + (0.9 * alpha,)
 
 
 def mixture_log(k: int, n: int, p: float) -> float:

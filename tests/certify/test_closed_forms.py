@@ -59,7 +59,7 @@ def test_two_class_linear_comes_within_two_per_cent():
 
 
 def test_multi_class_linear_comes_within_two_per_cent_of_the_two_class_bound():
-    # One far class takes no votes, so that pB = 1 - pA loses nothing.
+    # A distant class gets no votes, so pB = 1 - pA loses nothing.
     network = Linear([[0.0] * 4, [1.0, 0, 0, 0], [0.0] * 4], [0.0, -0.3, -9.0])
     top, radius = exact(network)
     (row,) = certify(network, IMAGE, 1, n=100_000, batch=1000)

@@ -1,4 +1,4 @@
-"""Rows do not depend on sharding, order or neighbors; requests that mean nothing are refused."""
+"""Rows do not depend on sharding, order or neighbors; invalid requests are rejected."""
 
 import dataclasses
 
@@ -54,7 +54,7 @@ def test_rows_are_the_same_for_any_sharding_and_order(changes, batch):
 
 
 def test_every_draw_meets_the_network_at_the_same_place():
-    """By construction, not by the grace of kernels: the place in the batch follows from the key."""
+    """By construction, not thanks to the kernels: the key determines the position in the batch."""
 
     class Places(nn.Module):
         def __init__(self):
@@ -105,7 +105,7 @@ def test_the_batch_shape_is_fixed():
         1,
         100,
         300,
-    }  # the guard's probes, and batches
+    }  # probes of the guards, and batches
 
 
 def test_early_stopping_saves_draws_and_keeps_the_radius():
@@ -251,7 +251,7 @@ def test_examples_are_chosen_by_skip():
     assert made(skip=20).select(50) == [0, 20, 40]
 
 
-def test_sigma_warning_says_both():
+def test_sigma_warning_names_both():
     assert sigma_warning(0.25, 0.25) is None
     assert "sigma 0.5" in sigma_warning(0.5, 0.25)
     assert "0.25" in sigma_warning(0.5, 0.25)

@@ -1,4 +1,4 @@
-"""The file of rows: killed at any byte, opened again, finished the same."""
+"""The log file: killed at any byte, reopened, and finished identically."""
 
 import dataclasses
 
@@ -127,7 +127,7 @@ def test_both_time_formats():
 
 
 def log_with(path, rows, cell=None, lines=()):
-    """A log on disk, a cell of its third row changed, further lines at its end."""
+    """Writes a log with a changed cell in its third row and further lines at the end."""
     CertificateLog(path, HEADER).append(rows)
     text = path.read_text().splitlines()
     if cell is not None:

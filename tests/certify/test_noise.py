@@ -1,4 +1,4 @@
-"""The keys of the noise and its laws."""
+"""The keys of the noise and its distributions."""
 
 import math
 
@@ -35,7 +35,7 @@ def test_blocks_of_an_example_have_different_seeds_where_the_generator_looks():
 
 
 def test_the_keys_are_frozen():
-    """A change of them makes every log irreproducible: raise FORMAT then."""
+    """Changing them makes all logs irreproducible and requires a new FORMAT."""
     assert block_seed(0, 0, "estimate", 0) == GOLDEN_SEED
     found = draws(smoothing(), 0, IMAGE, (0, "estimate", 0))[0, 0, 0]
     assert found.tolist() == pytest.approx(GOLDEN_DRAWS, abs=1e-6)

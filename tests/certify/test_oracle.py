@@ -21,7 +21,7 @@ NETWORKS = {
 
 
 def sampler(made, image, idx):
-    """The keyed noisy copies of an image, as many as asked for."""
+    """Returns the keyed noisy copies of an image, up to a count."""
 
     def sample(stream, count):
         blocks = range(math.ceil(count / BLOCK))

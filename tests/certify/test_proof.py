@@ -1,4 +1,4 @@
-"""A few rows, computed again, tell the function of a log from another of the same weights."""
+"""Recomputing a few rows distinguishes a log's function from another with the same weights."""
 
 import dataclasses
 from pathlib import Path
@@ -49,7 +49,7 @@ def test_the_function_that_made_the_rows_passes_and_few_are_computed(rows):
 
 
 def test_rows_of_another_function_are_found_wherever_they_are(rows):
-    """Also where the first, the last and the two least certain rows are of this one."""
+    """Even if the first, the last and the two least certain rows match this function."""
     theirs = certify_examples(net(0.3), IMAGES, torch.ones(12), range(12), HEADER)
     theirs = {row.idx: row for row in theirs}
     spared = {row.idx for row in (*sorted(rows, key=lambda row: row.count / row.n)[:2],
@@ -61,7 +61,7 @@ def test_rows_of_another_function_are_found_wherever_they_are(rows):
 
 
 @pytest.mark.parametrize("bias", [0.08, 0.12, -0.1])
-def test_another_function_is_told(rows, bias):
+def test_another_function_is_detected(rows, bias):
     with pytest.raises(OtherProtocolError, match=r"another function \(example .*--no-resume"):
         check_rows(rows, 12, HEADER, LOG, recompute_by(net(bias)))
 
@@ -92,7 +92,7 @@ def test_a_log_of_one_row(rows):
     check_rows(rows[:1], 12, HEADER, LOG, recompute_by(net()))
 
 
-def test_a_row_with_another_class_is_told(rows):
+def test_a_row_with_another_class_is_detected(rows):
     flipped = [dataclasses.replace(row, top=1 - row.top) for row in rows]
     with pytest.raises(OtherProtocolError):
         check_rows(flipped, 12, HEADER, LOG, recompute_by(net()))

@@ -44,7 +44,7 @@ def test_false_certificates_at_the_published_budget(name):
 
 
 def test_stopping_rule_cannot_add_errors():
-    """By simulation of the rule itself: stopping early never reports a bound of a later look."""
+    """Simulates the rule: stopping early never reports the bound of a later look."""
     schedule = Schedule(name="looks", n=1000, alpha=0.2, targets=(0.5, 0.8))
     generator, p, wrong = np.random.default_rng(0), 0.8, 0
     for _ in range(3000):

@@ -10,7 +10,13 @@ import torch
 from torch import nn
 
 from raybust.config.schema import Data
-from raybust.corruptions import GeneratedSplit, NoisySplit, evaluate_corruptions, merge
+from raybust.corruptions import (
+    GeneratedSplit,
+    NoisySplit,
+    check_corruptions,
+    evaluate_corruptions,
+    merge,
+)
 from raybust.data import Split, load
 from raybust.errors import RequestError
 from raybust.numerics.lp_sets import named
@@ -37,7 +43,7 @@ def part():
 
 
 class Nearest(nn.Module):
-    """Class means as a linear network: right on most digits, and every bit of noise counts."""
+    """Class means as a linear network: right on most digits, and sensitive to any noise."""
 
     def __init__(self, part):
         super().__init__()
@@ -86,17 +92,11 @@ def test_noise_belongs_to_the_example(part):
 
 
 def test_each_noise_is_evaluated_once(part, network):
-    seen = []
-    found = evaluate_corruptions(
-        network,
-        part,
-        Settings(sets=("iCE", "C3", "C2"), examples=5),
-        CPU,
-        on_cell=lambda cell, count: seen.append(count),
-    )
+    chosen = Settings(sets=("iCE", "C3", "C2"), examples=5)
+    found = evaluate_corruptions(network, part, chosen, CPU)
     rows = {*named("C3", part.shape).rows, *named("C2", part.shape).rows}
     rows |= {*named("iCE", part.shape).rows}
-    assert len(found.cells) == len(seen) == seen[0] == 1 + len(rows)
+    assert len(found.cells) == check_corruptions(part, chosen) == 1 + len(rows)
     assert {"mCE_Lp/C2", "mCE_Lp/C3", "iCE"} <= set(found.metrics())
 
 
@@ -144,7 +144,7 @@ def test_the_extra_is_named_where_it_is_missing(part, monkeypatch):
 
 
 class Fake:
-    """In place of imagecorruptions: noise from NumPy's global source, as there."""
+    """Replaces imagecorruptions: noise from NumPy's global generator, as there."""
 
     @staticmethod
     def corrupt(image, corruption_name, severity):

@@ -1,4 +1,4 @@
-"""Published corrupted test sets: read as they are laid out, refused with the file's name."""
+"""Published corrupted test sets: their layouts are read, invalid files rejected by name."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def clean():
 
 @pytest.fixture
 def cifar_c(tmp_path):
-    """A folder like CIFAR-10-C of four images: pixel (0, 0) tells corruption, severity and row."""
+    """A folder like CIFAR-10-C with four images: pixel (0, 0) encodes corruption, severity, row."""
     for number, name in enumerate((*COMMON, *EXTRA)):
         array = np.zeros((5 * COUNT, 32, 32, 3), np.uint8)
         array[:, 0, 0, 0] = number
@@ -68,7 +68,7 @@ def test_missing_files_are_named(cifar_c, tmp_path):
     with pytest.raises(RequestError, match="there is no folder"):
         published(tmp_path / "nowhere", clean())
     (tmp_path / "empty").mkdir()
-    with pytest.raises(RequestError, match=r"has no corrupted images; it is CORRUPTION\.npy"):
+    with pytest.raises(RequestError, match=r"has no corrupted images; expected CORRUPTION\.npy"):
         published(tmp_path / "empty", clean())
 
 
@@ -84,7 +84,7 @@ def test_wrong_files_are_named(cifar_c):
 
 def test_labels_of_another_dataset_are_refused(cifar_c):
     other = clean()
-    with pytest.raises(RequestError, match="is of another dataset"):
+    with pytest.raises(RequestError, match="belongs to another dataset"):
         published(cifar_c, Split(other.images, other.labels.flip(0), other.indices))
     np.save(cifar_c / "labels.npy", np.zeros(7))
     with pytest.raises(RequestError, match=r"labels\.npy: got float64 of shape \(7,\)"):
@@ -103,7 +103,7 @@ def test_labels_beyond_the_network_are_refused(cifar_c):
 
 @pytest.fixture(params=["", "weather"])
 def imagenet_c(tmp_path, request):
-    """A folder like ImageNet-C, as such or as its archives unpack."""
+    """A folder like ImageNet-C, flat or as unpacked from its archives."""
     for name in ("fog", "snow"):
         for level in range(1, 6):
             for label in ("cat", "dog"):

@@ -47,17 +47,6 @@ def test_mce_is_the_plain_mean():
     assert math.isnan(mean_corruption_error({}))
 
 
-def test_normalized_and_relative_mce():
-    own = {"fog": {1: 0.2, 2: 0.4}, "snow": {1: 0.1, 2: 0.2}}
-    other = {"fog": {1: 0.5, 2: 0.5}, "snow": {1: 0.4, 2: 0.2}}
-    expected = (0.6 / 1.0 + 0.3 / 0.6) / 2
-    assert mean_corruption_error(own, normalizer=other) == pytest.approx(expected, abs=1e-9)
-    relative = mean_corruption_error(own, normalizer=other, clean=(0.05, 0.1))
-    assert relative == pytest.approx((0.5 / 0.8 + 0.2 / 0.4) / 2, abs=1e-9)
-    nothing = {name: {1: 0.0, 2: 0.0} for name in own}
-    assert math.isnan(mean_corruption_error(own, normalizer=nothing))
-
-
 def test_ice():
     assert ice([0.1, 0.12, 0.11, 0.1, 0.1, 0.13], 0.1) == pytest.approx(0.1, abs=1e-9)
     assert ice([0.09], 0.1) == pytest.approx(-0.1, abs=1e-9)

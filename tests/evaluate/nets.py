@@ -1,4 +1,4 @@
-"""Networks that evaluation must measure, refuse or distrust."""
+"""Networks that evaluation must measure, reject or distrust."""
 
 import dataclasses
 
@@ -13,7 +13,7 @@ FAST = {"queries": 200, "steps": 15, "targets": 3, "shard": 10}
 
 
 class Small(nn.Module):
-    """A little convolutional network that errs within reach."""
+    """A small convolutional network that errs within small radii."""
 
     def __init__(self, classes=5):
         super().__init__()
@@ -41,7 +41,7 @@ class Wrapped(nn.Module):
 
 
 class Step(torch.autograd.Function):
-    """Rounds to quarters; its gradient is 0, as a quantizing defense's is."""
+    """Rounds to quarters; its gradient is 0, like that of a quantizing defense."""
 
     @staticmethod
     def forward(context, images):
@@ -57,7 +57,7 @@ def quantized():
 
 
 def examples(network, count=30, seed=0):
-    """Images, labels that the network mostly gives, indices."""
+    """Images, labels that mostly match the network, indices."""
     images = torch.rand(count, *SHAPE, generator=torch.Generator().manual_seed(seed))
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         logits = network(images)

@@ -1,4 +1,4 @@
-"""Flags: honest networks have none, defenses that fool attacks have theirs."""
+"""Flags: ordinary networks have none, defenses that fool attacks have theirs."""
 
 import pytest
 import torch
@@ -60,7 +60,7 @@ def test_eps_1_leaves_nobody_standing_on_an_honest_network():
 
 
 def rows(plan, count, **outcomes):
-    """Rows at one radius in which each attack broke so many examples, one after the other."""
+    """Rows at one radius in which consecutive attacks broke that many examples."""
     made, at = [], 0
     for name, broken in outcomes.items():
         for _ in range(broken):

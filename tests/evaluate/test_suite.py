@@ -1,4 +1,4 @@
-"""Rows of a shard: order of accuracies, independence of sharding, what is refused."""
+"""Rows of a shard: order of accuracies, independence of sharding, rejected requests."""
 
 import copy
 import importlib.util
@@ -36,7 +36,7 @@ def run(network, plan, count=30, known=None):
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_the_order_of_accuracies(norm):
-    """robust <= each attack <= clean at each radius, and falling with the radius."""
+    """robust <= each attack <= clean at each radius, and decreasing in the radius."""
     plan = protocol(norm=norm, eps=NORMS[norm], every=True)
     rows = run(Small(), plan)
     summary = summarize(rows, plan)
@@ -86,7 +86,7 @@ def test_the_cascade_and_every_attack_agree():
 
 
 def test_rows_do_not_depend_on_the_rest_of_the_shard():
-    """Draws are keyed: only rounding could tell a batch from its examples, and float64 has none."""
+    """Draws are keyed: batches and single examples differ only by rounding, and not in float64."""
     network = Small().double()
     images, labels, indices = examples(Small(), 12)
     images = images.double()
@@ -209,7 +209,7 @@ def test_eps_beyond_the_box_is_refused():
 
 @pytest.mark.skipif(importlib.util.find_spec("pyautoattack") is None, reason="extra [attacks]")
 def test_pyautoattack_is_no_better():
-    """Its standard suite on the same examples; at most one example apart."""
+    """Its standard suite on the same examples differs in at most one example."""
     attacks = ("pgd", "apgd-ce", "apgd-t", "square", "autoattack")
     plan = protocol(20, norm="l2", eps=(0.15,), attacks=attacks, sanity=False, steps=100,
                     targets=4, shard=20)  # fmt: skip
@@ -220,7 +220,7 @@ def test_pyautoattack_is_no_better():
     assert point.robust <= point.own["autoattack"]
 
 
-def test_a_missing_extra_is_said_and_nothing_stands_in(monkeypatch):
+def test_a_missing_extra_is_reported_and_not_replaced(monkeypatch):
     from importlib.metadata import PackageNotFoundError
 
     from raybust.evaluate import autoattack
@@ -261,7 +261,7 @@ BLIND = {
 
 
 @pytest.mark.parametrize("blind", BLIND)
-def test_without_a_gradient_square_runs_alone_and_the_flag_says_so(blind):
+def test_without_a_gradient_only_square_runs_and_a_flag_is_set(blind):
     network = Wrapped(after=BLIND[blind])
     plan = protocol(20, eps=(0.2,), queries=400, rounds=0)
     found = run(network, plan, 20)

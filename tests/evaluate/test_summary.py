@@ -1,4 +1,4 @@
-"""Numbers of a table, as people and RobustBench read them."""
+"""Numbers of a table, formatted for people and for RobustBench."""
 
 import json
 

@@ -27,7 +27,7 @@ def test_rows_come_back(tmp_path, rows):
     assert AttackTable(path, protocol()).rows == rows
 
 
-def test_a_kill_at_any_byte_leaves_a_table_that_goes_on(tmp_path, rows):
+def test_a_table_killed_at_any_byte_resumes(tmp_path, rows):
     path = tmp_path / "table.tsv"
     table = AttackTable(path, protocol())
     table.append(rows)

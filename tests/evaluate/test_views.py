@@ -1,4 +1,4 @@
-"""A network with a module in front: what each view attacks and scores, by hand and by its rows."""
+"""A network behind a front module: what each view attacks and scores, manually and by its rows."""
 
 import dataclasses
 
@@ -19,7 +19,7 @@ from raybust.models import Fronted
 
 
 class Coarse(nn.Module):
-    """Rounds pixels to quarters; no gradient comes through."""
+    """Rounds pixels to quarters, blocking gradients."""
 
     def __init__(self, levels=4):
         super().__init__()
@@ -33,7 +33,7 @@ class Coarse(nn.Module):
 
 
 class Blur(nn.Module):
-    """Smears images: what is drawn for the network alone is weaker behind it; it hides nothing."""
+    """Blurs images: attacks on the network alone are weaker through it; hides no gradient."""
 
     def forward(self, images):
         return images.lerp(images.roll(1, 3), 0.4)
@@ -93,7 +93,7 @@ def test_alone_and_adaptive_are_those_networks_attacked(shown):
 
 
 def test_oblivious_is_the_image_for_the_network_alone_through_the_whole(shown):
-    """FGSM by hand; it needs no draws."""
+    """FGSM written out; it is deterministic."""
     network, (images, labels) = fronted(Blur()), shown
     _, oblivious, _ = protocols(network, attacks=("fgsm",), eps=(0.1,), sanity=False)
     point = images.clone().requires_grad_()
@@ -113,7 +113,7 @@ def test_oblivious_is_the_image_for_the_network_alone_through_the_whole(shown):
 
 
 @pytest.mark.parametrize("eot", [1, 2])
-def test_17_an_honest_front_makes_oblivious_the_higher_number_and_both_are_told(shown, eot):
+def test_17_an_honest_front_makes_oblivious_the_higher_number_and_both_are_shown(shown, eot):
     network = fronted(Blur())
     summaries, rows = [], []
     for protocol in protocols(network, eot=eot):
@@ -136,7 +136,7 @@ def test_17_an_honest_front_makes_oblivious_the_higher_number_and_both_are_told(
     assert metrics["attacked/alone/linf_0.05/robust_accuracy"] == alone.points[0].robust
 
 
-def test_a_front_that_hides_gradients_is_told():
+def test_a_front_that_hides_gradients_is_flagged():
     network = fronted(Coarse())
     images, labels, _ = nets.examples(network)
     _, oblivious, adaptive = protocols(network, attacks=("fgsm", "pgd"), sanity=False)

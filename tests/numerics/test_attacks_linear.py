@@ -1,4 +1,4 @@
-"""Attacks on linear networks, whose optimum in every ball is known in closed form."""
+"""Attacks on linear networks, whose optimum in each ball has a closed form."""
 
 import itertools
 import math
@@ -14,7 +14,6 @@ from raybust.numerics.attacks import (
     apgd_targeted,
     ascend,
     dlr,
-    fgsm,
     margin,
     n_fgsm,
     pgd,
@@ -29,7 +28,7 @@ SHAPE = (1, 5, 10)
 
 
 class Margin(nn.Module):
-    """Logits -m and m, m = (w.x + 50) / 2: class 1 is right and nothing errs, so attacks go on."""
+    """Logits -m and m, m = (w.x + 50) / 2: class 1 is always right, so attacks run to the end."""
 
     def __init__(self, weight):
         super().__init__()
@@ -49,12 +48,12 @@ def problem(seed, count=4):
 
 
 def drop(network, images, found):
-    """By how much w.x fell."""
+    """The decrease of w.x."""
     return 2 * (network(images) - network(found))[:, 1]
 
 
 def optimum(weight, image, threat):
-    """The largest drop of w.x in ball and box: bounds -u <= d <= l of each coordinate by sign."""
+    """The largest decrease of w.x in ball and box: bounds -u <= d <= l per coordinate, by sign."""
     size = weight.abs()
     room = torch.where(weight > 0, image, 1 - image)
     if threat.norm == "linf":
@@ -84,7 +83,8 @@ def test_without_the_box_the_drop_is_eps_times_the_dual_norm(norm):
     network, images, labels = problem(0)
     threat = Threat(norm, 0.3, box=False)
     best = 0.3 * float(network.weight.norm(DUAL[norm]))
-    one = fgsm(network, images, labels, threat, generators(4), loss=margin)
+    one = pgd(network, images, labels, threat, generators(4), steps=1, step=0.3, loss=margin,
+              center=True)  # fmt: skip
     torch.testing.assert_close(
         drop(network, images, one.images), torch.full((4,), best, dtype=torch.float64)
     )
@@ -114,7 +114,7 @@ def test_with_the_box_the_optimum_is_reached(norm, seed):
 
 
 def test_a_dense_l1_step_does_not_reach_it():
-    """The signs of all coordinates over d, what foolbox takes, wastes the budget."""
+    """The signs of all coordinates over d, as in foolbox, waste the budget."""
     network, images, _ = problem(0)
     threat = Threat("l1", 6.0)
     best = torch.tensor([optimum(network.weight, image.flatten(), threat) for image in images])
@@ -151,7 +151,7 @@ def test_n_fgsm_leaves_the_ball_but_not_the_box():
 
 
 class ThreeClasses(nn.Module):
-    """A linear network of three or more classes on two pixels that errs within reach."""
+    """A linear network with three or more classes on two pixels that errs within small radii."""
 
     def __init__(self, classes=3):
         super().__init__()
@@ -173,7 +173,7 @@ def labeled(count=60, classes=3):
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_the_monotonicities(norm):
-    """Robust accuracy does not rise with eps, with steps (best iterate), with restarts."""
+    """Robust accuracy does not rise with eps, steps (best iterate) or restarts."""
     network, images, labels = labeled()
     scale = {"linf": 0.02, "l2": 0.1, "l1": 0.5}[norm]
 

@@ -1,4 +1,4 @@
-"""What an attack leaves behind: nothing. Modes, flags, buffers, gradients, folding."""
+"""Attacks leave no traces: modes, flags, buffers, gradients, folding."""
 
 import copy
 
@@ -23,7 +23,7 @@ SHAPE = (3, 8, 8)
 
 
 def resnet(dtype=torch.float32):
-    """A ResNet-8 whose running statistics are those of no batch."""
+    """A ResNet-8 whose running statistics match no batch."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = ResNet(3, 10, 8).to(dtype)
@@ -43,7 +43,7 @@ def batch(count=8, dtype=torch.float32):
 
 
 def snapshot(network):
-    """Everything that an attack could change."""
+    """All state that an attack could change."""
     return (
         {key: value.clone() for key, value in network.state_dict().items()},
         [(module.training, vars(module).keys()) for module in network.modules()],
@@ -78,8 +78,8 @@ def attack(network, images, labels, statistics="running", fold=True):
 @pytest.mark.parametrize("train", [True, False])
 def test_state_is_restored_bit_for_bit(statistics, train):
     network, (images, labels) = resnet().train(train), batch()
-    network.layer1.eval()  # a mode that is not the others'
-    network.bn1.weight.requires_grad_(False)  # a flag that is not
+    network.layer1.eval()  # a mode unlike the others
+    network.bn1.weight.requires_grad_(False)  # a flag unlike the others
     network.linear.bias.grad = torch.ones(10)
     before, data = snapshot(network), torch.get_rng_state()
     found = attack(network, images, labels, statistics)
@@ -137,7 +137,7 @@ def test_folding_follows_the_weights():
 
 
 class Shared(nn.Module):
-    """One convolution that is read with and without its batch norm: nothing may be folded."""
+    """One convolution used with and without its batch norm: nothing may be folded."""
 
     def __init__(self):
         super().__init__()
@@ -149,7 +149,7 @@ class Shared(nn.Module):
 
 
 class Branching(nn.Module):
-    """Cannot be traced as a whole; its parts can."""
+    """Cannot be traced as a whole, but in parts."""
 
     def __init__(self):
         super().__init__()
@@ -185,7 +185,7 @@ METHODS = (Pgd(steps=3), Trades(steps=3), Smoothadv(steps=2))
 
 
 def test_under_two_ddp_processes(tmp_path):
-    """Attacks of a rank do not depend on the other; parameters, buffers and modes stay equal."""
+    """Attacks on ranks are independent; parameters, buffers and modes stay equal."""
     run_ranks(_rank, tmp_path)
 
 

@@ -1,6 +1,6 @@
-"""The barycenter: closed forms, the primal-dual solution against them, duality, where mass flows.
+"""The barycenter: closed forms, the primal-dual solution against them, duality, cases with flow.
 
-Numbers in names are those of the specification's tests (spec/adversarial.md, section 5).
+Numbers in names refer to the tests of the specification (spec/adversarial.md, section 5).
 """
 
 import itertools
@@ -40,7 +40,7 @@ def random(*shape, seed=0, dtype=torch.float64):
 
 
 def energy(prices, p, q, x, flow):
-    """What is minimized, (); the sources follow from the constraints."""
+    """The objective, (); the sources follow from the constraints."""
     source = divergence(flow) + x - q
     return (
         flow.square().sum(0).sqrt().sum()
@@ -51,14 +51,14 @@ def energy(prices, p, q, x, flow):
 
 
 def lower_bound(prices, p, dual):
-    """The dual's value, (): no feasible point has less energy."""
+    """The dual objective, (): no feasible point has less energy."""
     x = (p - dual / prices.rho).clamp(min=0)
     of_inputs = (prices.rho / 2 * (x - p).square() + dual * x).sum()
     return of_inputs + (prices.theta - dual.sum(0)).clamp(max=0).sum()
 
 
 def separable(prices, p, q):
-    """The energy without flow at each pixel, p (K, ...) and q (N, 1 ...): (N, ...)."""
+    """The energy without flow at each pixel, for p (K, ...) and q (N, 1 ...): (N, ...)."""
     u, cap = (p[:, None] - q).abs(), prices.mu / prices.rho
     capped = prices.mu * u - prices.mu**2 / (2 * prices.rho)
     return torch.where(u <= cap, prices.rho * u**2 / 2, capped).sum(0) + prices.theta * q
@@ -121,7 +121,7 @@ def test_11_ties_have_the_same_energy_and_take_the_midpoint(count, prices):
 
 @pytest.mark.parametrize("seed", range(12))
 def test_11_closed_form_minimizes_on_a_grid(seed):
-    """No value of a fine grid is better, for any K and constants."""
+    """No value on a fine grid is better, for any K and constants."""
     count = 1 + seed % 6
     rho, mu, theta = (float(v) for v in random(3, seed=100 + seed) * torch.tensor([3.0, 1.0, 0.5]))
     prices = Prices(rho=rho + 0.01, mu=mu + 0.01, theta=theta)
@@ -217,7 +217,7 @@ def test_14_where_the_flow_is_zero(count, prices, zero):
         (3, Prices(rho=0.35, mu=5.0, theta=0.1)),
     ],
 )
-def test_14_no_mass_flows_where_the_theory_says(count, prices, seed):
+def test_14_no_mass_flows_where_predicted(count, prices, seed):
     board = checkerboard()
     p = random(count, 1, 6, 6, seed=seed).round() if seed else board[[0, 1, 0][:count]]
     assert flow_of(p, prices) < 1e-7
@@ -255,7 +255,7 @@ def test_14_the_steps_are_inside_the_bound():
 
 
 def test_15_balanced_limit():
-    """Two unit masses 6 pixels apart: what flows, times how far, is W1 = 6, and none is lost."""
+    """Two unit masses 6 pixels apart: mass times distance is W1 = 6, and no mass is lost."""
     p = torch.zeros(2, 1, 9, dtype=torch.float64)
     p[0, 0, 1] = p[1, 0, 7] = 1
     found = pdhg(p, Prices(rho=1000.0, mu=50.0, theta=0.0), tolerance=1e-5)
@@ -300,7 +300,7 @@ def test_16_gradient_of_the_closed_form(count, prices):
 
 
 def test_16_gradient_of_the_primal_dual_solution():
-    """Of the inputs x_k, which are unique; q need not be where mass flows."""
+    """For the inputs x_k, which are unique; q need not be if mass flows."""
     p = random(2, 1, 4, 4).round() * 0.6 + 0.2 * random(2, 1, 4, 4, seed=1)
     weights = random(2, 1, 4, 4, seed=2)
     settings = {"tolerance": 1e-11, "most": 20_000}
@@ -325,7 +325,7 @@ def test_16_rotations():
     assert not torch.equal(copies[0], copies[1]), "the release's second view is its first"
     rotate = transforms().functional.rotate
     for copy, angle in zip(copies, (4.0, -4.0), strict=True):
-        assert (copy != rotate(images, angle)).double().mean() < 2e-3  # ties of rounding
+        assert (copy != rotate(images, angle)).double().mean() < 2e-3  # ties by rounding
     assert torch.equal(rotations(images, 1, 90.0)[0], images.rot90(1, (2, 3)))
     three = rotations(images, 3, 7.0)
     assert torch.equal(three[1], images)

@@ -122,7 +122,7 @@ def test_crossing_probability_of_the_confidence_sequence_at_every_n(p, value):
     times = range(1, 10_001)
     counts = [bounds.mixture_least_count(n, p, 0.001) for n in times]
     found = crossing_probability(times, counts, p)
-    assert 0.6 * value < found <= value * 1.01  # the reference goes on to n = 100,000
+    assert 0.6 * value < found <= value * 1.01  # the reference continues to n = 100,000
 
 
 @pytest.mark.parametrize("sigma", [0.12, 0.25, 1.0])

@@ -34,7 +34,7 @@ def problem(classes=4, count=12):
 
 
 def nearest_boundary(network, images, labels, norm):
-    """The distance of the nearest hyperplane between the label and another class."""
+    """The distance to the nearest hyperplane between the label and another class."""
     logits, found = network(images), []
     for target in range(logits.shape[1]):
         normal = (network.weight[target] - network.weight[labels]).view_as(images)
@@ -100,7 +100,7 @@ def test_an_example_does_not_depend_on_the_others():
 
 
 def test_logits_of_any_scale_are_attacked_alike():
-    """Cross entropy is flat at such logits, so that gradient ascent stands still."""
+    """Cross entropy is flat at such logits, so gradient ascent stalls."""
     network, images, labels = problem()
     plain = fab_targeted(network, images, labels, Threat("linf", 0.0), sources(12), steps=20)
     loud = fab_targeted(lambda x: 1e8 * network(x), images, labels, Threat("linf", 0.0),

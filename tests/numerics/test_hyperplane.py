@@ -17,7 +17,7 @@ EXCESS = (NORMALS * POINTS).flatten(1).sum(1) - LEVELS
 
 
 def least(norm, point, normal, gap):
-    """The norm of the shortest step within the box that moves normal . point by `gap`."""
+    """The norm of the shortest step in the box that changes normal . point by `gap`."""
     size = len(point)
     eye, ones = np.eye(size), np.ones(size)
     if norm == "l1":

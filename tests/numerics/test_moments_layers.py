@@ -1,4 +1,4 @@
-"""The rule of each layer: linear ones exactly, in every mode that can be; what has no rule."""
+"""The rule of each layer: linear ones exactly, in all exact modes; layers without a rule."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def through(network, images, rules):
 
 
 def jacobian_covariance(network, images):
-    """Returns sigma^2 J J^T of each image: the truth for a linear network."""
+    """Returns sigma^2 J J^T for each image: exact for linear networks."""
     found = []
     for image in images:
         j = torch.autograd.functional.jacobian(lambda x: network(x[None])[0].flatten(), image)
@@ -90,7 +90,7 @@ def test_diagonal_mode_is_exact_for_one_layer(name):
 
 @pytest.mark.parametrize("name", ["conv", "groups", "same", "batch norm", "dense"])
 def test_channel_mode_is_exact_inside_the_map(name):
-    """First layer, independent pixels: exact wherever the window does not hang over the border."""
+    """First layer, independent pixels: exact where the window does not cross the border."""
     network, images = prepared(name)
     found = through(network, images, PLAIN)
     truth = jacobian_covariance(network, images)
@@ -150,7 +150,7 @@ def test_batch_norm_in_train_mode_is_the_batch_s_affine_map():
 
 @pytest.mark.parametrize("mode", ["channel", "channel_exact", "diagonal", "full"])
 def test_max_pooling_takes_the_pixel_with_the_largest_mean(mode):
-    """Exact where one pixel of each window is far above the others."""
+    """Exact if one pixel of each window is far above the others."""
     torch.manual_seed(0)
     images = torch.rand(2, 2, 6, 6, dtype=torch.float64)
     images[:, :, ::2, ::2] += 100
@@ -241,7 +241,7 @@ def test_a_residual_sum_takes_its_terms_for_independent(mode):
     network, images = Residual(), torch.rand(2, 3, 6, 6)
     rules = Rules(mode=mode, r_max=0.0)
     branch = through(nn.Sequential(network.conv), images, rules)
-    found = through(network, images, rules)  # in train mode: dropout is off all the same
+    found = through(network, images, rules)  # dropout is off even in train mode
     torch.testing.assert_close(found.mean, images + network.conv(images))
     torch.testing.assert_close(found.variances(), branch.variances() + SIGMA**2)
 

@@ -30,7 +30,7 @@ def three_layers(dtype=torch.float64):
 
 
 def by_hand(network, images):
-    """Returns logits, and the 2 x 2 covariance, by the formulas of the paper written out."""
+    """Returns logits and the 2 x 2 covariance by the paper's formulas, written out."""
     conv1, _, conv2, _, _, _, head = network
     mean, batch = images, len(images)
     cov = SIGMA**2 * torch.eye(3, dtype=images.dtype).repeat(batch, 1, 1)
@@ -117,7 +117,7 @@ def test_linear_network_is_exact():
 
 
 def test_full_mode_against_sampling_within_error_bars():
-    """Means and variances of small nets, where features are nearly Gaussian: sigma is small."""
+    """Means and variances of small nets at small sigma, where features are nearly Gaussian."""
     torch.manual_seed(3)
     network = nn.Sequential(
         nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 3, 3), nn.LeakyReLU(0.1),
@@ -148,7 +148,7 @@ def he_network(depth=4):
     return cifar.initialize(nn.Sequential(*layers)).eval()
 
 
-def test_over_estimate_grows_with_depth_and_exact_moments_mend_it():
+def test_overestimate_grows_with_depth_and_exact_moments_fix_it():
     network, images = he_network(), torch.rand(2, 3, 16, 16)
     ratios = {}
     for mode in ("channel", "channel_exact"):
@@ -187,7 +187,7 @@ def test_variances_are_never_negative(mode, name):
 
 
 def test_a_covariance_that_would_overflow_is_held():
-    """120 layers without normalization at He's gain times 4: finite logits, score and gradient."""
+    """120 layers without normalization at 4 times He's gain: finite logits, score and gradient."""
     torch.manual_seed(0)
     layers = []
     for index in range(120):
@@ -275,7 +275,7 @@ def test_torchvision_networks(name):
 
 
 def test_parameters_are_those_of_the_module_at_hand():
-    """The graph holds names: weights that are replaced after tracing count."""
+    """The graph stores names: weights replaced after tracing are used."""
     network, images = three_layers(), torch.rand(2, 3, 9, 9, dtype=torch.float64)
     graph = trace(network)
     network[6].weight = nn.Parameter(torch.zeros_like(network[6].weight))

@@ -33,7 +33,7 @@ def grouped(shape, p, *, sphere=False, seed=0, dtype=torch.float32):
 
 
 def at_once(shape, p, *, sphere=False, seed=0, dtype=torch.float32):
-    """What runs on a GPU, here on the CPU."""
+    """The code path of GPUs, run on the CPU."""
     orders = torch.full((shape[0], 1), p, dtype=dtype)
     return sampling._all_orders(shape, orders, generator(seed), sphere, dtype)
 
@@ -186,7 +186,7 @@ def test_beta_law(draw, sphere, p, d):
     n = 20_000 if d < 100 else 2000
     logs = log_entries(draw((n, d), p, sphere=sphere, seed=3))
     cdf = entry_cdf(p, d, sphere)
-    # On a sphere of high p an entry is often nearer to 1 than any floating-point number.
+    # On a sphere of high p an entry is often closer to 1 than any floating-point number.
     edge = math.log(0.999)
     share, below = float(cdf(edge)), logs[logs < edge]
     assert stats.binomtest(len(below), n, share).pvalue > ALPHA

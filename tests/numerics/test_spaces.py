@@ -1,4 +1,4 @@
-"""Where images are coupled and mixed: autoencoder, penultimate features, their geodesics."""
+"""Spaces for coupling and mixing: autoencoder, penultimate features, their geodesics."""
 
 import pytest
 import torch
@@ -46,7 +46,7 @@ def test_the_autoencoder_learns_what_is_not_its_training_data(digits, coder):
     error = float((coder(images) - images).square().mean())
     spread = float((images - train.mean(0)).square().mean())
     assert error < 0.3 * spread
-    # Far better than as many principal components would not be believable, worse would be a bug.
+    # Much better than as many principal components would be implausible, worse would be a bug.
     flat, mean = images.flatten(1), train.flatten(1).mean(0)
     axes = torch.linalg.svd(train.flatten(1) - mean, full_matrices=False).Vh[:16]
     linear = float(((flat - mean) @ axes.T @ axes + mean - flat).square().mean())
@@ -100,7 +100,7 @@ def test_latent_curves_are_geodesics_of_codes_decoded(digits, coder):
         mixed = interpolate(wide.encode(images[a]), wide.encode(images[b]), t)
         torch.testing.assert_close(curves.images(t), wide.decode(mixed))
     assert counted == [300, 20, 20, 20]
-    # T7 in the space where the cost is, and not in another one.
+    # T7 holds in the space of the cost, not in another one.
     low, high = (interpolate(curves.start, curves.end, t) for t in (0.25, 0.75))
     assert 2 * w2(low, high) == pytest.approx(w2(curves.start, curves.end), rel=1e-9)
     low, high = curves.images(0.25), curves.images(0.75)

@@ -1,5 +1,5 @@
-"""The sweeps over location and sample size: closed forms against draws, what must be equal, and
-the exact robust accuracy against an attack."""
+"""The sweeps over location and sample size: closed forms against samples, identities, and the exact
+robust accuracy against an attack."""
 
 import math
 
@@ -34,8 +34,8 @@ def test_the_closed_form_is_the_mean_over_samples(size, share, t):
 
 
 def test_the_closed_form_at_its_limits():
-    """Infinitely many points: the best classifier, PHI(|theta| - eps); new points at t = 0 are more
-    real points; at t = 1/2 they are noise; one n for one m they pay up to t = 1 - 1/sqrt(2)."""
+    """Infinitely many points give the best classifier, PHI(|theta| - eps); new points at t = 0 are
+    more real points; at t = 1/2 they are noise; for m = n they help up to t = 1 - 1/sqrt(2)."""
     best = 0.5 * (1 + math.erf((1.5 - 0.5) / 2**0.5))
     assert mean_classifier_accuracy(1.5, 20, 10**9, 0, 0.0, eps=0.5) == pytest.approx(best)
 
@@ -48,7 +48,7 @@ def test_the_closed_form_at_its_limits():
     assert at(16, 16, 1 - 2**-0.5) == pytest.approx(at(16, 0, 0.0), abs=1e-9)
 
 
-def test_transported_points_of_the_sample_tell_the_mean_classifier_nothing():
+def test_transported_points_of_the_sample_add_nothing_to_the_mean_classifier():
     """sum y x_t over a permutation and its inverse is (1 - 2 t) sum y x."""
     for t in (0.1, 0.35, 0.5):
         for seed in range(5):

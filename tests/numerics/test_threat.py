@@ -17,7 +17,7 @@ CASES = [(norm, box) for norm in NORMS for box in (False, True)]
 
 
 def problem(seed, dtype=torch.float64, count=1):
-    """A perturbation, images and a radius at which ball and box both bind for many seeds."""
+    """A perturbation, images and a radius such that both ball and box bind for many seeds."""
     generator = torch.Generator().manual_seed(seed)
     size = int(torch.randint(5, 51, (), generator=generator))
     images = torch.rand(count, 1, 1, size, generator=generator, dtype=dtype)
@@ -123,7 +123,7 @@ def test_layout_does_not_matter(norm, box):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_l1_threshold_ends_far_from_its_start(dtype):
-    """Magnitudes over many orders, rooms that bind one by one."""
+    """Magnitudes over many orders, with rooms that bind one by one."""
     wide = 6 if dtype == torch.float64 else 2
     magnitude = torch.logspace(-wide, wide, 4000, dtype=dtype)[None]
     room = torch.linspace(0, 1, 4000, dtype=dtype)[None]
@@ -184,7 +184,7 @@ def test_starts_are_uniform(norm):
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 @pytest.mark.parametrize("draw", [0.0, 1 - 2**-24])
 def test_the_ends_of_the_uniform_draws_are_starts_too(norm, draw, monkeypatch):
-    """An L1 start of a pixel drawn 0 was infinite over infinite."""
+    """An L1 start with a draw of 0 was infinity over infinity."""
 
     def rare(like, source):
         drawn = torch.rand(like.shape, generator=source)

@@ -43,7 +43,7 @@ def assignment(cost):
 
 
 def paired(x, y):
-    """The points of y in the order of their optimal partners in x."""
+    """The points of y, ordered by their optimal partners in x."""
     return y[assignment(squared_distances(x, y))]
 
 
@@ -148,7 +148,7 @@ def test_t4_ends_are_exact():
 
 @pytest.mark.parametrize("t", [0.2, 0.5, 0.9])
 def test_t5_t6_moments_along_the_geodesic(t):
-    """The mean moves for any coupling; the second moment knows the plan's cost, here POT's."""
+    """The mean moves for any coupling; the second moment depends on the plan's cost, here POT's."""
     x, y = cloud(20), cloud(20, shift=1.0, seed=1)
     points = interpolate(x, paired(x, y), t)
     torch.testing.assert_close(points.mean(0), (1 - t) * x.mean(0) + t * y.mean(0))
@@ -178,7 +178,7 @@ def test_t7_constant_speed_which_random_pairs_do_not_have():
 
 
 def test_the_barycenter_minimizes_its_objective():
-    """No other cloud that is tried has a smaller (1 - t) W2^2(x, .) + t W2^2(y, .)."""
+    """No other cloud tried has a smaller (1 - t) W2^2(x, .) + t W2^2(y, .)."""
     x, y, t = cloud(12, 3), cloud(12, 3, shift=1.0, seed=1), 0.3
     points = interpolate(x, paired(x, y), t)
 
@@ -218,7 +218,7 @@ def test_t9_bures_wasserstein(t):
     torch.testing.assert_close(linear, linear.T)
     at = bures_geodesic(s0, s1, t)
     whole = float(gaussian_distance(zero, s0, zero, s1))
-    # Squared, because the root makes 1e-7 of rounding where the distance is 0.
+    # Squared, because the root turns rounding into 1e-7 at distance 0.
     for one, other, share in ((s0, at, t), (at, s1, 1 - t)):
         squared = float(gaussian_distance(zero, one, zero, other)) ** 2
         assert squared == pytest.approx((share * whole) ** 2, abs=1e-12)

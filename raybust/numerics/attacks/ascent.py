@@ -225,6 +225,6 @@ def _gradient(network: Network, point: Tensor, objective: Callable[[Tensor], Ten
 
 
 def finite(gradient: Tensor) -> Tensor:
-    """Returns a gradient without NaN, which becomes 0, and without infinity: one pixel in which a
-    network has no derivative must not freeze the others."""
+    """Replaces NaN by 0 and clamps infinities: a pixel without a derivative must not freeze the
+    others."""
     return gradient.nan_to_num(0.0, _HUGE, -_HUGE)

@@ -76,21 +76,16 @@ def lp_noise(
 ) -> Tensor:
     """Returns corrupted copies of images: with uniform noise of an Lp ball, or impulses if p is 0.
 
-    x = eps g / (sum |g_i|^p + E)^(1/p), E ~ Exp(1), Barthe et al.'s form of the ball. On the sphere
-    x = eps g / ||g||_p, the cone measure: the surface measure only for p = 1 and 2, and for p = inf
-    the vertices of the cube, x_i = +-eps.
-
     Differentiable: the gradient is 1, and 0 where an entry is clipped or replaced. Noise is drawn
     and added in at least float32, the sum rounded to the images' dtype and clipped to [0, 1], so
-    ||result - image||_p <= eps. The same generator state gives other noise on a CPU than on a GPU.
+    ||result - image||_p <= eps. CPU and GPU draw different noise from the same generator state.
 
     Args:
         images: (B, ...) in [0, 1], floating point; B may be 0.
         p: 0 for impulses, else the norm, in (0, inf]; one or (B,). Below 1 a quasi-norm.
         eps: radius in the p-norm, not scaled by d, or the share of entries replaced; one or (B,).
         generator: source of randomness, on the images' device.
-        sphere: whether noise is on the sphere. The mean radius in the ball is d / (d + 1), so for
-            images the two hardly differ.
+        sphere: whether noise is on the sphere; the mean radius in the ball is d / (d + 1).
         binary: see `impulses`.
         mask: bool, broadcast to the images: where noise is allowed; everywhere if None.
 
@@ -111,9 +106,9 @@ def lp_noise(
     if allowed is not None:
         noisy.mul_(allowed)
     noisy.add_(flat)
-    # On a GPU all rows take part: finding the sparse ones would stall the host.
-    everything = torch.arange(shape[0], device=device)
-    rows = everything[sparse] if device.type == "cpu" else everything
+    rows = torch.arange(shape[0], device=device)
+    if device.type == "cpu":  # a GPU takes all rows: finding the sparse ones would stall the host
+        rows = rows[sparse]
     if len(rows):
         chosen, values = impulses(
             (len(rows), shape[1]),
@@ -245,7 +240,9 @@ def _to_unit(
 ) -> Tensor:
     """Scales g (B, d), given with |g|^p, into the unit ball or onto the sphere.
 
-    For p = inf in the ball the divisor is (...)^0 = 1, as required.
+    Ball: g / (sum |g_i|^p + E)^(1/p), E ~ Exp(1), Barthe et al.'s form; for p = inf the divisor is
+    (...)^0 = 1, as required. Sphere: g / ||g||_p, the cone measure: the surface measure only for
+    p = 1 and 2, and for p = inf the vertices of the cube, +-1.
     """
     if sphere:  # scaled by the largest: with few entries, |g|^p may underflow in all
         largest = signed.abs().amax(1, keepdim=True)

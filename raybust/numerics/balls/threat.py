@@ -83,8 +83,8 @@ class Threat:
         return torch.copysign(shrink(delta.abs(), room, eps), delta)
 
     def pull_in(self, points: Tensor, images: Tensor) -> Tensor:
-        """Returns points that rounding put outside of the ball, moved into it: `images + delta` is
-        rounded in every pixel, which adds up over large images, most of all in L1.
+        """Moves points that rounding put outside the ball back into it: the errors of `images +
+        delta` add up over the pixels of large images, most of all in L1.
 
         Args:
             points: (B, C, H, W), float32.

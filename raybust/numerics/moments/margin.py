@@ -9,7 +9,7 @@ certificates.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from raybust.numerics.moments.covariance import Rules
 from raybust.numerics.moments.propagation import LogitMoments, propagate, trace
@@ -80,7 +80,6 @@ def screening_radii(
     sigma: float,
     *,
     rules: Rules = SCREENING,
-    graph: fx.Graph | None = None,
     batch: int = 100,
 ) -> tuple[Tensor, Tensor]:
     """Returns the estimate sigma z of each image's radius under noise and its class: float (B,) and
@@ -91,10 +90,9 @@ def screening_radii(
         images: without noise.
         sigma: standard deviation of the noise, > 0.
         rules: mode and settings.
-        graph: result of `trace(network)`; traced if None.
         batch: images at a time.
     """
-    graph = graph or trace(network)
+    graph = trace(network)
     radii, classes = [], []
     with torch.no_grad():
         for part in torch.split(images, batch):
@@ -104,15 +102,7 @@ def screening_radii(
     return torch.cat(radii), torch.cat(classes)
 
 
-def moment_acr(
-    network: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    sigma: float,
-    *,
-    rules: Rules = SCREENING,
-    graph: fx.Graph | None = None,
-) -> float:
+def moment_acr(network: nn.Module, images: Tensor, labels: Tensor, sigma: float) -> float:
     """Returns the mean screening radius over images, counting misclassified ones as 0: it ranks
     networks of one architecture with one pass per image. Not an average *certified* radius.
 
@@ -121,8 +111,6 @@ def moment_acr(
         images: (B, C, H, W) in [0, 1], B >= 1.
         labels: int64 (B,).
         sigma: standard deviation of the noise, > 0.
-        rules: mode and settings.
-        graph: result of `trace(network)`; traced if None.
     """
-    radii, classes = screening_radii(network, images, sigma, rules=rules, graph=graph)
+    radii, classes = screening_radii(network, images, sigma)
     return float((radii * (classes == labels)).mean())

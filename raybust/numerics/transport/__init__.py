@@ -1,5 +1,7 @@
-"""Optimal transport between small point clouds with squared Euclidean cost: couplings, Wasserstein
-geodesics, closed forms for Gaussians, and pairings of a labeled batch.
+"""Optimal transport between small point clouds with squared Euclidean cost.
+
+Couplings, Wasserstein geodesics and the worst location on them, closed forms for Gaussians,
+pairings of a labeled batch, and the spaces in which its images are mixed.
 """
 
 from raybust.numerics.transport.bures import (
