@@ -5,7 +5,7 @@ QUICKSTART ?=
 PYTEST ?= $(BIN)/python -m pytest
 SLOW := drills or hosts or postgres
 
-.PHONY: quickstart test drills coverage lint bench docs clean venv
+.PHONY: quickstart test drills coverage lint bench docs dist clean venv
 
 quickstart: .venv/ready  ## a sweep on scikit-learn's digits, with certificates and MLflow
 	$(BIN)/raybust tune search_spaces/quickstart.yaml $(QUICKSTART)
@@ -43,8 +43,18 @@ docs: .venv/ready .venv-docs/ready  ## the documentation in build/site, every li
 	PYTHONPATH=docs .venv-docs/bin/zensical build --clean --strict
 	$(BIN)/python docs/check.py build/site
 
+dist: .venv-dist/ready  ## wheel and sdist in dist/, checked and tried in an empty folder
+	rm -rf dist build/try
+	.venv-dist/bin/python -m build --quiet
+	.venv-dist/bin/twine check --strict dist/*
+	$(PYTHON) -m venv build/try/venv
+	build/try/venv/bin/pip install --quiet --disable-pip-version-check -r requirements.lock dist/*.whl
+	mkdir build/try/empty
+	cd build/try/empty && ../venv/bin/raybust tune quickstart tune.trials=2 train.epochs=2 \
+	  tune.finalists=1 certify.examples=20 certify.n=1000 evaluate.examples=20
+
 clean:
-	rm -rf .venv .venv-docs build dist .pytest_cache .mypy_cache .ruff_cache .coverage .coverage.*
+	rm -rf .venv .venv-docs .venv-dist build dist .pytest_cache .mypy_cache .ruff_cache .coverage .coverage.*
 
 venv: .venv/ready
 
@@ -57,4 +67,9 @@ venv: .venv/ready
 .venv-docs/ready: requirements-docs.lock
 	$(PYTHON) -m venv .venv-docs
 	.venv-docs/bin/pip install --quiet --disable-pip-version-check -r requirements-docs.lock
+	touch $@
+
+.venv-dist/ready:
+	$(PYTHON) -m venv .venv-dist
+	.venv-dist/bin/pip install --quiet --disable-pip-version-check build==1.6.1 twine==7.0.0
 	touch $@

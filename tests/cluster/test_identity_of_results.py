@@ -16,9 +16,14 @@ from PIL import Image
 from ray.cloudpickle import register_pickle_by_value
 from torch import nn
 
-from raybust.disk import checkpoint
+from raybust import data, methods
+from raybust.config import compose, leaves_of_arguments, to_dict
+from raybust.disk import checkpoint, runs
 from raybust.disk.lock import locked
 from raybust.disk.runs import JOURNAL
+from raybust.errors import RequestError
+from raybust.stages import tuning
+from raybust.train.loop import fit
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("cluster")]
 
@@ -221,7 +226,7 @@ def test_published_images_replaced_in_one_file_are_told_and_a_moved_folder_is_no
     published(out / "elsewhere" / "C", value=9)
     found = ask("evaluate", there)
     assert found.code == 2
-    assert "other images (" in found.err
+    assert "other images or labels (" in found.err
 
 
 def test_weights_replaced_under_their_name_are_told(ask, out):
@@ -385,60 +390,62 @@ def test_a_torn_or_unfinished_checkpoint_is_told(run, out, cli):
     newest = checkpoint.newest(run)
     manifest = json.loads((newest / checkpoint.MANIFEST).read_text())
     earlier = run / checkpoint.folder_name(manifest["epoch"] - 1)
-    if not earlier.exists():
-        shutil.copytree(newest, earlier)
+    shutil.rmtree(earlier, ignore_errors=True)
+    shutil.copytree(newest, earlier)
     (earlier / checkpoint.MANIFEST).write_text(
         json.dumps({**manifest, "done": False, "epoch": manifest["epoch"] - 1})
     )
     weights = bytearray((newest / checkpoint.WEIGHTS).read_bytes())
     weights[-1] ^= 1
     (newest / checkpoint.WEIGHTS).write_bytes(weights)
-    shutil.copy(checkpoint.newest(run) / checkpoint.WEIGHTS, earlier / checkpoint.WEIGHTS)
     found = cli("certify", "one", "--out", out, "certify.examples=5")
     assert found.code == 0, found.err
     assert f"checkpoint {newest.name} is torn" in found.err
     assert f"one has not finished training: epoch {manifest['epoch'] - 1}" in found.err
 
 
-@pytest.mark.parametrize("done", [True, False])
-def test_training_does_not_resume_with_another_function(cli, home, out, done):
-    settings = ("train", f"model.name={home}:Net", "data.name=npz", "data.path=data.npz",
-                "--name", "own", "--out", out, "train.epochs=2", "train.batch_size=16",
+def train_here(config, folder, epochs):
+    """Trains in this process, whose modules are the test's, and keeps the last checkpoint."""
+    for progress in fit(config, data.load(config.data), torch.device("cpu")):
+        if progress.epoch == epochs:
+            checkpoint.commit(folder, checkpoint.folder_name(epochs), progress.save, 1)
+            return
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_training_does_not_resume_with_another_function(cli, home, out, epochs):
+    """Neither when it is done, nor on its way."""
+    settings = (f"model.name={home}:Net", "data.name=npz", f"data.path={out / 'data.npz'}",
+                "name=own", f"out={out}", "train.epochs=2", "train.batch_size=16",
                 "certified_fast.every=0")  # fmt: skip
     import_anew(home)
-    first = cli(*settings)
-    assert first.code == 0, first.err
-    if not done:
-        newest = checkpoint.newest(out / "own")
-        manifest = json.loads((newest / checkpoint.MANIFEST).read_text())
-        (newest / checkpoint.MANIFEST).write_text(json.dumps({**manifest, "done": False}))
+    config = compose(leaves_of_arguments(settings), methods.get)
+    runs.identify(out / "own", "train", to_dict(config))
+    train_here(config, out / "own", epochs)
     rewrite(home, SHIFTED)
     import_anew(home)
-    found = cli(*settings)
+    found = cli("train", *settings)
     assert found.code == 2
-    assert "own: its network no longer computes what it did when epoch-000002" in found.err
-    rewrite(home, "")
-    import_anew(home)
-    again = cli(*settings)
-    assert again.code == 0, again.err
+    assert f"own: its network no longer computes what it did when epoch-00000{epochs}" in found.err
+    if epochs == 2:
+        rewrite(home, "")
+        import_anew(home)
+        again = cli("train", *settings)
+        assert (again.code, "own is trained already" in again.err) == (0, True)
 
 
-def test_a_sweep_does_not_resume_with_another_function(cli, home, out):
-    (out / "space.yaml").write_text(
-        "tune: {trials: 1, finalists: 0, metric: validation/accuracy, scheduler: none}\n"
-        "train: {epochs: 1, batch_size: 16}\ncertified_fast: {every: 0}\n"
-        "search:\n  train.lr: {float: [0.01, 0.1], default: 0.05}\n"
-    )
-    settings = ("tune", "space.yaml", f"model.name={home}:Net", "data.name=npz",
-                "data.path=data.npz", "--name", "own", "--out", out)  # fmt: skip
+def test_a_sweep_does_not_resume_with_another_function(home, out):
+    settings = (f"model.name={home}:Net", "data.name=npz", f"data.path={out / 'data.npz'}",
+                "train.epochs=1", "train.batch_size=16", "certified_fast.every=0")  # fmt: skip
     import_anew(home)
-    first = cli(*settings)
-    assert first.code == 0, first.err
+    config = compose(leaves_of_arguments(settings), methods.get)
+    for trial in ("0000", "0001"):
+        train_here(config, out / "own" / runs.TRIALS / trial, 1)
+    tuning._check_networks(out / "own", data.load(config.data))
     rewrite(home, SHIFTED)
     import_anew(home)
-    found = cli(*settings, "tune.trials=2")
-    assert found.code == 2
-    assert "trial 0 of own: its network no longer computes what it did" in found.err
+    with pytest.raises(RequestError, match="trial 1 of own: its network no longer computes"):
+        tuning._check_networks(out / "own", data.load(config.data))
 
 
 def test_data_of_another_shape_or_number_of_classes_are_one_line(run, out, cli):
@@ -518,4 +525,4 @@ def test_the_first_examples_of_data_sorted_by_class_are_warned_of(ask, out):
     for stage in ("certify", "evaluate"):
         found = ask(stage, "certify.examples=5", "evaluate.examples=5")
         assert found.code == 0, found.err
-        assert "these 5 of 15 examples are of 1 of 3 classes" in found.err
+        assert "examples cover only 1 of 3 classes" in found.err
