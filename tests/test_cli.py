@@ -59,7 +59,7 @@ def test_version(cli):
             1,
             "raybust: [Errno 28] No space left on device\n",
         ),
-        (KeyboardInterrupt(), 130, "raybust: interrupted; the same command resumes\n"),
+        (KeyboardInterrupt(), 130, "raybust: interrupted; rerun the same command to resume\n"),
     ],
 )
 def test_exit_codes(monkeypatch, capsys, error, code, text):
@@ -91,7 +91,7 @@ def test_ctrl_c_in_a_finalizer_is_not_lost(monkeypatch, capsys):
         main(["train"])
     signal.signal(signal.SIGINT, handler)
     assert ended.value.code == 130
-    assert capsys.readouterr().err == "raybust: interrupted; the same command resumes\n"
+    assert capsys.readouterr().err == "raybust: interrupted; rerun the same command to resume\n"
 
 
 def test_a_bug_is_not_hidden(monkeypatch):

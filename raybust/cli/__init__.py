@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         else:
             code = _print_error(error, 1)
     except (KeyboardInterrupt, click.Abort):
-        code = _print_error("interrupted; the same command resumes", 130)
+        code = _print_error("interrupted; rerun the same command to resume", 130)
     finally:
         sys.unraisablehook = hook
     sys.exit(code)

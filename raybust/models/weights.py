@@ -68,12 +68,7 @@ def load_weights(
     problems = mismatches(target.state_dict(), form.weights)
     if problems:
         raise RequestError(f"{path}: not loaded, not the weights of this network", *problems)
-    stored = [key for key, v in form.weights.items() if v.is_meta or v.layout != torch.strided]
-    if stored:
-        raise RequestError(f"{path}: not loaded: {stored[0]} is sparse or has no values")
-    broken = [key for key, value in form.weights.items() if not _finite(value)]
-    if broken:
-        raise RequestError(f"{path}: not loaded: {broken[0]} holds NaN or infinity")
+    _check_values(form, path)
     lines = [f"weights: {form} of {path}"]
     if form.mean is not None:
         lines += _normalize(targets, form, path) if normalization else [
@@ -84,6 +79,24 @@ def load_weights(
     target.load_state_dict(form.weights)
     if layer is not None and before is not None and form.mean is None:
         lines += _checked(layer, before, path, take=normalization)
+    return [*lines, *_remarks(form, others, aside, path)]
+
+
+def _check_values(form: Form, path: str | os.PathLike[str]) -> None:
+    """Refuses weights without values of their own, or that are not finite."""
+    stored = [key for key, v in form.weights.items() if v.is_meta or v.layout != torch.strided]
+    if stored:
+        raise RequestError(f"{path}: not loaded: {stored[0]} is sparse or has no values")
+    broken = [key for key, value in form.weights.items() if not _finite(value)]
+    if broken:
+        raise RequestError(f"{path}: not loaded: {broken[0]} holds NaN or infinity")
+
+
+def _remarks(
+    form: Form, others: list[str], aside: list[str], path: str | os.PathLike[str]
+) -> list[str]:
+    """Returns what else to know of a file: what was not used, and in which types it is."""
+    lines = []
     if form.unused:
         lines.append(
             f"warning: weights: {', '.join(form.unused[:3])} in {path} may be a normalization, but"

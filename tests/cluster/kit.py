@@ -2,6 +2,7 @@
 
 import collections
 import json
+import shutil
 import sqlite3
 
 import psutil
@@ -88,3 +89,10 @@ def descendants(*titles, pid=None):
         except psutil.Error:
             continue
     return found
+
+
+def move_copy(run, place, *ignored):
+    """Copies a run, as if it had been trained where the copy is."""
+    shutil.copytree(run, place, ignore=shutil.ignore_patterns(*ignored))
+    journal = place / "journal.jsonl"
+    journal.write_text(journal.read_text().replace(json.dumps(str(run)), json.dumps(str(place))))

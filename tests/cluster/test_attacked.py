@@ -102,7 +102,7 @@ def test_without_attacks_it_is_clean_accuracy(finished):
         replace(run, config=replace(run.config, evaluate=section)), Options(echo=print)
     )
     assert clean.text().startswith("clean accuracy")
-    assert clean.metrics["attacked/clean_accuracy"] == pytest.approx(found.result["clean"])
+    assert clean.metrics["attacked/clean_accuracy"] == pytest.approx(found.details["clean"])
     assert not clean.files
 
 

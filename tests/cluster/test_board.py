@@ -20,6 +20,7 @@ from raybust.search.leaderboard import Leaderboard
 from raybust.search.records import TrialRecord
 from raybust.search.space import Space
 from raybust.search.study import Study
+from raybust.stages import finalists
 from raybust.stages import tuning as run_sweep
 from raybust.stages.checks import check_sweep
 from raybust.stages.tuning import _leaderboard, _warm_start_trials
@@ -178,15 +179,16 @@ def test_how_many_examples_the_finalists_were_measured_on(sweep):
     config = kit.config(
         folder.parent, "evaluate.examples=20", "evaluate.attacks=[pgd]", "certify.examples=9"
     )
-    made = make_board(config, study, folder, {0: entry})
+    made = make_board(config, study, folder, {0: entry}, finalists.protocol(config, [entry]))
     assert made.entries[0].examples == 20
     assert "clean accuracy of the first 20 test examples" in made.protocol
     assert "certificates of 7 test examples" in made.protocol
     assert "attacks on the first 20 test examples" in made.protocol
     config = kit.config(folder.parent, "evaluate.attacks=[]")
-    made = make_board(config, study, folder, {0: replace(entry, examples=359)})
-    assert "clean accuracy of all 359 test examples" in made.protocol
-    assert "attacks" not in made.protocol
+    text = finalists.protocol(config, [replace(entry, examples=359, reason="it failed")])
+    assert "clean accuracy of all 359 test examples" in text
+    assert "attacks" not in text
+    assert finalists.protocol(config, [replace(entry, accuracy=None)]) == ""
 
 
 def test_a_folder_that_was_moved_keeps_its_trials(sweep):

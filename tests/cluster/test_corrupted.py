@@ -8,7 +8,7 @@ import kit
 import pytest
 
 from raybust.config import Leaf, leaves_of_arguments
-from raybust.corruptions import evaluate_corruptions
+from raybust.corruptions import CountsLog, evaluate_corruptions, merge
 from raybust.errors import RequestError
 from raybust.stages import corrupted
 from raybust.stages.measurement import Options
@@ -41,7 +41,9 @@ def test_two_workers_find_what_one_call_finds(measured):
     whole = evaluate_corruptions(
         run.network, run.dataset.test, run.config.corruptions, torch.device("cpu")
     )
-    assert [(c.name, c.level, c.correct, c.examples) for c in found.found.cells] == [
+    log = CountsLog(found.files["counts"], corrupted.protocol_of(run, "cpu"), whole.sets)
+    together = merge([log.shares[share].found for share in sorted(log.shares)])
+    assert [(c.name, c.level, c.correct, c.examples) for c in together.cells] == [
         (c.name, c.level, c.correct, c.examples) for c in whole.cells
     ]
     assert found.metrics == pytest.approx(whole.metrics(), abs=1e-6)

@@ -51,10 +51,7 @@ ONWARD = ("--no-resume", "--name NAME")
 
 def bare_copy(run, place):
     """Copies a run without the results that other tests may have left in it."""
-    results = shutil.ignore_patterns("certified", "attacked", "corrupted")
-    shutil.copytree(run, place, ignore=results)
-    journal = place / JOURNAL  # as if it had been trained there
-    journal.write_text(journal.read_text().replace(json.dumps(str(run)), json.dumps(str(place))))
+    kit.move_copy(run, place, "certified", "attacked", "corrupted")
 
 
 @pytest.fixture

@@ -18,10 +18,12 @@ from raybust.stages.live import Table
 
 def record(number, state="COMPLETE", value=0.5, epoch=3, feasible=None, reason=None, **point):
     known = value is not None
+    point = {"train.lr": 0.05} | {k.replace("__", "."): v for k, v in point.items()}
     return TrialRecord(
-        number, state, {"train.lr": 0.05} | {k.replace("__", "."): v for k, v in point.items()},
-        value, epoch, {epoch: value} if known else {}, {epoch: 1.5} if known else {},
-        {"validation/accuracy": 0.75} if known else {}, feasible, reason,
+        number, str(point.get("method.name", "gaussian")), state, point, value,
+        {"validation/accuracy": 0.75} if known else {},
+        history={epoch: value} if known else {}, spent={epoch: 1.5} if known else {},
+        feasible=feasible, reason=reason,
     )  # fmt: skip
 
 

@@ -56,7 +56,7 @@ def board(folder, *trials, feasible=None):
 def test_the_best_finalist_becomes_a_version_once(sweep, out):
     made = board(sweep, (0, 0.75), (1, 0.99))
     for _ in range(2):
-        assert register_best(made).trial == 0, "the search decides, not the test set"
+        assert register_best(made).number == 0, "the search decides, not the test set"
         assert sync(sweep, kit.uri(out)).left == ()
     client = open_client(kit.uri(out))
     (found,) = client.search_model_versions("name = 'found'")

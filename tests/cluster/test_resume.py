@@ -142,7 +142,7 @@ def test_a_kill_leaves_no_process_and_loses_no_finished_trial(history):
 
 def assert_interrupted(code, _, err):
     assert code == 130
-    assert err.splitlines()[-1] == "raybust: interrupted; the same command resumes"
+    assert err.splitlines()[-1] == "raybust: interrupted; rerun the same command to resume"
     assert "Traceback" not in err
 
 

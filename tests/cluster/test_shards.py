@@ -57,7 +57,7 @@ def test_shards_hold_every_position_once_and_shrink_towards_the_end(count, room)
 @pytest.fixture
 def run(trained, out):
     """A copy of the trained run with its own store."""
-    shutil.copytree(trained[1], out / "one")
+    kit.move_copy(trained[1], out / "one")
     return out / "one"
 
 
@@ -65,7 +65,7 @@ def run(trained, out):
 def reference(trained, new_out):
     """The log of one task at a time, with the same rows as the engine alone."""
     out = new_out("reference")
-    shutil.copytree(trained[1], out / "one")
+    kit.move_copy(trained[1], out / "one")
     return certify(load(out / "one"), workers=1)
 
 
