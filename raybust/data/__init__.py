@@ -1,4 +1,4 @@
-"""Datasets in [0, 1] and batches on the device: stage `data` of the arrow, after config.
+"""Datasets in [0, 1] and batches on the device: the room after config.
 
 `load` reads a dataset and cuts it, `Batches` walks over one of its parts. Torch alone; neither Ray
 nor MLflow is known here.

@@ -1,6 +1,6 @@
-"""The datasets there are, by name, and `load`: read, check, cut. Stage `data` of the arrow.
+"""All datasets by name, and `load`: read, check, cut.
 
-The test set is touched by no option. The validation set is a stratified share of the official
+No option changes the test set. The validation set is a stratified share of the official
 training set, chosen by `data.split_seed` alone, so that runs with other training seeds share it.
 
 Installed packages register datasets in the entry-point group `raybust.datasets`: each entry-point
@@ -33,9 +33,9 @@ class Source:
         needs: what the user has to give, "" where nothing.
         path: whether `data.path` is a file or a folder, "" where it is not asked for.
         augment: augmentation of training batches where `data.augment` is "default".
-        shape: (C, H, W), None where the files tell.
-        classes: K, None where the files tell.
-        examples: sizes of the official training and test set, None where the files tell.
+        shape: (C, H, W), None if it depends on the files.
+        classes: K, None if it depends on the files.
+        examples: sizes of the official training and test set, None if it depends on the files.
         moments: published mean and standard deviation per channel, in units of [0, 1]; None where
             they are computed from the training part.
     """
@@ -58,7 +58,7 @@ def names() -> list[str]:
 
 def describe(name: str) -> dict[str, Any]:
     """Returns what is known of a dataset, without reading it: name, shape (C, H, W), classes,
-    examples (of training and test set), about, needs, augment; None where the files tell.
+    examples (of training and test set), about, needs, augment; None if it depends on the files.
 
     Raises:
         RequestError: no such dataset.
@@ -241,7 +241,7 @@ def _image_folder(config: Data) -> arrays.Parts:
 
 
 _LOOKED = 256
-"""Files of a part at whose headers is looked (our choice)."""
+"""Number of files per part whose headers are inspected (our choice)."""
 
 _GROUP = "raybust.datasets"
 _FETCH = "its files in data.root, or data.download=true"

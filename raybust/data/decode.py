@@ -1,8 +1,8 @@
 """One image file to RGB bytes, whatever its mode: the values scaled by their type's range, never
 clipped, transparency on a background, EXIF's orientation applied.
 
-A file whose range is unknown (32-bit integers, floats outside [0, 1]) is refused by name. Stage
-`data` of the arrow; training, test and corruption folders decode alike.
+A file whose range is unknown (32-bit integers, floats outside [0, 1]) is refused by name.
+Training, test and corruption folders decode alike.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def _scaled(image: Image.Image, form: str | None, path: Path) -> np.ndarray:
         return np.rint(values * 255).astype(np.uint8)
     if image.mode == "I" and form not in ("PNG", "PPM"):
         raise RequestError(
-            f"{path}: has 32-bit integers, whose range no file tells; store 8 or 16 bits"
+            f"{path}: has 32-bit integers, whose range the file does not state; store 8 or 16 bits"
         )
     return np.rint(values * (255 / _SIXTEEN)).astype(np.uint8)
 

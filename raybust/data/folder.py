@@ -1,8 +1,8 @@
 """Folders of image files, decoded on demand: a part of such a data set, and the listings of
 ImageNet-like class folders, Tiny ImageNet and Places365.
 
-Which layout it is is seen from what is there; an image is read when a batch asks for it, with PIL,
-in the loader's processes. Stage `data` of the arrow.
+The layout is detected from the folder's contents; PIL reads each image in a loader process when a
+batch needs it.
 """
 
 from __future__ import annotations

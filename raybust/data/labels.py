@@ -1,7 +1,7 @@
 """Labels of arrays: read where their meaning is certain, refused where it is not.
 
-Nothing is built that grows with the largest of them before they are known to be class indices.
-Stage `data` of the arrow.
+Nothing whose size depends on the largest label is allocated until the labels are known to be class
+indices.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ def _classes(labels: np.ndarray, names: Sequence[str] | None, where: str, notes:
 
 
 def _advice(low: int, high: int, count: int) -> str:
-    """Returns what probably is wrong with a range of labels, as the end of a message."""
+    """Returns what is probably wrong with a range of labels, as the end of a message."""
     if low < 0:
         return "; leave out images without a label (negative labels)"
     if low == 1 and high == count:

@@ -1,7 +1,7 @@
 """Which files of a folder are images of which class: each real folder once, no hidden, system or
 leftover files, alike for training, test and corruption folders. What is left out is counted.
 
-Stage `data` of the arrow.
+The same rules hold for every part of a data set.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class LeftOut:
 
 
 def hidden(name: str) -> bool:
-    """Returns whether a file or folder of that name is no data."""
+    """Returns whether a file or folder of that name is not data."""
     return name.startswith(".") or name.lower() in _SYSTEM
 
 

@@ -97,12 +97,12 @@ def names() -> list[str]:
 
 
 def check(name: str, *, local: bool = True) -> None:
-    """Refuses a name of no network; makes none.
+    """Rejects a name that no network has, without building the network.
 
     Args:
-        name: `model.name`. A network of an installed package is imported, which shows that it can
-            be. Of module:callable, only whether there is such a module is seen.
-        local: whether the network is made on this machine, so that its module has to be here.
+        name: `model.name`. A network from an installed package is imported, to check that it can
+            be. For module:callable, only the module's existence is checked.
+        local: whether the network is built on this machine, which then needs its module.
 
     Raises:
         RequestError: there is no such network, or it cannot be imported.
@@ -198,7 +198,7 @@ def describe(name: str) -> dict[str, Any]:
     point = plugins.find(_GROUP, name, _BUILT_IN)
     theirs, yours = kind in LIBRARIES, bool(colon) and kind not in LIBRARIES
     shape, classes = ((3, 224, 224), 1000) if theirs else ((3, 32, 32), 10)
-    # Without memory for weights, but for a callable of others, which may look at its own.
+    # Allocates no memory for weights, except for third-party callables, which may inspect theirs.
     device = torch.device("cpu" if yours or point else "meta")
     with torch.random.fork_rng(devices=[]), device:
         network = _network(Model(name=name), shape, classes).eval()

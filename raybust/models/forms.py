@@ -19,7 +19,7 @@ from raybust.errors import RequestError
 
 _DEEPEST = 4
 _LATER = ("ema", "average", "avg", "swa", "teacher")
-"""Words of names that come after the others where several state dicts fit."""
+"""If several state dicts fit, those whose names contain one of these words come last."""
 _MEAN, _STD = ("mean", "mu", "means"), ("std", "sigma", "sds", "stds")
 _VARIANCE = ("var", "variance")
 _LAYERS = ("", "0", "normalize", "normalizer", "normalization", "norm", "preprocess", "module")
@@ -39,8 +39,8 @@ class Form:
         weights: by the network's own keys.
         mean: of a normalizing first layer beside it, (C,); None where there is none.
         std: the same.
-        unused: names of tensors beside it that may be of a normalization, but are none that is
-            understood.
+        unused: names of tensors beside it that may belong to a normalization in an unrecognized
+            form.
     """
 
     place: str
@@ -64,7 +64,7 @@ def find_form(content: Any, expected: Mapping[str, Tensor]) -> tuple[Form | None
     """Returns the form in which a file has exactly the weights of a network, and the names of other
     state dicts that fit too; None where none does.
 
-    Where several fit, the first is taken whose name says nothing of an average (`ema`, `swa`).
+    If several fit, the first whose name does not indicate an average (`ema`, `swa`) is used.
 
     Args:
         content: what the file holds: nested dictionaries of tensors and other things.

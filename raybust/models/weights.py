@@ -36,11 +36,11 @@ def load_weights(
 ) -> list[str]:
     """Reads a weights file into a network, strictly; returns what was read, a line each.
 
-    A PyTorch file holds a state dict in one of many forms, see `forms`; what in it is no tensor is
-    left aside without being imported or called. For a `Normalized` or `Fronted` network the file
-    may hold the weights of the whole, or of the inner network alone; the rest then stays as it was
-    built, but for a normalization that the file has beside them, which is taken. Counters of batch
-    norm (`num_batches_tracked`), which old files lack, may be missing.
+    A PyTorch file holds a state dict in one of many forms, see `forms`; objects other than tensors
+    are skipped, neither imported nor called. For a `Normalized` or `Fronted` network the file may
+    hold the weights of the whole, or of the inner network alone; the other layers then stay as
+    built, except that a normalization stored beside the weights is used. Counters of batch norm
+    (`num_batches_tracked`), which old files lack, may be missing.
 
     Args:
         network: what `build` returned, or any module.
@@ -134,7 +134,7 @@ def _checked(
 
 
 def _nearest(content: Any, targets: list[nn.Module]) -> list[str]:
-    """Returns in what the state dict that is nearest to one of the networks differs from it."""
+    """Returns the differences between the closest pair of state dict and network."""
     pairs = [
         (target.state_dict(), _bare(weights))
         for _, weights in state_dicts(content)
@@ -159,7 +159,9 @@ def _normalize(targets: list[nn.Module], form: Form, path: str | os.PathLike[str
     assert form.std is not None
     layer = next((one.normalize for one in targets if isinstance(one, Normalized)), None)
     if layer is None or form.mean.numel() not in (1, layer.mean.numel()):
-        return [f"weights: the normalization in {path} is not used, its channels are others"]
+        return [
+            f"weights: the normalization in {path} is not used: this network has none of as many channels"
+        ]
     mean, std = form.mean.tolist(), form.std.tolist()
     if not _usable(mean, std):
         return [_not_usable(path, mean, std)]
