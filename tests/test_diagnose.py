@@ -51,7 +51,7 @@ def test_the_theory_s_two_questions_are_one_command(cli, tmp_path, monkeypatch):
     monkeypatch.setattr("raybust.studies.geodesic.IMAGES", (4, 8))
     monkeypatch.setattr("raybust.studies.geodesic.SIZES", (4, 8))
     monkeypatch.setattr("raybust.studies.geodesic.LOCATIONS", (0.0, 0.5))
-    monkeypatch.setattr("raybust.studies.digits.theory.__defaults__", (2,))
+    monkeypatch.setattr("raybust.studies.geodesic.theory.__defaults__", (2,))
     found = cli("methods", "geodesic", "--theory", str(tmp_path / "a" / "b"), "--json")
     assert found.code == 0
     printed = json.loads(found.out)

@@ -52,11 +52,11 @@ def _packaged(path: str) -> str:
     name = path.removeprefix("search_spaces/").removesuffix(".yaml")
     package = Path(__file__).parents[1]
     homes = [home / "search_spaces" for home in (package, package.parent)]  # wheel, checkout
-    shipped = {file.stem: file for home in homes for file in home.glob("[a-z]*.yaml")}
+    shipped = {file.stem: file for home in homes for file in home.glob("*.yaml")}
     if name in shipped:
         return str(shipped[name])
     if path == name and path.isidentifier():
-        raise unknown("file or search space", path, sorted(shipped))
+        raise unknown("file or search space", path, [n for n in sorted(shipped) if n[0] != "_"])
     return path
 
 

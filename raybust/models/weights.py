@@ -160,7 +160,8 @@ def _normalize(targets: list[nn.Module], form: Form, path: str | os.PathLike[str
     layer = next((one.normalize for one in targets if isinstance(one, Normalized)), None)
     if layer is None or form.mean.numel() not in (1, layer.mean.numel()):
         return [
-            f"weights: the normalization in {path} is not used: this network has none of as many channels"
+            f"weights: the normalization in {path} is not used: this network has none of as many"
+            " channels"
         ]
     mean, std = form.mean.tolist(), form.std.tolist()
     if not _usable(mean, std):

@@ -63,6 +63,12 @@ def test_table_metrics_and_artifacts(finished):
     assert names <= {path.rpartition("/")[2] for path in kit.artifacts_of(out, stored, "attacked")}
 
 
+def torn_after(whole, share):
+    """The header of a table and a share of its rows."""
+    start = whole.index(b"\n", whole.index(b"\n") + 1) + 1
+    return whole[: start + int(share * (len(whole) - start))]
+
+
 @pytest.mark.cluster
 def test_two_workers_and_a_torn_table_end_with_the_same_bytes(finished, tmp_path):
     found, _, run, _ = finished
@@ -71,7 +77,7 @@ def test_two_workers_and_a_torn_table_end_with_the_same_bytes(finished, tmp_path
     again = attacked.evaluate(other, Options(echo=lambda _: None, workers=2))
     assert again.files["rows"].read_bytes() == whole
     for share in (0.4, 0.9):
-        again.files["rows"].write_bytes(whole[: int(share * len(whole))])
+        again.files["rows"].write_bytes(torn_after(whole, share))
         said = []
         attacked.evaluate(other, Options(echo=said.append, workers=2))
         assert again.files["rows"].read_bytes() == whole
@@ -145,13 +151,13 @@ def test_17_behind_a_front_three_protocols_side_by_side(defended, tmp_path, cli)
     result = cli("report", "behind", "--out", out)
     assert result.code == 0, result.err
     for view in rows:
-        assert f"| behind | {view} |" in result.out
+        assert f"| behind | {view}, " in result.out
 
     other = replace(run, folder=tmp_path / "again", uid=None)
     shutil.copytree(run.folder / "attacked", other.folder / "attacked")
     torn = other.folder / "attacked" / rows["oblivious"].name
     whole = torn.read_bytes()
-    torn.write_bytes(whole[: len(whole) // 2])
+    torn.write_bytes(torn_after(whole, 0.5))
     (other.folder / "attacked" / rows["adaptive"].name).unlink()
     said = []
     again = attacked.evaluate(other, Options(echo=said.append, workers=2))
@@ -182,7 +188,8 @@ def test_two_workers_that_are_killed_resume_to_the_same_table(finished, tmp_path
         from pathlib import Path
         from raybust import methods
         from raybust.trained import load_trained
-        from raybust.cluster import attacked
+        from raybust.stages import attacked
+        from raybust.stages.measurement import Options
         from raybust.config import Leaf, leaves_of_arguments
         leaves = [Leaf("out", {str(out)!r}, "t"), *leaves_of_arguments({SMALL!r})]
         run = load_trained(Path({str(run.folder)!r}), leaves)
