@@ -428,7 +428,7 @@ def test_training_does_not_resume_with_another_function(cli, home, out, epochs):
         rewrite(home, "")
         import_anew(home)
         again = cli("train", *settings)
-        assert (again.code, "own is trained already" in again.err) == (0, True)
+        assert (again.code, "is already trained" in again.err) == (0, True)
 
 
 def test_a_sweep_does_not_resume_with_another_function(home, out):
