@@ -39,17 +39,6 @@ MARKER = re.compile(r"^<!-- generate: (\w+)(?: ([\w.]+))? -->$", re.MULTILINE)
 MODULES = ("errors", "trained")
 """Public modules that export no `__all__`."""
 
-TOLD = {
-    "corruptions.COMMON": "The 15 corruptions of CIFAR-10-C and ImageNet-C.",
-    "corruptions.EXTRA": "The four further corruptions of CIFAR-10-C and ImageNet-C.",
-    "evaluate.HEADLINE": "The view whose number is the robust accuracy.",
-    "numerics.attacks.Statistics": "Batch norm statistics that an attack uses.",
-    "numerics.balls.Norm": "Norms of a threat model.",
-    "numerics.moments.Mode": "What a propagation carries from layer to layer.",
-    "track.Status": "How a run ended.",
-}
-"""Public constants that their modules do not document."""
-
 ROOT_PAGES = ("CHANGELOG", "CONTRIBUTING", "SECURITY")
 """Pages of the repository's root that the site shows too, by their names in small letters."""
 
@@ -250,7 +239,7 @@ def packages() -> dict[str, list[str]]:
         f"raybust.{name}.{member}"
         for name, members in found.items()
         for member in members
-        if f"{name}.{member}" not in TOLD and not documented(f"raybust.{name}", member)
+        if not documented(f"raybust.{name}", member)
     ]
     if bare:
         raise ValueError(f"public names without a docstring: {', '.join(bare)}")
@@ -300,9 +289,7 @@ def api_page(name: str) -> str:
     """Returns the page of a public module, for mkdocstrings to fill."""
     module = f"raybust.{name}"
     told = _linked(_flowing(importlib.import_module(module).__doc__))
-    blocks = []
-    for member in packages()[name]:
-        blocks += [f"::: {module}.{member}", TOLD.get(f"{name}.{member}", "")]
+    blocks = [f"::: {module}.{member}" for member in packages()[name]]
     return "\n\n".join([f"# {module}", told, *blocks]) + "\n"
 
 

@@ -239,3 +239,15 @@ def test_ui_dry_run(cli, tmp_path, monkeypatch):
     shown = cli("ui", "--dry-run", "--port", "5055")
     assert shown.code == 0
     assert "--host 127.0.0.1 --port 5055" in shown.out
+
+
+def test_search_spaces_by_name(cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    by_path = cli("tune", "search_spaces/quickstart.yaml", "--dry-run")
+    for name in ("quickstart", "quickstart.yaml"):
+        assert cli("tune", name, "--dry-run").out == by_path.out
+    wrong = cli("tune", "quickstrt", "--dry-run")
+    assert wrong.code == 2
+    assert "Did you mean 'quickstart'" in wrong.err
+    (tmp_path / "quickstart").write_text("search: {train.lr: {float: [0.1, 0.2]}}\n")
+    assert "1 dimensions" in cli("tune", "quickstart", "--dry-run").out, "a file comes first"

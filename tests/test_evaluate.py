@@ -100,3 +100,16 @@ def test_weights_and_mode_are_as_before():
     assert not network.training
     assert all(torch.equal(network.state_dict()[key], value) for key, value in before.items())
     assert all(p.requires_grad and p.grad is None for p in network.parameters())
+
+
+def test_outputs_that_are_not_numbers_are_no_hits():
+    """argmax takes NaN for the largest, and would count these images as class 0."""
+
+    class Broken(Reader):
+        def forward(self, images):
+            logits = super().forward(images)
+            logits[1:3, 0] = float("nan")
+            return logits
+
+    hits = correct(Broken(), split([0, 0, 1, 0], [0, 0, 1, 0]), range(4), batch=4, device=CPU)
+    assert hits.tolist() == [True, False, False, True]

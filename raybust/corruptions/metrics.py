@@ -31,7 +31,11 @@ COMMON = (
     "pixelate",
     "jpeg_compression",
 )
+"""The 15 corruptions of CIFAR-10-C and ImageNet-C."""
+
 EXTRA = ("speckle_noise", "gaussian_blur", "spatter", "saturate")
+"""The four further corruptions of CIFAR-10-C and ImageNet-C."""
+
 NOISE_NAMES = ("gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise")
 """Corruptions excluded from mCE_xN, which shows whether training with noise helps beyond noise."""
 

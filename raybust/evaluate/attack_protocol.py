@@ -33,6 +33,7 @@ View = Literal["alone", "oblivious", "adaptive"]
 whole, the only robust accuracy of the three (Athalye et al., 2018, arXiv:1802.00420)."""
 
 HEADLINE: View = "adaptive"
+"""The view whose number is the robust accuracy."""
 
 _L1_RUNS = 5
 _REACH = {"linf": math.inf, "l2": 2.0, "l1": 1.0}

@@ -101,7 +101,7 @@ def _with_normalization(form: Form, content: Any) -> Form:
     mean, std, rest = _normalization(beside)
     if mean is not None:
         return dataclasses.replace(form, mean=mean, std=std)
-    return dataclasses.replace(form, unused=(*form.unused, *_suspects(rest)))
+    return dataclasses.replace(form, unused=tuple(dict.fromkeys((*form.unused, *_suspects(rest)))))
 
 
 def _numbers(content: Any) -> dict[str, Tensor]:

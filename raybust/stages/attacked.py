@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from raybust.config import Config
+from raybust.data import Part
 from raybust.disk.files import replace_text
 from raybust.disk.rowlog import OtherProtocolError
 from raybust.evaluate import (
@@ -42,7 +43,7 @@ from raybust.evaluate import (
 from raybust.evaluate.robustness import show_eps
 from raybust.models import Fronted
 from raybust.report.attacks import draw_robust_curve
-from raybust.stages.measurement import Bench, Measurement, Options, bench, few_classes
+from raybust.stages.measurement import Bench, Measurement, Options, bench, warn_of_few_classes
 from raybust.stages.progress import Echo, progress_bar
 from raybust.trained import Trained
 
@@ -67,8 +68,7 @@ def evaluate(trained: Trained, options: Options) -> Measurement:
     """
     section = trained.config.evaluate
     part = getattr(trained.dataset, section.split)
-    if warning := few_classes(part, range(min(len(part), section.examples or len(part)))):
-        options.echo(warning)
+    warn_of_few_classes(part, range(min(len(part), section.examples or len(part))), options.echo)
     if not section.attacks:
         return _clean(trained)
     summaries: list[Summary] = []
@@ -156,24 +156,31 @@ def _check_predictions(at: Bench, table: AttackTable) -> None:
         OtherProtocolError: the network predicts other classes.
     """
     split = getattr(at.trained.dataset, table.protocol.split)
-    places = {int(idx): place for place, idx in enumerate(split.indices.tolist())}
     recorded = {row.idx: row.predict for row in table.rows}
-    _, scored = seen_by(at.trained.network, table.protocol.view)
-    wanted = sorted(recorded)
-    differ = 0
-    for start in range(0, len(wanted), table.protocol.shard):
-        part = wanted[start : start + table.protocol.shard]
-        images, _ = split.fetch([places[idx] for idx in part])
-        with torch.no_grad():
-            logits = scored(images)
-        classes = torch.tensor([recorded[idx] for idx in part])
-        theirs = logits.gather(1, classes.clamp(0, logits.shape[1] - 1)[:, None]).flatten()
-        behind = logits.amax(1) - theirs
-        differ += int((behind > _TIE * logits.abs().amax(1)).sum())
+    differ = at.call(_other_classes, at.trained.network, split, recorded, table.protocol)
     if differ:
         raise OtherProtocolError(
-            [f"another function ({differ} of {len(wanted)} images have other classes)"], table.path
+            [f"another function ({differ} of {len(recorded)} images have other classes)"],
+            table.path,
         )
+
+
+@torch.no_grad()
+def _other_classes(
+    network: nn.Module, split: Part, recorded: Mapping[int, int], protocol: AttackProtocol
+) -> int:
+    """The task: counts the images, by index, that are not of their recorded class."""
+    _, scored = seen_by(network.to(protocol.device).eval(), protocol.view)
+    positions = [at for at, idx in enumerate(split.indices.tolist()) if idx in recorded]
+    differ = 0
+    for start in range(0, len(positions), protocol.shard):
+        part = positions[start : start + protocol.shard]
+        logits = scored(split.fetch(part)[0].to(protocol.device))
+        classes = [recorded[idx] for idx in split.indices[part].tolist()]
+        at = torch.tensor(classes, device=logits.device).clamp(0, logits.shape[1] - 1)
+        behind = logits.amax(1) - logits.gather(1, at[:, None]).flatten()
+        differ += int((behind > _TIE * logits.abs().amax(1)).sum())
+    return differ
 
 
 def _rows(at: Bench, table: AttackTable) -> list[AttackRow]:

@@ -31,7 +31,7 @@ from raybust.data import Part
 from raybust.disk.files import put_aside
 from raybust.errors import RequestError, WorkError
 from raybust.report import certificates
-from raybust.stages.measurement import Bench, Measurement, Options, bench, few_classes
+from raybust.stages.measurement import Bench, Measurement, Options, bench, warn_of_few_classes
 from raybust.stages.progress import progress_bar
 from raybust.train.objective import smoothing_sigma
 from raybust.trained import Trained
@@ -89,8 +89,7 @@ def certify(trained: Trained, options: Options) -> Certified:
         log = CertificateLog(path, protocol)
         part = getattr(trained.dataset, protocol.split)
         chosen = protocol.select(len(part))
-        if warning := few_classes(part, chosen):
-            options.echo(warning)
+        warn_of_few_classes(part, chosen, options.echo)
         _run(at, log, _missing(at, log, chosen))
         log.finish()
         return _publish(at, log)
@@ -112,10 +111,7 @@ def _missing(at: Bench, log: CertificateLog, chosen: list[int]) -> list[int]:
 
         def recertify(indices: list[int], at_protocol: Protocol) -> list[Row]:
             examples = _examples(split, [positions[idx] for idx in indices])
-            call = (copy.deepcopy(trained.network), examples, at_protocol, trained.config)
-            if protocol.device == "cpu" or torch.cuda.is_available():
-                return _in_order(_shard(*call), indices)
-            (rows,) = at.run(_shard, [call], room=1)
+            rows = at.call(_shard, trained.network, examples, at_protocol, trained.config)
             return _in_order(rows, indices)
 
         check_rows(log.rows, len(chosen), protocol, log.path, recertify)

@@ -35,7 +35,7 @@ from raybust.disk import runs
 from raybust.disk.files import is_aside, read_json, replace_text
 from raybust.errors import RequestError
 from raybust.report.transfer import Training, training_of_metrics
-from raybust.stages.measurement import Bench, Measurement, Options, bench, few_classes
+from raybust.stages.measurement import Bench, Measurement, Options, bench, warn_of_few_classes
 from raybust.stages.progress import progress_bar
 from raybust.trained import Trained, is_current
 
@@ -60,8 +60,7 @@ def evaluate(trained: Trained, options: Options) -> Measurement:
     config, section = trained.config, trained.config.corruptions
     part, classes = getattr(trained.dataset, section.split), trained.dataset.classes
     cells = check_corruptions(part, section, classes)
-    if warning := few_classes(part, range(min(len(part), section.examples or len(part)))):
-        options.echo(warning)
+    warn_of_few_classes(part, range(min(len(part), section.examples or len(part))), options.echo)
     with bench(trained, options) as at:
         protocol = protocol_of(trained, at.device)
         path = at.place(counts_path(trained.folder, protocol, options.name))

@@ -7,11 +7,15 @@ do not depend on the number of workers, and an interrupted command resumes from 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+import torch
+from torch import nn
 
 from raybust import track
 from raybust.cluster.session import nodes_of, session
@@ -108,6 +112,14 @@ class Bench:
         note_growth(single_task_config(config), self.ray, self.options.echo)
         yield from run_tasks(self.ray, config, room or self.room, task, calls)
 
+    def call(self, task: Callable[..., Any], network: nn.Module, *arguments: Any) -> Any:
+        """Returns the result of one task: computed here if this machine has the device, else in the
+        cluster. The network stays where it is."""
+        if self.device == "cpu" or torch.cuda.is_available():
+            return task(copy.deepcopy(network), *arguments)
+        (result,) = self.run(task, [(network, *arguments)], room=1)
+        return result
+
     def publish(
         self,
         path: Path,
@@ -141,25 +153,25 @@ class Bench:
         )
 
 
-def few_classes(part: Part, chosen: Sequence[int]) -> str | None:
-    """Returns a warning if the chosen examples have far fewer classes than a random sample would,
+def warn_of_few_classes(part: Part, chosen: Sequence[int], echo: Echo) -> None:
+    """Warns if the chosen examples have far fewer classes than a random sample would,
     like the first ones of a part that is sorted by class.
 
     Args:
         part: of the data.
         chosen: positions in the part.
+        echo: prints a line.
     """
     labels, total = part.labels, len(part)
     counts = labels.bincount().double()
     expected = float((1 - (1 - counts / total) ** len(chosen)).sum())
     found = len(labels[list(chosen)].unique())
-    if found >= expected / 2:
-        return None
-    return (
-        f"warning: these {len(chosen)} of {total} examples cover only {found} of"
-        f" {int((counts > 0).sum())} classes: the data is sorted by class; use more examples, or"
-        " for certificates certify.skip"
-    )
+    if found < expected / 2:
+        echo(
+            f"warning: these {len(chosen)} of {total} examples cover only {found} of"
+            f" {int((counts > 0).sum())} classes: the data is sorted by class; use more examples,"
+            " or for certificates certify.skip"
+        )
 
 
 @contextmanager

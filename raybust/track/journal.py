@@ -23,6 +23,7 @@ SUFFIX = "journal.jsonl"
 """`sync` replays files with this suffix; a copy kept in a checkpoint needs another name."""
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
+"""How a run ended."""
 
 
 class Journal:

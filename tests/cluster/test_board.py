@@ -358,3 +358,17 @@ def test_importances_are_of_what_makes_a_trial_good(sweep, mode, recwarn):
     assert found["method.sigma"] > 20 * found["train.weight_decay"]
     assert sum(found.values()) == pytest.approx(1)
     assert not [warning for warning in recwarn if "optuna" in warning.filename]
+
+
+def test_trials_of_a_warm_start_give_no_importances(sweep, tmp_path):
+    study, folder = sweep("tune.sampler=random", "tune.trials=9")
+    for value in (0.1, 0.4, 0.3, 0.2, 0.5, 0.6):
+        tell(study, folder, value)
+    assert importances(study)
+    trials = study.study.get_trials()
+    config = kit.config(tmp_path / "out", "name=later", "tune.sampler=random")
+    place = tmp_path / "out" / "later"
+    place.mkdir()
+    second = Study(config, Space.parse(BLOCK), place, "another sweep")
+    assert second.warm_start(trials, "search") == 6
+    assert importances(second) == {}

@@ -92,3 +92,16 @@ def test_transfer_of_runs(measured, tmp_path, cli):
     assert "p=inf" in result.out
     assert (out / "norms" / "transfer.png").read_bytes().startswith(b"\x89PNG")
     assert corrupted.measured_runs([tmp_path, run.folder]) == [run.folder]
+
+
+def test_runs_that_were_measured_by_other_protocols_are_not_compared(measured, tmp_path):
+    _, run, _ = measured
+    other = tmp_path / "other"
+    kit.move_copy(run.folder, other)
+    corrupted.trainings_of([run.folder, other])
+    for path in (other / "corrupted").glob("*.json"):
+        whole = json.loads(path.read_text())
+        whole["protocol"]["seed"] = 7
+        path.write_text(json.dumps(whole))
+    with pytest.raises(RequestError, match="were measured under different protocols"):
+        corrupted.trainings_of([run.folder, other])

@@ -314,3 +314,43 @@ def test_fab_searches_once_for_all_radii():
     robust = [sum(row.robust for row in several if row.eps == eps) for eps in (0.001, 0.02, 0.1)]
     assert robust == sorted(robust, reverse=True)
     assert robust[0] > robust[-1]
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_pixels_without_a_derivative_hide_no_attack(norm):
+    """The front is the identity, but its gradient is NaN at every black pixel."""
+
+    def front(images):
+        return torch.where(images > 0, images.sqrt(), torch.zeros_like(images)) ** 2
+
+    plan = protocol(20, norm=norm, eps=NORMS[norm], attacks=("apgd-t", "fab-t"))
+    images, labels, indices = examples(Small(), 20)
+    images[..., ::2] = 0
+    with torch.no_grad():
+        labels = Small()(images).argmax(1)
+    found, bare = (
+        [row for at in plan.shards() for row in attack_examples(
+            network, images[at.start : at.stop], labels[at.start : at.stop],
+            indices[at.start : at.stop], plan)]
+        for network in (Wrapped(before=front), Small())
+    )  # fmt: skip
+    assert all(row.flat for row in found), "the gradient is NaN somewhere in each image"
+    assert not any(row.flat for row in bare)
+    assert sum(row.robust for row in bare) < len(bare)
+    assert abs(sum(row.robust for row in found) - sum(row.robust for row in bare)) <= 2
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("l1", 5.0), ("l2", 0.5)])
+def test_rounding_on_large_images_stops_no_evaluation(norm, eps):
+    """`image + delta` is rounded in each of 49,152 pixels, which adds up beyond the ball."""
+
+    class Linear(torch.nn.Module):
+        def forward(self, images):
+            total = (images.flatten(1) - 0.7).sum(1)
+            return torch.stack([0.5 * eps - total, total - 0.5 * eps], 1)
+
+    plan = protocol(2, norm=norm, eps=(eps,), attacks=("fgsm", "apgd-ce"), sanity=False, shard=2)
+    images = torch.full((2, 3, 128, 128), 0.7)
+    rows = attack_examples(Linear().eval(), images, torch.zeros(2).long(), [0, 1], plan)
+    assert not any(row.robust for row in rows)
+    assert all(row.distance <= eps + 1e-6 for row in rows)

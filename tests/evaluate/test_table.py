@@ -1,5 +1,7 @@
 """The table on disk: headers, torn lines, other protocols."""
 
+import dataclasses
+
 import pytest
 from nets import Small, protocol
 from test_suite import run
@@ -103,3 +105,18 @@ def test_a_row_that_contradicts_itself_is_refused_by_its_number(tmp_path, rows, 
 def test_every_row_agrees_with_itself(rows):
     assert [row.fault(protocol()) for row in rows] == [None] * len(rows)
     assert {kind_of(row) for row in rows} == {BROKEN, STANDS, ERRS}
+
+
+def test_the_attack_that_broke_a_row_is_one_that_met_it():
+    plan = protocol(10, eps=(0.1,))
+    found = run(Small(), plan, 10)
+    broken = next(row for row in found if kind_of(row) == BROKEN and row.eps == 0.1)
+    assert broken.fault(plan) is None
+    others = tuple((name, -1) for name, _ in broken.attacks)
+    changed = dataclasses.replace(broken, attacks=others)
+    assert "whose step is another one" in changed.fault(plan)
+    for changed in (
+        dataclasses.replace(broken, broken_by="nonsense"),
+        dataclasses.replace(broken, attacks=(*broken.attacks, ("deepfool", 3))),
+    ):
+        assert "which the protocol does not have" in changed.fault(plan)

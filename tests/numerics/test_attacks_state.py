@@ -6,7 +6,6 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from ranks import run_ranks
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -17,6 +16,7 @@ from raybust.methods.trades import Trades
 from raybust.models.cifar import PreActResNet, ResNet
 from raybust.numerics.attacks import Expectation, ascend, attacked, foldable, folded
 from raybust.numerics.balls import Threat
+from raybust.testing import run_ranks
 from raybust.train.objective import CountedNetwork, Objective
 
 SHAPE = (3, 8, 8)

@@ -221,3 +221,19 @@ def test_a_generator_for_each_example_gives_its_draws_in_any_batch():
 def test_what_is_no_threat_is_refused(norm, eps, says):
     with pytest.raises(RequestError, match=says):
         Threat(norm, eps)
+
+
+@pytest.mark.parametrize("norm", ["l1", "l2"])
+def test_points_that_rounding_put_outside_are_pulled_into_the_ball(norm):
+    threat = Threat(norm, {"l1": 5.0, "l2": 0.5}[norm])
+    images = torch.full((2, 3, 128, 128), 0.7)
+    delta = torch.ones_like(images)
+    delta = delta * ((1 + 1e-5) * threat.eps / threat.size(delta)).reshape(-1, 1, 1, 1)
+    points = images + delta
+    points[1] = images[1] + 0.5 * delta[1]  # inside: left as it is
+    assert float(threat.size(points[:1].double() - images[:1].double())) > threat.eps
+    found = threat.pull_in(points, images)
+    sizes = threat.size(found.double() - images.double())
+    assert bool((sizes <= threat.eps).all())
+    assert float(sizes[0]) > 0.999 * threat.eps
+    assert torch.equal(found[1], points[1])

@@ -154,3 +154,13 @@ def test_sigma_comes_from_the_path(tmp_path):
     path.write_text(HEAD + "0\t1\t1\t0.5\t1\t3\n")
     assert read_log(path).sigma == 0.5
     assert read_log(write(tmp_path, HEAD + "0\t1\t1\t0.5\t1\t3\n"), name="mine").name == "mine"
+
+
+def test_a_header_of_another_version_is_told(tmp_path):
+    """Rows are held against the header; one that cannot be read holds nothing."""
+    path = tmp_path / "log.tsv"
+    path.write_text(
+        '# {"sigma": 0.5, "n": 100, "invented": 1}\n'
+        "idx\tlabel\tpredict\tradius\tcorrect\ttime\n0\t1\t1\t0.5\t1\t0:00:01.000000\n"
+    )
+    assert any("header of another raybust version" in text for text in read_log(path).warnings)

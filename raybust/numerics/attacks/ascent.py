@@ -24,7 +24,8 @@ Network = Callable[[Tensor], Tensor]
 
 _STEP = 2.5
 _CROWDED = 0.25
-_HUGE = 1e30
+_HUGE = 1e12
+"""What an infinite gradient becomes: its square still sums up in float32."""
 
 
 def ascend(

@@ -19,6 +19,7 @@ from raybust.numerics.attacks.fold import folded
 from raybust.numerics.modes import evaluating
 
 Statistics = Literal["running", "batch"]
+"""Batch norm statistics that an attack uses."""
 
 
 @contextmanager

@@ -20,6 +20,8 @@ from raybust.numerics.balls.projection import shrink_l1, shrink_l2
 from raybust.numerics.balls.source import Source, normal, uniform
 
 Norm = Literal["linf", "l2", "l1"]
+"""Norms of a threat model."""
+
 _ORDERS = {"linf": math.inf, "l2": 2.0, "l1": 1.0}
 _PULLS = 20
 _MARGIN = 16

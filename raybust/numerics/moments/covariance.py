@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 Mode = Literal["channel", "channel_exact", "diagonal", "full"]
+"""What a propagation carries from layer to layer."""
 
 CEILING = 1e24
 """Maximum mean variance per image (our choice): deep published networks would overflow float32, and
