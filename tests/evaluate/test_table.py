@@ -114,9 +114,9 @@ def test_the_attack_that_broke_a_row_is_one_that_met_it():
     assert broken.fault(plan) is None
     others = tuple((name, -1) for name, _ in broken.attacks)
     changed = dataclasses.replace(broken, attacks=others)
-    assert "whose step is another one" in changed.fault(plan)
+    assert changed.fault(plan) == f"step: got {broken.step}, but {broken.broken_by} has -1"
     for changed in (
         dataclasses.replace(broken, broken_by="nonsense"),
         dataclasses.replace(broken, attacks=(*broken.attacks, ("deepfool", 3))),
     ):
-        assert "which the protocol does not have" in changed.fault(plan)
+        assert "which is not in the protocol" in changed.fault(plan)
