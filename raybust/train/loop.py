@@ -188,8 +188,9 @@ class Trainer:
                 break
         if self.ranks.sum(self._not_finite()) > 0:
             return self._diverged(number, "the network became NaN or infinite")
-        self.epoch += 1
         seconds = time.perf_counter() - started
+        self.share = self._spent(number, previous + seconds)
+        self.epoch += 1
         self.metrics = {
             "epoch": float(self.epoch),
             "train/loss": mean,

@@ -19,7 +19,7 @@ from raybust.disk import checkpoint
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
-TRIALS, EPOCHS = 4, 30
+TRIALS, EPOCHS = 6, 30
 SPACE = f"""
 name: interrupted
 method: {{name: gaussian, sigma: 0.25}}
