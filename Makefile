@@ -5,7 +5,7 @@ QUICKSTART ?=
 PYTEST ?= $(BIN)/python -m pytest
 SLOW := drills or hosts or postgres
 
-.PHONY: quickstart test drills coverage lint bench docs dist clean venv
+.PHONY: quickstart test device drills coverage lint bench docs dist clean venv
 
 quickstart: .venv/ready  ## a sweep on scikit-learn's digits, with certificates and MLflow
 	$(BIN)/raybust tune search_spaces/quickstart.yaml $(QUICKSTART)
@@ -14,10 +14,18 @@ quickstart: .venv/ready  ## a sweep on scikit-learn's digits, with certificates 
 test: export OMP_NUM_THREADS = 1
 test: .venv/ready  ## all tests except the drills
 	mkdir -p build
-	nice $(PYTEST) -m "not cluster and not ($(SLOW))" > build/test.log 2>&1 & rest=$$!; trap "kill $$rest" INT TERM; \
+	(nice $(PYTEST) -m "not cluster and not ($(SLOW))"; code=$$?; $(MAKE) device || code=1; exit $$code) \
+	  > build/test.log 2>&1 & rest=$$!; trap "kill $$rest" INT TERM; \
 	$(PYTEST) -m "cluster and not ($(SLOW))"; ray=$$?; \
 	wait $$rest; code=$$?; cat build/test.log; \
 	exit $$(( ray || code ))
+
+# Python finds the device by an entry point on its path, in Ray's workers too.
+device: export OMP_NUM_THREADS = 1
+device: .venv/ready  ## the tests on a pretended device, part of `make test`; needs a C++ compiler
+	code=0; $(BIN)/python tests/device/pretend.py || code=$$?; \
+	if [ $$code = 3 ]; then exit 0; elif [ $$code != 0 ]; then exit $$code; fi; \
+	PYTHONPATH=$(CURDIR)/build/pretend:$(CURDIR)/tests/device RAYBUST_DEVICE=pretend $(PYTEST) tests/device
 
 drills: export OMP_NUM_THREADS = 1
 drills: .venv/ready  ## failure drills, isolated hosts, PostgreSQL: too slow for `make test`

@@ -10,12 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from raybust import devices
 
 PROBES = 4
 """Number of data images, and of noise images, on which a network is recorded (our choice)."""
@@ -47,7 +48,11 @@ def outputs_of(network: nn.Module, images: Tensor, *, gradients: bool = False) -
     draw = torch.Generator().manual_seed(0)
     noise = torch.rand(PROBES, *images.shape[1:], generator=draw)
     inputs = torch.cat([images[:PROBES].float().cpu(), noise]).to(own.device)
-    with _reproducible(own.device), torch.set_grad_enabled(gradients):
+    with (
+        devices.arithmetic(own.device),
+        devices.seeded(own.device, 0),
+        torch.set_grad_enabled(gradients),
+    ):
         logits = network(inputs.requires_grad_(gradients))
         slopes = _gradient(_project(logits, draw).sum(), inputs) if gradients else None
     rows = logits.detach().flatten(1).double()
@@ -145,23 +150,6 @@ def fields_of(text: str) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise ValueError("not a JSON object")
     return {key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()}
-
-
-@contextmanager
-def _reproducible(device: torch.device) -> Iterator[None]:
-    """Runs full float32 without autocast, with torch's global generator in a fixed state."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with (
-            torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
-            torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False),
-            torch.autocast(device.type, enabled=False),
-        ):
-            torch.manual_seed(0)
-            yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def _project(values: Tensor, draw: torch.Generator) -> Tensor:

@@ -15,7 +15,7 @@ from raybust import data, methods
 from raybust.disk import checkpoint
 from raybust.disk.checkpoint import MANIFEST, STATE, WEIGHTS
 from raybust.errors import RequestError
-from raybust.train.loop import fit
+from raybust.train.fit import fit
 from raybust.train.objective import assemble
 
 

@@ -8,7 +8,7 @@ from scipy.stats import binom
 from torch import nn
 
 from raybust.config.assess import Evaluate
-from raybust.data import Dataset, Split
+from raybust.data import Split
 from raybust.evaluate import Accuracy, clean_accuracy, correct
 
 CPU = torch.device("cpu")
@@ -31,13 +31,6 @@ def split(labels, shown):
     images = torch.tensor(shown, dtype=torch.uint8).reshape(-1, 1, 1, 1).expand(-1, 1, 2, 2)
     count = len(labels)
     return Split(images.contiguous(), torch.tensor(labels), torch.arange(count), scale=8.0)
-
-
-def dataset(**parts):
-    empty = split([], [])
-    names = tuple("abcdefgh")
-    whole = {"train": empty, "validation": empty, "test": empty} | parts
-    return Dataset("made", names, (1, 2, 2), (0.0,), (1.0,), "none", **whole)
 
 
 def test_hits_are_in_the_order_of_the_positions_for_every_batch_size():
@@ -65,7 +58,7 @@ def test_a_network_in_train_mode_is_refused():
 
 def test_accuracy_and_its_exact_interval():
     shown = [1] * 17 + [2] * 3
-    found = clean_accuracy(Reader(), dataset(test=split([1] * 20, shown)), Evaluate(batch=6))
+    found = clean_accuracy(Reader(), split([1] * 20, shown), Evaluate(batch=6), CPU)
     assert (found.split, found.examples, found.accuracy) == ("test", 20, 0.85)
     # Clopper and Pearson: at either end, what was seen or more extreme has probability 2.5 %.
     assert binom.sf(16, 20, found.low) == pytest.approx(0.025, rel=1e-6)
@@ -79,23 +72,23 @@ def test_accuracy_and_its_exact_interval():
 @pytest.mark.parametrize(("shown", "low", "high"), [(3, 0.025 ** (1 / 9), 1.0), (4, 0.0, None)])
 def test_all_right_and_all_wrong(shown, low, high):
     part = split([3] * 9, [shown] * 9)
-    found = clean_accuracy(Reader(), dataset(test=part), Evaluate())
+    found = clean_accuracy(Reader(), part, Evaluate(), CPU)
     assert found.low == pytest.approx(low, abs=1e-9)
     assert found.high == pytest.approx(1 - 0.025 ** (1 / 9) if high is None else high, abs=1e-9)
 
 
-def test_the_part_and_the_number_of_examples_are_as_configured():
-    whole = dataset(test=split([0] * 4, [0] * 4), validation=split([1] * 6, [1, 1, 0, 0, 0, 0]))
+def test_the_number_of_examples_are_as_configured():
+    whole = split([1] * 6, [1, 1, 0, 0, 0, 0])
     config = Evaluate(split="validation")
-    assert clean_accuracy(Reader(), whole, config).accuracy == pytest.approx(2 / 6)
-    assert clean_accuracy(Reader(), whole, replace(config, examples=2)).accuracy == 1
-    assert clean_accuracy(Reader(), whole, replace(config, examples=99)).examples == 6
+    assert clean_accuracy(Reader(), whole, config, CPU).accuracy == pytest.approx(2 / 6)
+    assert clean_accuracy(Reader(), whole, replace(config, examples=2), CPU).accuracy == 1
+    assert clean_accuracy(Reader(), whole, replace(config, examples=99), CPU).examples == 6
 
 
 def test_weights_and_mode_are_as_before():
     network = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(4, 8)).eval()
     before = {key: value.clone() for key, value in network.state_dict().items()}
-    found = clean_accuracy(network, dataset(test=split([0] * 5, range(5))), Evaluate())
+    found = clean_accuracy(network, split([0] * 5, range(5)), Evaluate(), CPU)
     assert isinstance(found, Accuracy)
     assert not network.training
     assert all(torch.equal(network.state_dict()[key], value) for key, value in before.items())

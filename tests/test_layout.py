@@ -23,30 +23,34 @@ TABLE = {
     "__main__": "cli",
     "errors": "",
     "plugins": "",
+    "devices": "| torch",
     "config": "| omegaconf yaml",
-    "identity": "| torch",
+    "identity": "devices | torch",
     "numerics": "| torch numpy scipy",
     "vision": "| torch torchvision",
     "disk": "config | torch safetensors",
-    "data": "config plugins vision | torch numpy PIL",
+    "data": "devices config plugins vision | torch numpy PIL",
     "models": "config numerics plugins vision | torch safetensors (timm)",
     # The image augmentations of lp_noise are torchvision's, drawn late.
     "methods": "config numerics plugins (vision) | torch",
-    "certify": "config data disk identity numerics | torch numpy scipy",
+    "certify": "devices config data disk identity numerics | torch numpy scipy",
     "evaluate": (
-        "config data disk identity models certify numerics | torch numpy (timm pyautoattack)"
+        "devices config data disk identity models certify numerics"
+        " | torch numpy (timm pyautoattack)"
     ),
     "corruptions": "config data disk identity numerics | torch numpy (imagecorruptions)",
-    "train": ("config data disk identity methods models certify evaluate numerics | torch"),
+    "train": ("devices config data disk identity methods models certify evaluate numerics | torch"),
     "trained": "config data disk evaluate identity methods models train | torch",
     "track": "config | (mlflow)",
     "search": "config disk methods track | optuna sqlalchemy yaml",
     "report": "certify config disk numerics search | numpy scipy matplotlib (plotly)",
     "studies": "config data numerics | torch matplotlib",
-    "cluster": ("config data disk methods models train track search | torch ray yaml (aiohttp)"),
+    "cluster": (
+        "devices config data disk methods models train track search | torch ray yaml (aiohttp)"
+    ),
     "stages": (
-        "config data disk identity methods models train certify evaluate corruptions trained track"
-        " search report cluster | torch optuna (tqdm)"
+        "devices config data disk identity methods models train certify evaluate corruptions"
+        " trained track search report cluster | torch optuna (tqdm)"
     ),
     "cli": (
         "config data disk methods models (identity train evaluate studies track report trained"

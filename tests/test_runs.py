@@ -12,7 +12,7 @@ from raybust import data, methods
 from raybust.config import Config, Leaf, compose, to_dict
 from raybust.disk import checkpoint, runs
 from raybust.errors import RequestError
-from raybust.train.loop import fit
+from raybust.train.fit import fit
 from raybust.trained import load_trained
 
 VALUES = {

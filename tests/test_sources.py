@@ -16,8 +16,9 @@ from raybust.methods.beckman import Beckman
 from raybust.methods.geodesic import Geodesic
 from raybust.methods.lp_noise import LpNoise
 from raybust.numerics.transport import penultimate
+from raybust.train.fit import fit
 from raybust.train.initial import embedding
-from raybust.train.loop import Trainer, fit
+from raybust.train.loop import Trainer
 
 CPU = torch.device("cpu")
 SMALL = ("model.width=4", "train.epochs=1", "certified_fast.every=0")

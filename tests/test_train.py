@@ -18,7 +18,8 @@ from raybust import config as configuration
 from raybust import data, methods
 from raybust.data import Batches, Dataset, Split
 from raybust.disk import checkpoint
-from raybust.train.loop import Trainer, fit
+from raybust.train.fit import fit
+from raybust.train.loop import Trainer
 from raybust.train.objective import Objective, assemble
 from raybust.train.optimizer import schedule
 
@@ -119,9 +120,12 @@ def first_batches(dataset, config, count):
         ),
         (
             ("train.schedule=cosine", "train.warmup=0.2"),
-            {0: 0, 0.1: 0.5 * (1 + math.cos(0.1 * math.pi)) / 2, 0.5: 0.5},
+            {0: 0.01, 0.1: 0.505 * (1 + math.cos(0.1 * math.pi)) / 2, 0.5: 0.5},
         ),
-        (("train.schedule=constant", "train.warmup=0.5"), {0: 0, 0.125: 0.25, 0.4: 0.8, 0.5: 1}),
+        (
+            ("train.schedule=constant", "train.warmup=0.5"),
+            {0: 0.01, 0.125: 0.2575, 0.4: 0.802, 0.5: 1},
+        ),
     ],
 )
 def test_schedules_against_closed_forms(settings, values):
@@ -548,7 +552,8 @@ import sys, torch, torch.distributed as dist
 from pathlib import Path
 from raybust import config as configuration, data, methods
 from raybust.disk import checkpoint
-from raybust.train.loop import Trainer, fit
+from raybust.train.fit import fit
+from raybust.train.loop import Trainer
 store, rank, world, out, *settings = sys.argv[1:]
 torch.set_num_threads(1)
 rank, world = int(rank), int(world)

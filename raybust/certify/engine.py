@@ -11,15 +11,15 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from raybust import devices
 from raybust.certify.guards import check_images, check_mode, check_outputs
 from raybust.certify.log import ABSTAIN, Row
 from raybust.certify.noise import BLOCK, Stream, block_seed, draws
@@ -183,15 +183,19 @@ class _Engine:
             ran.append(case)
         logits = self.forward(self.batch.permute(0, 3, 1, 2))
         chosen = logits.argmax(1).masked_fill(logits.isnan().any(1), self.classes)
-        where = torch.tensor([rows, valid], device=chosen.device)
+        where = self._sent([rows, valid])
         rows_of = where[0][:, None].where(self.order < where[1][:, None], self.unused)
         cells = rows_of.flatten() * (self.classes + 1) + chosen
         self.counts.view(-1).scatter_add_(0, cells, self.ones)
         return ran
 
+    def _sent(self, numbers: list[Any]) -> Tensor:
+        """Copies numbers to the device without waiting for it."""
+        return torch.tensor(numbers).to(self.batch.device, non_blocking=True)
+
     def _votes(self, cases: list[_Case]) -> NDArray[np.int64]:
         """Returns the counts (cases, 2, classes) in one transfer; raises on NaN."""
-        rows = torch.tensor([case.row for case in cases], device=self.counts.device)
+        rows = self._sent([case.row for case in cases])
         pairs = self.counts[: self.unused].view(-1, 2, self.classes + 1)
         votes: NDArray[np.int64] = pairs[rows].cpu().numpy()
         for case, found in zip(cases, votes, strict=True):
@@ -239,24 +243,12 @@ def make_forward(
 ) -> Callable[[Tensor], Tensor]:
     """Returns the network's forward pass at the protocol's precision.
 
-    TF32 follows the protocol and cuDNN does not autotune: f must be bitwise equal on all workers.
+    Kernels are deterministic: f must be bitwise equal on all workers.
     """
 
+    @torch.inference_mode()
     def forward(images: Tensor) -> Tensor:
-        with ExitStack() as stack:
-            stack.enter_context(torch.inference_mode())
-            if images.is_cuda:
-                tf32 = protocol.precision == "tf32"
-                stack.enter_context(
-                    torch.backends.cudnn.flags(
-                        enabled=True, benchmark=False, deterministic=True, allow_tf32=tf32
-                    )
-                )
-                before = torch.get_float32_matmul_precision()
-                torch.set_float32_matmul_precision("high" if tf32 else "highest")
-                stack.callback(torch.set_float32_matmul_precision, before)
-            if protocol.precision == "bf16":
-                stack.enter_context(torch.autocast(images.device.type, torch.bfloat16))
+        with devices.arithmetic(images.device, protocol.precision):
             return network(images)
 
     return forward

@@ -11,9 +11,10 @@ from collections.abc import Iterable, Sequence
 
 from torch import Tensor, nn
 
+from raybust import devices
 from raybust.certify.engine import certify_examples
 from raybust.certify.log import ABSTAIN, Row
-from raybust.certify.protocol import BATCH, Protocol
+from raybust.certify.protocol import Protocol, default_batch
 from raybust.config.assess import FastCertify
 
 
@@ -78,7 +79,8 @@ def fast_certificate(
         n=config.n,
         alpha=config.alpha,
         seed=seed,
-        batch=BATCH.get(images.device.type, BATCH["cuda"]),
+        batch=default_batch(images.shape[1:], images.device.type),
+        precision=devices.float32(images.device.type),
         device=images.device.type,
     )
     rows = certify_examples(network, images, labels, indices, protocol)

@@ -19,7 +19,7 @@ from raybust.disk import checkpoint
 from raybust.disk.runs import JOURNAL
 from raybust.track import Flusher, Journal, environment
 from raybust.track.journal import decode
-from raybust.train.loop import Progress
+from raybust.train.fit import Progress
 
 _DRAIN_S = 10.0
 

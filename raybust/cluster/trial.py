@@ -1,6 +1,6 @@
 """One trial of a sweep: in a reused Tune actor (one worker) or a nested trainer (several).
 
-Both run `raybust.train.loop.fit`. The nested trainer spends about ten seconds per trial on starting
+Both run `raybust.train.fit.fit`. The nested trainer spends about ten seconds per trial on starting
 processes; the actor does so once. Checkpoints live in the trial's own folder, so any process can
 resume a killed trial.
 """
@@ -13,17 +13,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
-from raybust import data
+from raybust import data, devices
 from raybust.cluster.runlog import Job, RunLog
-from raybust.cluster.worker import COMPLETE, missing_metric, set_threads, train
+from raybust.cluster.worker import COMPLETE, missing_metric, own_device, set_threads, train
 from raybust.config import Config
 from raybust.disk import checkpoint
 from raybust.errors import WorkError
-from raybust.train.loop import Progress, fit
+from raybust.train.fit import Progress, fit
 
 FAILURE = "failure"
 
@@ -80,7 +79,8 @@ class TrialActor(tune.Trainable):
         resume = checkpoint.newest(self._folder, lambda text: print(text, flush=True))
         if resume is not None:
             self._last = checkpoint.read_manifest(resume)["metrics"]
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = own_device()
+        devices.limit_memory(device, self._config.cluster.gpus_per_worker or 1)
         yield from fit(self._config, data.load(self._config.data), device, resume)
 
     def _fail(self, reason: str) -> dict[str, Any]:

@@ -35,14 +35,14 @@ from ray.train import (
     TrainingFailedError,
 )
 
-from raybust import data
+from raybust import data, devices
 from raybust.cluster.autoscaler import potential_workers
 from raybust.cluster.runlog import Job, RunLog
 from raybust.cluster.session import must_grow, nodes_of
 from raybust.config import Config
 from raybust.disk import checkpoint
 from raybust.errors import WorkError
-from raybust.train.loop import Progress, fit
+from raybust.train.fit import Progress, fit
 
 COMPLETE = "complete"
 """Metric that is true at a run's last epoch, false at one where it was stopped."""
@@ -63,6 +63,12 @@ _NODE_START_S = 900
 def set_threads(config: Config) -> None:
     """Sets torch's threads to the worker's CPUs."""
     torch.set_num_threads(max(1, int(config.cluster.cpus_per_worker)))
+
+
+def own_device() -> torch.device:
+    """Returns the device that Ray gave this process: the accelerator if it has a GPU, else the
+    CPU."""
+    return devices.local() if ray.get_gpu_ids() else torch.device(devices.CPU)
 
 
 def missing_metric(config: Config, progress: Progress) -> str | None:
@@ -102,7 +108,10 @@ def train_worker(plain: dict[str, Any], *, uri: str) -> str | None:
     set_threads(config)
     dataset = data.load(config.data)
     folder = Path(job.folder)
-    device = ray.train.torch.get_device()
+    device = own_device()
+    if device.type == devices.GPU:  # a worker sees the other workers' GPUs too
+        device = ray.train.torch.get_device()
+    devices.limit_memory(device, config.cluster.gpus_per_worker or 1)
     hosts = _hosts(device)
     first = ray.train.get_context().get_world_rank() == 0
     with tempfile.TemporaryDirectory(prefix="raybust-") as scratch:
@@ -145,7 +154,7 @@ def _hosts(device: torch.device) -> list[str]:
     own = socket.gethostname()
     if not dist.is_initialized():
         return [own]
-    if device.type == "cuda":
+    if device.type == devices.GPU:
         torch.cuda.set_device(device)
     hosts = [""] * dist.get_world_size()
     dist.all_gather_object(hosts, own)

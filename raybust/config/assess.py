@@ -82,7 +82,7 @@ class Certify(Section):
     batch: int | None = option(
         None,
         "Noisy images per forward pass, a multiple of 100; part of the protocol. Default: 100 on a "
-        "CPU, 1000 on a GPU.",
+        "CPU; on a GPU as many as hold three million values, up to 10,000.",
         ge=1,
         unit="images",
     )
@@ -119,8 +119,10 @@ class Certify(Section):
         None, "Norm of the radius: l2 or linf for gaussian, l1 for uniform, l0 for ablation noise."
     )
     keep: int = option(50, "Pixels kept by `ablation`.", ge=1, unit="pixels")
-    precision: Literal["float32", "tf32", "bf16"] = option(
-        "float32", "Arithmetic of the network, part of the certified function; tf32 on a GPU only."
+    precision: Literal["float32", "tf32", "bf16"] | None = option(
+        None,
+        "Arithmetic of the network, part of the certified function; tf32 needs a GPU, where it is"
+        " the default; float32 on a CPU.",
     )
     compile: bool = option(False, "Whether to torch.compile the network.")
 
@@ -181,7 +183,12 @@ class Evaluate(Section):
     sanity: bool = option(
         True, "Whether pgd also runs at the largest radius, which nothing must survive."
     )
-    shard: int = option(100, "Examples attacked together; part of the protocol.", ge=1)
+    shard: int | None = option(
+        None,
+        "Examples attacked together, part of the protocol; 100 on a CPU, 500 on a GPU.",
+        ge=1,
+        unit="images",
+    )
     seed: int = option(0, "Seed of the attacks.", ge=0)
 
     def problems(self) -> list[str]:

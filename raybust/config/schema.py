@@ -114,6 +114,12 @@ class Train(Section):
         (0.5, 0.75), "Fractions of the run at which `step` decays.", gt=0, lt=1
     )
     gamma: float = option(0.1, "Decay factor of `step`.", gt=0, le=1)
+    accumulate: int = option(
+        1,
+        "Equal parts of a batch that are computed one after another, for batches that do not fit"
+        " into memory; batch norm and methods that combine images see one part at a time.",
+        ge=1,
+    )
     clip_norm: float | None = option(None, "Maximum gradient norm; default: no clipping.", gt=0)
     ema: float = option(
         0.0,

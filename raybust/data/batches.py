@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
+from raybust import devices
 from raybust.data.augment import KINDS, MARGIN, crops, mirror
 from raybust.data.folder import StreamedSplit
 from raybust.data.seeds import generator, mix
@@ -44,6 +45,7 @@ class Batches:
         loader_workers: decoding processes of this rank; streamed parts only.
         classes: P distinct classes per batch, with B / P images each, balanced on every rank; 0
             ignores classes. See `balanced`.
+        parts: equal parts into which each worker cuts its share of a batch.
 
     Attributes:
         steps: batches per epoch, the same on every rank; an incomplete last batch is dropped.
@@ -66,10 +68,13 @@ class Batches:
         world: int = 1,
         loader_workers: int = 0,
         classes: int = 0,
+        parts: int = 1,
     ) -> None:
         if augment not in KINDS:
             raise unknown("augmentation", augment, KINDS)
-        self.batch_size = fitting_batch(split.labels, batch_size, world=world, classes=classes)
+        self.batch_size = fitting_batch(
+            split.labels, batch_size, world=world, classes=classes, parts=parts
+        )
         self.steps = len(split) // self.batch_size
         self._count, self._seed = len(split), seed
         self._labels, self._classes = split.labels, classes
@@ -100,7 +105,9 @@ class Batches:
         return self._feed.epoch(mine, self._seed, number)
 
 
-def fitting_batch(labels: Tensor, batch_size: int, *, world: int = 1, classes: int = 0) -> int:
+def fitting_batch(
+    labels: Tensor, batch_size: int, *, world: int = 1, classes: int = 0, parts: int = 1
+) -> int:
     """Returns the actual B: `batch_size`, or the largest that a smaller part fills.
 
     Args:
@@ -108,12 +115,17 @@ def fitting_batch(labels: Tensor, batch_size: int, *, world: int = 1, classes: i
         batch_size: see `Batches`, as for the others.
         world: number of workers.
         classes: classes per batch, 0 for any.
+        parts: equal parts into which each worker's share of a batch is cut.
 
     Raises:
         RequestError: see `Batches`.
     """
-    unit, factor = world * (classes or 1), f" times {classes} classes per batch" if classes else ""
-    workers = f"{world} workers{factor}"
+    unit = world * parts * (classes or 1)
+    workers = f"{world} workers"
+    if parts > 1:
+        workers += f" times {parts} parts (train.accumulate)"
+    if classes:
+        workers += f" times {classes} classes per batch"
     if batch_size % unit:
         raise RequestError(
             f"train.batch_size: got {batch_size}, expected a multiple of the {workers}"
@@ -212,7 +224,7 @@ class _Stream:
             batch_sampler=self.plan,
             num_workers=workers,
             collate_fn=_identity,
-            pin_memory=device.type == "cuda",
+            pin_memory=device.type == devices.GPU,
             persistent_workers=workers > 0,
             # Without its own generator, each epoch would draw from torch's global one.
             generator=torch.Generator(),

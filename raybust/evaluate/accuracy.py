@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from raybust.config.assess import Evaluate
-from raybust.data import Dataset
-from raybust.data.splits import Part
+from raybust.data import Part
 from raybust.numerics.bounds import clopper_pearson_lower, clopper_pearson_upper
 
 
@@ -43,18 +42,19 @@ class Accuracy:
         )
 
 
-def clean_accuracy(network: nn.Module, dataset: Dataset, config: Evaluate) -> Accuracy:
-    """Measures the clean accuracy of a network, on the GPU if available.
+def clean_accuracy(
+    network: nn.Module, part: Part, config: Evaluate, device: torch.device | str
+) -> Accuracy:
+    """Measures the clean accuracy of a network.
 
     Args:
-        network: in eval mode.
-        dataset: its data.
+        network: in eval mode, on `device`.
+        part: the part of the data that `config` names.
         config: part and number of examples.
+        device: the network's device.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    split = getattr(dataset, config.split)
-    count = min(len(split), config.examples or len(split))
-    hits = correct(network.to(device), split, range(count), batch=config.batch, device=device)
+    count = min(len(part), config.examples or len(part))
+    hits = correct(network, part, range(count), batch=config.batch, device=device)
     k = int(hits.sum())
     low, high = clopper_pearson_lower(k, count, 0.025), clopper_pearson_upper(k, count, 0.025)
     return Accuracy(config.split, count, k / count, float(low), float(high))
@@ -67,7 +67,7 @@ def correct(
     positions: Sequence[int],
     *,
     batch: int,
-    device: torch.device,
+    device: torch.device | str,
 ) -> Tensor:
     """Returns for each example whether the network's top class is its label: bool (N,), on the CPU.
 

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 import raybust
-from raybust import identity
+from raybust import devices, identity
 from raybust.config.assess import Evaluate
 from raybust.data import Part
 from raybust.errors import RequestError
@@ -36,6 +36,7 @@ HEADLINE: View = "adaptive"
 """The view whose number is the robust accuracy."""
 
 _L1_RUNS = 5
+_SHARD, _GPU_SHARD = 100, 500
 _REACH = {"linf": math.inf, "l2": 2.0, "l1": 1.0}
 
 
@@ -158,7 +159,7 @@ def make_attack_protocol(
         config: the section; values of None are filled in here.
         shape: (C, H, W) of an image.
         total: examples in the split.
-        device: device type, "cpu" or "cuda".
+        device: device type.
         dataset: name of the dataset.
 
     Returns:
@@ -188,7 +189,7 @@ def make_attack_protocol(
         rounds=config.rounds,
         eot=config.eot,
         seed=config.seed,
-        shard=config.shard,
+        shard=config.shard or (_SHARD if device == devices.CPU else _GPU_SHARD),
         dataset=dataset,
         split=config.split,
         examples=min(total, config.examples or total),

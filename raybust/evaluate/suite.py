@@ -10,12 +10,12 @@ front, whether or not it fooled the network.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from raybust import devices
 from raybust.certify.guards import check_logits, check_mode, check_range
 from raybust.data.seeds import generator, mix
 from raybust.errors import RequestError, WorkError
@@ -102,8 +102,12 @@ def attack_examples(
         WorkError: NaN outputs in the ball, or an adversarial image outside ball or box.
     """
     check_request(network, images, protocol)
-    with _reproducible(images.device), attacks.attacked(network, fold=False):
-        torch.manual_seed(mix(protocol.seed, "network", indices[0]))
+    seed = mix(protocol.seed, "network", indices[0])
+    with (
+        devices.arithmetic(images.device),
+        devices.seeded(images.device, seed),
+        attacks.attacked(network, fold=False),
+    ):
         shard = _Shard(network, images, labels, indices, protocol)
         return [row for threat in protocol.threats for row in shard.rows(threat)]
 
@@ -149,17 +153,18 @@ class _Shard:
                 self._attack(name, threat, rows, ran)
         if not last and self._masked(ran):
             self._further(threat, ran)
+        labels, predict, flat = (part.tolist() for part in (self.labels, self.predict, self.flat))
         return [
             AttackRow(
                 idx=idx,
                 eps=threat.eps,
-                label=int(self.labels[at]),
-                predict=int(self.predict[at]),
+                label=labels[at],
+                predict=predict[at],
                 broken_by=self.by[at],
                 step=self.step[at],
                 distance=self.distance[at],
                 becomes=self.becomes[at],
-                flat=bool(self.flat[at]),
+                flat=flat[at],
                 attacks=tuple(ran[at]),
             )
             for at, idx in enumerate(self.indices)
@@ -222,15 +227,17 @@ class _Shard:
         fooled = (classes[rows] != self.labels[rows]) & (sizes <= threat.eps + BEYOND)
         if not self.blind:
             fooled &= found.fooled
-        for number, at in enumerate(rows.tolist()):
-            broke = bool(fooled[number])
-            seen = (max(int(found.step[number]), 0) if step is None else step) if broke else -1
+        known = self.broken[rows]
+        self.broken[rows] = known | fooled
+        for at, broke, before, steps, size, becomes in zip(
+            *(part.tolist() for part in (rows, fooled, known, found.step, sizes, classes[rows])),
+            strict=True,
+        ):
+            seen = (max(steps, 0) if step is None else step) if broke else -1
             ran[at] = [one for one in ran[at] if one[0] != name] + [(name, seen)]
-            if broke and not self.broken[at]:
-                self.broken[at] = True
+            if broke and not before:
                 self.by[at], self.step[at] = name, seen
-                self.distance[at] = float(sizes[number])
-                self.becomes[at] = int(classes[at])
+                self.distance[at], self.becomes[at] = size, becomes
 
     def _run(self, name: str, threat: Threat, rows: Tensor) -> Outcome:
         images, labels, protocol = self.images[rows], self.labels[rows], self.protocol
@@ -323,20 +330,3 @@ class _Shard:
                 "outside [0, 1]; this is a bug in raybust, no row of the shard was written"
             )
         return sizes
-
-
-@contextmanager
-def _reproducible(device: torch.device) -> Iterator[None]:
-    """Full float32 and deterministic kernels inside the block; restores torch's generator after."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with (
-            torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
-            torch.backends.cudnn.flags(
-                enabled=True, benchmark=False, deterministic=True, allow_tf32=False
-            ),
-        ):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(before)

@@ -194,18 +194,16 @@ class Geodesic(Method):
         Raises:
             WorkError: images or features contain NaN or infinity.
         """
-        if not images.isfinite().all():
-            raise WorkError("geodesic: got pixels that are NaN or infinite")
         inner = dataclasses.replace(context, prepared=context.prepared.base)
         penalty = self._penalty(context.progress)
         if context.progress < self.warmup or not (self.weight or penalty):
+            _check_finite(images, images)
             return self.base.loss(network, images, targets, inner)
         probabilities = targets
         if targets.ndim == 1:
             probabilities = F.one_hot(targets, context.prepared.classes).to(images.dtype)
         space = self.spaced(network, images, context)
-        if not space.cost.isfinite().all():
-            raise WorkError("geodesic: got features that are NaN or infinite; lower train.lr")
+        _check_finite(images, space.cost)
         paths = self.paths(space.cost, probabilities.argmax(1), context)
         if not paths.pairs:
             return self.base.loss(network, images, targets, inner)
@@ -336,3 +334,12 @@ class Geodesic(Method):
             metrics["geodesic/variation"] = rough.detach().mean()
             total = total + penalty * rough.mean()
         return total
+
+
+def _check_finite(images: Tensor, points: Tensor) -> None:
+    """Checks a batch and the points that are coupled, in one read from the device."""
+    pixels, features = torch.stack([images.isfinite().all(), points.isfinite().all()]).tolist()
+    if not pixels:
+        raise WorkError("geodesic: got pixels that are NaN or infinite")
+    if not features:
+        raise WorkError("geodesic: got features that are NaN or infinite; lower train.lr")

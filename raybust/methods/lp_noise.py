@@ -152,7 +152,7 @@ class LpNoise(Method):
         """
         count, generator, device = len(images), context.generator, images.device
         noises = self.noise_set((images.shape[1], images.shape[2], images.shape[3]))
-        table = torch.tensor(noises.rows, dtype=torch.float64, device=device)
+        table = torch.tensor(noises.rows, dtype=torch.float64).to(device, non_blocking=True)
         drawn = torch.randint(len(table), (count,), generator=generator, device=device)
         p, eps = table[drawn].unbind(1)
         if noises.scaled:

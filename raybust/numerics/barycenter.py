@@ -276,7 +276,7 @@ def _sources(height: int, width: int, count: int, angle: float, device: torch.de
         column = (cos * right - sin * down + (width - 1) / 2).round()
         inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
         index = torch.where(inside, row * width + column, height * width)
-        return index.long().flatten().to(device)
+        return index.long().flatten().to(device, non_blocking=True)
 
 
 def _check(measures: Tensor) -> None:

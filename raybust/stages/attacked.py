@@ -16,12 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from raybust import devices
 from raybust.config import Config
+from raybust.config.assess import Evaluate
 from raybust.data import Part
 from raybust.disk.files import replace_text
 from raybust.disk.rowlog import OtherProtocolError
 from raybust.evaluate import (
     HEADLINE,
+    Accuracy,
     AttackProtocol,
     AttackRow,
     AttackTable,
@@ -43,6 +46,7 @@ from raybust.evaluate import (
 from raybust.evaluate.robustness import show_eps
 from raybust.models import Fronted
 from raybust.report.attacks import draw_robust_curve
+from raybust.stages.checks import device_before
 from raybust.stages.measurement import Bench, Measurement, Options, bench, warn_of_few_classes
 from raybust.stages.progress import Echo, progress_bar
 from raybust.trained import Trained
@@ -70,7 +74,7 @@ def evaluate(trained: Trained, options: Options) -> Measurement:
     part = getattr(trained.dataset, section.split)
     warn_of_few_classes(part, range(min(len(part), section.examples or len(part))), options.echo)
     if not section.attacks:
-        return _clean(trained)
+        return _clean(trained, options)
     summaries: list[Summary] = []
     rows: list[list[AttackRow]] = []
     with bench(trained, options) as at:
@@ -86,13 +90,38 @@ def evaluate(trained: Trained, options: Options) -> Measurement:
         return _publish(at, summaries, table)
 
 
-def _clean(trained: Trained) -> Measurement:
-    """Measures clean accuracy, also without the front module if the network has one."""
-    network, dataset, section = trained.network, trained.dataset, trained.config.evaluate
-    found = clean_accuracy(network, dataset, section)
+def clean(at: Bench, network: nn.Module) -> Accuracy:
+    """Measures clean accuracy in a task.
+
+    Args:
+        at: the open cluster.
+        network: the trained one, or a part of it.
+    """
+    section = at.trained.config.evaluate
+    part = getattr(at.trained.dataset, section.split)
+    found: Accuracy = at.call(_accuracy, network, part, section, at.device)
+    return found
+
+
+def _accuracy(network: nn.Module, part: Part, section: Evaluate, device: str) -> Accuracy:
+    """The task: clean accuracy."""
+    return clean_accuracy(network.to(device).eval(), part, section, device)
+
+
+def _clean(trained: Trained, options: Options) -> Measurement:
+    """Measures clean accuracy, also without the front module if the network has one; on this
+    machine's CPU without Ray."""
+    network, section = trained.network, trained.config.evaluate
+    views = [network, *([network.network] if isinstance(network, Fronted) else [])]
+    if device_before(trained.config, options.address) == devices.CPU:
+        part = getattr(trained.dataset, section.split)
+        results = [_accuracy(one, part, section, devices.CPU) for one in views]
+    else:
+        with bench(trained, options) as at:
+            results = [clean(at, one) for one in views]
+    found = results[0]
     metrics, lines, result = {"attacked/clean_accuracy": found.accuracy}, [str(found)], vars(found)
-    if isinstance(network, Fronted):
-        bare = clean_accuracy(network.network, dataset, section)
+    for bare in results[1:]:
         metrics["attacked/alone/clean_accuracy"] = bare.accuracy
         lines.append(f"without its front: {bare}")
         result = {**result, "views": {"alone": vars(bare)}}

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
+from raybust import devices
 from raybust.certify import (
     CertificateLog,
     Protocol,
@@ -139,7 +139,7 @@ def recompute(trained: Trained, idx: int, name: str | None = None) -> str:
         RequestError: no log exists for this protocol, or it has no such row.
         WorkError: the row differs.
     """
-    protocol = protocol_of(trained, "cuda" if torch.cuda.is_available() else "cpu")
+    protocol = protocol_of(trained, devices.local().type)
     path = log_path(trained.folder, protocol, name)
     if not path.exists():
         raise RequestError(f"{path}: no certificates with this protocol yet; run without --only")

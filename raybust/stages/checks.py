@@ -11,10 +11,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 from raybust import config as configuration
-from raybust import data, methods, models, track
+from raybust import data, devices, methods, models, track
 from raybust.certify import make_protocol
 from raybust.config import Config, Leaf
 from raybust.corruptions import check_corruptions
@@ -123,12 +121,12 @@ def check_places(config: Config, *, local: bool = True) -> None:
 
 
 def device_before(config: Config, address: str | None) -> str:
-    """Returns the device type of Ray's tasks, "cpu" or "cuda", before a session is open. If only
-    the cluster knows, returns "cuda", for which fewer requests are rejected."""
+    """Returns the device type of Ray's tasks before a session is open. If only the cluster knows,
+    returns that of a GPU, for which fewer requests are rejected."""
     gpus = config.cluster.gpus_per_worker
     if gpus is not None:
-        return "cuda" if gpus else "cpu"
-    return "cuda" if address is not None or torch.cuda.is_available() else "cpu"
+        return devices.of_tasks(gpus)
+    return devices.local().type if address is None else devices.of_tasks(1)
 
 
 def check_finalists(
@@ -140,7 +138,7 @@ def check_finalists(
         config: sections `certify` and `evaluate` are checked.
         shape: (C, H, W) of an image.
         classes: K.
-        device: "cpu" or "cuda".
+        device: device type of the tasks.
         local: whether this machine's packages run the attacks.
 
     Raises:

@@ -15,12 +15,11 @@ from raybust import config as configuration
 from raybust.config import Config
 from raybust.disk import runs
 from raybust.disk.rowlog import OtherProtocolError
-from raybust.evaluate import clean_accuracy
 from raybust.report import read_log
 from raybust.search.leaderboard import Leaderboard
 from raybust.search.records import TrialRecord
 from raybust.stages import attacked, certified
-from raybust.stages.measurement import Options
+from raybust.stages.measurement import Options, bench
 from raybust.stages.progress import Echo
 from raybust.trained import load_trained
 
@@ -88,7 +87,8 @@ def _figures(
     for note in trained.notes:
         echo(note)
     echo(f"certifying trial {entry.number} on the {trained.config.certify.split} set")
-    accuracy = clean_accuracy(trained.network, trained.dataset, trained.config.evaluate)
+    with bench(trained, Options(echo)) as at:
+        accuracy = attacked.clean(at, trained.network)
     yield {"accuracy": accuracy.accuracy, "examples": accuracy.examples}
     found = certified.certify(trained, Options(echo))
     yield {"certified": found.metrics, "log": found.log}

@@ -12,14 +12,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import torch
 from torch import nn
 
-from raybust import track
+from raybust import devices, track
 from raybust.cluster.session import nodes_of, session
-from raybust.cluster.tasks import room_for, run_tasks, single_task_config
+from raybust.cluster.tasks import gpu_workers, room_for, run_tasks, single_task_config
 from raybust.data import Part
 from raybust.disk import runs
 from raybust.disk.files import put_aside, step_of
@@ -96,7 +95,7 @@ class Bench:
     ray: Any
     uri: str
     room: int
-    device: Literal["cpu", "cuda"]
+    device: str
 
     def place(self, path: Path) -> Path:
         """Returns the path of the results after setting earlier ones aside unless resuming."""
@@ -113,9 +112,9 @@ class Bench:
         yield from run_tasks(self.ray, config, room or self.room, task, calls)
 
     def call(self, task: Callable[..., Any], network: nn.Module, *arguments: Any) -> Any:
-        """Returns the result of one task: computed here if this machine has the device, else in the
-        cluster. The network stays where it is."""
-        if self.device == "cpu" or torch.cuda.is_available():
+        """Returns the result of one task: computed here on a CPU, in the cluster on a GPU, so that
+        Ray accounts for it."""
+        if self.device == devices.CPU:
             return task(copy.deepcopy(network), *arguments)
         (result,) = self.run(task, [(network, *arguments)], room=1)
         return result
@@ -184,7 +183,11 @@ def bench(trained: Trained, options: Options) -> Iterator[Bench]:
     """
     config = trained.config
     uri = open_store(config, runs.out_folder(config), options.echo)
-    with locked(trained.folder), session(options.address, verbose=options.verbose) as ray:
+    with (
+        locked(trained.folder),
+        session(options.address, verbose=options.verbose) as ray,
+        gpu_workers(ray),
+    ):
         room = room_for(ray, config, options.workers)
-        device: Literal["cpu", "cuda"] = "cuda" if nodes_of(ray).gpus(config) else "cpu"
+        device = devices.of_tasks(nodes_of(ray).gpus(config))
         yield Bench(trained, options, ray, uri, room, device)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from torch import Tensor
+
 from raybust import config as configuration
 from raybust import data, models
 from raybust.cluster.runlog import Job, end_if_open
@@ -54,12 +56,7 @@ def train(config: Config, *, address: str | None, resume: bool, verbose: bool, e
         initial.initialize(network, config, dataset)
     check_batch(network, config, dataset)
     initial.embedding(config, dataset, "cpu")
-    data.fitting_batch(
-        dataset.train.labels,
-        config.train.batch_size,
-        world=config.cluster.workers,
-        classes=config.train.batch_classes or config.method.balanced_classes,
-    )
+    _check_batch_size(config, dataset.train.labels)
     check_places(config)
     if resume:
         runs.check_same(folder, "train", plain, dataset.digest)
@@ -89,3 +86,14 @@ def train(config: Config, *, address: str | None, resume: bool, verbose: bool, e
             with epoch_lines(folder, echo):
                 worker.train(config, job, uri)
     return folder
+
+
+def _check_batch_size(config: Config, labels: Tensor) -> None:
+    """Rejects a batch that the workers cannot share; see `fitting_batch`."""
+    data.fitting_batch(
+        labels,
+        config.train.batch_size,
+        world=config.cluster.workers,
+        classes=config.train.batch_classes or config.method.balanced_classes,
+        parts=config.train.accumulate,
+    )

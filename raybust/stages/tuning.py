@@ -15,7 +15,7 @@ from typing import Any
 from optuna.trial import FrozenTrial
 
 from raybust import config as configuration
-from raybust import data, methods, track
+from raybust import data, devices, methods, track
 from raybust.cluster import sweep
 from raybust.cluster.runlog import Job, params_of
 from raybust.cluster.session import nodes_of, session, slots
@@ -86,7 +86,7 @@ def tune(
     with session(address, verbose=verbose, dashboard=config.cluster.workers > 1) as ray:
         nodes = nodes_of(ray)
         room = slots(config, nodes, sweep.DRIVER_CPUS if config.cluster.workers > 1 else 0.0)
-        check_finalists(config, *images, device="cuda" if nodes.gpus(config) else "cpu")
+        check_finalists(config, *images, device=devices.of_tasks(nodes.gpus(config)))
         uri = open_store(config, out, echo)
         with locked(folder), sending_rest(folder, uri, out, echo):
             identity = runs.identify(folder, "sweep", plain, resume, dataset.digest)

@@ -1,9 +1,7 @@
-"""The training loop, independent of Ray: epochs of steps, validation, resumable state.
+"""One rank's training loop, independent of Ray: epochs of steps, validation, resumable state.
 
-`fit` is a generator that yields a `Progress` after every epoch; its driver (a Ray Train worker, a
-Tune actor, a test) decides where metrics and checkpoints go. It uses torch.distributed if a process
-group exists. All randomness derives from (seed, epoch, rank), so a resumed run continues bit for
-bit with the same number of workers.
+It uses torch.distributed if a process group exists. All randomness derives from (seed, epoch,
+rank), so a resumed run continues bit for bit with the same number of workers.
 """
 
 from __future__ import annotations
@@ -11,9 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from raybust import config as configuration
+from raybust import devices
 from raybust.config import Config
 from raybust.data import Batches, Dataset, mix
 from raybust.disk import checkpoint
@@ -34,47 +31,6 @@ from raybust.train.validation import measure
 
 _CHECK_EVERY = 100
 _PROBE_IMAGES = 8
-
-
-@dataclass(frozen=True)
-class Progress:
-    """State that `fit` yields after each epoch.
-
-    Attributes:
-        epoch: number of completed epochs, from 1.
-        metrics: scalars by name, identical on all ranks except for the seconds.
-        save: writes a checkpoint of the current state into a folder; call on rank 0.
-        done: whether this was the last epoch.
-        failure: why training cannot continue, or None; if set, save nothing.
-    """
-
-    epoch: int
-    metrics: dict[str, float]
-    save: Callable[[Path], None]
-    done: bool
-    failure: str | None = None
-
-
-def fit(
-    config: Config, dataset: Dataset, device: torch.device, resume: Path | None = None
-) -> Iterator[Progress]:
-    """Trains, yielding after every epoch.
-
-    Args:
-        config: the complete configuration.
-        dataset: result of `raybust.data.load`.
-        device: this rank's device.
-        resume: checkpoint folder to resume from.
-    """
-    trainer = Trainer(config, dataset, device, resume)
-    while not trainer.done:
-        failure = trainer.train_epoch()
-        if failure is not None:
-            epoch = trainer.epoch + 1
-            yield Progress(epoch, {"epoch": epoch}, trainer.save, True, failure)
-            return
-        metrics = trainer.validate()
-        yield Progress(trainer.epoch, metrics, trainer.save, trainer.done)
 
 
 class Trainer:
@@ -103,6 +59,7 @@ class Trainer:
         self.generator = torch.Generator(device)
         self.epoch, self.share, self._previous_share = 0, 0.0, 0.0
         self.metrics: dict[str, float] = {}
+        self._sums: dict[str, tuple[Tensor, int]] = {}
         torch.manual_seed(config.seed)
         self.network = assemble(config, dataset)
         if resume is None:
@@ -127,6 +84,7 @@ class Trainer:
             world=self.ranks.world,
             loader_workers=config.data.loader_workers,
             classes=config.train.batch_classes or config.method.balanced_classes,
+            parts=config.train.accumulate,
         )
         self.optimizer = optimizer(config.train, self.network)
         if resume is not None:
@@ -149,14 +107,38 @@ class Trainer:
             group["lr"] = rate
         images = images.contiguous(memory_format=torch.channels_last)
         self.optimizer.zero_grad(set_to_none=True)
-        loss: Tensor = self.wrapped(images, labels, self.generator, progress)
-        loss.backward()
+        parts = list(
+            zip(images.chunk(train.accumulate), labels.chunk(train.accumulate), strict=True)
+        )
+        losses = []
+        for number, part in enumerate(parts, 1):
+            with self._reduced_at(number == len(parts)):
+                loss: Tensor = self.wrapped(*part, self.generator, progress) / len(parts)
+                loss.backward()
+            losses.append(loss.detach())
+            for key, value in self.objective.metrics.items():
+                self._log(key, value)
+        gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
         if train.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.network.parameters(), train.clip_norm)
+            nn.utils.clip_grads_with_norm_(self.network.parameters(), train.clip_norm, norm)
+        self._log("train/gradient_norm", norm)
         self.optimizer.step()
         if train.ema:
             _update_average(self.average, self.network, train.ema)
-        return loss.detach()
+        return torch.stack(losses).sum()
+
+    def _reduced_at(self, last: bool) -> AbstractContextManager[None]:
+        """Context of a backward pass in which DDP averages gradients over the ranks only at a
+        step's last part."""
+        if last or not isinstance(self.wrapped, DistributedDataParallel):
+            return nullcontext()
+        return self.wrapped.no_sync()
+
+    def _log(self, key: str, value: Tensor | float) -> None:
+        """Adds a value to the epoch's mean of a metric."""
+        total, count = self._sums.get(key, (torch.zeros((), device=self.device), 0))
+        self._sums[key] = total + value, count + 1
 
     @property
     def done(self) -> bool:
@@ -168,16 +150,15 @@ class Trainer:
         continue, or None."""
         self.objective.train()
         self.generator.manual_seed(mix(self.config.seed, self.epoch, self.ranks.rank))
+        # Layers like dropout draw from torch's own generator.
+        torch.manual_seed(mix(self.config.seed, "network", self.epoch, self.ranks.rank))
+        devices.watch_memory(self.device)
         self._previous_share = self.share
         previous, started = self.metrics.get("train/seconds", 0.0), time.perf_counter()
         loss_sum = torch.zeros((), device=self.device)
-        sums: dict[str, Tensor] = {}
-        steps: Counter[str] = Counter()  # a method need not log every metric in every step
+        self._sums = {}
         for number, (images, labels) in enumerate(self.batches.epoch(self.epoch), 1):
             loss_sum += self.step(images, labels, self.share)
-            for key, value in self.objective.metrics.items():
-                sums[key] = sums.get(key, torch.zeros((), device=self.device)) + value
-                steps[key] += 1
             self.share = self._spent(number, previous + time.perf_counter() - started)
             over = self.done or number == self.batches.steps
             if over or number % _CHECK_EVERY == 0:
@@ -198,8 +179,9 @@ class Trainer:
             "train/seconds": previous + seconds,
             "validation/seconds": self.metrics.get("validation/seconds", 0.0),
             "train/images_per_second": number * self.batches.batch_size / seconds,
+            **devices.peak_memory(self.device),
             **self._passes(),
-            **{key: self.ranks.mean(value / steps[key]) for key, value in sums.items()},
+            **self.ranks.means(self._sums),
         }
         return None
 

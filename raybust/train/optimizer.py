@@ -11,9 +11,11 @@ import math
 import torch
 from torch import nn
 
+from raybust import devices
 from raybust.config.schema import Train
 
 _ONE_CYCLE_RISE, _ONE_CYCLE_START = 0.3, 25.0
+_WARMUP_START = 0.01
 
 
 def schedule(train: Train, progress: float) -> float:
@@ -21,7 +23,8 @@ def schedule(train: Train, progress: float) -> float:
 
     `cosine`: (1 + cos(pi t)) / 2. `step`: gamma per milestone passed. `one_cycle`: from 1/25 up to
     1 over 30 % of the run, then down to 0, both as half cosines (Smith, 2018, with PyTorch's
-    defaults). A warm-up multiplies by a linear rise.
+    defaults). A warm-up multiplies by a linear rise from 0.01
+    (our choice), so that the first step is not lost.
 
     Args:
         train: names the schedule and its constants.
@@ -40,7 +43,7 @@ def schedule(train: Train, progress: float) -> float:
             fall = (progress - _ONE_CYCLE_RISE) / (1 - _ONE_CYCLE_RISE)
             factor = (1 + math.cos(math.pi * fall)) / 2
     if train.warmup and progress < train.warmup:
-        factor *= progress / train.warmup
+        factor *= _WARMUP_START + (1 - _WARMUP_START) * progress / train.warmup
     return factor
 
 
@@ -48,7 +51,7 @@ def autocast(train: Train, device: torch.device) -> torch.dtype | None:
     """Returns the network's compute dtype, or None for float32."""
     if train.precision == "bf16":
         return torch.bfloat16
-    if train.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported():
+    if train.precision == "auto" and devices.has_bf16(device):
         return torch.bfloat16
     return None
 

@@ -53,7 +53,8 @@ def measure(
     ranks.broadcast_buffers(network)  # batch norm buffers differ between ranks
     mine = range(ranks.rank, len(split), ranks.world)
     hits = correct(network, split, mine, batch=config.evaluate.batch, device=ranks.device)
-    found = {"validation/accuracy": ranks.sum(hits.sum()) / len(split)}
+    found: dict[str, tuple[Tensor | float, float]] = {}
+    found["validation/accuracy"] = hits.sum(), len(hits)
     for section, measured in (
         (config.certified_fast, _certificate),
         (config.attacked_fast, _attack),
@@ -63,10 +64,10 @@ def measure(
         step = max(1, len(split) // section.examples)
         chosen = torch.arange(0, len(split), step)[: section.examples]
         share = chosen[ranks.rank :: ranks.world]
-        weight = len(share) / len(chosen)
-        for key, value in measured(network, split, share, config, ranks.device).items():
-            found[key] = ranks.sum(torch.tensor(value * weight, dtype=torch.float64))
-    return found
+        if len(share):
+            for key, value in measured(network, split, share, config, ranks.device).items():
+                found[key] = value * len(share), len(share)
+    return ranks.means(found)
 
 
 def _due(every: float, epoch: int, before: float, spent: float) -> bool:

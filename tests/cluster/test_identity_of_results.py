@@ -23,7 +23,7 @@ from raybust.disk.lock import locked
 from raybust.disk.runs import JOURNAL
 from raybust.errors import RequestError
 from raybust.stages import tuning
-from raybust.train.loop import fit
+from raybust.train.fit import fit
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("cluster")]
 

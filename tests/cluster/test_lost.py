@@ -145,7 +145,7 @@ def test_workers_that_no_node_holds_are_refused_at_once(nodes, outs):
     """Four CPUs in total, one per node: two workers with two CPUs each would wait forever."""
     nodes.have(4)
     said = Run(nodes, outs, "whole", "cluster.cpus_per_worker=2").ends(code=2)
-    assert "cluster's 4 CPUs and 0 GPUs on 5 nodes, which hold 0 such workers" in said
+    assert "cluster's 4 CPUs and 0 GPUs on 5 nodes, which have room for 0 such workers" in said
     assert not (outs / "whole").exists()
 
 

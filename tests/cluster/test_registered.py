@@ -17,7 +17,7 @@ from raybust.search.records import TrialRecord
 from raybust.stages.registration import REGISTERED, register_best
 from raybust.track import sync
 from raybust.track.client import open_client
-from raybust.train.loop import fit
+from raybust.train.fit import fit
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from raybust.cluster.worker import _keep
 from raybust.disk import checkpoint, runs
 from raybust.errors import RequestError, WorkError
 from raybust.stages import training
-from raybust.train.loop import fit
+from raybust.train.fit import fit
 from raybust.trained import load_trained
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("cluster")]

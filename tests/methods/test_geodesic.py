@@ -40,7 +40,7 @@ from raybust.numerics.transport import (
     squared_distances,
     variation,
 )
-from raybust.train.loop import fit
+from raybust.train.fit import fit
 from raybust.train.objective import CountedNetwork, Objective
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from raybust.numerics.attacks.ascent import Network, at_least_one, loss_gradient, without_zeros
 from raybust.numerics.attacks.losses import Loss, check_classes, cross_entropy, targeted_dlr
-from raybust.numerics.attacks.outcome import Outcome
+from raybust.numerics.attacks.outcome import Outcome, read
 from raybust.numerics.balls.source import Source, normal, select
 from raybust.numerics.balls.threat import Threat
 
@@ -227,11 +227,11 @@ def _run(
     for number in range(steps + 1):
         if number:
             _move(state, threat, number)
-        done = _look(network, state, outcome, loss=loss, number=number, last=number == steps,
-                     until_fooled=until_fooled)  # fmt: skip
-        if number == steps or bool(done.all()):
+        done, share = _look(network, state, outcome, loss=loss, number=number,
+                            last=number == steps, until_fooled=until_fooled)  # fmt: skip
+        if number == steps or share == 1:
             break
-        if float(done.float().mean()) > _CROWDED:
+        if share > _CROWDED:
             state.keep((~done).nonzero().flatten())
         if number == check:
             if threat.norm == "l1":
@@ -251,8 +251,8 @@ def _look(
     number: int,
     last: bool,
     until_fooled: bool,
-) -> Tensor:
-    """Evaluates the current points; returns which examples are done, bool (R,)."""
+) -> tuple[Tensor, float]:
+    """Evaluates the current points; returns which examples are done, bool (R,), and their share."""
     point = state.images + state.delta
     measure = partial(targeted_dlr, targets=state.targets) if state.targeted else loss
     gradient, (logits, losses) = loss_gradient(
@@ -260,7 +260,8 @@ def _look(
     )
     labels = state.labels if until_fooled else logits.argmax(1)
     done = outcome.see(state.rows, point, logits, labels, step=number, loss=losses)
-    state.gradient = without_zeros(gradient, state.source)
+    share, zeros = read(logits, done, gradient)
+    state.gradient = without_zeros(gradient, state.source) if zeros else gradient
     state.rises = state.rises + (losses > state.loss)
     state.loss = losses
     better = losses > state.best
@@ -270,7 +271,7 @@ def _look(
     state.best_gradient = torch.where(column, state.gradient, state.best_gradient)
     if number == 0:
         state.rises, state.best_at_check = torch.zeros_like(state.rises), state.best
-    return done
+    return done, share
 
 
 def _move(state: _State, threat: Threat, number: int) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from raybust.errors import RequestError
 from raybust.numerics.attacks.losses import Loss, cross_entropy
-from raybust.numerics.attacks.outcome import Outcome
+from raybust.numerics.attacks.outcome import Outcome, flat, read
 from raybust.numerics.balls.source import Source, normal, select
 from raybust.numerics.balls.threat import Threat
 
@@ -172,13 +172,15 @@ def _run(
         last = number == steps
         gradient, (logits, losses) = loss_gradient(network, point, truth, loss, forward_only=last)
         done = outcome.see(rows, point, logits, truth, step=number, loss=losses)
-        if last or bool(done.all()):
+        share_done, zeros = read(logits, done, gradient)
+        if last or share_done == 1:
             return
-        if float(done.float().mean()) > _CROWDED:
+        if share_done > _CROWDED:
             left = (~done).nonzero().flatten()
             rows, clean, truth, delta = rows[left], clean[left], truth[left], delta[left]
             gradient, source = gradient[left], select(source, left)
-        gradient = without_zeros(gradient, source)
+        if zeros:
+            gradient = without_zeros(gradient, source)
         share, length = None, _STEP * threat.eps / steps
         if threat.norm == "l1":
             width = threat.filled(gradient, clean) - number % 2
@@ -211,10 +213,10 @@ def loss_gradient(
 def without_zeros(gradient: Tensor, source: Source) -> Tensor:
     """Replaces gradients that are 0 everywhere by random ones: a flat loss must not end an
     attack."""
-    flat = (gradient.abs().amax(tuple(range(1, gradient.ndim))) == 0).nonzero().flatten()
-    if len(flat):
+    rows = flat(gradient).nonzero().flatten()
+    if len(rows):
         gradient = gradient.clone()
-        gradient[flat] = normal(gradient[flat], select(source, flat))
+        gradient[rows] = normal(gradient[rows], select(source, rows))
     return gradient
 
 

@@ -51,9 +51,14 @@ class Nearest:
     def take(self, rows: Tensor, other: Nearest) -> None:
         """Merges the nearer results of another search on the examples `rows`."""
         nearer = other.distance < self.distance[rows]
-        at = rows[nearer]
-        self.images[at], self.distance[at] = other.images[nearer], other.distance[nearer]
-        self.step[at] = other.step[nearer]
+        self._put(rows, nearer, other)
+
+    def _put(self, rows: Tensor, which: Tensor, other: Nearest) -> None:
+        """Writes the rows `which`, bool (R,), of another result; reads nothing from the device."""
+        column = which.reshape(-1, *[1] * (self.images.ndim - 1))
+        self.images[rows] = torch.where(column, other.images, self.images[rows])
+        self.distance[rows] = torch.where(which, other.distance, self.distance[rows])
+        self.step[rows] = torch.where(which, other.step, self.step[rows])
 
     def select(self, rows: Tensor) -> Nearest:
         """Returns the results of some examples."""
@@ -62,9 +67,8 @@ class Nearest:
     def see(self, rows: Tensor, points: Tensor, sizes: Tensor, fooled: Tensor, step: int) -> None:
         """Records points (R, C, H, W) of the examples `rows` that fooled and are nearer."""
         better = fooled & (sizes < self.distance[rows])
-        at = rows[better]
-        self.images[at], self.distance[at] = points[better], sizes[better]
-        self.step[at] = step
+        steps = torch.full_like(self.step[rows], step)
+        self._put(rows, better, Nearest(points, sizes.to(self.distance.dtype), steps))
 
     def within(self, threat: Threat, clean: Tensor) -> Outcome:
         """Converts to the outcome of an attack in one ball; images outside are projected onto it
@@ -146,17 +150,18 @@ def _run(
         gaps, slopes, fooled = _boundary(network, moved, truth, target)
         nearest.see(rows, moved, threat.size(moved - clean), fooled, step)
         points = moved
-        if bool(fooled.any()):
-            back = clean[fooled] + _BACK * (moved[fooled] - clean[fooled])
-            points[fooled] = back
-            gaps[fooled], slopes[fooled], _ = _boundary(
-                network, back, truth[fooled], target[fooled]
-            )
+        at = fooled.nonzero().flatten()
+        if len(at):
+            back = clean[at] + _BACK * (moved[at] - clean[at])
+            points[at] = back
+            gaps[at], slopes[at], _ = _boundary(network, back, truth[at], target[at])
         done = nearest.distance[rows] <= threat.eps
-        if bool(done.all()):
+        share = float(done.float().mean())
+        if share == 1:
             return
-        if float(done.float().mean()) > _CROWDED:
-            rows, points, gaps, slopes = (part[~done] for part in (rows, points, gaps, slopes))
+        if share > _CROWDED:
+            left = (~done).nonzero().flatten()
+            rows, points, gaps, slopes = (part[left] for part in (rows, points, gaps, slopes))
 
 
 def _boundary(

@@ -14,6 +14,32 @@ from torch import Tensor
 from raybust.errors import WorkError
 
 
+def read(logits: Tensor, done: Tensor, gradient: Tensor | None = None) -> tuple[float, bool]:
+    """Returns the share of examples that are done, 1 for all, and whether an example's gradient is
+    0 everywhere: the one read of an attack step from the device.
+
+    Args:
+        logits: (R, K) at the current points.
+        done: bool (R,).
+        gradient: (R, C, H, W).
+
+    Raises:
+        WorkError: the logits are NaN.
+    """
+    parts = [logits.isnan().any().float(), done.float().mean()]
+    if gradient is not None:
+        parts.append(flat(gradient).any().float())
+    nan, share, *zero = torch.stack(parts).tolist()
+    if nan:
+        raise WorkError("the network's outputs are NaN on images in the ball")
+    return share, any(zero)
+
+
+def flat(gradient: Tensor) -> Tensor:
+    """Returns which gradients (R, C, H, W) are 0 everywhere, bool (R,)."""
+    return gradient.abs().amax(tuple(range(1, gradient.ndim))) == 0
+
+
 @dataclass(eq=False)
 class Outcome:
     """Results of an attack on B examples.
@@ -58,7 +84,7 @@ class Outcome:
         loss: Tensor,
     ) -> Tensor:
         """Records the network's outputs at some points; returns which of their examples are fooled
-        so far: bool (R,).
+        so far: bool (R,). Reads nothing from the device.
 
         Args:
             rows: int64 (R,), the examples.
@@ -67,22 +93,15 @@ class Outcome:
             labels: int64 (R,).
             step: steps of this run so far.
             loss: (R,) at the points.
-
-        Raises:
-            WorkError: the logits are NaN.
         """
-        if bool(logits.isnan().any()):
-            raise WorkError("the network's outputs are NaN on images in the ball")
         before = self.fooled[rows]
         fooled = (logits.argmax(1) != labels) & ~before
-        better = (loss > self.loss[rows]) & ~before
-        kept = rows[fooled | better]
-        if len(kept):
-            self.images[kept] = points[fooled | better]
-            self.loss[kept] = loss[fooled | better]
-        first = rows[fooled]
-        self.fooled[first] = True
-        self.step[first] = step
+        kept = fooled | ((loss > self.loss[rows]) & ~before)
+        column = kept.reshape(-1, *[1] * (points.ndim - 1))
+        self.images[rows] = torch.where(column, points, self.images[rows])
+        self.loss[rows] = torch.where(kept, loss, self.loss[rows])
+        self.step[rows] = self.step[rows].masked_fill(fooled, step)
+        self.fooled[rows] = fooled | before
         return fooled | before
 
     def merge(self, rows: Tensor, other: Outcome) -> None:

@@ -8,15 +8,16 @@ windows from its own generator.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from raybust.numerics.attacks.ascent import Network, at_least_one
 from raybust.numerics.attacks.losses import margin
-from raybust.numerics.attacks.outcome import Outcome
+from raybust.numerics.attacks.outcome import Outcome, read
 from raybust.numerics.balls.source import Source, select, uniform
-from raybust.numerics.balls.threat import Threat
+from raybust.numerics.balls.threat import Norm, Threat
 
 _AREA = 0.8
 _HALVINGS = tuple(count / 5000 for count in (10, 50, 200, 500, 1000, 2000, 4000))
@@ -72,9 +73,10 @@ def square(
         better = (loss > best).reshape(-1, 1, 1, 1)
         delta, best = torch.where(better, proposal, delta), torch.maximum(best, loss)
         done = outcome.see(rows, point, logits, truth, step=number, loss=loss)
-        if bool(done.all()):
+        share, _ = read(logits, done)
+        if share == 1:
             break
-        if float(done.float().mean()) > _CROWDED:
+        if share > _CROWDED:
             left = (~done).nonzero().flatten()
             rows, clean, truth, delta, best = (
                 part[left] for part in (rows, clean, truth, delta, best)
@@ -121,7 +123,7 @@ def _tiles(images: Tensor, threat: Threat, source: Source) -> Tensor:
     down, across = height // side, width // side
     draws = uniform(images.new_empty(count, down * across, channels + 1), source)
     turned = (draws[:, :, :1, None, None] > 0.5).expand(-1, -1, channels, side, side)
-    shape = _shape(side, threat, images)
+    shape = _shape(side, threat.norm, images.dtype, images.device)
     tiles = torch.where(turned, shape.T, shape) * _signs(draws[:, :, 1:, None, None])
     grid = tiles.reshape(count, down, across, channels, side, side)
     delta = torch.zeros_like(images)
@@ -141,7 +143,7 @@ def _bump(delta: Tensor, images: Tensor, threat: Threat, draws: Tensor, side: in
     flat = delta.flatten(2)
     old = flat.gather(2, first)
     emptied = flat.scatter(2, second, 0.0).scatter(2, first, 0.0)
-    shape = _shape(side, threat, images)
+    shape = _shape(side, threat.norm, images.dtype, images.device)
     turned = (draws[:, 4] > 0.5)[:, None, None, None]
     bump = torch.where(turned, shape.T, shape).flatten(2) * _signs(draws[:, 5:, None])
     bump = bump + old / (_mass(old, order) + _TINY) ** (1 / order)
@@ -170,8 +172,8 @@ def _mass(values: Tensor, order: int) -> Tensor:
 def _window(corner: Tensor, images: Tensor, side: int) -> Tensor:
     """Returns the flat indices (R, C, side^2) of windows at random corners, given draws (R, 2)."""
     channels, height, width = images.shape[1:]
-    room = torch.tensor([height - side + 1, width - side + 1], device=images.device)
-    top, left = (corner * room).long().unbind(1)
+    top = (corner[:, 0] * (height - side + 1)).long()
+    left = (corner[:, 1] * (width - side + 1)).long()
     step = torch.arange(side, device=images.device)
     lines = (top[:, None] + step)[:, :, None] * width
     flat = (lines + (left[:, None] + step)[:, None, :]).flatten(1)
@@ -182,13 +184,14 @@ def _signs(draws: Tensor) -> Tensor:
     return torch.where(draws < 0.5, -1.0, 1.0).to(draws.dtype)
 
 
-def _shape(side: int, threat: Threat, like: Tensor) -> Tensor:
+@lru_cache(maxsize=64)
+def _shape(side: int, norm: Norm, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Returns the (side, side) bump of norm 1: two pyramids of opposite signs, one above the
     other, that decay with power 2 (L2) or 4 (L1) of the distance from their centers."""
-    halves = [sign * _pyramid(rows, side, _FADE[threat.norm])
+    halves = [sign * _pyramid(rows, side, _FADE[norm])
               for rows, sign in ((side // 2, 1.0), (side - side // 2, -1.0)) if rows]  # fmt: skip
-    shape = torch.cat(halves).to(like)
-    return shape / (shape.norm() if threat.norm == "l2" else shape.abs().sum())
+    shape = torch.cat(halves).to(device, dtype)
+    return shape / (shape.norm() if norm == "l2" else shape.abs().sum())
 
 
 def _pyramid(rows: int, columns: int, power: int) -> Tensor:

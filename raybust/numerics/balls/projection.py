@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 _MOST = 100
+_EVERY = 4
+"""Rounds between the checks for convergence on a GPU, each of which stalls the host."""
 
 
 def shrink_l2(magnitude: Tensor, room: Tensor, eps: float) -> Tensor:
@@ -30,13 +32,14 @@ def shrink_l2(magnitude: Tensor, room: Tensor, eps: float) -> Tensor:
     room_squares = room.square()
     zero = torch.zeros((), dtype=magnitude.dtype, device=magnitude.device)
     scale = (eps / squares.sum(dims, keepdim=True).sqrt()).clamp(max=1.0)
-    for _ in range(_MOST):
+    on_host = magnitude.device.type == "cpu"
+    for number in range(_MOST):
         capped = scale * magnitude > room
         left = eps**2 - torch.where(capped, room_squares, zero).sum(dims, keepdim=True)
         free = torch.where(capped, zero, squares).sum(dims, keepdim=True)
         new = (left.clamp(min=0.0) / free).sqrt().nan_to_num(nan=1.0).clamp(max=1.0)
         new = torch.maximum(new, scale)
-        if torch.equal(new, scale):
+        if (on_host or number % _EVERY == _EVERY - 1) and torch.equal(new, scale):
             break
         scale = new
     return torch.minimum(scale * magnitude, room)
@@ -56,12 +59,12 @@ def shrink_l1(magnitude: Tensor, room: Tensor, eps: float) -> Tensor:
     tolerance = 8 * torch.finfo(magnitude.dtype).eps * eps
     low = torch.zeros_like(magnitude.sum(dims, keepdim=True))
     high = magnitude.amax(dims, keepdim=True)
-    threshold = low
+    threshold, on_host = low, magnitude.device.type == "cpu"
     for number in range(_MOST):
         kept = torch.minimum((magnitude - threshold).clamp(min=0.0), room)
         excess = kept.sum(dims, keepdim=True) - eps
         done = (excess.abs() <= tolerance) | ((threshold == 0) & (excess <= 0))
-        if bool(done.all()):
+        if (on_host or number % _EVERY == _EVERY - 1) and bool(done.all()):
             break
         moving = ((kept > 0) & (kept < room)).sum(dims, keepdim=True)
         low = torch.where(excess > 0, threshold, low)

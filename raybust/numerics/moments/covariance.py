@@ -149,8 +149,6 @@ def limited(matrix: Tensor) -> Tensor:
     """Scales covariances (B, D, D) down to a mean variance of at most `CEILING` per image; one that
     overflowed within a layer becomes `CEILING` times the identity."""
     mean = matrix.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
-    if bool((mean <= CEILING).all()):
-        return matrix
     identity = torch.eye(matrix.shape[1], dtype=matrix.dtype, device=matrix.device)
     return torch.where(
         mean.isfinite(), matrix * (CEILING / mean.clamp_min(CEILING)), CEILING * identity

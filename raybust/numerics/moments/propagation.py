@@ -197,7 +197,7 @@ def _rule(node: fx.Node, module: nn.Module | None) -> tuple[str, Callable[..., A
 
 def _head(graph: fx.Graph, network: nn.Module) -> fx.Node | None:
     """Returns the node of the linear layer that gives the output, or None if it is another step."""
-    last = next(reversed(graph.nodes)).args[0]
+    (last,) = graph.output_node().args
     if not isinstance(last, fx.Node) or last.op != "call_module":
         return None
     return last if type(network.get_submodule(str(last.target))) is nn.Linear else None

@@ -27,7 +27,8 @@ def squared_distances(x: Tensor, y: Tensor) -> Tensor:
         y: (m, ...), points of the same size.
 
     Raises:
-        ValueError: no points, different sizes, or NaN or infinite entries.
+        ValueError: no points, different sizes, or NaN or infinite entries; these are not looked for
+            on a GPU, because that would stall the host.
     """
     if not len(x) or not len(y) or x.shape[1:] != y.shape[1:]:
         raise ValueError(
@@ -36,7 +37,7 @@ def squared_distances(x: Tensor, y: Tensor) -> Tensor:
         )
     with torch.no_grad():
         both = torch.cat([x.flatten(1), y.flatten(1)]).double()
-        if not both.isfinite().all():
+        if both.device.type == "cpu" and not both.isfinite().all():
             raise ValueError("points: got NaN or infinite entries, expected numbers")
         both = both - both.mean(0)
         x, y = both[: len(x)], both[len(x) :]
@@ -46,7 +47,7 @@ def squared_distances(x: Tensor, y: Tensor) -> Tensor:
 
 def assignments(costs: Sequence[Tensor]) -> list[Tensor]:
     """Returns for each problem the permutation s that minimizes the sum of cost[i, s[i]], int64
-    (n,) on the costs' device.
+    (n,) on the CPU.
 
     All problems go to the host in one copy; large ones are solved in torch's number of threads.
 
@@ -76,7 +77,7 @@ def assignments(costs: Sequence[Tensor]) -> list[Tensor]:
             found = list(pool.map(_assign, problems))
     else:
         found = [_assign(problem) for problem in problems]
-    joined = torch.from_numpy(np.concatenate(found)).to(costs[0].device)
+    joined = torch.from_numpy(np.concatenate(found))
     ends = list(itertools.accumulate(len(cost) for cost in costs))
     return list(torch.tensor_split(joined, ends[:-1]))
 

@@ -68,9 +68,11 @@ class Curves(NamedTuple):
             return interpolate(self.source, self.target, t)
         if rule == "source":
             return self.source
-        at = check_location(torch.as_tensor(t, device=self.source.device))
-        at = at.expand(len(self.source))
-        return torch.where(at[:, None] <= 0.5, self.source, self.target)
+        near = check_location(t) <= 0.5
+        if isinstance(near, bool):
+            return self.source if near else self.target
+        near = near.to(self.source.device).expand(len(self.source))
+        return torch.where(near[:, None], self.source, self.target)
 
     def losses(self, logits: Tensor, t: float | Tensor, rule: str = "soft") -> Tensor:
         """Returns the mean cross entropy (pairs,) of each geodesic, for the logits (M, K) of the

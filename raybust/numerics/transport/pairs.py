@@ -94,14 +94,14 @@ def match(images: Tensor, groups: list[Group], labels: Tensor | None = None) -> 
     """
     costs = []
     for a, b in groups:
-        a, b = a.to(images.device), b.to(images.device)
+        a, b = (part.to(images.device, non_blocking=True) for part in (a, b))
         cost = squared_distances(images[a], images[b])
         if labels is not None:
             # More than any sum of costs, but too little to swamp them in float64.
             same = labels[a][:, None] == labels[b]
             cost = cost + same * (1 + len(cost) * cost.max())
         costs.append(cost)
-    return [(a, b[s.cpu()]) for (a, b), s in zip(groups, assignments(costs), strict=True)]
+    return [(a, b[s]) for (a, b), s in zip(groups, assignments(costs), strict=True)]
 
 
 def coupled(
@@ -125,14 +125,15 @@ def coupled(
         least: as in `class_cycle`.
         most: as in `class_cycle`.
     """
+    draw, known = _on_host(generator, labels)
     if pairing == "kmixup":
         every = torch.arange(len(cost))
-        return join(match(cost, halves(every, generator)), cost.device), 0
-    groups, rest = class_cycle(labels, generator, least=least, most=most)
-    small = halves(rest, generator)
+        return join(match(cost, halves(every, draw)), cost.device), 0
+    groups, rest = class_cycle(known, draw, least=least, most=most)
+    groups += halves(rest, draw)
     if pairing == "ot":
-        groups, small = match(cost, groups), match(cost, small, labels)
-    return join(groups + small, cost.device), len(rest)
+        groups = match(cost, groups, labels)
+    return join(groups, cost.device), len(rest)
 
 
 def join(groups: list[Group], device: torch.device) -> Paths:
@@ -142,7 +143,17 @@ def join(groups: list[Group], device: torch.device) -> Paths:
     partner = torch.cat([empty, *(b for _, b in groups)])
     sizes = torch.tensor([len(a) for a, _ in groups], dtype=torch.int64)
     pair = torch.arange(len(groups)).repeat_interleave(sizes)
-    return Paths(source.to(device), partner.to(device), pair.to(device), len(groups))
+    source, partner, pair = (part.to(device, non_blocking=True) for part in (source, partner, pair))
+    return Paths(source, partner, pair, len(groups))
+
+
+def _on_host(generator: torch.Generator, labels: Tensor) -> tuple[torch.Generator, Tensor]:
+    """Returns a generator and labels of the CPU: the same, or with one read from a GPU."""
+    if generator.device.type == "cpu":
+        return generator, labels.cpu()
+    seed = torch.randint(2**62, (1,), generator=generator, device=generator.device)
+    *known, seed_value = torch.cat([labels, seed]).tolist()
+    return torch.Generator().manual_seed(seed_value), torch.tensor(known, dtype=torch.int64)
 
 
 def _permutation(count: int, generator: torch.Generator) -> Tensor:

@@ -1,0 +1,89 @@
+"""A training run, epoch by epoch.
+
+`fit` is a generator that yields a `Progress` after every epoch; its driver (a Ray Train worker, a
+Tune actor, a test) decides where metrics and checkpoints go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from raybust import devices
+from raybust.config import Config
+from raybust.data import Dataset
+from raybust.errors import WorkError
+from raybust.train.loop import Trainer
+from raybust.train.ranks import Ranks
+
+
+@dataclass(frozen=True)
+class Progress:
+    """State that `fit` yields after each epoch.
+
+    Attributes:
+        epoch: number of completed epochs, from 1.
+        metrics: scalars by name, identical on all ranks except for the seconds.
+        save: writes a checkpoint of the current state into a folder; call on rank 0.
+        done: whether this was the last epoch.
+        failure: why training cannot continue, or None; if set, save nothing.
+    """
+
+    epoch: int
+    metrics: dict[str, float]
+    save: Callable[[Path], None]
+    done: bool
+    failure: str | None = None
+
+
+def fit(
+    config: Config, dataset: Dataset, device: torch.device, resume: Path | None = None
+) -> Iterator[Progress]:
+    """Trains, yielding after every epoch.
+
+    Args:
+        config: the complete configuration.
+        dataset: result of `raybust.data.load`.
+        device: this rank's device.
+        resume: checkpoint folder to resume from.
+    """
+    try:
+        yield from _epochs(Trainer(config, dataset, device, resume))
+    except torch.OutOfMemoryError as error:
+        reason = _out_of_memory(config, device, error)
+    else:
+        return
+    devices.free_memory(device)
+    if Ranks.current(device).world > 1:  # the other ranks wait for this one
+        raise WorkError(reason)
+    yield Progress(0, {"epoch": 0}, _nothing, True, reason)
+
+
+def _epochs(trainer: Trainer) -> Iterator[Progress]:
+    while not trainer.done:
+        failure = trainer.train_epoch()
+        if failure is not None:
+            epoch = trainer.epoch + 1
+            yield Progress(epoch, {"epoch": epoch}, trainer.save, True, failure)
+            return
+        metrics = trainer.validate()
+        yield Progress(trainer.epoch, metrics, trainer.save, trainer.done)
+
+
+def _out_of_memory(config: Config, device: torch.device, error: torch.OutOfMemoryError) -> str:
+    """Returns what did not fit, and what to change."""
+    train = config.train
+    peak = "".join(f", {gib:.1f} GiB in use" for gib in devices.peak_memory(device).values())
+    cause = " ".join(str(error).split()).partition(". ")[0][:100]
+    return (
+        f"out of device memory: {config.model.name} with batches of {train.batch_size} images"
+        f" in {train.accumulate} part{'s' if train.accumulate > 1 else ''}{peak} ({cause}); lower"
+        f" train.batch_size or set train.accumulate={2 * train.accumulate}"
+    )
+
+
+def _nothing(folder: Path) -> None:
+    """Saves nothing: the network is gone."""
