@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from raybust.methods import Method
 from raybust.testing.ranks import run_ranks
 from raybust.testing.step import batch, network_for
 from raybust.train.objective import Objective
+from raybust.train.ranks import Ranks
 
 PROGRESS = (0.0, 0.5, 0.95)
 """Progress at each step; rank 0 takes the first two steps, rank 1 all three."""
@@ -33,13 +35,15 @@ class OnRanks:
     Attributes:
         method: key of the method.
         gradients: errors of parameters whose gradient is not the mean of both ranks' gradients.
-        metrics: names of the logged metrics by step, for instance "rank 1, step 3".
+        metrics: by name, the values of all steps of both ranks.
+        means: by rank and name, their means as a run reports them.
         broken: logged metrics that are not finite scalars.
     """
 
     method: str
     gradients: list[str]
-    metrics: dict[str, list[str]]
+    metrics: dict[str, list[float]]
+    means: list[dict[str, float]]
     broken: list[str]
 
 
@@ -59,7 +63,11 @@ def on_two_ranks(methods: Sequence[Method], folder: Path) -> list[OnRanks]:
         OnRanks(
             method.key,
             [*one["gradients"], *other["gradients"]],
-            {**one["metrics"], **other["metrics"]},
+            {
+                name: [*one["metrics"].get(name, []), *other["metrics"].get(name, [])]
+                for name in {**one["metrics"], **other["metrics"]}
+            },
+            [one["means"], other["means"]],
             [*one["broken"], *other["broken"]],
         )
         for method, one, other in zip(methods, first, second, strict=True)
@@ -72,13 +80,17 @@ def check_gradients_on_ranks(found: OnRanks) -> None:
 
 
 def check_metrics_on_ranks(found: OnRanks) -> None:
-    """The names of the metrics depend only on the method's configuration, not on the rank, the
-    images, the progress or the number of steps. A metric that only some ranks log cannot simply be
-    averaged over the ranks."""
+    """Metrics are finite scalars. Both ranks report the mean over all steps that log a metric, even
+    if they log different ones or take different numbers of steps."""
     assert not found.broken, f"{found.method}: not finite scalars: {'; '.join(found.broken)}"
-    named = {tuple(names): step for step, names in found.metrics.items()}
-    seen = "; ".join(f"{step}: {', '.join(names) or 'none'}" for names, step in named.items())
-    assert len(named) == 1, f"{found.method}: the names of the metrics vary: {seen}"
+    expected = {name: math.fsum(values) / len(values) for name, values in found.metrics.items()}
+    for rank, means in enumerate(found.means):
+        wrong = {
+            name: (means.get(name), value)
+            for name, value in expected.items()
+            if not math.isclose(means.get(name, math.nan), value, rel_tol=1e-6, abs_tol=1e-9)
+        }
+        assert not wrong, f"{found.method}: means on rank {rank}, expected ones: {wrong}"
 
 
 def _rank(rank: int, methods: list[Method], folder: Path) -> None:
@@ -116,15 +128,18 @@ def _gradients(rank: int, method: Method) -> dict[str, list[str]]:
 
 def _metrics(rank: int, method: Method) -> dict[str, object]:
     objective, images, labels = _objective(method)
-    broken, metrics = [], {}
+    broken, metrics = list[str](), dict[str, list[float]]()
     for number, progress in enumerate(PROGRESS[: 2 + rank], 1):
         step, draw = f"rank {rank}, step {number}", torch.Generator().manual_seed(10 * rank)
         targets = labels if rank == 0 or method.balanced_classes else torch.zeros_like(labels)
         moved = (images + 0.1 * rank + 0.01 * number).clamp(0, 1)
         objective(moved, targets, draw.manual_seed(number + 10 * rank), progress).backward()
-        metrics[step] = sorted(objective.metrics)
         for name, value in objective.metrics.items():
             scalar = torch.as_tensor(value)
             if scalar.numel() != 1 or not scalar.isfinite().all():
                 broken.append(f"{step}: {name} = {value}")
-    return {"metrics": metrics, "broken": broken}
+            else:
+                metrics.setdefault(name, []).append(float(scalar))
+    sums = {name: (math.fsum(values), len(values)) for name, values in metrics.items()}
+    means = Ranks.current(torch.device("cpu")).means(sums)
+    return {"metrics": metrics, "means": means, "broken": broken}

@@ -48,16 +48,12 @@ class MethodConformance:
             eight images, two in each of four classes unless `balanced_classes` asks for others.
         converges: whether different seeds may give the same loss although the method draws random
             numbers, as for an attack that ends in the same corner of its ball from every start.
-        metrics_vary: the reason why the names of the metrics depend on more than the configuration,
-            for instance "a batch without pairs has no distance". If given, the check of the names
-            is skipped with this reason.
         space: YAML file of the method's search space, or None.
     """
 
     method: ClassVar[Any]
     settings: ClassVar[Mapping[str, Any]] = {}
     converges: ClassVar[bool] = False
-    metrics_vary: ClassVar[str] = ""
     space: ClassVar[str | Path | None] = None
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
@@ -120,8 +116,6 @@ class MethodConformance:
 
     def test_metrics_on_two_ranks(self, on_ranks: OnRanks) -> None:
         """See `check_metrics_on_ranks`."""
-        if self.metrics_vary:
-            pytest.skip(f"the names of the metrics may vary: {self.metrics_vary}")
         check_metrics_on_ranks(on_ranks)
 
     def test_search_space(self) -> None:

@@ -15,7 +15,6 @@ from raybust.methods import Method
 
 SPACES = Path(__file__).parents[2] / "search_spaces"
 OWN = sorted({module.name for module in pkgutil.iter_modules(methods.__path__)} - {"base"})
-VARY = {"geodesic": "a batch without a class of enough images has no path, so no distance of one"}
 
 
 def test_own_methods_are_found_by_file_name():
@@ -44,17 +43,9 @@ class Conformance(testing.MethodConformance):
 for _name in methods.names():
     _facts = {
         "method": methods.get(_name),
-        "metrics_vary": VARY.get(_name, ""),
         "space": SPACES / f"{_name}.yaml" if _name in OWN else None,
     }
     globals()[f"Test_{_name}"] = type(f"Test_{_name}", (Conformance,), _facts)
-
-
-def test_metrics_that_may_vary_do(all_on_ranks):
-    """No method is excused that need not be."""
-    for name in VARY:
-        with pytest.raises(AssertionError, match=f"{name}/"):
-            testing.check_metrics_on_ranks(all_on_ranks[name])
 
 
 class Careless(Method):
