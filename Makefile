@@ -5,7 +5,7 @@ QUICKSTART ?=
 PYTEST ?= $(BIN)/python -m pytest
 SLOW := drills or hosts or postgres
 
-.PHONY: quickstart test device drills coverage lint bench docs dist clean venv
+.PHONY: quickstart test device gpu drills coverage lint bench docs dist clean venv
 
 quickstart: .venv/ready  ## a sweep on scikit-learn's digits, with certificates and MLflow
 	$(BIN)/raybust tune search_spaces/quickstart.yaml $(QUICKSTART)
@@ -19,6 +19,9 @@ test: .venv/ready  ## all tests except the drills
 	$(PYTEST) -m "cluster and not ($(SLOW))"; ray=$$?; \
 	wait $$rest; code=$$?; cat build/test.log; \
 	exit $$(( ray || code ))
+
+gpu: .venv/ready  ## correctness and speed on a real GPU in five minutes; toy size without one
+	$(BIN)/python benchmarks/gpu.py
 
 # Python finds the device by an entry point on its path, in Ray's workers too.
 device: export OMP_NUM_THREADS = 1
@@ -44,7 +47,7 @@ lint: .venv/ready
 	$(BIN)/mypy
 
 bench: .venv/ready  ## every benchmark; one JSON line per figure
-	for file in $(filter-out %/compare_autoattack.py benchmarks/reproduce_%,$(wildcard benchmarks/[a-z]*.py)); do $(BIN)/python $$file || exit 1; done
+	for file in $(filter-out %/compare_autoattack.py %/gpu.py benchmarks/reproduce_%,$(wildcard benchmarks/[a-z]*.py)); do $(BIN)/python $$file || exit 1; done
 
 docs: .venv/ready .venv-docs/ready  ## the documentation in build/site, every link and name checked
 	$(BIN)/python docs/generate.py build/docs

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from raybust.certify import Protocol, certify_examples
-from raybust.certify.protocol import BATCH
+from raybust.certify.protocol import default_batch
 from raybust.config.schema import Model
 from raybust.models import build, load_weights
 
@@ -80,7 +80,7 @@ def engine(network: nn.Module, images: Tensor, labels: Tensor, **changes: object
         "sigma": SIGMA,
         "shape": (3, 32, 32),
         "n": DRAWS,
-        "batch": BATCH[DEVICE.type],
+        "batch": default_batch((3, 32, 32), DEVICE.type),
         "device": DEVICE.type,
     }
     protocol = Protocol(**(values | changes))  # type: ignore[arg-type]

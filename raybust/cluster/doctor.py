@@ -18,7 +18,7 @@ from typing import Any, Literal
 from raybust import track
 from raybust.cluster.jobs import CLIENT, versions
 from raybust.cluster.nodes import Node, inspect_nodes
-from raybust.cluster.session import nodes_of, session
+from raybust.cluster.session import nodes_of, session, slots
 from raybust.config import Config
 from raybust.disk import runs
 from raybust.errors import RequestError
@@ -137,8 +137,20 @@ def _connected(ray: Any, config: Config, *, look_at_nodes: bool) -> Iterator[Fin
     more = {key: count - resources.get(key, 0) for key, count in most.items()}
     if any(more.values()):
         have += f"; the autoscaler may add up to {more['CPU']:g} CPUs and {more['GPU']:g} GPUs"
-    yield Finding("Ray", "ok", have)
+    yield Finding("Ray", "ok", have + _room(config, ray))
     yield from findings(seen, most)
+
+
+def _room(config: Config, ray: Any) -> str:
+    """Returns how many runs of the configured size fit at a time."""
+    cluster = config.cluster
+    try:
+        fit = slots(config, nodes_of(ray))
+    except RequestError:
+        return ""
+    gpus = nodes_of(ray).gpus(config)
+    each = f"{cluster.workers} x {cluster.cpus_per_worker:g} CPUs"
+    return f"; {fit} runs at a time ({each}{f' and {gpus:g} GPUs' if gpus else ''} each)"
 
 
 def _look(ray: Any, config: Config) -> list[Node]:

@@ -4,7 +4,10 @@ import json
 import logging
 import os
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -138,3 +141,15 @@ def test_a_fraction_of_a_gpu_makes_room_for_several(cluster):
     with gpu_workers(cluster):
         found = set(run_tasks(cluster, config, 2, _where, [(n,) for n in range(8)]))
     assert len({process for process, _ in found}) == 2
+
+
+def test_the_script_for_a_gpu_finds_the_same_numbers():
+    """The parts of `make gpu` that compare a device with the CPU."""
+    script = Path(__file__).parents[2] / "benchmarks/gpu.py"
+    parts = ("losses", "certificates", "attacks")
+    done = subprocess.run([sys.executable, script, *parts], capture_output=True, text=True)
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert done.returncode == 0, [line for line in lines if "failed" in line]
+    checked = {line["name"]: line["holds"] for line in lines if line.get("holds") is not None}
+    assert len(checked) >= 15
+    assert [name for name, holds in checked.items() if not holds] == []

@@ -87,14 +87,16 @@ class ChannelCovariance(Covariance):
         return self
 
     def moved(self, function: Callable[[Tensor], Tensor], mean: Tensor) -> ChannelCovariance:
-        """Traces each channel of the result to its source with a map of channel numbers."""
-        numbers = torch.arange(1.0, mean.shape[1] + 1, device=mean.device)
+        """Traces each channel of the result to its source with a map of channel numbers, on the
+        CPU."""
+        numbers = torch.arange(1.0, mean.shape[1] + 1)
         probe = function(numbers.reshape(1, -1, *[1] * (mean.ndim - 2)).expand(1, *mean.shape[1:]))
         found = probe.reshape(1, probe.shape[1], -1)[0]
         source = found.amax(1)
         if bool(((found != 0) & (found != source[:, None])).any()):
             raise ValueError("a step that mixes channels with pixels")
-        kept, index = source > 0, (source.long() - 1).clamp_min(0)
+        source = source.long().to(mean.device, non_blocking=True)
+        kept, index = source > 0, (source - 1).clamp_min(0)
         matrix = self.matrix[:, index][:, :, index] * kept * kept[:, None]
         return ChannelCovariance(matrix, self.rules)
 

@@ -66,7 +66,7 @@ def _adaptive(x: Moments, output_size: Any) -> Moments:
     sides = x.mean.shape[2:]
     size: Any = [given or side for given, side in zip(_two(output_size), sides, strict=True)]
     counts = [_window_sizes(side, out) for side, out in zip(sides, size, strict=True)]
-    windows = (counts[0][:, None] * counts[1]).to(x.mean.device)
+    windows = (counts[0][:, None] * counts[1]).to(x.mean.device, non_blocking=True)
     pooling = Pooling(lambda features: F.adaptive_avg_pool2d(features, size), windows)
     return x.then(pooling.apply(x.mean), lambda c, before: c.pooled(pooling, before))
 
