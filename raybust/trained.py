@@ -77,16 +77,18 @@ class Trained:
         return f"{self.folder.parent.parent.name}/{int(self.folder.name)}"
 
 
-def load_trained(path: Path, overrides: list[Leaf]) -> Trained:
+def load_trained(path: Path, overrides: list[Leaf], *, trusted: bool = False) -> Trained:
     """Returns the trained network of a run folder, a checkpoint folder or a weights file.
 
     Args:
         path: as returned by `find`.
         overrides: key=value of this call. For a run, only settings used after training may change;
             a weights file takes its whole configuration from them.
+        trusted: whether the code of its network may be imported though `overrides` do not name it.
 
     Raises:
-        RequestError: there is no checkpoint yet, it is a sweep, or an override affects training.
+        RequestError: there is no checkpoint yet, it is a sweep, an override affects training, or
+            its network is code that neither `overrides` name nor an installed package has.
     """
     if path.is_file():
         return _load_weights_file(path, overrides)
@@ -102,6 +104,10 @@ def load_trained(path: Path, overrides: list[Leaf]) -> Trained:
             raise RequestError(f"{path.name}: has no checkpoint yet; train it first")
         folder, uid = newest, found.uid
     manifest = checkpoint.read_manifest(folder)
+    model = manifest["config"]["model"]["name"]
+    if not (trusted or any((leaf.key, leaf.value) == ("model.name", model) for leaf in overrides)):
+        models.check_installed(model, path.name)
+    overrides = [leaf for leaf in overrides if (leaf.key, leaf.value) != ("model.name", model)]
     for leaf in overrides:
         if not belongs(leaf.key, _SETTABLE):
             raise RequestError(

@@ -29,7 +29,7 @@ TABLE = {
     "numerics": "| torch numpy scipy",
     "vision": "| torch torchvision",
     "disk": "config | torch safetensors",
-    "data": "devices config plugins vision | torch numpy PIL",
+    "data": "devices config disk plugins vision | torch numpy PIL",
     "models": "config numerics plugins vision | torch safetensors (timm)",
     # The image augmentations of lp_noise are torchvision's, drawn late.
     "methods": "config numerics plugins (vision) | torch",
@@ -41,7 +41,7 @@ TABLE = {
     "corruptions": "config data disk identity numerics | torch numpy (imagecorruptions)",
     "train": ("devices config data disk identity methods models certify evaluate numerics | torch"),
     "trained": "config data disk evaluate identity methods models train | torch",
-    "track": "config | (mlflow)",
+    "track": "config disk | (mlflow)",
     "search": "config disk methods track | optuna sqlalchemy yaml",
     "report": "certify config disk numerics search | numpy scipy matplotlib (plotly)",
     "studies": "config data numerics | torch matplotlib",

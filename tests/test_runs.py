@@ -1,5 +1,6 @@
 """Run folders: identity, lookup, loading."""
 
+import errno
 import json
 import os
 import shutil
@@ -10,8 +11,9 @@ import torch
 
 from raybust import data, methods
 from raybust.config import Config, Leaf, compose, to_dict
-from raybust.disk import checkpoint, runs
+from raybust.disk import checkpoint, lock, runs
 from raybust.errors import RequestError
+from raybust.track.client import store_lock
 from raybust.train.fit import fit
 from raybust.trained import load_trained
 
@@ -231,3 +233,22 @@ def test_what_may_change_on_a_resume_does_not_change_a_default_name():
     others = [{"seed": 1}, {"train__lr": 0.1}, {"data__limit": 5}, {"method__name": "gaussian"},
               {"model__width": 8}, {"certify__sigma": 0.3}]  # fmt: skip
     assert len({digits(), *(digits(**values) for values in others)}) == len(others) + 1
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK])
+def test_a_file_system_without_locks_is_one_warning(tmp_path, monkeypatch, capsys, number):
+    """Some network file systems have none; a command runs there all the same."""
+    lock._warn_once.cache_clear()
+
+    def flock(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(lock.fcntl, "flock", flock)
+    for name in ("one", "two"):
+        with lock.locked(tmp_path / name):
+            pass
+    with store_lock(f"sqlite:///{tmp_path / 'mlflow.db'}"):
+        pass
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert "file system has no locks" in said[0]

@@ -6,6 +6,7 @@ The pickle that each place is given makes a folder when it is loaded; that it ca
 import ast
 import os
 import pickle
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,12 @@ import pytest
 import torch
 
 import raybust
+from raybust import config as configuration
+from raybust import data, methods
 from raybust.disk import checkpoint
 from raybust.errors import RequestError
+from raybust.models import check_installed
+from raybust.train.fit import fit
 
 PACKAGE = Path(raybust.__file__).parent
 TINY = ("method.name=standard", "model.width=2", "train.epochs=1", "data.limit=64",
@@ -178,3 +183,67 @@ def test_a_password_in_a_setting_is_refused_unseen(cli, tmp_path, setting, inste
     assert instead in result.err
     assert "hunter2" not in result.out + result.err
     assert not (tmp_path / "runs").exists()
+
+
+STRANGERS = """
+from pathlib import Path
+from torch import nn
+
+Path("executed").touch()
+
+
+def make(num_classes, in_channels, image_size):
+    return nn.Sequential(nn.Flatten(), nn.Linear(in_channels * image_size**2, num_classes))
+"""
+
+
+def checkpoint_of(folder, monkeypatch, name):
+    """A checkpoint of a network that a module of the folder makes."""
+    (folder / f"{name}.py").write_text(STRANGERS)
+    monkeypatch.chdir(folder)
+    leaves = configuration.leaves_of_arguments(
+        [*TINY, f"model.name={name}:make", "method.name=gaussian", "train.epochs=1",
+         "certified_fast.every=0"]
+    )  # fmt: skip
+    config = configuration.compose([one for one in leaves if one.key != "model.width"], methods.get)
+    (end,) = fit(config, data.load(config.data), torch.device("cpu"))
+    (folder / "theirs").mkdir()
+    end.save(folder / "theirs")
+    Path("executed").unlink()
+    sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("stage", ["evaluate", "certify"])
+def test_a_folder_of_a_stranger_runs_no_code(cli, tmp_path, monkeypatch, stage):
+    """Its checkpoint names a module that lies beside it, in the working directory."""
+    checkpoint_of(tmp_path, monkeypatch, f"strangers_{stage}")
+    done = cli(stage, "theirs", "--out", tmp_path / "out", "--dry-run")
+    assert (done.code, Path("executed").exists()) == (2, False), done.err
+    (line,) = done.err.strip().splitlines()
+    assert f"add model.name=strangers_{stage}:make to the command" in line
+    named = cli(stage, "theirs", f"model.name=strangers_{stage}:make", "--out", tmp_path / "out",
+                "--dry-run")  # fmt: skip
+    assert (named.code, Path("executed").exists()) == (0, True), named.err
+    other = cli(stage, "theirs", "model.name=small_cnn", "--out", tmp_path / "out", "--dry-run")
+    assert (other.code, "model.name" in other.err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("name", "passes"),
+    [
+        ("small_cnn", True), ("timm:resnet18", True), ("torchvision:resnet18", True),
+        ("torch.nn:Identity", True), ("os:abort", False), ("subprocess:Popen", False),
+        ("beside:make", False), ("no_such_module:make", False), (":make", False),
+    ],
+)  # fmt: skip
+def test_which_networks_a_file_may_name(tmp_path, monkeypatch, name, passes):
+    (tmp_path / "beside.py").write_text(STRANGERS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))  # as for `python -m raybust`
+    monkeypatch.syspath_prepend("")
+    if passes:
+        check_installed(name, "theirs")
+    else:
+        with pytest.raises(RequestError, match=r"theirs: its network is '.*no installed package"):
+            check_installed(name, "theirs")
+    assert not (tmp_path / "executed").exists()

@@ -18,6 +18,7 @@ import numpy as np
 
 from raybust.config.schema import Data
 from raybust.data.arrays import Parts, parts_of_arrays
+from raybust.disk.lock import take
 from raybust.errors import RequestError
 from raybust.vision import torchvision
 
@@ -79,8 +80,6 @@ def _open(config: Data, *, train: bool) -> Any:
 @contextlib.contextmanager
 def _download_lock(root: Path) -> Iterator[None]:
     """Lets one process per machine download at a time; the others then find the files."""
-    import fcntl
-
     try:
         root.mkdir(parents=True, exist_ok=True)
         file = (root / ".raybust.lock").open("w")
@@ -89,7 +88,7 @@ def _download_lock(root: Path) -> Iterator[None]:
             f"data.root: cannot write to '{root}': {error.strerror}; pass data.root=FOLDER"
         ) from None
     with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        take(file, wait=True)
         yield
 
 

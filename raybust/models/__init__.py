@@ -22,7 +22,7 @@ from raybust.config.schema import Model
 from raybust.errors import RequestError, unknown
 from raybust.models import cifar, external
 from raybust.models.adapt import adapt
-from raybust.models.external import LIBRARIES, names_of
+from raybust.models.external import LIBRARIES, check_installed, names_of
 from raybust.models.fronted import Fronted
 from raybust.models.normalize import Normalize, Normalized
 from raybust.models.weights import load_weights
@@ -36,6 +36,7 @@ __all__ = [
     "Normalized",
     "build",
     "check",
+    "check_installed",
     "complete",
     "describe",
     "load_weights",

@@ -15,6 +15,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -83,6 +84,43 @@ def check_module(name: str) -> None:
         known = package in sys.modules or (package and importlib.util.find_spec(package))
         if not known:
             raise RequestError(f"'{name}': module '{package}' cannot be imported {_FORMS}")
+
+
+def check_installed(name: str, source: str) -> None:
+    """Rejects the code of a network that a file names, unless it is an installed package: whoever
+    wrote the file could otherwise choose what runs.
+
+    Args:
+        name: of the network; names without a module pass.
+        source: the run or folder whose file names it.
+
+    Raises:
+        RequestError: "module:callable" of the standard library or of the working directory.
+    """
+    library, colon, _ = name.partition(":")
+    package = library.partition(".")[0]
+    if not colon or library in ("torchvision", "timm") or _is_installed(package):
+        return
+    raise RequestError(
+        f"{source}: its network is '{name}', which is no installed package; a file does not choose"
+        f" what code runs: add model.name={name} to the command if you trust that module"
+    )
+
+
+def _is_installed(package: str) -> bool:
+    """Returns whether a package can be imported without the working directory on the path."""
+    if not package or package in sys.stdlib_module_names:
+        return False
+    own, before = Path.cwd(), sys.path
+    sys.path = [entry for entry in before if entry and Path(entry).resolve() != own]
+    try:
+        return any(
+            finder.find_spec(package, None) is not None
+            for finder in sys.meta_path
+            if hasattr(finder, "find_spec")
+        )
+    finally:
+        sys.path = before
 
 
 def _check_shadow(name: str, package: str) -> None:

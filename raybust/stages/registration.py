@@ -6,6 +6,9 @@ journal in the trial's folder, so an unreachable server gets it later.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from raybust import track
 from raybust.disk import checkpoint, runs
 from raybust.report import acr, read_log
 from raybust.report.columns import number, settings
@@ -18,12 +21,13 @@ REGISTERED = f"registered.{runs.JOURNAL}"
 _FOLDER = "checkpoint"
 
 
-def register_best(board: Leaderboard) -> TrialRecord | None:
+def register_best(board: Leaderboard, bounds: Sequence[str]) -> TrialRecord | None:
     """Queues the weights of the best feasible finalist for registration under the sweep's name.
     Returns the finalist, or None if there is none.
 
     Args:
         board: of a sweep whose finalists have been measured.
+        bounds: the sweep's constraints.
     """
     best = next((entry for entry in board.finalists if entry.feasible is not False), None)
     if best is None:
@@ -38,6 +42,10 @@ def register_best(board: Leaderboard) -> TrialRecord | None:
         "raybust.sweep": board.sweep,
         "raybust.trial": best.number,
         "raybust.method": best.method,
+        track.METRIC: board.metric,
+        track.MODE: board.mode,
+        track.BOUNDS: ", ".join(bounds),
+        track.VALUE: best.value,
         "raybust.dataset": identity.config["data"]["name"],
         "raybust.clean_accuracy": best.accuracy,
         "raybust.clean_examples": best.examples,

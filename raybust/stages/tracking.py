@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,9 @@ from raybust import track
 from raybust.config import Config
 from raybust.errors import WorkError
 from raybust.stages.progress import Echo
+
+_RESTORE_S = 60.0
+"""Time limit for sending everything to a new store; the next command continues."""
 
 
 def load_ahead() -> None:
@@ -24,6 +28,11 @@ def open_store(config: Config, out: Path, echo: Echo) -> str:
     warning = track.prepare(uri, out, config.track.experiment)
     if warning:
         echo(f"warning: {warning}")
+    elif missing := track.lost(out, uri):
+        echo(f"the MLflow store is another one than before: sending it {len(missing)} journals")
+        deadline = time.monotonic() + _RESTORE_S
+        for path in missing:
+            track.sync(path, uri, out, deadline_s=max(deadline - time.monotonic(), 0))
     return uri
 
 

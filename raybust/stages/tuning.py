@@ -100,7 +100,7 @@ def tune(
             job = Job(plain, str(folder), identity.uid, folder.name)
             with _parent(job, config, uri) as journal:
                 _search(sweep.Sweep(config, leaves, study, folder, job), uri, echo)
-                board = _publish(journal, _leaderboard(config, study, folder, echo))
+                board = _publish(journal, config, _leaderboard(config, study, folder, echo))
     _check_measured(board)
     return board
 
@@ -271,7 +271,7 @@ def _parent(job: Job, config: Config, uri: str) -> Iterator[track.Journal]:
         journal.close()
 
 
-def _publish(journal: track.Journal, board: Leaderboard) -> Leaderboard:
+def _publish(journal: track.Journal, config: Config, board: Leaderboard) -> Leaderboard:
     """Publishes a leaderboard in the sweep's folder and run; registers the best finalist."""
     for path in publish(board):
         journal.artifact(path)
@@ -283,5 +283,5 @@ def _publish(journal: track.Journal, board: Leaderboard) -> Leaderboard:
         values["best/test_accuracy"] = best.accuracy
     found = {k: v for k, v in (values | certified | attacked).items() if v is not None}
     journal.metrics(found, step=journal.attempt)  # so the last start's best is the newest step
-    register_best(board)
+    register_best(board, config.tune.constraints)
     return board

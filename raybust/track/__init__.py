@@ -5,12 +5,17 @@ Only this package imports mlflow, and only inside functions, so importing `raybu
 
 from raybust.track.client import load_mlflow
 from raybust.track.environment import environment
-from raybust.track.flush import Flusher, SyncResult, log_to_run, sync, unsent
+from raybust.track.flush import Flusher, SyncResult, log_to_run, lost, sync, unsent
 from raybust.track.journal import Journal, Status
+from raybust.track.registry import BOUNDS, METRIC, MODE, VALUE
 from raybust.track.store import FoundRun, find_run, prepare, ui_command
 from raybust.track.uri import is_database, redact, resolve_uri, safe_uri
 
 __all__ = [
+    "BOUNDS",
+    "METRIC",
+    "MODE",
+    "VALUE",
     "Flusher",
     "FoundRun",
     "Journal",
@@ -21,6 +26,7 @@ __all__ = [
     "is_database",
     "load_mlflow",
     "log_to_run",
+    "lost",
     "prepare",
     "redact",
     "resolve_uri",

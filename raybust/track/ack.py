@@ -20,6 +20,7 @@ class Ack:
 
     Attributes:
         store: the store's URI without its password; a different store restarts delivery.
+        identity: of the store, see `store_identity`; another one at the URI restarts delivery.
         began: time of the journal's first entry; a different journal restarts delivery.
         run_id: MLflow's id of the run, "" while there is none.
         offset: bytes of the journal that were delivered, not counting files.
@@ -31,6 +32,7 @@ class Ack:
     run_id: str = ""
     offset: int = 0
     pending: tuple[int, ...] = ()
+    identity: str = ""
 
     def done(self, size: int) -> bool:
         """Returns whether a journal of `size` bytes has been fully delivered."""

@@ -9,17 +9,18 @@ than a search takes.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import logging
 import os
 import re
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raybust.disk.lock import take
 from raybust.errors import WorkError
 from raybust.track.names import safe_run_key
 from raybust.track.uri import artifact_root, is_database, redact, safe_uri, sqlite_file
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 RUN_KEY = "raybust.run_key"
+STORE = "raybust.store"
+_DEFAULT = "0"
 _NUMBER = "raybust.number"
 _NO_NUMBER = 2**63
 _NUMBER_SECONDS = 5.0
@@ -118,23 +121,11 @@ def store_lock(uri: str) -> Iterator[None]:
         lock = file.with_name(file.name + ".lock")
     with lock.open("a") as handle:
         deadline = time.monotonic() + _LOCK_SECONDS
-        while not try_lock(handle.fileno()):
+        while not take(handle):
             if time.monotonic() > deadline:
                 raise WorkError(f"{lock}: locked by another process for {_LOCK_SECONDS:.0f} s")
             time.sleep(0.05)
         yield
-
-
-def try_lock(handle: int) -> bool:
-    """Tries to lock an open file; succeeds on file systems without locks. Closing the file releases
-    the lock."""
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
-    return True
 
 
 def ensure_experiment(client: MlflowClient, uri: str, name: str, out: str | Path) -> str:
@@ -163,6 +154,21 @@ def ensure_experiment(client: MlflowClient, uri: str, name: str, out: str | Path
             " another with track.experiment"
         )
     return str(found.experiment_id)
+
+
+def store_identity(client: MlflowClient) -> str:
+    """Returns what tells this store from another one at the same URI: a random tag of MLflow's
+    default experiment, set when it is missing; "" where the store does not allow that."""
+    try:
+        found = client.get_experiment(_DEFAULT)
+        if STORE not in found.tags:
+            client.set_experiment_tag(_DEFAULT, STORE, uuid.uuid4().hex)
+            found = client.get_experiment(_DEFAULT)
+    except Exception as error:
+        if not (is_gone(error) or is_permanent(error)):
+            raise
+        return ""
+    return str(found.tags.get(STORE, ""))
 
 
 def find_key(client: MlflowClient, experiment_id: str, run_key: str) -> Any | None:

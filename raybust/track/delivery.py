@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from raybust.disk.lock import take
 from raybust.errors import WorkError
 from raybust.track.ack import Ack, load_ack, record_rejected, save_ack
 from raybust.track.client import (
@@ -25,8 +26,8 @@ from raybust.track.client import (
     load_mlflow,
     open_client,
     reason_of,
+    store_identity,
     store_lock,
-    try_lock,
 )
 from raybust.track.journal import decode
 from raybust.track.names import (
@@ -131,7 +132,7 @@ class Delivery:
             if self._ack is not None and self._ack.done(self.journal.stat().st_size):
                 return True
             with self.journal.open("r+b") as file:
-                if not try_lock(file.fileno()):
+                if not take(file):
                     raise BusyError(f"{self.journal}: another process is delivering it")
                 return self._step(file)
         except UndeliveredError:
@@ -170,9 +171,10 @@ class Delivery:
         load_mlflow()
         with store_lock(self._uri):
             client = self._client = open_client(self._uri)
-            if ack.run_id:
-                return ack
             experiment = ensure_experiment(client, self._uri, head["experiment"], self._out)
+            identity = store_identity(client)
+            if ack.run_id and ack.identity == identity:
+                return ack
             name = safe_value(head.get("name") or head["run"], KEY_LIMIT)
             run_id, existed = ensure_run(client, experiment, head["run"], name, head["t"])
             parent = head.get("parent")
@@ -180,7 +182,7 @@ class Delivery:
                 parent_id, _ = ensure_run(client, experiment, parent, parent, head["t"])
                 client.set_tag(run_id, "mlflow.parentRunId", parent_id)
         self._sent = {} if existed and head["e"] == "start" else None
-        return dataclasses.replace(ack, run_id=run_id, offset=0, pending=())
+        return Ack(ack.store, ack.began, run_id, identity=identity)
 
     def _read(self, file: BinaryIO, offset: int) -> tuple[_Batch, int]:
         file.seek(offset)

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 
 from raybust.track.ack import load_ack
+from raybust.track.client import open_client, store_identity
 from raybust.track.delivery import BusyError, Delivery, UndeliveredError
 from raybust.track.journal import SUFFIX, Journal
 
@@ -113,15 +114,34 @@ class SyncResult:
     left: tuple[tuple[Path, str], ...] = ()
 
 
-def unsent(root: str | Path) -> list[Path]:
-    """Returns the journals under a folder with unsent entries or files."""
+def unsent(root: str | Path, store: str | None = None) -> list[Path]:
+    """Returns the journals under a folder with unsent entries or files.
+
+    Args:
+        root: the folder.
+        store: identity of the store; journals that were sent to another one are unsent. None
+            takes every acknowledgment as it is.
+    """
     found = []
     for path in sorted(Path(root).rglob(f"*{SUFFIX}")):
         size = path.stat().st_size
         ack = load_ack(path)
-        if size and (ack is None or not ack.done(size)):
+        if size and (ack is None or not ack.done(size) or store not in (None, ack.identity)):
             found.append(path)
     return found
+
+
+def lost(root: str | Path, uri: str) -> list[Path]:
+    """Returns the journals under a folder that a store lacks though they were sent: it was deleted,
+    or replaced by another one at the same URI.
+
+    Args:
+        root: the folder.
+        uri: the store, which answers.
+    """
+    identity = store_identity(open_client(uri)) or None
+    known = set(unsent(root))
+    return [path for path in unsent(root, identity) if path not in known]
 
 
 def sync(

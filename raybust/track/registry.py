@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 DIGEST = "raybust.digest"
 BEST = "best"
-"""Alias of the latest registered version: `models:/NAME@best`."""
+"""Alias of the best registered version: `models:/NAME@best`."""
+METRIC, MODE, BOUNDS, VALUE = (f"raybust.{name}" for name in ("metric", "mode", "bounds", "value"))
+"""Tags by which versions are compared."""
 
 
 def register_version(client: MlflowClient, run_id: str, entry: Mapping[str, Any]) -> None:
@@ -54,7 +56,24 @@ def register_version(client: MlflowClient, run_id: str, entry: Mapping[str, Any]
         source = f"{client.get_run(run_id).info.artifact_uri}/{folder}"
         made = client.create_model_version(name, source, run_id, tags=tags, description=text)
         version = str(made.version)
-    client.set_registered_model_alias(name, BEST, version)
+    if _is_best(client, name, version, tags):
+        client.set_registered_model_alias(name, BEST, version)
+
+
+def _is_best(client: MlflowClient, name: str, version: str, tags: Mapping[str, str]) -> bool:
+    """Returns whether a version takes the alias: none has it, the version that has it is worse by
+    the sweep's metric, or the two were ranked by different metrics or constraints."""
+    current = client.get_registered_model(name).aliases.get(BEST)
+    if current is None or str(current) == version:
+        return True
+    before = client.get_model_version(name, str(current)).tags
+    if (
+        any(before.get(key) != tags.get(key) for key in (METRIC, MODE, BOUNDS))
+        or VALUE not in before
+    ):
+        return True
+    gain = float(tags[VALUE]) - float(before[VALUE])
+    return gain >= 0 if tags[MODE] == "max" else gain <= 0
 
 
 def _ensure_model(client: MlflowClient, name: str) -> None:

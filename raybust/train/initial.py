@@ -88,6 +88,8 @@ def embedding(config: Config, dataset: Dataset, device: torch.device | str) -> E
     if path.is_dir():
         manifest = checkpoint.read_manifest(path)
         leaves = configuration.leaves_of(manifest["config"], f"run {source}")
+        if (model := manifest["config"]["model"]["name"]) != config.model.name:
+            models.check_installed(model, f"method.embedding: {source}")
         config = configuration.compose(leaves, methods.get)
         dataset = dataclasses.replace(dataset, classes=tuple(manifest["classes"]))
         path = path / checkpoint.WEIGHTS

@@ -56,7 +56,7 @@ def board(folder, *trials, feasible=None):
 def test_the_best_finalist_becomes_a_version_once(sweep, out):
     made = board(sweep, (0, 0.75), (1, 0.99))
     for _ in range(2):
-        assert register_best(made).number == 0, "the search decides, not the test set"
+        assert register_best(made, ()).number == 0, "the search decides, not the test set"
         assert sync(sweep, kit.uri(out)).left == ()
     client = open_client(kit.uri(out))
     (found,) = client.search_model_versions("name = 'found'")
@@ -89,7 +89,7 @@ def test_the_best_finalist_becomes_a_version_once(sweep, out):
 
 def test_who_misses_a_constraint_and_who_was_not_measured_is_not_registered(sweep):
     (sweep / runs.TRIALS / "0001" / REGISTERED).unlink(missing_ok=True)
-    assert register_best(board(sweep, (1, 0.9), feasible=False)) is None
-    assert register_best(board(sweep, (1, None))) is None
-    assert register_best(board(sweep)) is None
+    assert register_best(board(sweep, (1, 0.9), feasible=False), ()) is None
+    assert register_best(board(sweep, (1, None)), ()) is None
+    assert register_best(board(sweep), ()) is None
     assert not (sweep / runs.TRIALS / "0001" / REGISTERED).exists()

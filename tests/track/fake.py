@@ -32,6 +32,9 @@ class Fake:
     def answer(self, path, body):
         if path == "experiments/get-by-name":
             return {"experiment": {"experiment_id": "1", "name": "e", "lifecycle_stage": "active"}}
+        if path == "experiments/get":
+            tags = [{"key": "raybust.store", "value": "fake"}]
+            return {"experiment": {"experiment_id": "0", "name": "Default", "tags": tags}}
         if path == "runs/search":
             return {"runs": [self.run] if self.run else []}
         if path == "runs/create":

@@ -9,6 +9,7 @@ import threading
 import pytest
 from tracking import deliver, lines, points, python, runs_of
 
+from raybust.disk.lock import take
 from raybust.track import Journal
 from raybust.track import client as client_module
 from raybust.track import delivery as delivery_module
@@ -413,7 +414,7 @@ def test_a_journal_that_another_process_delivers_is_left_to_it(path, store):
     with started(path):
         pass
     with path.open("r+b") as held:
-        assert client_module.try_lock(held.fileno())
+        assert take(held)
         with pytest.raises(UndeliveredError, match="another process"):
             Delivery(path, store).step()
     assert Delivery(path, store).step()

@@ -1,11 +1,13 @@
 import json
+import shutil
+import sqlite3
 import time
 
 import pytest
 from fake import Fake
 from tracking import deliver, free_port, lines, points, runs_of
 
-from raybust.track import Flusher, Journal, log_to_run, prepare, sync, unsent
+from raybust.track import Flusher, Journal, log_to_run, lost, prepare, sync, unsent
 from raybust.track.ack import ack_path, rejected_path
 from raybust.track.delivery import Delivery
 from raybust.track.flush import backoff
@@ -218,3 +220,26 @@ def test_waits_grow_to_a_bound():
     waits = [backoff(failures) for failures in (1, 3, 8, 1000)]
     assert 0.125 <= waits[0] <= 0.25 < waits[1] < waits[2] <= 30
     assert 15 <= waits[3] <= 30
+
+
+def test_a_store_that_was_replaced_gets_everything_again(path, template, tmp_path):
+    """The acknowledgment names the store itself, not only its address."""
+    file = tmp_path / "own.db"
+    uri = f"sqlite:///{file}"
+    shutil.copy(template, file)
+    with started(path) as journal:
+        journal.metrics({"loss": 1.0}, 1)
+        journal.end("FINISHED")
+    deliver(path, uri)
+    assert (unsent(path.parent), lost(path.parent, uri)) == ([], [])
+    with sqlite3.connect(file) as connection:  # a new process would find a new file
+        connection.execute("delete from experiment_tags")
+        connection.execute("delete from metrics")
+        connection.execute("delete from latest_metrics")
+        connection.execute("delete from params")
+        connection.execute("delete from tags")
+        connection.execute("delete from runs")
+    assert (unsent(path.parent), lost(path.parent, uri)) == ([], [path])
+    assert sync(path, uri).left == ()
+    assert [step for _, _, step, _ in points(uri)] == [1]
+    assert lost(path.parent, uri) == []

@@ -111,6 +111,22 @@ def test_other_weights_are_another_version(store, tmp_path):
     assert best.tags["raybust.digest"] == hashlib.sha256(b"others").hexdigest()
 
 
+@pytest.mark.parametrize(
+    ("mode", "bounds", "second", "best"),
+    [
+        ("max", "", 0.4, 1), ("max", "", 0.6, 2), ("min", "", 0.4, 2), ("min", "", 0.6, 1),
+        ("max", "validation/accuracy >= 0.9", 0.4, 2),
+    ],
+)  # fmt: skip
+def test_best_is_the_better_version_not_the_later_one(store, tmp_path, mode, bounds, second, best):
+    """By the sweep's metric; versions of other constraints cannot be compared."""
+    tags = {"raybust.metric": "acr", "raybust.mode": mode, "raybust.bounds": ""}
+    deliver(record(tmp_path, **tags, **{"raybust.value": 0.5}), store)
+    tags["raybust.bounds"] = bounds
+    deliver(record(tmp_path, content=b"others", **tags, **{"raybust.value": second}), store)
+    assert int(open_client(store).get_model_version_by_alias("sweep", "best").version) == best
+
+
 @pytest.mark.parametrize("name", ["a/b:c", "it's", 'q"uote', "x" * 300, "ünï"])
 def test_any_name_of_a_sweep_is_a_name_of_a_model(store, tmp_path, name):
     delivery = deliver(record(tmp_path, name), store)
