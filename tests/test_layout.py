@@ -46,7 +46,8 @@ TABLE = {
     "report": "certify config disk numerics search | numpy scipy matplotlib (plotly)",
     "studies": "config data numerics | torch matplotlib",
     "cluster": (
-        "devices config data disk methods models train track search | torch ray yaml (aiohttp)"
+        "devices config data disk methods models train track search"
+        " | psutil torch ray yaml (aiohttp)"
     ),
     "stages": (
         "devices config data disk identity methods models train certify evaluate corruptions"

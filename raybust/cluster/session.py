@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from raybust.cluster.autoscaler import HEAD, potential_workers
+from raybust.cluster.embedded import embedded
 from raybust.config import Config
 from raybust.errors import RequestError
 
@@ -34,6 +34,7 @@ def session(address: str | None, *, verbose: bool, dashboard: bool = False) -> I
 
     Raises:
         RequestError: no cluster answers at the address.
+        WorkError: Ray does not start on this machine.
     """
     import ray
 
@@ -42,16 +43,15 @@ def session(address: str | None, *, verbose: bool, dashboard: bool = False) -> I
         return
     # The CLI prints errors in one line; Ray's own tracebacks appear only with --verbose.
     level = logging.INFO if verbose else logging.CRITICAL
+    logging.getLogger("ray").setLevel(level)
     options: dict[str, Any] = {"logging_level": level, "log_to_driver": verbose}
     if address is None:
-        options.update(address="local", include_dashboard=dashboard, dashboard_host="127.0.0.1")
-    else:
-        _probe(address)
-        options["address"] = address
-    logging.getLogger("ray").setLevel(level)
+        with embedded(ray, include_dashboard=dashboard, **options):
+            yield ray
+        return
+    _probe(address)
     try:
-        with address_for_children(ray) if address is None else nullcontext():
-            ray.init(**options)
+        ray.init(address=address, **options)
     except (ConnectionError, ValueError, RuntimeError) as error:
         text = " ".join(str(error).split())[:200]
         raise RequestError(
@@ -61,32 +61,6 @@ def session(address: str | None, *, verbose: bool, dashboard: bool = False) -> I
         yield ray
     finally:
         ray.shutdown()
-
-
-@contextmanager
-def address_for_children(ray: Any) -> Iterator[None]:
-    """Makes the processes of a Ray started inside the context inherit its address.
-
-    Without it, the State API in those processes expects exactly one Ray on the machine and fails if
-    there are several: a multi-worker trial that is stopped would keep its CPUs.
-
-    Args:
-        ray: the module.
-    """
-    with socket.socket() as free:
-        free.bind(("", 0))
-        port = str(free.getsockname()[1])
-    own = {"RAY_GCS_SERVER_PORT": port, "RAY_ADDRESS": f"{ray.util.get_node_ip_address()}:{port}"}
-    before = {key: os.environ.get(key) for key in own}
-    os.environ.update(own)
-    try:
-        yield
-    finally:
-        for key, value in before.items():
-            if value is None:
-                del os.environ[key]
-            else:
-                os.environ[key] = value
 
 
 def _probe(address: str) -> None:

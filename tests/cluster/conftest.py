@@ -7,7 +7,7 @@ import kit
 import pytest
 
 import raybust.cluster  # noqa: F401  sets Ray's options before Ray is imported
-from raybust.cluster.session import address_for_children
+from raybust.cluster.embedded import embedded
 from raybust.track.client import open_client
 
 
@@ -16,17 +16,9 @@ def cluster():
     """Ray as `raybust.cluster.session` starts it, but always with two CPUs."""
     import ray
 
-    with address_for_children(ray):
-        ray.init(
-            address="local",
-            num_cpus=2,
-            include_dashboard=True,
-            dashboard_host="127.0.0.1",
-            logging_level=logging.CRITICAL,
-            log_to_driver=False,
-        )
-    yield ray
-    ray.shutdown()
+    quiet = {"logging_level": logging.CRITICAL, "log_to_driver": False}
+    with embedded(ray, num_cpus=2, include_dashboard=True, **quiet):
+        yield ray
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ import torch
 import raybust.cluster  # noqa: F401  sets Ray's options before Ray is imported
 from raybust import config as configuration
 from raybust import methods
-from raybust.cluster.session import address_for_children
+from raybust.cluster.embedded import embedded
 from raybust.cluster.tasks import gpu_workers, run_tasks
 from raybust.cluster.worker import own_device
 from raybust.errors import WorkError
@@ -39,13 +39,9 @@ def cluster():
     """Ray on this machine with two CPUs and one GPU."""
     import ray
 
-    with address_for_children(ray):
-        ray.init(
-            address="local", num_cpus=2, num_gpus=1, include_dashboard=True,
-            dashboard_host="127.0.0.1", logging_level=logging.CRITICAL, log_to_driver=False,
-        )  # fmt: skip
-    yield ray
-    ray.shutdown()
+    quiet = {"logging_level": logging.CRITICAL, "log_to_driver": False}
+    with embedded(ray, num_cpus=2, num_gpus=1, include_dashboard=True, **quiet):
+        yield ray
 
 
 def make(*settings):
