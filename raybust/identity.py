@@ -11,12 +11,14 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from raybust import devices
+from raybust.errors import WorkError
 
 PROBES = 4
 """Number of data images, and of noise images, on which a network is recorded (our choice)."""
@@ -87,6 +89,64 @@ def agree(theirs: Sequence[float], ours: Sequence[float]) -> bool:
     return all(
         abs(a - b) <= TOLERANCE * max(1.0, abs(b)) for a, b in zip(theirs, ours, strict=True)
     )
+
+
+def same_function(network: nn.Module, manifest: Mapping[str, Any]) -> bool:
+    """Returns whether a network with a checkpoint's weights computes what it did when saved.
+
+    Args:
+        network: in eval mode.
+        manifest: of the checkpoint; those of raybust 0.1 lack the record and pass.
+    """
+    trained = manifest.get("outputs")
+    return trained is None or agree(trained, outputs_of(network, fixed_images(manifest["shape"])))
+
+
+@torch.no_grad()
+def _is_random(network: nn.Module, images: Tensor) -> bool:
+    """Returns whether two passes differ: on another device such a network draws other numbers."""
+    with devices.seeded(images.device, 0):
+        return not torch.equal(network(images), network(images))
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A network on its way to another process, with its outputs there and then.
+
+    Unpickling builds it from whatever code that process imports, and never calls the user's
+    constructor: the same weights can be another function.
+
+    Attributes:
+        network: in eval mode.
+        shape: (C, H, W) of an image.
+        outputs: see `outputs_of`, on `fixed_images`.
+    """
+
+    network: nn.Module
+    shape: tuple[int, ...]
+    outputs: tuple[float, ...]
+
+    @classmethod
+    def of(cls, network: nn.Module, shape: Sequence[int]) -> Sent:
+        """Records a network."""
+        return cls(network, tuple(shape), outputs_of(network, fixed_images(shape)))
+
+    def on(self, device: torch.device | str) -> nn.Module:
+        """Returns the network, in eval mode on a device.
+
+        Raises:
+            WorkError: it computes another function here.
+        """
+        network = self.network.to(device).eval()
+        images = fixed_images(self.shape)
+        same = agree(self.outputs, outputs_of(network, images))
+        if not (same or _is_random(network, images.to(device))):
+            raise WorkError(
+                "a worker computes another function than the command: the network's code changed"
+                " while it ran, or depends on more than its weights, such as a global variable;"
+                " nothing of the worker was kept"
+            )
+        return network
 
 
 def weights_digest(network: nn.Module) -> str:

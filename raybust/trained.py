@@ -25,7 +25,7 @@ from raybust.disk import checkpoint, runs
 from raybust.disk.runs import IDENTITY, TRIALS, belongs, out_folder, read_identity
 from raybust.errors import RequestError
 from raybust.evaluate import correct
-from raybust.identity import agree, fixed_images, outputs_of, state_digest
+from raybust.identity import same_function, state_digest
 from raybust.train.objective import assemble
 
 _SAMPLE = 200
@@ -167,17 +167,6 @@ def _changes(
             " training; results use the current data"
         )
     return tuple(found)
-
-
-def same_function(network: nn.Module, manifest: Mapping[str, Any]) -> bool:
-    """Returns whether a network with a checkpoint's weights computes what it did when saved.
-
-    Args:
-        network: in eval mode.
-        manifest: of the checkpoint; those of raybust 0.1 lack the record and pass.
-    """
-    trained = manifest.get("outputs")
-    return trained is None or agree(trained, outputs_of(network, fixed_images(manifest["shape"])))
 
 
 def check_function(network: nn.Module, folder: Path, name: str) -> None:

@@ -15,10 +15,13 @@ import yaml
 from raybust import config as configuration
 from raybust import methods
 from raybust.config import Config
+from raybust.data import Dataset
 from raybust.disk import checkpoint
 from raybust.disk.runs import JOURNAL
+from raybust.errors import WorkError
 from raybust.track import Flusher, Journal, environment
 from raybust.track.journal import decode
+from raybust.train import initial
 from raybust.train.fit import Progress
 
 _DRAIN_S = 10.0
@@ -36,6 +39,7 @@ class Job:
         name: the run's display name there.
         parent: key of the sweep's run, or None.
         tags: additional tags of the run.
+        inputs: digest of what it learns from, see `inputs_digest`; "" skips the comparison.
     """
 
     config: dict[str, Any]
@@ -44,10 +48,23 @@ class Job:
     name: str
     parent: str | None = None
     tags: tuple[tuple[str, str], ...] = ()
+    inputs: str = ""
 
     def load(self) -> Config:
         """Returns the typed configuration."""
         return configuration.from_dict(self.config, methods.get)
+
+    def check_inputs(self, config: Config, dataset: Dataset) -> None:
+        """Checks that a worker learns from what the command was given.
+
+        Raises:
+            WorkError: images, labels or initial weights have changed since.
+        """
+        if self.inputs and initial.inputs_digest(config, dataset) != self.inputs:
+            raise WorkError(
+                "the images, the labels or the weights that it starts from have changed since the"
+                " command began"
+            )
 
 
 class RunLog:

@@ -202,6 +202,9 @@ class StudySearch(Searcher):
         """Returns the job of a trial; creates its folder and identity if they are missing."""
         folder = self._plan.folder / runs.TRIALS / f"{number:04d}"
         identity = runs.identify(folder, "trial", plain)
+        # A space may search over sources of weights, whose digest is not the sweep's.
+        own = self._plan.job
+        same = all(plain.get(key) == own.config.get(key) for key in ("data", "method"))
         return Job(
             plain,
             str(folder),
@@ -209,6 +212,7 @@ class StudySearch(Searcher):
             name=f"{self._plan.job.name}/{number}",
             parent=self._plan.job.uid,
             tags=(("raybust.trial", str(number)), ("raybust.sweep", self._plan.job.name)),
+            inputs=own.inputs if same else "",
         )
 
     def _notify(self, number: int) -> None:

@@ -81,7 +81,9 @@ class TrialActor(tune.Trainable):
             self._last = checkpoint.read_manifest(resume)["metrics"]
         device = own_device()
         devices.limit_memory(device, self._config.cluster.gpus_per_worker or 1)
-        yield from fit(self._config, data.load(self._config.data), device, resume)
+        dataset = data.load(self._config.data)
+        job.check_inputs(self._config, dataset)
+        yield from fit(self._config, dataset, device, resume)
 
     def _fail(self, reason: str) -> dict[str, Any]:
         """Ends the trial as failed; returns the result for Tune and the study."""

@@ -107,6 +107,7 @@ def train_worker(plain: dict[str, Any], *, uri: str) -> str | None:
     config = job.load()
     set_threads(config)
     dataset = data.load(config.data)
+    job.check_inputs(config, dataset)
     folder = Path(job.folder)
     device = own_device()
     if device.type == devices.GPU:  # a worker sees the other workers' GPUs too

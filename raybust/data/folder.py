@@ -34,7 +34,7 @@ from raybust.data.listing import (
 )
 from raybust.errors import RequestError
 
-_SAMPLE = 256
+_SAMPLE = 10_000
 """Files of a part whose content its digest reads (our choice)."""
 _TINY = Path("val", "val_annotations.txt")
 _PLACES = "places365_train_standard.txt"
@@ -146,13 +146,16 @@ class StreamedSplit:
             raise RequestError(f"{path}: cannot be read: {error.strerror or error}") from None
 
     def feed(self, digest: Callable[[bytes | memoryview], None]) -> None:
-        """Passes paths (sorted), labels, indices and the content of a sample, every N / 256th file,
-        to a hash's `update`."""
+        """Passes paths (sorted), labels, indices and the content of all files to a hash's `update`;
+        of more than 10,000, the content of a sample of so many, evenly spaced, and all sizes."""
         digest(f"streamed {self.size}".encode())
         rows = zip(self.files, self.labels.tolist(), self.indices.tolist(), strict=True)
         for file, label, index in sorted(rows):
             digest(os.fsencode(file) + f"\t{label}\t{index}\n".encode())
-        digest(self.content(range(0, len(self), max(1, len(self) // _SAMPLE))).encode())
+        digest(self.content(range(0, len(self), max(1, -(-len(self) // _SAMPLE)))).encode())
+        if len(self) > _SAMPLE:
+            sizes = [(self.root / file).stat().st_size for file in sorted(self.files)]
+            digest(repr(sizes).encode())
 
 
 @dataclass(frozen=True)

@@ -118,6 +118,11 @@ def check_same(folder: Path, kind: str, plain: dict[str, Any], data: str = "") -
     if not (folder / IDENTITY).exists() or _has_no_checkpoint(folder):
         return
     wrong = _difference(folder, kind, plain, data)
+    if not wrong and (original := original_of(folder)) is not None:
+        wrong = (
+            f"is a copy of {original}, into whose MLflow run it would write; continue there, or"
+            " choose another --name"
+        )
     if wrong:
         raise RequestError(f"{folder.name}: {wrong}")
 
@@ -137,10 +142,13 @@ def _difference(folder: Path, kind: str, plain: dict[str, Any], data: str) -> st
     if found.kind != kind:
         return f"is a {found.kind}, not a {kind}; choose another --name"
     if found.data and data and found.data != data:
+        images, _, _ = found.data.partition("+")
+        what = "the images, labels or split of its dataset"
+        if images == data.partition("+")[0]:
+            what = "the weights that it starts from (method.init, method.embedding)"
         return (
-            f"the images, labels or split of its dataset have changed since it started (digest"
-            f" {found.data} -> {data}); choose another --name, or --no-resume to start over (the"
-            " old run is kept)"
+            f"{what} have changed since it started (digest {found.data} -> {data}); choose another"
+            " --name, or --no-resume to start over (the old run is kept)"
         )
     differing = {
         text.partition(":")[0]: text for text in configuration.difference(found.config, plain)

@@ -44,6 +44,7 @@ from raybust.evaluate import (
     views_of,
 )
 from raybust.evaluate.robustness import show_eps
+from raybust.identity import Sent
 from raybust.models import Fronted
 from raybust.report.attacks import draw_robust_curve
 from raybust.stages.checks import device_before
@@ -103,9 +104,9 @@ def clean(at: Bench, network: nn.Module) -> Accuracy:
     return found
 
 
-def _accuracy(network: nn.Module, part: Part, section: Evaluate, device: str) -> Accuracy:
+def _accuracy(sent: Sent, part: Part, section: Evaluate, device: str) -> Accuracy:
     """The task: clean accuracy."""
-    return clean_accuracy(network.to(device).eval(), part, section, device)
+    return clean_accuracy(sent.on(device), part, section, device)
 
 
 def _clean(trained: Trained, options: Options) -> Measurement:
@@ -115,7 +116,8 @@ def _clean(trained: Trained, options: Options) -> Measurement:
     views = [network, *([network.network] if isinstance(network, Fronted) else [])]
     if device_before(trained.config, options.address) == devices.CPU:
         part = getattr(trained.dataset, section.split)
-        results = [_accuracy(one, part, section, devices.CPU) for one in views]
+        shape = trained.dataset.shape
+        results = [_accuracy(Sent.of(one, shape), part, section, devices.CPU) for one in views]
     else:
         with bench(trained, options) as at:
             results = [clean(at, one) for one in views]
@@ -196,10 +198,10 @@ def _check_predictions(at: Bench, table: AttackTable) -> None:
 
 @torch.no_grad()
 def _other_classes(
-    network: nn.Module, split: Part, recorded: Mapping[int, int], protocol: AttackProtocol
+    sent: Sent, split: Part, recorded: Mapping[int, int], protocol: AttackProtocol
 ) -> int:
     """The task: counts the images, by index, that are not of their recorded class."""
-    _, scored = seen_by(network.to(protocol.device).eval(), protocol.view)
+    _, scored = seen_by(sent.on(protocol.device), protocol.view)
     positions = [at for at, idx in enumerate(split.indices.tolist()) if idx in recorded]
     differ = 0
     for start in range(0, len(positions), protocol.shard):
@@ -223,7 +225,7 @@ def _rows(at: Bench, table: AttackTable) -> list[AttackRow]:
         echo(f"resuming {table.path.name}: {done} of {len(shards)} shards are done")
     if not todo:
         return table.finish()
-    config, network = at.trained.config, at.ray.put(at.trained.network)
+    config, network = at.trained.config, at.put()
     calls = (
         (network, (*split.fetch(list(part)), split.indices[list(part)].tolist()), protocol, config)
         for part in todo
@@ -235,6 +237,7 @@ def _rows(at: Bench, table: AttackTable) -> list[AttackRow]:
             table.append(rows)
             bar.update(len(rows) // len(protocol.threats))
             _show(table, protocol, bar, echo)
+    at.check_images(split, range(protocol.examples), protocol.data, table.path)
     return table.finish()
 
 
@@ -253,7 +256,7 @@ def _show(table: AttackTable, protocol: AttackProtocol, bar: Any, echo: Echo) ->
 
 
 def _shard(
-    network: nn.Module,
+    sent: Sent,
     examples: tuple[Tensor, Tensor, list[int]],
     protocol: AttackProtocol,
     config: Config,
@@ -263,7 +266,7 @@ def _shard(
 
     set_threads(config)
     images, labels, indices = examples
-    network = network.to(protocol.device).eval()
+    network = sent.on(protocol.device)
     images, labels = images.to(protocol.device), labels.to(protocol.device)
     return attack_examples(network, images, labels, indices, protocol)
 

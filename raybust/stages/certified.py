@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from raybust import devices
 from raybust.certify import (
@@ -30,6 +30,7 @@ from raybust.config import Config
 from raybust.data import Part
 from raybust.disk.files import put_aside
 from raybust.errors import RequestError, WorkError
+from raybust.identity import Sent
 from raybust.report import certificates
 from raybust.stages.measurement import Bench, Measurement, Options, bench, warn_of_few_classes
 from raybust.stages.progress import progress_bar
@@ -91,6 +92,7 @@ def certify(trained: Trained, options: Options) -> Certified:
         chosen = protocol.select(len(part))
         warn_of_few_classes(part, chosen, options.echo)
         _run(at, log, _missing(at, log, chosen))
+        at.check_images(part, chosen, protocol.data, path)
         log.finish()
         return _publish(at, log)
 
@@ -149,7 +151,8 @@ def recompute(trained: Trained, idx: int, name: str | None = None) -> str:
         raise RequestError(f"--only: example {idx} is not in {path}")
     split = getattr(trained.dataset, protocol.split)
     examples = _examples(split, (split.indices == idx).nonzero().flatten().tolist())
-    (new,) = _shard(copy.deepcopy(trained.network), examples, protocol, trained.config)
+    sent = Sent.of(copy.deepcopy(trained.network), trained.dataset.shape)
+    (new,) = _shard(sent, examples, protocol, trained.config)
     if not new.same(old):
         raise WorkError(f"row {idx} of {path} was not reproduced: {old} became {new}")
     return f"row {idx} of {path} was reproduced:\n{new.line().rstrip()}"
@@ -184,7 +187,7 @@ def _run(at: Bench, log: CertificateLog, todo: list[int]) -> None:
     if not todo:
         return
     config, protocol = at.trained.config, log.protocol
-    split, network = getattr(at.trained.dataset, protocol.split), at.ray.put(at.trained.network)
+    split, network = getattr(at.trained.dataset, protocol.split), at.put()
     calls = (
         (network, _examples(split, part), protocol, config) for part in in_shards(todo, at.room)
     )
@@ -204,11 +207,11 @@ def in_shards(todo: list[int], room: int) -> Iterator[list[int]]:
         todo = todo[size:]
 
 
-def _shard(network: nn.Module, examples: Examples, protocol: Protocol, config: Config) -> list[Row]:
+def _shard(sent: Sent, examples: Examples, protocol: Protocol, config: Config) -> list[Row]:
     """The task: certifies a few examples."""
     set_threads(config)
     images, labels, indices = examples
-    network = network.to(protocol.device).eval()
+    network = sent.on(protocol.device)
     images, labels = images.to(protocol.device), labels.to(protocol.device)
     return list(certify_examples(network, images, labels, indices, protocol))
 

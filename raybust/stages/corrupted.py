@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from raybust import data, identity, methods
 from raybust.config import Config, from_dict
@@ -34,6 +33,7 @@ from raybust.data import Part
 from raybust.disk import runs
 from raybust.disk.files import is_aside, read_json, replace_text
 from raybust.errors import RequestError
+from raybust.identity import Sent
 from raybust.report.transfer import Training, training_of_metrics
 from raybust.stages.measurement import Bench, Measurement, Options, bench, warn_of_few_classes
 from raybust.stages.progress import progress_bar
@@ -69,7 +69,7 @@ def evaluate(trained: Trained, options: Options) -> Measurement:
         if len(todo) < _SHARES:
             options.echo(f"resuming {path.name}: {len(log.shares)} of {_SHARES} shares are done")
             log.check_images(part, section, classes)
-        images, network = at.ray.put((part, classes)), at.ray.put(trained.network)
+        images, network = at.ray.put((part, classes)), at.put()
         calls = ((network, images, share, at.device, config) for share in todo)
         with progress_bar(_SHARES * cells, "cells", len(log.shares) * cells) as bar:
             for entry in at.run(_do, calls) if todo else ():
@@ -186,7 +186,7 @@ def trainings_of(folders: Sequence[Path]) -> tuple[list[Training], tuple[int, in
 
 
 def _do(
-    network: nn.Module,
+    sent: Sent,
     images: tuple[Part, tuple[str, ...]],
     share: int,
     device: str,
@@ -199,7 +199,7 @@ def _do(
     set_threads(config)
     (part, classes), where, shard = images, torch.device(device), (share, _SHARES)
     found = evaluate_corruptions(
-        network.to(where).eval(), part, config.corruptions, where, classes=classes, shard=shard
+        sent.on(where), part, config.corruptions, where, classes=classes, shard=shard
     )
     seen = dict(contents(part, config.corruptions, classes=classes, shard=shard))
     return Share(share, found, seen, time.perf_counter() - began)

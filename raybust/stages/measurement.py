@@ -23,6 +23,8 @@ from raybust.data import Part
 from raybust.disk import runs
 from raybust.disk.files import put_aside, step_of
 from raybust.disk.lock import locked
+from raybust.errors import RequestError
+from raybust.identity import Sent
 from raybust.stages.progress import Echo, note_growth
 from raybust.stages.tracking import open_store
 from raybust.trained import Trained
@@ -114,10 +116,29 @@ class Bench:
     def call(self, task: Callable[..., Any], network: nn.Module, *arguments: Any) -> Any:
         """Returns the result of one task: computed here on a CPU, in the cluster on a GPU, so that
         Ray accounts for it."""
+        sent = Sent.of(network, self.trained.dataset.shape)
         if self.device == devices.CPU:
-            return task(copy.deepcopy(network), *arguments)
-        (result,) = self.run(task, [(network, *arguments)], room=1)
+            return task(copy.deepcopy(sent), *arguments)
+        (result,) = self.run(task, [(sent, *arguments)], room=1)
         return result
+
+    def put(self) -> Any:
+        """Returns a reference to the trained network, for the calls of `run`."""
+        return self.ray.put(Sent.of(self.trained.network, self.trained.dataset.shape))
+
+    def check_images(self, part: Part, positions: Sequence[int], digest: str, path: Path) -> None:
+        """Checks after the work that the images are those of the start: they may have been read at
+        any time since. If not, sets the results aside.
+
+        Raises:
+            RequestError: they were replaced.
+        """
+        if part.content(positions) != digest:
+            put_aside(path)
+            raise RequestError(
+                f"{path.name}: the images changed while the command ran; its results were set"
+                " aside; rerun it"
+            )
 
     def publish(
         self,

@@ -58,8 +58,9 @@ def train(config: Config, *, address: str | None, resume: bool, verbose: bool, e
     initial.embedding(config, dataset, "cpu")
     _check_batch_size(config, dataset.train.labels)
     check_places(config)
+    inputs = initial.inputs_digest(config, dataset)
     if resume:
-        runs.check_same(folder, "train", plain, dataset.digest)
+        runs.check_same(folder, "train", plain, inputs)
     if newest is not None:
         check_function(network, newest, folder.name)
     if newest is not None and checkpoint.read_manifest(newest)["done"]:
@@ -75,14 +76,14 @@ def train(config: Config, *, address: str | None, resume: bool, verbose: bool, e
         note_growth(config, ray, echo)
         uri = open_store(config, out, echo)
         with locked(folder), sending_rest(folder, uri, out, echo):
-            identity = runs.identify(folder, "train", plain, resume, dataset.digest)
+            identity = runs.identify(folder, "train", plain, resume, inputs)
             newest = checkpoint.newest(folder)
             print_data(config, dataset, echo)
             for note in models.notes_of(network):
                 echo(note)
             start = f"resuming at epoch {checkpoint.epoch_of(newest)}" if newest else "training"
             echo(f"{folder.name}: {start}, {config.cluster.workers} workers, in {folder}")
-            job = Job(plain, str(folder), identity.uid, folder.name)
+            job = Job(plain, str(folder), identity.uid, folder.name, inputs=inputs)
             with epoch_lines(folder, echo):
                 worker.train(config, job, uri)
     return folder

@@ -78,8 +78,9 @@ def tune(
     plain = configuration.to_dict(config) | {SEARCH: block}
     folder = out / (config.name or f"sweep-{runs.fixed_digits(plain)}")
     check_storage(config)
+    inputs = initial.inputs_digest(config, dataset)
     if resume:
-        runs.check_same(folder, "sweep", plain, dataset.digest)
+        runs.check_same(folder, "sweep", plain, inputs)
         _check_networks(folder, dataset)
     earlier = _warm_start_trials(config, space, out)
     load_ahead()
@@ -89,7 +90,7 @@ def tune(
         check_finalists(config, *images, device=devices.of_tasks(nodes.gpus(config)))
         uri = open_store(config, out, echo)
         with locked(folder), sending_rest(folder, uri, out, echo):
-            identity = runs.identify(folder, "sweep", plain, resume, dataset.digest)
+            identity = runs.identify(folder, "sweep", plain, resume, inputs)
             write_space(folder, plain)
             study = Study(config, space, folder, identity.uid, _first_points(config, leaves, space))
             _warm_start(study, earlier, config, dataset, echo)
@@ -97,7 +98,7 @@ def tune(
             at_once = min(room, config.tune.concurrent or room)
             echo(f"{folder.name}: {config.tune.trials} trials, {at_once} at a time, in {folder}")
             note_growth(config, ray, echo)
-            job = Job(plain, str(folder), identity.uid, folder.name)
+            job = Job(plain, str(folder), identity.uid, folder.name, inputs=inputs)
             with _parent(job, config, uri) as journal:
                 _search(sweep.Sweep(config, leaves, study, folder, job), uri, echo)
                 board = _publish(journal, config, _leaderboard(config, study, folder, echo))

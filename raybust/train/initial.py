@@ -6,6 +6,7 @@ checkpoint folder or a weights file.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -38,6 +39,20 @@ def check(config: Config) -> None:
     for key, source in sources.items():
         if source is not None:
             _find(source, key, config)
+
+
+def inputs_digest(config: Config, dataset: Dataset) -> str:
+    """Returns the digest of what a run learns from: the dataset's, and after a "+" that of the
+    weights named by the method, if there are any."""
+    sources = (("method.init", config.method.initial()),
+               ("method.embedding", config.method.embedded_by()))  # fmt: skip
+    found = []
+    for key, source in sources:
+        if source is not None:
+            path = _find(source, key, config)
+            with (path / checkpoint.WEIGHTS if path.is_dir() else path).open("rb") as file:
+                found.append(hashlib.file_digest(file, "sha256").hexdigest()[:16])
+    return "+".join([dataset.digest, *found])
 
 
 def initialize(network: nn.Module, config: Config, dataset: Dataset) -> None:

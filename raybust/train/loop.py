@@ -22,7 +22,8 @@ from raybust import devices
 from raybust.config import Config
 from raybust.data import Batches, Dataset, mix
 from raybust.disk import checkpoint
-from raybust.identity import fixed_images, outputs_of
+from raybust.errors import WorkError
+from raybust.identity import fixed_images, outputs_of, same_function
 from raybust.train import initial
 from raybust.train.objective import Objective, assemble, smoothing_sigma
 from raybust.train.optimizer import autocast, optimizer, schedule
@@ -265,7 +266,13 @@ class Trainer:
             self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.epoch = state["epoch"]
-        self.metrics = checkpoint.read_manifest(folder)["metrics"]
+        manifest = checkpoint.read_manifest(folder)
+        self.metrics = manifest["metrics"]
+        if not same_function(self.average.eval(), manifest):
+            raise WorkError(
+                f"the network no longer computes what it did when {folder.name} was saved: its code"
+                " changed while the run was interrupted"
+            )
         if self.ranks.rank == 0:  # totals over all ranks; only the sum matters
             counted = self.objective.network
             counted.forward_passes, counted.backward_passes = state["passes"]
