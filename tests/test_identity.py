@@ -1,5 +1,6 @@
 """Fingerprints of functions, images and labels."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -8,7 +9,9 @@ import torch
 from PIL import Image
 from torch import nn
 
+from raybust import identity
 from raybust.data import Split, StreamedSplit
+from raybust.errors import WorkError
 from raybust.identity import PROBES, agree, differences, fields_of, outputs_of, weights_digest
 
 IMAGES = torch.rand(20, 3, 8, 8, generator=torch.Generator().manual_seed(3))
@@ -222,3 +225,44 @@ def test_the_content_of_files_is_their_bytes_not_their_names(tmp_path):
     assert StreamedSplit(tmp_path, moved.files, labels, split.indices, 7).content([2]) != (
         moved.content([2])
     )
+
+
+# A network on its way to a worker
+
+
+class Switched(nn.Module):
+    """Depends on a class attribute, which a worker's process does not have."""
+
+    flip = False
+
+    def __init__(self):
+        super().__init__()
+        self.last = nn.Linear(4, 3)
+
+    def forward(self, images):
+        return self.last((images.flip(-1) if type(self).flip else images).flatten(1))
+
+
+class Restless(Switched):
+    def forward(self, images):
+        return super().forward(images) + torch.rand(len(images), 3)
+
+
+def test_a_worker_that_computes_another_function_is_found(monkeypatch):
+    """What a constructor sets outside the weights stays behind when a network is pickled."""
+    torch.manual_seed(0)
+    network = Switched().eval()
+    sent = identity.Sent.of(network, (1, 2, 2))
+    assert sent.on("cpu") is network
+    monkeypatch.setattr(Switched, "flip", True)
+    with pytest.raises(WorkError, match="another function than the command"):
+        sent.on("cpu")
+
+
+def test_a_random_network_may_be_sent():
+    torch.manual_seed(0)
+    sent = identity.Sent.of(Restless().eval(), (1, 2, 2))
+    with torch.random.fork_rng():
+        assert sent.on("cpu").training is False
+    other = dataclasses.replace(sent, outputs=tuple(value + 1 for value in sent.outputs))
+    assert other.on("cpu") is sent.network  # as on a device with other random numbers

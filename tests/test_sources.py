@@ -16,6 +16,7 @@ from raybust.methods.beckman import Beckman
 from raybust.methods.geodesic import Geodesic
 from raybust.methods.lp_noise import LpNoise
 from raybust.numerics.transport import penultimate
+from raybust.train import initial
 from raybust.train.fit import fit
 from raybust.train.initial import embedding
 from raybust.train.loop import Trainer
@@ -115,3 +116,16 @@ def test_a_network_without_a_linear_layer_has_no_features():
     method = Geodesic(space="feature_cost")
     with pytest.raises(RequestError, match=r"no nn\.Linear; set method\.embedding"):
         method.setup(Convolutional(), torch.rand(4, 1, 4, 4), torch.zeros(4, dtype=torch.int64))
+
+
+def test_the_digest_of_inputs_follows_the_weights_that_a_run_starts_from(tmp_path):
+    """A run that is resumed, or a worker that starts later, must start from the same weights."""
+    dataset = data.load(make().data)
+    assert initial.inputs_digest(make("method.name=standard"), dataset) == dataset.digest
+    file = tmp_path / "weights.safetensors"
+    file.write_bytes(b"first")
+    config = make("method.name=beckman", f"method.init={file}")
+    first = initial.inputs_digest(config, dataset)
+    assert first.startswith(f"{dataset.digest}+")
+    file.write_bytes(b"second")
+    assert initial.inputs_digest(config, dataset) != first

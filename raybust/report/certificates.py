@@ -21,6 +21,24 @@ def read_logs(paths: Sequence[str | Path], labels: Sequence[str] | None = None) 
     return [read_log(path, name) for path, name in zip(paths, names, strict=True)]
 
 
+def other_images(logs: Sequence[Log]) -> list[str]:
+    """Returns a warning for each log whose images or labels are not those of the first one that
+    names its own, though both would have the same ones by their headers or names of data sets."""
+    known = [(log.name, log.protocol) for log in logs if log.protocol and log.protocol.data]
+    found = []
+    for name, other in known[1:]:
+        earlier, first = known[0]
+        chosen = [(p.split, p.skip, p.examples) for p in (first, other)]
+        if first.dataset != other.dataset:
+            what = f"the data set {other.dataset}, not {first.dataset}"
+        elif chosen[0] == chosen[1] and (first.data, first.labels) != (other.data, other.labels):
+            what = "other images or labels"
+        else:
+            continue
+        found.append(f"{name}: is of {what}, compared with {earlier}")
+    return found
+
+
 def draw_curve(
     paths: Sequence[str | Path], picture: str | Path, labels: Sequence[str] | None = None
 ) -> Path:
@@ -44,6 +62,7 @@ def table(
     """
     logs = read_logs(paths, labels)
     lines = [f"{log.name}: {warning}" for log in logs for warning in log.warnings]
+    lines += other_images(logs)
     if latex:
         return latex_table(logs, radii) + "".join(f"% {line}\n" for line in lines)
     return markdown_table(logs, radii) + "".join(f"\n> {line}\n" for line in lines)

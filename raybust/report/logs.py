@@ -207,12 +207,23 @@ def _rows(
 
 def _changed(line: str, protocol: Protocol | None) -> str | None:
     """Returns how one of our rows contradicts itself or the header, or None."""
-    if protocol is None or line.rstrip("\n").count("\t") + 1 != len(COLUMNS):
+    if protocol is None:
         return None
+    if line.rstrip("\n").count("\t") + 1 != len(COLUMNS):
+        return _too_large(float(line.split("\t")[3]), protocol)
     try:
         return Row.parse(line).fault(protocol)
     except (ValueError, IndexError) as error:
         return str(error)
+
+
+def _too_large(radius: float, protocol: Protocol) -> str | None:
+    """Returns what is wrong with a radius of Cohen's columns that exceeds the one of n equal votes,
+    or None."""
+    largest = protocol.smoothing.radius(protocol.alpha ** (1 / protocol.n))
+    if radius <= largest * (1 + 1e-5):
+        return None
+    return f"radius: got {radius:g}, expected <= {largest:g}, by n and alpha of the header"
 
 
 def _impossible(row: dict[str, str]) -> str | None:

@@ -106,3 +106,34 @@ def test_nothing_to_draw(tmp_path):
     (tmp_path / "empty.tsv").write_text("")
     with pytest.raises(RequestError, match="no log has rows"):
         draw_curve([tmp_path / "empty.tsv"], tmp_path / "curve.png")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"data": "b"}, "other images or labels"),
+        ({"labels": "b"}, "other images or labels"),
+        ({"dataset": "mnist"}, "the data set mnist, not digits"),
+        ({"skip": 1, "data": "b"}, None),  # other examples of the same images
+        ({}, None),
+    ],
+)
+def test_logs_of_other_images_are_not_compared_silently(tmp_path, changes, said):
+    base = {"data": "a", "labels": "a", "dataset": "digits"}
+    logs = [ours(tmp_path / "one.tsv", **base), ours(tmp_path / "two.tsv", **(base | changes))]
+    text = table(logs, radii=(0.0,))
+    assert ("compared with" in text) == (said is not None)
+    assert said is None or said in text
+
+
+def test_a_radius_beyond_n_is_refused_in_cohens_columns_too(tmp_path):
+    """Under our header every row can be checked against n and alpha."""
+    path = ours(tmp_path / "log.tsv")
+    header = path.read_text().splitlines()[0]
+    for radius, fine in ((0.9, True), (1.2, False)):
+        path.write_text(f"{header}\n{THEIRS}80\t1\t1\t{radius}\t1\t3\n")
+        if fine:
+            read_log(path)
+        else:
+            with pytest.raises(RequestError, match=r"radius: got 1\.2, expected <= 1\.1"):
+                read_log(path)

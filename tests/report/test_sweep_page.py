@@ -349,3 +349,15 @@ def test_a_long_space_is_folded_away(tmp_path):
     hidden = page[page.index("The 40 searched keys") :]
     assert all(key in hidden[: hidden.index("</details>")] for key in keys)
     assert "searched keys</summary>" not in html(board(tmp_path, [entry(0)]), [])
+
+
+@pytest.mark.parametrize(("radius", "said"), [(0.25, ""), (0.5, "now give ACR 0.5000, not 0.2500")])
+def test_certificates_that_changed_since_the_sweep_are_named(tmp_path, radius, said):
+    log = tmp_path / "log.tsv"
+    log.write_text(f"idx\tlabel\tpredict\tradius\tcorrect\ttime\n0\t1\t1\t{radius}\t1\t3\n")
+    record = dataclasses.replace(entry(0, final=True), log=log, certified={"certified/acr": 0.25})
+    made = board(tmp_path, (record,))
+    assert said in leaderboard.markdown(made)
+    assert len(leaderboard.stale(made)) == bool(said)
+    log.unlink()
+    assert "are gone, not 0.2500" in leaderboard.stale(made)[0]
