@@ -70,7 +70,8 @@ def embedded(ray: Any, **options: Any) -> Iterator[None]:
 
 @contextmanager
 def _environment() -> Iterator[None]:
-    """Gives the processes of a Ray started inside the context its address and a secret token.
+    """Gives the processes of a Ray started inside the context its address and a secret token, the
+    user's own if one is in the environment.
 
     Without the address, the State API in those processes expects exactly one Ray on the machine and
     fails if there are several: a multi-worker trial that is stopped would keep its CPUs.
@@ -81,7 +82,7 @@ def _environment() -> Iterator[None]:
     own = {
         "RAY_GCS_SERVER_PORT": port,
         "RAY_ADDRESS": f"{LOOPBACK}:{port}",
-        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_AUTH_TOKEN": os.environ.get("RAY_AUTH_TOKEN") or secrets.token_hex(32),
     }
     keys = (*own, "RAY_AUTH_MODE")  # Ray sets the mode
     before = {key: os.environ.get(key) for key in keys}

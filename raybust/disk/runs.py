@@ -143,12 +143,12 @@ def _difference(folder: Path, kind: str, plain: dict[str, Any], data: str) -> st
         return f"is a {found.kind}, not a {kind}; choose another --name"
     if found.data and data and found.data != data:
         images, _, _ = found.data.partition("+")
-        what = "the images, labels or split of its dataset"
+        what = "the images, labels or split of its dataset have changed since it started"
         if images == data.partition("+")[0]:
-            what = "the weights that it starts from (method.init, method.embedding)"
+            what = "the weights of method.init or method.embedding have changed since it started"
         return (
-            f"{what} have changed since it started (digest {found.data} -> {data}); choose another"
-            " --name, or --no-resume to start over (the old run is kept)"
+            f"{what} (digest {found.data} -> {data}); choose another --name, or --no-resume to"
+            " start over (the old run is kept)"
         )
     differing = {
         text.partition(":")[0]: text for text in configuration.difference(found.config, plain)

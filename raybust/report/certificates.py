@@ -1,4 +1,7 @@
-"""A figure and a table of certification logs, given by path."""
+"""A figure and a table of certification logs, given by path.
+
+Below the table: what reading the logs has corrected, and which of them are of other images.
+"""
 
 from __future__ import annotations
 

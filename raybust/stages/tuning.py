@@ -71,14 +71,13 @@ def tune(
     """
     _, space = check_sweep(leaves, block, address=address)
     dataset = data.load(config.data)
-    images = dataset.shape, len(dataset.classes)
+    inputs, images = initial.inputs_digest(config, dataset), (dataset.shape, len(dataset.classes))
     check_finalists(config, *images, device=device_before(config, address))
     initial.initialize(assemble(config, dataset), config, dataset)
     out = runs.out_folder(config)
     plain = configuration.to_dict(config) | {SEARCH: block}
     folder = out / (config.name or f"sweep-{runs.fixed_digits(plain)}")
     check_storage(config)
-    inputs = initial.inputs_digest(config, dataset)
     if resume:
         runs.check_same(folder, "sweep", plain, inputs)
         _check_networks(folder, dataset)

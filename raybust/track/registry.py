@@ -17,8 +17,14 @@ if TYPE_CHECKING:
 DIGEST = "raybust.digest"
 BEST = "best"
 """Alias of the best registered version: `models:/NAME@best`."""
-METRIC, MODE, BOUNDS, VALUE = (f"raybust.{name}" for name in ("metric", "mode", "bounds", "value"))
-"""Tags by which versions are compared."""
+METRIC = "raybust.metric"
+"""Tag of a version: the metric that its sweep ranked by."""
+MODE = "raybust.mode"
+"""Tag: `max` or `min`."""
+BOUNDS = "raybust.bounds"
+"""Tag: the sweep's constraints."""
+VALUE = "raybust.value"
+"""Tag: the metric's value; versions of one metric, mode and constraints are compared by it."""
 
 
 def register_version(client: MlflowClient, run_id: str, entry: Mapping[str, Any]) -> None:

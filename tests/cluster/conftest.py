@@ -1,6 +1,8 @@
 """One embedded Ray, one MLflow schema and one trained run for all tests of this folder."""
 
 import logging
+import os
+import secrets
 import shutil
 
 import kit
@@ -9,6 +11,9 @@ import pytest
 import raybust.cluster  # noqa: F401  sets Ray's options before Ray is imported
 from raybust.cluster.embedded import embedded
 from raybust.track.client import open_client
+
+# Commands in other processes reach the tests' Ray with its token.
+os.environ |= {"RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_AUTH_MODE": "token"}
 
 
 @pytest.fixture(scope="session")

@@ -150,15 +150,14 @@ def test_an_interrupted_run_resumes_to_the_same_file(run, reference, monkeypatch
 
 
 @pytest.mark.slow
-def test_a_driver_that_is_killed_twice_ends_with_the_same_file(trained, run, cluster, tmp_path):
+def test_a_driver_that_is_killed_twice_ends_with_the_same_file(trained, run, tmp_path):
     """Kills `raybust certify`, in its own process, as soon as it has written new rows."""
     settings = ("certify.examples=120", "certify.n=3000")
     shutil.copytree(trained[1], tmp_path / "one")
     whole = certify(load(tmp_path / "one", *settings))
     path = run / "certified" / whole.log.name
-    address = cluster.get_runtime_context().gcs_address
     command = [sys.executable, "-m", "raybust", "certify", str(run), *settings]
-    command += [f"out={run.parent}", "--address", address]
+    command += [f"out={run.parent}"]
 
     def killed(seen):
         driver = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
