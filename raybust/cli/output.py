@@ -58,6 +58,9 @@ def certify_command(name: str, config: Any, address: str | None) -> str:
     from raybust.cluster.jobs import ADDRESS
 
     words = ["raybust", "certify", name, *_out_option(config)]
+    library, colon, _ = config.model.name.partition(":")
+    if colon and library not in ("timm", "torchvision"):  # code is imported only if it is named
+        words.append(f"model.name={config.model.name}")
     if address is not None:  # in a job, `address` is the cluster's internal one
         words += ["--address", os.environ.get(ADDRESS, address)]
     return shlex.join(words)

@@ -1,6 +1,7 @@
 """A figure and a table of certification logs, given by path.
 
-Below the table: what reading the logs has corrected, and which of them are of other images.
+Below the table stand the corrections made on reading, and a warning for each log whose images or
+labels are not those of the first.
 """
 
 from __future__ import annotations
