@@ -252,3 +252,20 @@ def test_a_file_system_without_locks_is_one_warning(tmp_path, monkeypatch, capsy
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1
     assert "file system has no locks" in said[0]
+
+
+@pytest.mark.parametrize("kind", ["train", "sweep"])
+def test_a_copy_is_not_trained_further(tmp_path, kind):
+    """It would write into the MLflow run of the original, as long as that is in place."""
+    original, copy = tmp_path / "one", tmp_path / "two"
+    found = runs.identify(original, kind, PLAIN)
+    start = {"e": "start", "t": 0, "run": found.uid, "tags": {"raybust.folder": str(original)}}
+    (original / runs.JOURNAL).write_text(json.dumps(start) + "\n")
+    trial = original / (runs.TRIALS + "/0000" if kind == "sweep" else ".")
+    (trial / "epoch-000001").mkdir(parents=True)
+    shutil.copytree(original, copy)
+    runs.check_same(original, kind, PLAIN)
+    with pytest.raises(RequestError, match="two: is a copy of .*one, into whose MLflow run"):
+        runs.check_same(copy, kind, PLAIN)
+    shutil.rmtree(original)
+    runs.check_same(copy, kind, PLAIN)

@@ -98,7 +98,7 @@ def test_ray_that_does_not_start_is_one_line(monkeypatch):
         raise AssertionError("it started")
 
 
-@pytest.mark.slow
+@pytest.mark.drills
 @pytest.mark.parametrize("server", ["raylet", "gcs_server"])
 def test_a_server_that_dies_ends_a_sweep_in_one_line(new_out, server):
     """Within seconds, with nothing left behind; the same command resumes."""
