@@ -265,7 +265,7 @@ def test_a_copy_is_not_trained_further(tmp_path, kind):
     (trial / "epoch-000001").mkdir(parents=True)
     shutil.copytree(original, copy)
     runs.check_same(original, kind, PLAIN)
-    with pytest.raises(RequestError, match="two: is a copy of .*one, into whose MLflow run"):
+    with pytest.raises(RequestError, match=r"two: is a copy of .*one, into whose MLflow run"):
         runs.check_same(copy, kind, PLAIN)
     shutil.rmtree(original)
     runs.check_same(copy, kind, PLAIN)
