@@ -37,8 +37,8 @@ def of_tasks(gpus: float) -> str:
 
 
 def float32(kind: str) -> Precision:
-    """Returns how tasks compute float32 by default on a type of device: `tf32` on GPUs, where
-    full float32 has a sixth of the speed, `float32` elsewhere."""
+    """Returns how tasks compute float32 by default on a type of device: `tf32` on GPUs, whose
+    tensor cores have no full float32, `float32` elsewhere (our choice)."""
     return "tf32" if kind == GPU else "float32"
 
 

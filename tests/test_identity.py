@@ -265,4 +265,7 @@ def test_a_random_network_may_be_sent():
     with torch.random.fork_rng():
         assert sent.on("cpu").training is False
     other = dataclasses.replace(sent, outputs=tuple(value + 1 for value in sent.outputs))
-    assert other.on("cpu") is sent.network  # as on a device with other random numbers
+    with pytest.raises(WorkError, match="another function"):
+        other.on("cpu")
+    abroad = dataclasses.replace(other, device="cuda")  # where it drew other random numbers
+    assert abroad.on("cpu") is sent.network

@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from few import few_digits
 from torch import nn
 
 from raybust import config as configuration
 from raybust import data, methods
-from raybust.data import Batches, Dataset, Split
+from raybust.data import Batches, Split
 from raybust.disk import checkpoint
 from raybust.train.fit import fit
 from raybust.train.loop import Trainer
@@ -56,16 +57,7 @@ def digits():
 
 @pytest.fixture(scope="module")
 def few():
-    """Forty digits to train on, ten to validate; every crop and flip allowed."""
-    whole = data.load(make().data)
-
-    def part(start, count):
-        return whole.train.select(torch.arange(start, start + count))
-
-    return Dataset(
-        "few", whole.classes, whole.shape, whole.mean, whole.std, "crop_flip",
-        part(0, 40), part(40, 10), part(50, 10),
-    )  # fmt: skip
+    return few_digits()
 
 
 def parameters(network):

@@ -30,7 +30,7 @@ FORMAT = 1
 
 _VALUES, _MOST = 3_000_000, 10_000
 """Default noisy images per forward pass on a GPU: of so many values together, but no more images
-(our choice: 900 images of CIFAR-10, which fill an H200 with a ResNet-20)."""
+(our choice, not measured: 900 of CIFAR-10)."""
 
 
 @dataclass(frozen=True, kw_only=True)

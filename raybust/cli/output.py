@@ -55,11 +55,11 @@ def print_trained(folder: Any, config: Any, address: str | None, as_json: bool) 
 
 def certify_command(name: str, config: Any, address: str | None) -> str:
     """Returns the command that certifies a run, with this command's folder and address."""
+    from raybust import models
     from raybust.cluster.jobs import ADDRESS
 
     words = ["raybust", "certify", name, *_out_option(config)]
-    library, colon, _ = config.model.name.partition(":")
-    if colon and library not in ("timm", "torchvision"):  # code is imported only if it is named
+    if models.must_be_named(config.model.name):
         words.append(f"model.name={config.model.name}")
     if address is not None:  # in a job, `address` is the cluster's internal one
         words += ["--address", os.environ.get(ADDRESS, address)]

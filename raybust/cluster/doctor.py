@@ -145,10 +145,10 @@ def _room(config: Config, ray: Any) -> str:
     """Returns how many runs of the configured size fit at a time."""
     cluster = config.cluster
     try:
-        fit = slots(config, nodes_of(ray))
+        nodes = nodes_of(ray)
+        fit, gpus = slots(config, nodes), nodes.gpus(config)
     except RequestError:
         return ""
-    gpus = nodes_of(ray).gpus(config)
     each = f"{cluster.workers} x {cluster.cpus_per_worker:g} CPUs"
     return f"; {fit} runs at a time ({each}{f' and {gpus:g} GPUs' if gpus else ''} each)"
 

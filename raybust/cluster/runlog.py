@@ -60,7 +60,7 @@ class Job:
         Raises:
             WorkError: images, labels or initial weights have changed since.
         """
-        if self.inputs and initial.inputs_digest(config, dataset) != self.inputs:
+        if self.inputs and initial.inputs_digest(config, dataset.digest) != self.inputs:
             raise WorkError(
                 "the images, the labels or the weights that it starts from have changed since the"
                 " command began"

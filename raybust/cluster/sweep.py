@@ -32,6 +32,7 @@ from raybust.search.database import UNUSABLE
 from raybust.search.records import FINISHED, TrialRecord
 from raybust.search.space import Point, at
 from raybust.search.study import Study
+from raybust.train import initial
 
 DRIVER_CPUS = 0.01
 STATE = ".ray"
@@ -201,10 +202,11 @@ class StudySearch(Searcher):
     def _trial_job(self, number: int, plain: dict[str, Any]) -> Job:
         """Returns the job of a trial; creates its folder and identity if they are missing."""
         folder = self._plan.folder / runs.TRIALS / f"{number:04d}"
-        identity = runs.identify(folder, "trial", plain)
-        # A space may search over sources of weights, whose digest is not the sweep's.
-        own = self._plan.job
-        same = all(plain.get(key) == own.config.get(key) for key in ("data", "method"))
+        inputs, own = "", self._plan.job
+        if own.inputs and plain["data"] == own.config["data"]:
+            config = configuration.from_dict(plain, methods.get)
+            inputs = initial.inputs_digest(config, own.inputs.partition("+")[0])
+        identity = runs.identify(folder, "trial", plain, data=inputs)
         return Job(
             plain,
             str(folder),
@@ -212,7 +214,7 @@ class StudySearch(Searcher):
             name=f"{self._plan.job.name}/{number}",
             parent=self._plan.job.uid,
             tags=(("raybust.trial", str(number)), ("raybust.sweep", self._plan.job.name)),
-            inputs=own.inputs if same else "",
+            inputs=inputs,
         )
 
     def _notify(self, number: int) -> None:

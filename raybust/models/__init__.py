@@ -22,7 +22,7 @@ from raybust.config.schema import Model
 from raybust.errors import RequestError, unknown
 from raybust.models import cifar, external
 from raybust.models.adapt import adapt
-from raybust.models.external import LIBRARIES, check_installed, names_of
+from raybust.models.external import LIBRARIES, check_installed, must_be_named, names_of
 from raybust.models.fronted import Fronted
 from raybust.models.normalize import Normalize, Normalized
 from raybust.models.weights import load_weights
@@ -40,6 +40,7 @@ __all__ = [
     "complete",
     "describe",
     "load_weights",
+    "must_be_named",
     "names",
     "names_of",
     "notes_of",

@@ -97,14 +97,19 @@ def check_installed(name: str, source: str) -> None:
     Raises:
         RequestError: "module:callable" of the standard library or of the working directory.
     """
-    library, colon, _ = name.partition(":")
-    package = library.partition(".")[0]
-    if not colon or library in ("torchvision", "timm") or _is_installed(package):
+    if not must_be_named(name):
         return
     raise RequestError(
         f"{source}: its network is '{name}', which is no installed package; a file does not choose"
         f" what code runs: add model.name={name} to the command if you trust that module"
     )
+
+
+def must_be_named(name: str) -> bool:
+    """Returns whether a network is code that only the command line may choose: "module:callable",
+    unless the module is of an installed package."""
+    library, colon, _ = name.partition(":")
+    return bool(colon) and library not in LIBRARIES and not _is_installed(library.partition(".")[0])
 
 
 def _is_installed(package: str) -> bool:

@@ -13,13 +13,11 @@ from pathlib import Path
 from raybust.disk.files import replace_text
 from raybust.report.certificates import draw_curve
 from raybust.report.columns import columns_of
-from raybust.report.figures import acr
 from raybust.report.logs import read_log
 from raybust.report.naming import markdown as escape
 from raybust.search.leaderboard import NAME, Leaderboard
 
 PAGE = "report.html"
-CERTIFIED = "certified"
 
 
 def markdown(board: Leaderboard) -> str:
@@ -50,16 +48,20 @@ def stale(board: Leaderboard) -> list[str]:
     them, or whose file of them was changed by hand."""
     found = []
     for entry in board.entries:
-        recorded = (entry.certified or {}).get(f"{CERTIFIED}/acr")
+        recorded = (entry.certified or {}).get("certified/acr")
         if entry.log is None or recorded is None:
             continue
-        log = read_log(entry.log) if entry.log.exists() else None
-        if log is None or not math.isclose(recorded, acr(log).value, rel_tol=1e-6, abs_tol=1e-9):
-            now = "are gone" if log is None else f"now give ACR {acr(log).value:.4f}"
-            found.append(
-                f"Trial {entry.number}: its certificates {now}, not {recorded:.4f} as when the"
-                " sweep measured it; rerun `raybust tune` to measure it again."
-            )
+        now = "are gone"
+        if entry.log.exists():
+            log = read_log(entry.log)
+            value = float((log.radius * log.correct).mean())
+            if math.isclose(recorded, value, rel_tol=1e-6, abs_tol=1e-9):
+                continue
+            now = f"now give ACR {value:.4f}"
+        found.append(
+            f"Trial {entry.number}: its certificates {now}, not {recorded:.4f} as when the"
+            " sweep measured it; rerun `raybust tune` to measure it again."
+        )
     return found
 
 

@@ -75,6 +75,8 @@ def evaluate(trained: Trained, options: Options) -> Measurement:
             for entry in at.run(_do, calls) if todo else ():
                 log.append(entry)
                 bar.update(cells)
+        chosen = range(min(len(part), section.examples or len(part)))
+        at.check_images(part, chosen, protocol["data"], path)
         return _publish(at, log)
 
 

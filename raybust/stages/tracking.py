@@ -29,7 +29,7 @@ def open_store(config: Config, out: Path, echo: Echo) -> str:
     if warning:
         echo(f"warning: {warning}")
     elif missing := track.lost(out, uri):
-        echo(f"the MLflow store is another one than before: sending it {len(missing)} journals")
+        echo(f"this MLflow store lacks runs that were sent to another one: sending {len(missing)}")
         deadline = time.monotonic() + _RESTORE_S
         for path in missing:
             track.sync(path, uri, out, deadline_s=max(deadline - time.monotonic(), 0))

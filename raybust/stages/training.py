@@ -58,7 +58,7 @@ def train(config: Config, *, address: str | None, resume: bool, verbose: bool, e
     initial.embedding(config, dataset, "cpu")
     _check_batch_size(config, dataset.train.labels)
     check_places(config)
-    inputs = initial.inputs_digest(config, dataset)
+    inputs = initial.inputs_digest(config, dataset.digest)
     if resume:
         runs.check_same(folder, "train", plain, inputs)
     if newest is not None:

@@ -15,7 +15,7 @@ from typing import Any
 from optuna.trial import FrozenTrial
 
 from raybust import config as configuration
-from raybust import data, devices, methods, track
+from raybust import data, devices, methods, models, track
 from raybust.cluster import sweep
 from raybust.cluster.runlog import Job, params_of
 from raybust.cluster.session import nodes_of, session, slots
@@ -71,16 +71,16 @@ def tune(
     """
     _, space = check_sweep(leaves, block, address=address)
     dataset = data.load(config.data)
-    inputs, images = initial.inputs_digest(config, dataset), (dataset.shape, len(dataset.classes))
+    images = dataset.shape, len(dataset.classes)
     check_finalists(config, *images, device=device_before(config, address))
     initial.initialize(assemble(config, dataset), config, dataset)
     out = runs.out_folder(config)
     plain = configuration.to_dict(config) | {SEARCH: block}
     folder = out / (config.name or f"sweep-{runs.fixed_digits(plain)}")
+    inputs = initial.inputs_digest(config, dataset.digest)
     check_storage(config)
     if resume:
-        runs.check_same(folder, "sweep", plain, inputs)
-        _check_networks(folder, dataset)
+        _check_earlier(folder, plain, inputs, dataset)
     earlier = _warm_start_trials(config, space, out)
     load_ahead()
     with session(address, verbose=verbose, dashboard=config.cluster.workers > 1) as ray:
@@ -105,19 +105,22 @@ def tune(
     return board
 
 
-def _check_networks(folder: Path, dataset: data.Dataset) -> None:
-    """Refuses to resume a sweep whose networks no longer compute the same function: checks the
-    newest checkpoint of one earlier trial of each network."""
-    seen = set()
+def _check_earlier(folder: Path, plain: dict[str, Any], inputs: str, dataset: data.Dataset) -> None:
+    """Refuses to resume another sweep, or one whose networks no longer compute the same function:
+    checks the newest checkpoint of one earlier trial of each network."""
+    runs.check_same(folder, "sweep", plain, inputs)
+    seen, asked = set(), json.dumps(plain)
     for trial in sorted((folder / runs.TRIALS).glob("*"), reverse=True):
         if (newest := checkpoint.newest(trial)) is None:
             continue
-        plain = checkpoint.read_manifest(newest)["config"]
-        network = json.dumps([plain["model"], plain["method"]["name"]], sort_keys=True)
+        earlier = checkpoint.read_manifest(newest)["config"]
+        network = json.dumps([earlier["model"], earlier["method"]["name"]], sort_keys=True)
         if network not in seen:
             seen.add(network)
-            config = configuration.from_dict(plain, methods.get)
             name = f"trial {int(trial.name)} of {folder.name}"
+            if json.dumps(earlier["model"]["name"]) not in asked:
+                models.check_installed(earlier["model"]["name"], name)
+            config = configuration.from_dict(earlier, methods.get)
             check_function(assemble(config, dataset), newest, name)
 
 

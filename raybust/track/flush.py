@@ -11,11 +11,11 @@ import dataclasses
 import random
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 
-from raybust.track.ack import load_ack
+from raybust.track.ack import Ack, load_ack
 from raybust.track.client import open_client, store_identity
 from raybust.track.delivery import BusyError, Delivery, UndeliveredError
 from raybust.track.journal import SUFFIX, Journal
@@ -114,21 +114,9 @@ class SyncResult:
     left: tuple[tuple[Path, str], ...] = ()
 
 
-def unsent(root: str | Path, store: str | None = None) -> list[Path]:
-    """Returns the journals under a folder with unsent entries or files.
-
-    Args:
-        root: the folder.
-        store: identity of the store; journals that were sent to another one are unsent. None
-            takes every acknowledgment as it is.
-    """
-    found = []
-    for path in sorted(Path(root).rglob(f"*{SUFFIX}")):
-        size = path.stat().st_size
-        ack = load_ack(path)
-        if size and (ack is None or not ack.done(size) or store not in (None, ack.identity)):
-            found.append(path)
-    return found
+def unsent(root: str | Path) -> list[Path]:
+    """Returns the journals under a folder with unsent entries or files."""
+    return [path for path, ack in _journals(root) if not _is_sent(path, ack)]
 
 
 def lost(root: str | Path, uri: str) -> list[Path]:
@@ -137,11 +125,27 @@ def lost(root: str | Path, uri: str) -> list[Path]:
 
     Args:
         root: the folder.
-        uri: the store, which answers.
+        uri: the store; one that does not answer lacks nothing.
     """
-    identity = store_identity(open_client(uri)) or None
-    known = set(unsent(root))
-    return [path for path in unsent(root, identity) if path not in known]
+    try:
+        identity = store_identity(open_client(uri))
+    except Exception:  # sending reports it
+        return []
+    return [
+        path
+        for path, ack in _journals(root)
+        if ack is not None and identity and ack.identity != identity and _is_sent(path, ack)
+    ]
+
+
+def _journals(root: str | Path) -> Iterator[tuple[Path, Ack | None]]:
+    for path in sorted(Path(root).rglob(f"*{SUFFIX}")):
+        if path.stat().st_size:
+            yield path, load_ack(path)
+
+
+def _is_sent(path: Path, ack: Ack | None) -> bool:
+    return ack is not None and ack.done(path.stat().st_size)
 
 
 def sync(

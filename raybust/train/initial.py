@@ -41,9 +41,14 @@ def check(config: Config) -> None:
             _find(source, key, config)
 
 
-def inputs_digest(config: Config, dataset: Dataset) -> str:
+def inputs_digest(config: Config, data: str) -> str:
     """Returns the digest of what a run learns from: the dataset's, and after a "+" that of the
-    weights named by the method, if there are any."""
+    weights named by the method, if there are any.
+
+    Args:
+        config: names the weights.
+        data: digest of the dataset.
+    """
     sources = (("method.init", config.method.initial()),
                ("method.embedding", config.method.embedded_by()))  # fmt: skip
     found = []
@@ -52,7 +57,7 @@ def inputs_digest(config: Config, dataset: Dataset) -> str:
             path = _find(source, key, config)
             with (path / checkpoint.WEIGHTS if path.is_dir() else path).open("rb") as file:
                 found.append(hashlib.file_digest(file, "sha256").hexdigest()[:16])
-    return "+".join([dataset.digest, *found])
+    return "+".join([data, *found])
 
 
 def initialize(network: nn.Module, config: Config, dataset: Dataset) -> None:

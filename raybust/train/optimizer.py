@@ -23,8 +23,8 @@ def schedule(train: Train, progress: float) -> float:
 
     `cosine`: (1 + cos(pi t)) / 2. `step`: gamma per milestone passed. `one_cycle`: from 1/25 up to
     1 over 30 % of the run, then down to 0, both as half cosines (Smith, 2018, with PyTorch's
-    defaults). A warm-up multiplies by a linear rise from 0.01
-    (our choice), so that the first step is not lost.
+    defaults). A warm-up multiplies by a linear rise from 0.01 (our choice), so that the first step
+    is not lost.
 
     Args:
         train: names the schedule and its constants.

@@ -23,6 +23,7 @@ from raybust.disk.lock import locked
 from raybust.disk.runs import JOURNAL
 from raybust.errors import RequestError
 from raybust.stages import tuning
+from raybust.stages.measurement import Bench
 from raybust.train.fit import fit
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("cluster")]
@@ -173,19 +174,24 @@ def folders(home, value=0):
                 Image.fromarray(pixels).save(folder / f"{number}.bmp")
 
 
-@pytest.mark.parametrize(("stage", "folder", "ending", "more"), STAGES)
-def test_files_replaced_under_their_names_and_sizes_are_told(
-    cli, home, out, stage, folder, ending, more
-):
+def of_pictures(home, out, stage, *more):
+    """The command that runs a stage on a folder of pictures."""
     folders(out)
     (out / f"{home}.py").write_text(NET.replace("64", "192"))
     import_anew(home)
     torch.manual_seed(0)
     net = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
     torch.save(net.state_dict(), out / "wide.pth")
-    command = (stage, "wide.pth", f"model.name={home}:Net", "data.name=image_folder",
-               f"data.path={out / 'pictures'}", "data.image_size=8", "--out", out, *FAST, *more,
-               "corruptions.examples=8")  # fmt: skip
+    return (stage, "wide.pth", f"model.name={home}:Net", "data.name=image_folder",
+            f"data.path={out / 'pictures'}", "data.image_size=8", "--out", out, *FAST, *more,
+            "corruptions.examples=8")  # fmt: skip
+
+
+@pytest.mark.parametrize(("stage", "folder", "ending", "more"), STAGES)
+def test_files_replaced_under_their_names_and_sizes_are_told(
+    cli, home, out, stage, folder, ending, more
+):
+    command = of_pictures(home, out, stage, *more)
     assert cli(*command).code == 0
     again = cli(*command)
     assert (again.code, "resuming" in again.err) == (0, True)
@@ -193,6 +199,25 @@ def test_files_replaced_under_their_names_and_sizes_are_told(
     found = cli(*command)
     assert found.code == 2
     assert "other images" in found.err
+
+
+@pytest.mark.parametrize(("stage", "folder", "ending", "more"), STAGES)
+def test_files_replaced_while_a_command_runs_are_told(
+    cli, home, out, monkeypatch, stage, folder, ending, more
+):
+    """Images are read as the work proceeds, so nothing proves which ones were used."""
+    command, run = of_pictures(home, out, stage, *more), Bench.run
+
+    def replacing(self, *arguments, **keywords):
+        for found in run(self, *arguments, **keywords):
+            folders(out, value=20)
+            yield found
+
+    monkeypatch.setattr(Bench, "run", replacing)
+    done = cli(*command)
+    assert (done.code, "the images changed while the command ran" in done.err) == (2, True)
+    (aside,) = out.glob(f"_weights/wide-*/{folder}/*{ending}")
+    assert aside.stem.rpartition(".")[2].isdigit(), "results that are not reported have a number"
 
 
 def published(folder, value=0):

@@ -343,6 +343,18 @@ def result(epoch, value=0.5, **more):
     return {"epoch": epoch, "certified_fast/acr": value, "train/loss": 1.0, **more}
 
 
+def test_every_trial_knows_what_it_learns_from(searcher):
+    """Its own settings of the method do not matter; a worker compares its data with this."""
+    search, _, _ = searcher
+    plan, plain = search._plan, configuration.to_dict(search._plan.config)
+    plain["method"]["sigma"] = 0.9
+    search._plan = replace(plan, job=replace(plan.job, config=plain, inputs="data+init"))
+    job = search.suggest("a")["job"]
+    assert job["config"]["method"] != plain["method"]
+    assert job["inputs"] == "data"
+    assert runs.read_identity(Path(job["folder"])).data == "data"
+
+
 def test_a_trial_that_fails_after_an_epoch_is_failed_not_pruned(searcher):
     search, study, told = searcher
     assert search.suggest("a")["job"]["name"] == "s/0"

@@ -6,10 +6,10 @@ import typing
 import pretend
 import pytest
 import torch
+from few import few_digits
 
 from raybust import config as configuration
-from raybust import data, methods
-from raybust.data import Dataset
+from raybust import methods
 from raybust.disk import checkpoint
 from raybust.errors import RequestError
 from raybust.numerics.transport import pairs
@@ -50,15 +50,7 @@ def _one_thread():
 
 @pytest.fixture(scope="module")
 def few():
-    whole = data.load(make("method.name=standard").data)
-
-    def part(start, count):
-        return whole.train.select(torch.arange(start, start + count))
-
-    return Dataset(
-        "few", whole.classes, whole.shape, whole.mean, whole.std, "crop_flip",
-        part(0, 40), part(40, 10), part(50, 10),
-    )  # fmt: skip
+    return few_digits()
 
 
 def choices(method):
