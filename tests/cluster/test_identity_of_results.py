@@ -460,13 +460,16 @@ def test_a_sweep_does_not_resume_with_another_function(home, out):
                 "train.epochs=1", "train.batch_size=16", "certified_fast.every=0")  # fmt: skip
     import_anew(home)
     config = compose(leaves_of_arguments(settings), methods.get)
+    dataset = data.load(config.data)
+    sweep = out / "own", to_dict(config), dataset.digest
+    runs.identify(sweep[0], "sweep", sweep[1], data=sweep[2])
     for trial in ("0000", "0001"):
-        train_here(config, out / "own" / runs.TRIALS / trial, 1)
-    tuning._check_networks(out / "own", data.load(config.data))
+        train_here(config, sweep[0] / runs.TRIALS / trial, 1)
+    tuning._check_earlier(*sweep, dataset)
     rewrite(home, SHIFTED)
     import_anew(home)
     with pytest.raises(RequestError, match="trial 1 of own: its network no longer computes"):
-        tuning._check_networks(out / "own", data.load(config.data))
+        tuning._check_earlier(*sweep, dataset)
 
 
 def test_data_of_another_shape_or_number_of_classes_are_one_line(run, out, cli):
