@@ -12,13 +12,16 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from raybust import devices
 from raybust.errors import WorkError
+
+if TYPE_CHECKING:
+    from raybust.data import Part
 
 PROBES = 4
 """Number of data images, and of noise images, on which a network is recorded (our choice)."""
@@ -73,6 +76,28 @@ def _size_and_direction(rows: Tensor, draw: torch.Generator) -> tuple[Tensor, Te
     return torch.where(size > 0, size.log(), 0.0).flatten(), _project(direction, draw)
 
 
+def record(
+    networks: Sequence[nn.Module], part: Part, chosen: Sequence[int], *, gradients: bool = False
+) -> dict[str, Any]:
+    """Returns the fields of a header that identify what made its rows: `data`, `labels`, `weights`
+    and `outputs`.
+
+    Args:
+        networks: the network, then those of its parts whose outputs also count.
+        part: of the data.
+        chosen: positions of the examples of the rows.
+        gradients: see `outputs_of`.
+    """
+    images = part.fetch(chosen[:PROBES])[0]
+    outputs = [outputs_of(one, images, gradients=gradients) for one in networks]
+    return {
+        "data": part.content(chosen),
+        "labels": part.labeling(chosen),
+        "weights": weights_digest(networks[0]),
+        "outputs": tuple(value for one in outputs for value in one),
+    }
+
+
 def fixed_images(shape: Sequence[int]) -> Tensor:
     """Returns uniform-noise images (PROBES, C, H, W), the same for every call.
 
@@ -103,7 +128,7 @@ def same_function(network: nn.Module, manifest: Mapping[str, Any]) -> bool:
 
 
 @torch.no_grad()
-def _is_random(network: nn.Module, images: Tensor) -> bool:
+def is_random(network: nn.Module, images: Tensor) -> bool:
     """Returns whether two passes differ."""
     with devices.seeded(images.device, 0):
         return not torch.equal(network(images), network(images))
@@ -144,7 +169,7 @@ class Sent:
         network, images = self.network.to(device).eval(), fixed_images(self.shape)
         same = agree(self.outputs, outputs_of(network, images))
         if not same and torch.device(device).type != self.device:
-            same = _is_random(network, images.to(device))  # draws other numbers there
+            same = is_random(network, images.to(device))  # draws other numbers there
         if not same:
             raise WorkError(
                 "a worker computes another function than the command: the network's code changed"

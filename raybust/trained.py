@@ -1,12 +1,11 @@
 """Trained networks, loaded from a run, a checkpoint or a weights file.
 
-Also locates their results and checks which were made with a run's current weights. Stage between
-checkpoint and certify / evaluate.
+Also chooses the folder of their results, and checks that network and data are still those of the
+training. Stage between checkpoint and certify / evaluate.
 """
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import os
 from collections.abc import Mapping
@@ -25,7 +24,7 @@ from raybust.disk import checkpoint, runs
 from raybust.disk.runs import IDENTITY, TRIALS, belongs, out_folder, read_identity
 from raybust.errors import RequestError
 from raybust.evaluate import correct
-from raybust.identity import same_function, state_digest
+from raybust.identity import same_function
 from raybust.train.objective import assemble
 
 _SAMPLE = 200
@@ -114,9 +113,7 @@ def load_trained(path: Path, overrides: list[Leaf], *, trusted: bool = False) ->
                 f"{leaf.key}: is fixed by the training of {path.name};"
                 f" only these may be set afterwards: {', '.join(_SETTABLE)}"
             )
-    leaves = configuration.leaves_of(manifest["config"], f"run {path.name}")
-    if uid is None:  # its results go to this call's folder, not to that of its training
-        leaves = [leaf for leaf in leaves if leaf.key != "out"]
+    leaves = _leaves_of_training(manifest, path, is_run=uid is not None)
     config = configuration.compose([*leaves, *overrides], methods.get)
     dataset = data.load(config.data)
     _check_dataset(path.name, manifest, dataset)
@@ -134,6 +131,17 @@ def load_trained(path: Path, overrides: list[Leaf], *, trusted: bool = False) ->
         )
         uid = None
     return Trained(owner, config, dataset, network, config.method.noise(), uid, tuple(notes))
+
+
+def _leaves_of_training(manifest: Mapping[str, Any], path: Path, *, is_run: bool) -> list[Leaf]:
+    """Returns a checkpoint's configuration without the folder of its training: a run's store is
+    where the run is now, and the results of a checkpoint given by path go to this call's folder."""
+    leaves = configuration.leaves_of(manifest["config"], f"run {path.name}")
+    leaves = [leaf for leaf in leaves if leaf.key != "out"]
+    if is_run:
+        home = path.parents[2] if path.parent.name == TRIALS else path.parent
+        leaves.append(Leaf("out", str(home), f"the folder of {path.name}"))
+    return leaves
 
 
 def _check_dataset(name: str, manifest: Mapping[str, Any], dataset: Dataset) -> None:
@@ -195,25 +203,6 @@ def foreign_folder(config: Config, path: Path) -> Path:
     digest = hashlib.sha256(os.path.abspath(path).encode()).hexdigest()[:8]
     run = path.parent.name + "-" if (path.parent / IDENTITY).exists() else ""
     return out_folder(config) / FOREIGN / f"{run}{path.stem}-{digest}"
-
-
-def is_current(result: Path, header: Mapping[str, Any]) -> bool:
-    """Returns whether a result in a run's folder was made with the run's current weights.
-
-    Args:
-        result: its file, for instance in OUT/NAME/certified.
-        header: its record of its origin.
-    """
-    run = result.parent.parent
-    if not (run / IDENTITY).exists():
-        return True
-    newest = checkpoint.newest(run)
-    return newest is None or header.get("weights") in (None, "", _weights_of(newest))
-
-
-@functools.cache
-def _weights_of(folder: Path) -> str:
-    return state_digest(checkpoint.read_weights(folder))
 
 
 def _load_weights_file(path: Path, overrides: list[Leaf]) -> Trained:

@@ -43,7 +43,10 @@ TABLE = {
     "trained": "config data disk evaluate identity methods models train | torch",
     "track": "config disk | (mlflow)",
     "search": "config disk methods track | optuna sqlalchemy yaml",
-    "report": "certify config disk numerics search | numpy scipy matplotlib (plotly)",
+    "report": (
+        "certify config corruptions disk evaluate identity numerics search"
+        " | numpy scipy matplotlib (plotly)"
+    ),
     "studies": "config data numerics | torch matplotlib",
     "cluster": (
         "devices config data disk methods models train track search"

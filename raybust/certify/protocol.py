@@ -124,13 +124,7 @@ class Protocol:
     def about(self, network: nn.Module, part: Part) -> Protocol:
         """Returns this protocol bound to a network and to the examples it selects from a part."""
         chosen = self.select(len(part))
-        return dataclasses.replace(
-            self,
-            data=part.content(chosen),
-            labels=part.labeling(chosen),
-            weights=identity.weights_digest(network),
-            outputs=identity.outputs_of(network, part.fetch(chosen[: identity.PROBES])[0]),
-        )
+        return dataclasses.replace(self, **identity.record([network], part, chosen))
 
     def names(self, labels: Sequence[int], indices: Sequence[int]) -> bool:
         """Returns whether these are the labels and indices of all examples that a log of this

@@ -6,7 +6,6 @@ delegates to the stage that does the work, and prints the result.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from raybust.cli.output import (
     print_table,
     print_theory,
     print_trained,
+    to_json,
 )
 from raybust.cli.request import compose, open_trained, read_leaves, runs_locally, submitted
 from raybust.errors import RequestError, WorkError
@@ -115,7 +115,7 @@ def tune(
         config, leaves, block, address=address, resume=resume, verbose=verbose, echo=echo
     )
     if as_json:
-        click.echo(json.dumps(result.plain(), indent=1))
+        click.echo(to_json(result.plain()))
     else:
         click.echo(f"{leaderboard.text(result)}\nbrowse it           {browse_command(config)}")
 
@@ -164,7 +164,7 @@ def certify(
     )
     if cohen:
         echo(f"six columns in {found.export_cohen()}")
-    click.echo(json.dumps(found.plain(), indent=1) if as_json else found.text())
+    click.echo(to_json(found.plain()) if as_json else found.text())
 
 
 @cli.command()
@@ -207,7 +207,7 @@ def evaluate(
     found = stage.evaluate(
         trained, Options(echo, address, given["workers"], resume, result, verbose)
     )
-    click.echo(json.dumps(found.plain(), indent=1) if as_json else found.text())
+    click.echo(to_json(found.plain()) if as_json else found.text())
 
 
 @cli.command()
@@ -231,7 +231,7 @@ def report(logs: tuple[str, ...], as_json: bool, **given: Any) -> None:
         parts = [part.plain() for part in found]
         merged = {key: value for part in parts for key, value in part.items()}
         merged["files"] = [file for part in parts for file in part["files"]]
-        click.echo(json.dumps(merged, indent=1))
+        click.echo(to_json(merged))
     else:
         click.echo("\n\n".join(part.text() for part in found))
 

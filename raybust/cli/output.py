@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import shlex
 from collections.abc import Sequence
@@ -31,6 +32,19 @@ def print_notes(trained: Any) -> None:
         echo(line)
 
 
+def to_json(plain: Any) -> str:
+    """Returns data as JSON; numbers that JSON does not have (NaN, infinity) become null."""
+    return json.dumps(_finite(plain), indent=1, allow_nan=False)
+
+
+def _finite(plain: Any) -> Any:
+    if isinstance(plain, dict):
+        return {key: _finite(value) for key, value in plain.items()}
+    if isinstance(plain, (list, tuple)):
+        return [_finite(value) for value in plain]
+    return None if isinstance(plain, float) and not math.isfinite(plain) else plain
+
+
 def printable(text: str) -> str:
     """Escapes what is not UTF-8, such as parts of file names."""
     return text.encode("utf-8", "backslashreplace").decode()
@@ -45,7 +59,7 @@ def print_trained(folder: Any, config: Any, address: str | None, as_json: bool) 
         raise WorkError(f"{folder.name}: no checkpoint was written")
     metrics = checkpoint.read_manifest(newest)["metrics"]
     if as_json:
-        click.echo(json.dumps({"run": folder.name, "folder": str(folder), "metrics": metrics}))
+        click.echo(to_json({"run": folder.name, "folder": str(folder), "metrics": metrics}))
         return
     click.echo(f"trained {folder.name}: validation accuracy {metrics['validation/accuracy']:.4f}")
     click.echo(f"checkpoint  {newest}")
@@ -91,14 +105,14 @@ def print_config(config: Any, as_json: bool) -> None:
     from raybust import config as configuration
 
     plain = configuration.to_dict(config)
-    text = json.dumps(plain, indent=1) if as_json else yaml.safe_dump(plain, sort_keys=False)
+    text = to_json(plain) if as_json else yaml.safe_dump(plain, sort_keys=False)
     click.echo(text.rstrip())
 
 
 def print_rows(rows: list[dict[str, Any]], as_json: bool) -> None:
     """Prints rows with equal keys as a table or as JSON."""
     if as_json:
-        click.echo(json.dumps(rows, indent=1))
+        click.echo(to_json(rows))
         return
     heads = tuple(rows[0])
     print_table(heads, [tuple(_cell(row[head]) for head in heads) for row in rows])
@@ -131,7 +145,7 @@ def print_diagnosis(trained: Any, as_json: bool) -> None:
     plot_variances(found, picture, f"{trained.name}, sigma = {sigma:g}")
     if as_json:
         ratios = {mode: {x.name: x.ratio for x in layers} for mode, layers in found.items()}
-        click.echo(json.dumps({"ratios": ratios, "files": [str(table), str(picture)]}, indent=1))
+        click.echo(to_json({"ratios": ratios, "files": [str(table), str(picture)]}))
     else:
         click.echo(f"{text}\n{table}\n{picture}")
 
@@ -152,6 +166,6 @@ def print_theory(out: Path, as_json: bool) -> None:
     plot_theory(panels, picture)
     if as_json:
         plain = [dataclasses.asdict(panel) for panel in panels]
-        click.echo(json.dumps({"panels": plain, "files": [str(table), str(picture)]}, indent=1))
+        click.echo(to_json({"panels": plain, "files": [str(table), str(picture)]}))
     else:
         click.echo(f"{table.read_text()}\n{table}\n{picture}")

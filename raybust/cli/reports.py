@@ -1,6 +1,7 @@
 """Builds `raybust report` from sweeps, corruption results, attacks and certificates.
 
 Each kind found becomes a part with `text()` and `plain()`; a name that yields none is an error.
+Results whose run has another function, other images or other labels now are left out.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raybust.cli.request import compose, find, find_attacks, find_logs
+from raybust.cli.request import compose, find, find_logs, find_results
 
 if TYPE_CHECKING:
     from raybust.config import Leaf
@@ -28,29 +29,37 @@ def collect(texts: Sequence[str], leaves: Sequence[Leaf]) -> list[Any]:
     from raybust.disk import runs
     from raybust.report.attacks import compare_attacks
     from raybust.report.comparison import compare
+    from raybust.report.corruptions import compare_corruptions
     from raybust.report.naming import distinct
     from raybust.report.sweep_page import report_on
     from raybust.report.transfer import compare_transfer
     from raybust.search.board import sweeps_of
-    from raybust.stages.corrupted import measured_runs, trainings_of
+    from raybust.stages.current import Current
+    from raybust.stages.transfer import trainings_of
 
     config = compose(leaves)
     folder = runs.out_folder(config) / (config.name or "report")
     folders = {text: find(text, leaves) for text in texts if not Path(text).is_file()}
-    boards, measured = sweeps_of(list(folders.values())), measured_runs(list(folders.values()))
+    current = Current(leaves)
+    boards = [current.with_notes(board) for board in sweeps_of(list(folders.values()))]
     found: list[Any] = [report_on(boards)] if boards else []
     if len(boards) < len(texts):  # a sweep's page goes into its own folder
         runs.check_writable(folder)
-    if measured:
-        found.append(compare_transfer(*trainings_of(measured), folder))
     sweeps = {board.folder for board in boards}
-    attacks, logs = [], []
+    corrupted, attacks, logs = [], [], []
     for text in texts:
-        new = [] if folders.get(text) in sweeps else find_attacks(text, leaves)
+        noisy = find_results(text, leaves, current, "corrupted")
+        own_page = folders.get(text) in sweeps
+        new = [] if own_page else find_results(text, leaves, current, "attacked")
+        corrupted += noisy
         attacks += new
-        needed = not new and folders.get(text) not in sweeps | set(measured)
         if len(boards) < len(texts):
-            logs += find_logs(text, leaves, needed=needed)
+            needed = not new and not noisy and not own_page
+            logs += find_logs(text, leaves, current, needed=needed)
+    if corrupted:
+        found.append(compare_corruptions(corrupted, folder))
+        trainings, shape = trainings_of([path for _, path in corrupted])
+        found += [compare_transfer(trainings, shape, folder)] if trainings else []
     if attacks:
         found.append(compare_attacks(attacks, folder))
     if logs:

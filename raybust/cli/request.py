@@ -7,7 +7,7 @@ shipped with the package.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from raybust.errors import RequestError, unknown
 
 if TYPE_CHECKING:
     from raybust.config import Leaf
+    from raybust.stages.current import Current
 
 
 def read_leaves(
@@ -99,12 +100,15 @@ def find(run: str, leaves: Sequence[Leaf]) -> Any:
     return runs.find(run, out)
 
 
-def find_logs(text: str, leaves: Sequence[Leaf], *, needed: bool = True) -> list[tuple[str, Path]]:
+def find_logs(
+    text: str, leaves: Sequence[Leaf], current: Current, *, needed: bool = True
+) -> list[tuple[str, Path]]:
     """Returns the labels and paths of the certification logs that LOG.tsv or RUN names.
 
     Args:
         text: a log, or a run, trial or sweep for all logs in its folder.
         leaves: the settings; `out` locates the runs.
+        current: networks and data as they are now.
         needed: whether a run without certificates is an error.
     """
     from raybust.report.naming import name_of
@@ -113,58 +117,52 @@ def find_logs(text: str, leaves: Sequence[Leaf], *, needed: bool = True) -> list
     if path.is_file():
         return [(name_of(path), path)]
     folder = find(text, leaves)
-    found = _current(text, sorted(folder.glob("**/certified/*.tsv")), _log_header)
+    found = _current(text, sorted(folder.glob("**/certified/*.tsv")), current)
     if needed and not found:
         raise RequestError(f"{text}: has no certificates; run `raybust certify {text}`")
     many = len(found) > 1
     return [(f"{text} {_trial_label(log)}{log.stem}" if many else text, log) for log in found]
 
 
-def find_attacks(text: str, leaves: Sequence[Leaf]) -> list[tuple[str, Path]]:
-    """Returns the labels and paths of the attack summaries in the folder of RUN; none for a file.
+def find_results(
+    text: str, leaves: Sequence[Leaf], current: Current, kind: str
+) -> list[tuple[str, Path]]:
+    """Returns the labels and paths of the evaluations in the folder of RUN; none for a file.
 
     Args:
         text: a certification log, or a run, trial or sweep.
         leaves: the settings; `out` locates the runs.
+        current: networks and data as they are now.
+        kind: "attacked" or "corrupted".
     """
     if Path(text).is_file():
         return []
-    from raybust.disk.files import read_json
-
-    found = sorted(find(text, leaves).glob("**/attacked/*.json"))
+    found = sorted(find(text, leaves).glob(f"**/{kind}/*.json"))
     kept = [path for path in found if ".robustbench-" not in path.name]
-    summaries = _current(text, kept, lambda path: read_json(path).get("protocol"))
-    return [(f"{text} {_trial_label(path)}".strip(), path) for path in summaries]
+    return [
+        (f"{text} {_trial_label(path)}".strip(), path) for path in _current(text, kept, current)
+    ]
 
 
-def _current(text: str, files: Sequence[Path], header_of: Callable[[Path], Any]) -> list[Path]:
-    """Returns the results made with a run's current weights, and warns about the others; results
-    put aside are skipped."""
+def _current(text: str, files: Sequence[Path], current: Current) -> list[Path]:
+    """Returns the results of the function, images and labels that their runs have now, and warns
+    about the others and about those that cannot be compared; results put aside are skipped."""
     from raybust.cli.output import echo
     from raybust.disk.files import is_aside
-    from raybust.trained import is_current
 
-    found = []
+    found, obstacles = [], dict[str, None]()
     for path in files:
         if is_aside(path):
             continue
-        if is_current(path, header_of(path) or {}):
-            found.append(path)
-        else:
-            echo(f"warning: skipping {path}: the weights of {text} have changed since")
+        if changed := current.changes(path):
+            echo(f"warning: skipping {path}: it is of {', '.join(changed)} than {text} has now")
+            continue
+        found.append(path)
+        if obstacle := current.obstacle(path):
+            obstacles[obstacle] = None
+    for obstacle in obstacles:
+        echo(f"warning: results of {text} are not compared with its network and data: {obstacle}")
     return found
-
-
-def _log_header(path: Path) -> Any:
-    """Returns the header of a log, or None."""
-    from raybust.identity import fields_of
-
-    with path.open(encoding="utf-8", errors="replace") as file:
-        line = file.readline()
-    try:
-        return fields_of(line.removeprefix("# "))
-    except ValueError:
-        return None
 
 
 def _trial_label(log: Path) -> str:

@@ -13,8 +13,8 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ _SERVERS = ("gcs_server", "raylet")
 _LONGEST_FOLDER = 40
 """Characters of a folder in which Ray's sockets have names of at most 107 bytes."""
 _WATCH_S = 0.5
+_STARTS = 3
+"""Attempts to start Ray, which gives its servers 30 s; a busy machine may need more."""
 
 
 @contextmanager
@@ -41,22 +43,7 @@ def embedded(ray: Any, **options: Any) -> Iterator[None]:
         RequestError: no folder can hold Ray's sockets.
         WorkError: Ray does not start.
     """
-    folder = session_folder()
-    try:
-        with _environment(), _on_loopback():
-            ray.init(
-                address="local",
-                _node_ip_address=LOOPBACK,
-                dashboard_host=LOOPBACK,
-                _temp_dir=str(folder),
-                **options,
-            )
-    except Exception as error:
-        text = " ".join(str(error).split())[:200] or type(error).__name__
-        raise WorkError(
-            f"Ray did not start on this machine: {text}; rerun the same command, or see the logs in"
-            f" {folder}/session_latest/logs"
-        ) from error
+    _start(ray, options)
     over = threading.Event()
     watch = threading.Thread(target=_watch, args=(over,), daemon=True)
     watch.start()
@@ -66,6 +53,32 @@ def embedded(ray: Any, **options: Any) -> Iterator[None]:
         over.set()
         watch.join()
         ray.shutdown()
+
+
+def _start(ray: Any, options: dict[str, Any]) -> None:
+    folder = session_folder()
+    options = {"_node_ip_address": LOOPBACK, "dashboard_host": LOOPBACK, **options}
+    for left in reversed(range(_STARTS)):
+        before = psutil.Process().children(recursive=True)
+        try:
+            with _environment(), _on_loopback():
+                ray.init(address="local", _temp_dir=str(folder), **options)
+            return
+        except Exception as error:
+            text = " ".join(str(error).split())[:200] or type(error).__name__
+            if left and "timed out" in text:
+                _kill(set(psutil.Process().children(recursive=True)) - set(before))
+                continue
+            raise WorkError(
+                f"Ray did not start on this machine: {text}; rerun the same command, or see the"
+                f" logs in {folder}/session_latest/logs"
+            ) from error
+
+
+def _kill(processes: Iterable[psutil.Process]) -> None:
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 @contextmanager
@@ -150,8 +163,7 @@ def _watch(over: threading.Event) -> None:
                 file=sys.stderr,
                 flush=True,
             )
-            for child in own.children(recursive=True):
-                child.kill()
+            _kill(own.children(recursive=True))
             os._exit(1)
 
 

@@ -120,17 +120,9 @@ class AttackProtocol:
 
     def about(self, network: nn.Module, part: Part) -> AttackProtocol:
         """Returns this protocol bound to a network and to the first examples of a part."""
-        chosen = range(self.examples)
-        images = part.fetch(chosen[: identity.PROBES])[0]
-        functions = [network, network.network] if isinstance(network, Fronted) else [network]
-        outputs = [identity.outputs_of(one, images, gradients=True) for one in functions]
-        return dataclasses.replace(
-            self,
-            data=part.content(chosen),
-            labels=part.labeling(chosen),
-            weights=identity.weights_digest(network),
-            outputs=tuple(value for one in outputs for value in one),
-        )
+        networks = [network, network.network] if isinstance(network, Fronted) else [network]
+        made_by = identity.record(networks, part, range(self.examples), gradients=True)
+        return dataclasses.replace(self, **made_by)
 
     def to_json(self) -> str:
         """Returns the protocol as one line of JSON."""

@@ -6,12 +6,16 @@ Reads the summaries written by `raybust evaluate`.
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from raybust.disk.files import read_json
 from raybust.errors import RequestError
+from raybust.evaluate import HEADLINE, AttackProtocol, AttackRow, summarize
+from raybust.identity import fields_of
 from raybust.report.comparison import Comparison
 from raybust.report.naming import markdown
 from raybust.report.plots import COLORS, canvas, save_curves
@@ -32,8 +36,8 @@ def compare_attacks(named: Sequence[tuple[str, Path]], folder: Path) -> Comparis
     figures = []
     for label, path in named:
         whole = read_json(path)
-        _check(path, whole)
         for one in (*whole.get("views", {}).values(), whole):
+            _check(path, one)
             figures += _figures(label, one)
     lines = ["| run | protocol | attacks | eps | clean | robust [95 %] | examples | distrust |",
              "|---|---|---|---:|---:|---:|---:|---|"]  # fmt: skip
@@ -57,22 +61,51 @@ def _check(path: Path, summary: Mapping[str, Any]) -> None:
     """Rejects a summary that contradicts its rows.
 
     Raises:
-        RequestError: names the radius.
+        RequestError: names the figure.
     """
-    rows = path.with_suffix(".tsv")
-    if not rows.exists():
+    view = summary["protocol"]["view"]
+    stem = path.stem if view == HEADLINE else f"{path.stem}_{view}"
+    file = path.with_name(f"{stem}.tsv")
+    if not file.exists():
+        raise RequestError(f"{path}: its rows, {file.name}, are gone; run `raybust evaluate`")
+    head, _, *lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    try:
+        protocol = AttackProtocol(**fields_of(head.removeprefix("# ")))
+        rows = [AttackRow.parse(line) for line in lines]
+    except TypeError:  # of another raybust version
         return
-    lines = rows.read_text(encoding="utf-8", errors="replace").splitlines()[1:]
-    names, *cells = (line.split("\t") for line in lines)
-    found = [dict(zip(names, line, strict=False)) for line in cells]
-    for point in summary["points"]:
-        mine = [row for row in found if float(row["eps"]) == point["eps"]]
-        robust = sum(row["robust"] == "1" for row in mine) / max(len(mine), 1)
-        if abs(robust - point["robust"]) > _ROUNDING:
+    except (ValueError, IndexError) as error:
+        raise RequestError(f"{file}: is not a table of attacks ({error})") from None
+    for number, row in enumerate(rows, 1):
+        if wrong := row.fault(protocol):
+            raise RequestError(f"{file}: {wrong}, in row {number}")
+    if len(rows) != protocol.examples * len(protocol.threats):
+        raise RequestError(f"{file}: is not complete; run `raybust evaluate` again")
+    found = json.loads(json.dumps(summarize(rows, protocol).plain()))
+    figures = {"clean": (summary["clean"], found["clean"])}
+    for theirs, ours in zip(summary["points"], found["points"], strict=True):
+        figures |= {f"{key} at {ours['eps']:g}": (theirs.get(key), ours[key]) for key in ours}
+    asked = [{**one["protocol"], "outputs": None} for one in (summary, found)]
+    figures["protocol"] = (asked[0], asked[1])
+    for name, (stated, value) in figures.items():
+        if not _agree(stated, value):
             raise RequestError(
-                f"{path}: states a robust accuracy of {point['robust']:.4f} at {point['eps']:g},"
-                f" but its rows give {robust:.4f}; run `raybust evaluate` again"
+                f"{path}: states {name} = {_short(stated)}, but its rows give {_short(value)}; run"
+                " `raybust evaluate` again"
             )
+
+
+def _agree(stated: Any, value: Any) -> bool:
+    """Returns whether two figures, or dicts of figures, are equal up to rounding."""
+    if isinstance(value, dict) and isinstance(stated, dict):
+        return stated.keys() == value.keys() and all(_agree(stated[k], value[k]) for k in value)
+    if isinstance(value, float) and isinstance(stated, (int, float)):
+        return math.isclose(stated, value, rel_tol=0, abs_tol=_ROUNDING) or stated == value
+    return bool(stated == value)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
 def _figures(label: str, summary: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -46,7 +46,7 @@ def markdown(board: Leaderboard) -> str:
 def stale(board: Leaderboard) -> list[str]:
     """Returns a sentence for each finalist whose certificates have changed since the sweep measured
     them, or whose file of them was changed by hand."""
-    found = []
+    found = list(board.notes)
     for entry in board.entries:
         recorded = (entry.certified or {}).get("certified/acr")
         if entry.log is None or recorded is None:

@@ -47,6 +47,7 @@ class Leaderboard:
         running: number of unfinished trials.
         environment: name to version of the software it ran on.
         command: reruns the sweep.
+        notes: sentences about finalists whose results are no longer current.
     """
 
     sweep: str
@@ -67,6 +68,7 @@ class Leaderboard:
     running: int = 0
     environment: dict[str, str] = field(default_factory=dict)
     command: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def best(self) -> TrialRecord | None:
@@ -117,7 +119,7 @@ class Leaderboard:
         for entry in listed["entries"]:  # relative to the sweep's folder, which may be moved
             if entry["log"] and Path(entry["log"]).is_relative_to(self.folder):
                 entry["log"] = str(Path(entry["log"]).relative_to(self.folder))
-        return {**_plain(self), **listed}
+        return {**_plain(self), **listed, "notes": list(self.notes)}
 
     @classmethod
     def read(cls, folder: Path) -> Leaderboard:
@@ -145,6 +147,7 @@ class Leaderboard:
         plain |= {key: tuple(plain[key]) for key in ("constraints", "pareto")}
         plain["space"] = tuple(tuple(row) for row in plain.get("space", ()))
         plain.pop("curve", None)  # raybust 0.1 wrote it
+        plain.pop("notes", None)  # of the time of writing
         return cls(**plain | {"folder": folder})
 
 

@@ -11,14 +11,14 @@ import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from raybust import data, identity, methods
-from raybust.config import Config, from_dict
+from raybust import identity
+from raybust.config import Config
 from raybust.corruptions import (
     VERSION,
     CountsLog,
@@ -30,14 +30,18 @@ from raybust.corruptions import (
     named_sets,
 )
 from raybust.data import Part
-from raybust.disk import runs
-from raybust.disk.files import is_aside, read_json, replace_text
-from raybust.errors import RequestError
-from raybust.identity import Sent
-from raybust.report.transfer import Training, training_of_metrics
-from raybust.stages.measurement import Bench, Measurement, Options, bench, warn_of_few_classes
+from raybust.disk.files import replace_text
+from raybust.identity import PROBES, Sent
+from raybust.stages.measurement import (
+    Bench,
+    Measurement,
+    Options,
+    bench,
+    warn_of_few_classes,
+    warn_of_randomness,
+)
 from raybust.stages.progress import progress_bar
-from raybust.trained import Trained, is_current
+from raybust.trained import Trained
 
 FOLDER = "corrupted"
 _SHARES = 16
@@ -60,6 +64,7 @@ def evaluate(trained: Trained, options: Options) -> Measurement:
     config, section = trained.config, trained.config.corruptions
     part, classes = getattr(trained.dataset, section.split), trained.dataset.classes
     cells = check_corruptions(part, section, classes)
+    warn_of_randomness(trained.network, part.fetch(range(min(len(part), PROBES)))[0], options.echo)
     warn_of_few_classes(part, range(min(len(part), section.examples or len(part))), options.echo)
     with bench(trained, options) as at:
         protocol = protocol_of(trained, at.device)
@@ -93,10 +98,7 @@ def protocol_of(trained: Trained, device: str) -> dict[str, Any]:
     header = {
         "version": VERSION,
         "dataset": dataset.name,
-        "data": part.content(chosen),
-        "labels": part.labeling(chosen),
-        "weights": identity.weights_digest(trained.network),
-        "outputs": identity.outputs_of(trained.network, part.fetch(chosen[: identity.PROBES])[0]),
+        **identity.record([trained.network], part, chosen),
         "device": device,
         "shares": _SHARES,
         **settings,
@@ -115,76 +117,6 @@ def counts_path(folder: Path, protocol: Mapping[str, Any], name: str | None = No
     names += ["published"] if protocol["folder"] else []
     names += ["generated"] if protocol["generated"] else []
     return folder / FOLDER / ("_".join([*names, digest]) + ".jsonl")
-
-
-def transfer_result(folder: Path) -> tuple[dict[str, float], dict[str, Any]]:
-    """Returns metrics and settings of a run's newest result with the set C1.
-
-    Raises:
-        RequestError: the run has none.
-    """
-    found = [path for path in _results(folder) if "C1" in read_json(path)["protocol"]["sets"]]
-    if not found:
-        raise RequestError(
-            f"{folder.name}: has no accuracy under the set C1; run `raybust evaluate {folder.name}"
-            " corruptions.sets=[C1]`"
-        )
-    whole = read_json(max(found, key=lambda path: path.stat().st_mtime))
-    settings = {key: whole["protocol"][key] for key in ("split", "examples", "impulse", "seed")}
-    return whole["metrics"], settings
-
-
-def _results(folder: Path) -> list[Path]:
-    return [
-        path
-        for path in (folder / FOLDER).glob("*.json")
-        if not is_aside(path) and is_current(path, read_json(path).get("protocol", {}))
-    ]
-
-
-def measured_runs(folders: Sequence[Path]) -> list[Path]:
-    """Returns those of the runs, and of the trials of the sweeps, that were measured under
-    corruption."""
-    found = [
-        path for folder in folders for path in (folder, *sorted((folder / runs.TRIALS).glob("*")))
-    ]
-    return [path for path in found if _results(path)]
-
-
-def trainings_of(folders: Sequence[Path]) -> tuple[list[Training], tuple[int, int, int]]:
-    """Returns the columns of the transfer matrix, one per run, and the shape of the images.
-
-    Args:
-        folders: runs found by `measured_runs`.
-
-    Raises:
-        RequestError: a run was not measured under the set C1, or the runs' datasets differ.
-    """
-    found, datasets = [], {}
-    settings: dict[str, dict[str, Any]] = {}
-    for folder in folders:
-        config = from_dict(runs.read_identity(folder).config, methods.get)
-        if config.data not in datasets:
-            datasets[config.data] = data.load(config.data).shape
-        shape = datasets[config.data]
-        noisy = getattr(config.method, "noise_set", None)
-        rows = noisy(shape).rows if noisy and config.method.clean < 1 else ()
-        trial = folder.parent.name == runs.TRIALS
-        name = f"{folder.parent.parent.name}/{int(folder.name)}" if trial else folder.name
-        metrics, settings[name] = transfer_result(folder)
-        found.append(training_of_metrics(name, rows, metrics))
-    first, *others = settings.items()
-    for name, other in others:
-        if other != first[1]:
-            raise RequestError(
-                f"{name} and {first[0]} were measured under different protocols ({other},"
-                f" {first[1]}); measure both the same way, or choose other runs"
-            )
-    if len(datasets) != 1:
-        raise RequestError(
-            f"the runs use {len(datasets)} datasets; compare runs on the same dataset"
-        )
-    return found, shape
 
 
 def _do(

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from raybust import devices, track
+from raybust import devices, identity, track
 from raybust.cluster.session import nodes_of, session
 from raybust.cluster.tasks import gpu_workers, room_for, run_tasks, single_task_config
 from raybust.data import Part
@@ -170,6 +170,15 @@ class Bench:
             artifacts=list(files),
             folder=folder,
             tags={**(tags or {}), f"raybust.{folder}.{step}": path.stem},
+        )
+
+
+def warn_of_randomness(network: nn.Module, images: Tensor, echo: Echo) -> None:
+    """Warns if two passes over some images differ, so that an accuracy holds for one draw only."""
+    if identity.is_random(network, images):
+        echo(
+            "warning: the network is random: two passes over the same images differ, so this"
+            " accuracy is that of one draw"
         )
 
 

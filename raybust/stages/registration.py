@@ -98,6 +98,10 @@ def describe(board: Leaderboard, entry: TrialRecord, digest: str) -> str:
         f"Selected by {board.metric} {number(entry.value)} on the validation part, not by the test"
         " set.",
     ]
+    passed = [e.number for e in board.entries[: board.entries.index(entry)] if not e.final]
+    if passed and entry.feasible is not False:
+        trials = ", ".join(map(str, passed))
+        lines.append(f"Ranked higher by the search, but not fully measured: trial {trials}.")
     if entry.log is not None:
         log = read_log(entry.log)
         made = log.protocol

@@ -12,6 +12,7 @@ from raybust.corruptions import CountsLog, evaluate_corruptions, merge
 from raybust.errors import RequestError
 from raybust.stages import corrupted
 from raybust.stages.measurement import Options
+from raybust.stages.transfer import trainings_of
 from raybust.trained import load_trained
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("cluster")]
@@ -85,23 +86,23 @@ def test_what_is_done_is_not_done_again_and_a_torn_line_is(measured, tmp_path):
         corrupted.evaluate(other, Options(echo=print))
 
 
-def test_transfer_of_runs(measured, tmp_path, cli):
+def test_transfer_of_runs(measured, cli):
     _, run, out = measured
     result = cli("report", run.folder, "--out", out, "--name", "norms")
     assert result.code == 0, result.err
     assert "p=inf" in result.out
     assert (out / "norms" / "transfer.png").read_bytes().startswith(b"\x89PNG")
-    assert corrupted.measured_runs([tmp_path, run.folder]) == [run.folder]
 
 
 def test_runs_that_were_measured_by_other_protocols_are_not_compared(measured, tmp_path):
     _, run, _ = measured
     other = tmp_path / "other"
     kit.move_copy(run.folder, other)
-    corrupted.trainings_of([run.folder, other])
+    both = [*run.folder.glob("corrupted/*.json"), *other.glob("corrupted/*.json")]
+    assert len(trainings_of(both)[0]) == 2
     for path in (other / "corrupted").glob("*.json"):
         whole = json.loads(path.read_text())
         whole["protocol"]["seed"] = 7
         path.write_text(json.dumps(whole))
     with pytest.raises(RequestError, match="were measured under different protocols"):
-        corrupted.trainings_of([run.folder, other])
+        trainings_of(both)

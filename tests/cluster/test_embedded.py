@@ -86,8 +86,11 @@ def test_no_folder_for_ray_is_one_line(tmp_path, monkeypatch, place, reason):
 
 def test_ray_that_does_not_start_is_one_line(monkeypatch):
     class Broken:
-        @staticmethod
-        def init(**_):
+        starts = 0
+
+        @classmethod
+        def init(cls, **_):
+            cls.starts += 1
             raise TimeoutError("The current node timed out\nduring startup.")
 
     with (
@@ -96,6 +99,29 @@ def test_ray_that_does_not_start_is_one_line(monkeypatch):
         embedded.embedded(Broken),
     ):  # fmt: skip
         raise AssertionError("it started")
+    assert Broken.starts == 3
+
+
+def test_ray_is_started_again_on_a_busy_machine():
+    """The servers of the first attempt are gone."""
+
+    class Slow:
+        children = None
+
+        @classmethod
+        def init(cls, **_):
+            if cls.children is None:
+                sleeper = [sys.executable, "-c", "import time; time.sleep(600)"]
+                cls.children = [subprocess.Popen(sleeper)]
+                raise TimeoutError("The current node timed out during startup.")
+
+        @staticmethod
+        def shutdown():
+            pass
+
+    with embedded.embedded(Slow):
+        (first,) = Slow.children
+        assert first.wait(60) == -signal.SIGKILL
 
 
 @pytest.mark.drills

@@ -354,7 +354,7 @@ def test_a_log_of_weights_that_the_run_no_longer_has_is_not_its(run, out, cli):
     checkpoint.write(later, weights, checkpoint.read_state(newest), manifest)
     found = cli("report", "one", "--out", out)
     assert found.code == 2
-    assert "the weights of one have changed since" in found.err
+    assert "is of other weights than one has now" in found.err
 
 
 def test_what_was_kept_aside_is_not_reported(run, out, cli):
@@ -550,3 +550,63 @@ def test_the_first_examples_of_data_sorted_by_class_are_warned_of(ask, out):
         found = ask(stage, "certify.examples=5", "evaluate.examples=5")
         assert found.code == 0, found.err
         assert "examples cover only 1 of 3 classes" in found.err
+
+
+@pytest.fixture
+def own(home, out, cli):
+    """A run of the user's network and data, measured in all three ways, and its settings."""
+    settings = (f"model.name={home}:Net", "data.name=npz", f"data.path={out / 'data.npz'}",
+                "name=own", f"out={out}", "train.epochs=1", "train.batch_size=16",
+                "certified_fast.every=0")  # fmt: skip
+    import_anew(home)
+    config = compose(leaves_of_arguments(settings), methods.get)
+    runs.identify(out / "own", "train", to_dict(config))
+    train_here(config, out / "own", 1)
+    for stage, _, _, more in STAGES:
+        found = cli(stage, "own", "--out", out, f"model.name={home}:Net", *FAST, *more)
+        assert found.code == 0, found.err
+    return out / "own"
+
+
+def test_report_leaves_out_results_of_another_function(own, home, out, cli):
+    named = ("report", "own", "--out", out, f"model.name={home}:Net")
+    whole = cli(*named)
+    assert (whole.code, "warning" in whole.err) == (0, False), whole.err
+    assert [whole.out.count(head) for head in ("| log |", "| run | protocol", "| run | corr")] == [
+        1, 1, 1]  # fmt: skip
+    unnamed = cli("report", "own", "--out", out)
+    assert unnamed.code == 0
+    assert f"add model.name={home}:Net to the command" in unnamed.err
+    rewrite(home, SHIFTED)
+    import_anew(home)
+    found = cli(*named)
+    assert found.code == 2
+    assert found.err.count("it is of another function") == 3
+
+
+def test_report_leaves_out_results_of_other_images_and_labels(own, home, out, cli):
+    arrays = dict(np.load(out / "data.npz"))
+    images = 255 - arrays["x_test"]
+    for changed, what in (({"x_test": images}, "images"),
+                          ({"y_test": arrays["y_test"][::-1]}, "labels")):  # fmt: skip
+        np.savez(out / "data.npz", **arrays | changed)
+        found = cli("report", "own", "--out", out, f"model.name={home}:Net")
+        assert found.code == 2
+        assert found.err.count(f"it is of other {what}") == 3
+    np.savez(out / "moved.npz", **arrays)
+    (out / "data.npz").unlink()
+    gone = cli("report", "own", "--out", out, f"model.name={home}:Net")
+    assert (gone.code, "are not compared with its network and data" in gone.err) == (0, True)
+    moved = (f"model.name={home}:Net", f"data.path={out / 'moved.npz'}")
+    again = cli("report", "own", "--out", out, *moved)
+    assert (again.code, "warning" in again.err) == (0, False)
+
+
+def test_report_refuses_corruption_figures_that_their_counts_contradict(own, home, out, cli):
+    (path,) = (own / "corrupted").glob("*.json")
+    whole = json.loads(path.read_text())
+    whole["metrics"]["error/p_2"] = 0.01
+    path.write_text(json.dumps(whole))
+    found = cli("report", "own", "--out", out, f"model.name={home}:Net")
+    assert found.code == 2
+    assert "states error/p_2 = 0.0100, but its counts give" in found.err

@@ -1,52 +1,125 @@
-"""A table of evaluations under attack, from the summaries on disk."""
+"""A table of evaluations under attack, from the summaries and rows on disk."""
 
+import dataclasses
 import json
 
 import pytest
 
 from raybust.errors import RequestError
+from raybust.evaluate import HEADLINE, AttackProtocol, AttackRow, AttackTable, summarize
 from raybust.report.attacks import compare_attacks
 
-
-def summary(view, robust, front=""):
-    points = [
-        {"eps": 0.1, "robust": robust, "low": robust - 0.1, "high": robust + 0.1},
-        {"eps": 8.0, "robust": 0.0, "low": 0.0, "high": 0.01},  # the whole box
-    ]
-    protocol = {"view": view, "front": front, "attacks": ["pgd", "square"], "norm": "linf",
-                "eps": [0.1], "examples": 50, "split": "test", "restarts": 1, "pgd_steps": 20,
-                "queries": 500, "steps": 40}  # fmt: skip
-    flags = [{"name": "oblivious", "text": "?"}] if view == "oblivious" else []
-    return {"protocol": protocol, "clean": 0.9, "points": points, "flags": flags}
+PROTOCOL = AttackProtocol(
+    norm="linf", eps=(0.1,), reach=0.0, attacks=("pgd", "square"), every=False, pgd_steps=20,
+    steps=40, restarts=1, targets=9, queries=500, rounds=3, eot=1, seed=0, shard=100,
+    dataset="digits", split="test", examples=50, device="cpu",
+)  # fmt: skip
 
 
-def test_rows_name_their_protocol_and_views_stand_before_the_headline(tmp_path):
-    plain, whole = tmp_path / "plain.json", tmp_path / "whole.json"
-    plain.write_text(json.dumps(summary("adaptive", 0.5)))
-    views = {"alone": summary("alone", 0.4), "oblivious": summary("oblivious", 0.7, "B")}
-    whole.write_text(json.dumps({**summary("adaptive", 0.45, "B"), "views": views}))
-    found = compare_attacks([("one", plain), ("two", whole)], tmp_path / "report")
-    rows = found.markdown.splitlines()[2:]
-    assert rows[0] == (
+def rows(robust):
+    """45 of 50 clean images are right; `robust` of them withstand both attacks."""
+    for idx in range(50):
+        kind = "clean" if idx >= 45 else "-" if idx < robust else "pgd"
+        fooled = kind == "pgd"
+        tried = {"clean": (), "pgd": (("pgd", 3),), "-": (("pgd", -1), ("square", -1))}[kind]
+        yield AttackRow(
+            idx=idx, eps=0.1, label=1, predict=1 if idx < 45 else 2, broken_by=kind,
+            step=3 if fooled else -1, distance=0.1 * fooled, becomes=1 if kind == "-" else 2,
+            attacks=tried,
+        )  # fmt: skip
+
+
+def write(path, robust, views=(), front=""):
+    """Writes the rows of an evaluation and its summary."""
+    found = {}
+    for view in (*views, HEADLINE):
+        protocol = dataclasses.replace(PROTOCOL, view=view, front="" if view == "alone" else front)
+        end = "" if view == HEADLINE else f"_{view}"
+        table = AttackTable(path.with_name(f"{path.stem}{end}.tsv"), protocol)
+        table.append(rows(robust[view]))
+        found[view] = summarize(table.finish(), protocol).plain()
+    whole = found.pop(HEADLINE)
+    path.write_text(json.dumps({**whole, "views": found} if found else whole))
+
+
+@pytest.fixture
+def path(tmp_path):
+    path = tmp_path / "one.json"
+    write(path, {HEADLINE: 25})
+    return path
+
+
+def test_rows_name_their_protocol_and_views_stand_before_the_headline(path, tmp_path):
+    whole = tmp_path / "whole.json"
+    robust = {"alone": 20, "oblivious": 35, HEADLINE: 22}
+    write(whole, robust, views=("alone", "oblivious"), front="B")
+    found = compare_attacks([("one", path), ("two", whole)], tmp_path / "report")
+    lines = found.markdown.splitlines()[2:]
+    assert lines[0] == (
         "| one | adaptive, pgd 20 steps, square 500 queries, 1 restart | pgd, square | linf 0.1 |"
-        " 90.00 | 50.00 [40.00, 60.00] | 50 test | none |"
+        " 90.00 | 50.00 [35.53, 64.47] | 50 test | none |"
     )
-    views = [row.split(" | ")[1].partition(",")[0] for row in rows[1:]]
+    views = [line.split(" | ")[1].partition(",")[0] for line in lines[1:]]
     assert views == ["alone", "oblivious", "adaptive"]
-    assert rows[2].endswith("| 70.00 [60.00, 80.00] | 50 test | oblivious |")
+    assert lines[2].endswith("| 70.00 [55.39, 82.14] | 50 test | oblivious |")
     assert found.files == (tmp_path / "report" / "attacked.md",)
     plain = json.loads(json.dumps(found.plain()))
     assert [row["front"] for row in plain["attacks"]] == ["", "", "B", "B"]
     assert found.text().endswith("attacked.md")
 
 
-def test_a_summary_that_its_rows_contradict_is_refused(tmp_path):
-    path = tmp_path / "one.json"
-    path.write_text(json.dumps(summary("adaptive", 0.5)))
-    rows = [f"{n}\t0.1\t{int(n < 25)}\n" for n in range(50)] + [f"{n}\t8.0\t0\n" for n in range(50)]
-    table = "# {}\nidx\teps\trobust\n" + "".join(rows)
-    path.with_suffix(".tsv").write_text(table)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"robust": 0.9}, r"states robust at 0.1 = 0.9000, but its rows give 0.5000"),
+        ({"low": 0.49}, r"states low at 0.1 = 0.4900, but its rows give 0.3553"),
+        ({"high": 0.99}, r"states high at 0.1 = 0.9900, but its rows give 0.6447"),
+        ({"upper_bound": True}, r"states upper_bound at 0.1 = True, but its rows give False"),
+        ({"after": {"pgd": 0.5, "square": 0.4}}, r"states after at 0.1 = "),
+    ],
+)
+def test_a_summary_that_its_rows_contradict_is_refused(path, tmp_path, change, message):
     compare_attacks([("one", path)], tmp_path / "report")
-    path.write_text(json.dumps(summary("adaptive", 0.9)))
-    with pytest.raises(RequestError, match=r"robust accuracy of 0.9000 at 0.1, but its rows give"):
+    whole = json.loads(path.read_text())
+    whole["points"][0] |= change
+    path.write_text(json.dumps(whole))
+    with pytest.raises(RequestError, match=message):
         compare_attacks([("one", path)], tmp_path / "report")
+
+
+def test_clean_accuracy_and_protocol_of_a_summary_are_those_of_its_rows(path, tmp_path):
+    whole = json.loads(path.read_text())
+    for changed, message in (
+        (whole | {"clean": 0.95}, "states clean = 0.9500, but its rows give 0.9000"),
+        (whole | {"protocol": {**whole["protocol"], "pgd_steps": 1000}}, "states protocol = "),
+    ):
+        path.write_text(json.dumps(changed))
+        with pytest.raises(RequestError, match=message):
+            compare_attacks([("one", path)], tmp_path / "report")
+
+
+def test_rows_that_are_gone_cut_or_changed_are_refused(path, tmp_path):
+    table = path.with_suffix(".tsv")
+    whole = table.read_text()
+    for text, message in (
+        ("\n".join(whole.splitlines()[:-3]) + "\n", "is not complete"),
+        (whole.replace("\t1\t-\t-1\t", "\t0\t-\t-1\t", 1), "`robust` contradicts `broken_by`"),
+        (whole.replace("\t0.1\t2\tFalse", "\t0.1\t2\tFalse").replace("\tpgd\t3\t0.1\t",
+                                                                    "\tpgd\t3\t0.2\t", 1),
+         "distance: got 0.2, expected at most 0.1, in row 26"),
+    ):  # fmt: skip
+        table.write_text(text)
+        with pytest.raises(RequestError, match=message):
+            compare_attacks([("one", path)], tmp_path / "report")
+    table.unlink()
+    with pytest.raises(RequestError, match=r"its rows, one\.tsv, are gone"):
+        compare_attacks([("one", path)], tmp_path / "report")
+
+
+def test_a_table_of_another_version_is_reported_unchecked(path, tmp_path):
+    table = path.with_suffix(".tsv")
+    head, *rest = table.read_text().splitlines()
+    fields = json.loads(head.removeprefix("# "))
+    del fields["rounds"]  # raybust 0.1
+    table.write_text("\n".join([f"# {json.dumps(fields)}", *rest]) + "\n")
+    assert "50.00" in compare_attacks([("one", path)], tmp_path / "report").markdown

@@ -1,0 +1,85 @@
+"""A table of evaluations under corruption, a row per run and protocol.
+
+Reads the results written by `raybust evaluate`, and checks their figures against the counts beside
+them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from raybust.corruptions import Cell, Corrupted, merge
+from raybust.disk.files import read_json
+from raybust.errors import RequestError
+from raybust.report.comparison import Comparison
+from raybust.report.naming import markdown
+
+_DETAILS = ("error/", "calibration/", "generated/error/", "generated/calibration/")
+
+
+def compare_corruptions(named: Sequence[tuple[str, Path]], folder: Path) -> Comparison:
+    """Writes one table of evaluations under corruption.
+
+    Args:
+        named: label and JSON result of each.
+        folder: folder of the table, created if missing.
+
+    Raises:
+        RequestError: a result contradicts its counts.
+    """
+    figures, notes = [], []
+    for label, path in named:
+        whole = read_json(path)
+        _check(path, whole["metrics"])
+        asked = whole["protocol"]
+        kinds = [*asked["sets"], *["rows"] * bool(asked["rows"])]
+        kinds += ["published"] * bool(asked["folder"]) + ["generated"] * bool(asked["generated"])
+        shown = {k: v for k, v in whole["metrics"].items() if not k.startswith(_DETAILS)}
+        clean = {"clean error": whole["metrics"]["error/clean"]}
+        examples = whole["protocol"]["examples"] or "all"
+        figures.append({"run": label, "corruptions": " ".join(kinds), "split": asked["split"],
+                        "examples": examples, **clean, **shown})  # fmt: skip
+        notes += [f"{label}: {note}." for note in whole.get("notes", [])]
+    heads = list(dict.fromkeys(key for row in figures for key in row))
+    lines = [f"| {' | '.join(heads)} |", "|---|---|---|" + "---:|" * (len(heads) - 3)]
+    for row in figures:
+        cells = [markdown(_show(row.get(head, "-"))) for head in heads]
+        lines.append(f"| {' | '.join(cells)} |")
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "corrupted.md"
+    file.write_text("\n".join([*lines, *(f"\n> {markdown(note)}" for note in notes)]) + "\n")
+    return Comparison(file.read_text(), tuple(figures), (file,), kind="corruptions")
+
+
+def _show(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def _check(path: Path, metrics: Mapping[str, float]) -> None:
+    """Rejects a result that contradicts its counts.
+
+    Raises:
+        RequestError: names the metric.
+    """
+    counts = path.with_suffix(".jsonl")
+    if not counts.exists():
+        raise RequestError(f"{path}: its counts, {counts.name}, are gone; run `raybust evaluate`")
+    try:
+        _, *lines = counts.read_text(encoding="utf-8").splitlines()
+        shares = {share["share"]: share["cells"] for share in map(json.loads, lines)}
+        parts = [Corrupted(cells=tuple(map(Cell.parse, one)), sets={}) for one in shares.values()]
+        found = merge(parts).metrics()
+    except (ValueError, TypeError, KeyError) as error:
+        raise RequestError(f"{counts}: holds no counts ({error})") from None
+    for name, value in found.items():
+        stated = metrics.get(name, math.nan)
+        both_nan = math.isnan(stated) and math.isnan(value)
+        if not (both_nan or math.isclose(stated, value, abs_tol=1e-9)):
+            raise RequestError(
+                f"{path}: states {name} = {stated:.4f}, but its counts give {value:.4f}; run"
+                " `raybust evaluate` again"
+            )

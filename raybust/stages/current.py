@@ -1,0 +1,153 @@
+"""Compares results with what their runs have now: is the function, are the images and the labels
+of a result still those of its run? Used by `raybust report`.
+
+A header records what made its rows. The network is rebuilt from the newest checkpoint, and the
+images are read again. What cannot be rebuilt, because its code or its data is not at hand, is
+reported as not compared.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from raybust import identity
+from raybust.config import Leaf
+from raybust.disk import checkpoint, runs
+from raybust.disk.files import is_aside, read_json
+from raybust.errors import RequestError
+from raybust.models import Fronted
+from raybust.search.leaderboard import Leaderboard
+from raybust.search.records import TrialRecord
+from raybust.stages import attacked
+from raybust.trained import Trained, load_trained
+
+_RECORDED = ("data", "labels", "weights", "outputs")
+
+
+class Current:
+    """Networks and data of runs as they are now; each is loaded once."""
+
+    def __init__(self, leaves: Sequence[Leaf]) -> None:
+        """Remembers what the command line says about all runs.
+
+        Args:
+            leaves: of the command line; `data.path`, `data.root` and `model.name`, which names code
+                that may be imported, are used.
+        """
+        self._data = [leaf for leaf in leaves if leaf.key.startswith("data.")]
+        self._named = {leaf.value for leaf in leaves if leaf.key == "model.name"}
+        self._loaded: dict[Path, Trained | str] = {}
+
+    def with_notes(self, board: Leaderboard) -> Leaderboard:
+        """Returns a leaderboard that names the finalists whose results are no longer current."""
+        notes = (
+            f"Trial {entry.number}: {note}." for entry in board.entries
+            for note in self._notes(board, entry)
+        )  # fmt: skip
+        return dataclasses.replace(board, notes=tuple(notes))
+
+    def changes(self, result: Path) -> list[str]:
+        """Returns how a result's function, images and labels differ from those that its run has
+        now, one phrase each; none for a result outside of a run, or one that cannot be compared.
+
+        Args:
+            result: its file with the header, for instance in OUT/NAME/certified.
+        """
+        newest, header = _newest(result), _header(result)
+        if newest is None or not header:
+            return []
+        if header.get("weights") and header["weights"] != _weights(newest):
+            return ["other weights"]
+        trained = self._trained(result)
+        if isinstance(trained, str):
+            return []
+        recorded = {key: header[key] for key in _RECORDED if header.get(key)}
+        now = _record(trained, header, result.parent.name == attacked.FOLDER)
+        return identity.differences(recorded, {key: now[key] for key in recorded})
+
+    def obstacle(self, result: Path) -> str | None:
+        """Returns why a result cannot be compared with its run, or None."""
+        if _newest(result) is None:
+            return None
+        trained = self._trained(result)
+        return trained if isinstance(trained, str) else None
+
+    def _notes(self, board: Leaderboard, entry: TrialRecord) -> Iterator[str]:
+        folder = board.folder / runs.TRIALS / f"{entry.number:04d}"
+        results = [entry.log] if entry.log is not None and entry.log.exists() else []
+        if entry.attacked is not None:
+            found = [path for path in _summaries(folder) if _agrees(read_json(path), entry)]
+            if not found:
+                yield "its results under attack are gone, or changed since the sweep measured them"
+            results += found[:1]
+        for path in results:
+            if changed := self.changes(path):
+                yield f"{path.name} is of {', '.join(changed)} than the trial has now"
+        if results and (obstacle := self.obstacle(results[0])):
+            yield f"its results are not compared with its network and data: {obstacle}"
+
+    def _trained(self, result: Path) -> Trained | str:
+        """Returns the network and data of a result's run, or why they cannot be had."""
+        run = _run_of(result)
+        if run not in self._loaded:
+            config = runs.read_identity(run).config
+            trusted = config["model"]["name"] in self._named
+            try:
+                self._loaded[run] = load_trained(run, self._data, trusted=trusted)
+            except RequestError as error:
+                self._loaded[run] = str(error)
+        return self._loaded[run]
+
+
+def _record(trained: Trained, header: Mapping[str, Any], attacks: bool) -> dict[str, Any]:
+    """Returns what the header of a result would record now."""
+    part, network = getattr(trained.dataset, header["split"]), trained.network
+    bare = [network.network] if attacks and isinstance(network, Fronted) else []
+    chosen = range(0, len(part), header.get("skip") or 1)[: header["examples"]]
+    return identity.record([network, *bare], part, chosen, gradients=attacks)
+
+
+def _summaries(folder: Path) -> list[Path]:
+    """Returns the files of a run's evaluations under attack."""
+    found = sorted((folder / attacked.FOLDER).glob("*.json"))
+    return [path for path in found if not is_aside(path) and "points" in read_json(path)]
+
+
+def _agrees(summary: Mapping[str, Any], entry: TrialRecord) -> bool:
+    """Returns whether a finalist's metrics are those of a summary."""
+    norm, asked = summary["protocol"]["norm"], summary["protocol"]["eps"]
+    stated = {"attacked/clean_accuracy": summary["clean"]}
+    for point in summary["points"]:
+        if point["eps"] in asked:
+            stated[f"attacked/{norm}_{point['eps']:.6g}/robust_accuracy"] = point["robust"]
+    found = entry.attacked or {}
+    return all(found.get(key) == value for key, value in stated.items())
+
+
+def _header(result: Path) -> dict[str, Any]:
+    """Returns a result's record of what made it; empty for somebody else's log."""
+    if result.suffix == ".json":
+        return read_json(result).get("protocol") or {}
+    with result.open(encoding="utf-8", errors="replace") as file:
+        line = file.readline()
+    try:
+        return identity.fields_of(line.removeprefix("# "))
+    except ValueError:
+        return {}
+
+
+def _run_of(result: Path) -> Path:
+    return result.parent.parent
+
+
+def _newest(result: Path) -> Path | None:
+    """Returns the newest checkpoint of a result's run, None for a result outside of a run."""
+    run = _run_of(result)
+    return checkpoint.newest(run) if (run / runs.IDENTITY).exists() else None
+
+
+def _weights(folder: Path) -> str:
+    return identity.state_digest(checkpoint.read_weights(folder))

@@ -1,0 +1,55 @@
+"""Collects the runs of a transfer matrix: what each was trained on, and its newest result under the
+set C1."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from raybust import data, methods
+from raybust.config import from_dict
+from raybust.disk import runs
+from raybust.disk.files import read_json
+from raybust.errors import RequestError
+from raybust.report.transfer import Training, training_of_metrics
+
+
+def trainings_of(results: Sequence[Path]) -> tuple[list[Training], tuple[int, int, int]]:
+    """Returns the columns of the transfer matrix, one per run, and the shape of the images; no
+    columns if no run was measured under C1.
+
+    Args:
+        results: the JSON files of evaluations under corruption; the newest of a run counts.
+
+    Raises:
+        RequestError: the runs' datasets or protocols differ.
+    """
+    newest: dict[Path, dict[str, Any]] = {}
+    for path in sorted(results, key=lambda path: path.stat().st_mtime):
+        whole, folder = read_json(path), path.parent.parent
+        if "C1" in whole["protocol"]["sets"] and (folder / runs.IDENTITY).exists():
+            newest[folder] = whole
+    found, shapes = [], {}
+    settings: dict[str, dict[str, Any]] = {}
+    for folder, whole in sorted(newest.items()):
+        config = from_dict(runs.read_identity(folder).config, methods.get)
+        if config.data not in shapes:
+            shapes[config.data] = data.load(config.data).shape
+        noisy = getattr(config.method, "noise_set", None)
+        rows = noisy(shapes[config.data]).rows if noisy and config.method.clean < 1 else ()
+        trial = folder.parent.name == runs.TRIALS
+        name = f"{folder.parent.parent.name}/{int(folder.name)}" if trial else folder.name
+        asked = ("split", "examples", "impulse", "seed")
+        settings[name] = {key: whole["protocol"][key] for key in asked}
+        found.append(training_of_metrics(name, rows, whole["metrics"]))
+    first, *others = settings.items() or [("", {})]
+    for name, other in others:
+        if other != first[1]:
+            raise RequestError(
+                f"{name} and {first[0]} were measured under different protocols ({other},"
+                f" {first[1]}); measure both the same way, or choose other runs"
+            )
+    if len(shapes) > 1:
+        raise RequestError(f"the runs use {len(shapes)} datasets; compare runs on the same dataset")
+    return found, next(iter(shapes.values()), (0, 0, 0))
