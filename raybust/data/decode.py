@@ -65,6 +65,7 @@ def decode(path: Path, how: Decoding = PLAIN) -> Image.Image:
     """
     try:
         with Image.open(path) as file:
+            _scale_clear_gray(file)
             tags = _tags(file)
             image = ImageOps.exif_transpose(file) if how.orientation else file
             if not how.orientation and file.format == "TIFF" and tags.get(_ORIENTATION) in _BACK:
@@ -78,6 +79,14 @@ def decode(path: Path, how: Decoding = PLAIN) -> Image.Image:
             f"{path}: cannot be read as an image ({' '.join(str(error).split())}); replace or "
             "remove it"
         ) from None
+
+
+def _scale_clear_gray(file: Image.Image) -> None:
+    """Scales the transparent gray of a PNG of 2 or 4 bits as Pillow scales its pixels: to 8."""
+    tile = getattr(file, "tile", ())
+    bits = {"L;2": 2, "L;4": 4}.get(tile[0].args) if tile and file.format == "PNG" else None
+    if bits and isinstance(file.info.get("transparency"), int):
+        file.info["transparency"] *= 255 // (2**bits - 1)
 
 
 def _tags(file: Image.Image) -> dict[int, Any]:

@@ -54,7 +54,7 @@ def columns_of(board: Leaderboard) -> list[Column]:
         members = set(board.pareto)
         found.append(Column("Pareto", "search", lambda entry: "yes" * (entry.number in members)))
     if any(entry.reason for entry in board.entries):
-        found.append(Column("not measured", "test", lambda entry: entry.reason or ""))
+        found.append(Column(NOT_MEASURED, "test", lambda entry: entry.reason or ""))
     counts = {entry.examples for entry in board.entries if entry.examples is not None}
     images = f" ({counts.pop()} images)" if len(counts) == 1 else ""  # none in old versions
     found.append(Column("test accuracy" + images, "test", lambda entry: number(entry.accuracy)))
@@ -95,6 +95,7 @@ def short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
+NOT_MEASURED = "not measured"
 _YES_NO = {True: "yes", False: "no", None: ""}
 _FIGURE = re.compile(
     r"certified/(?:acr|accuracy_at/(?P<radius>[\d.e+-]+))"

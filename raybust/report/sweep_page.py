@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from raybust.report import leaderboard, page
-from raybust.report.columns import Column, columns_of, number, settings
+from raybust.report.columns import NOT_MEASURED, Column, columns_of, number, settings
 from raybust.report.marks import STATES, every
 from raybust.report.sweep_plots import Picture, draw
 from raybust.search.leaderboard import Leaderboard
@@ -155,7 +155,7 @@ def _leaderboard(board: Leaderboard) -> list[str]:
     columns = columns_of(board)
     published = bool(board.finalists)
     shown = [c for c in columns if c.group != "test" or not c.head.startswith("cert.")]
-    columns = [c for c in shown if published or c.group != "test"]
+    columns = [c for c in shown if published or c.group != "test" or c.head == NOT_MEASURED]
     names = {
         "trial": "tried",
         "search": "search: validation part, cheap fidelity",
@@ -187,9 +187,10 @@ def _leaderboard(board: Leaderboard) -> list[str]:
 
 
 def _class(column: Column) -> str:
-    numeric = column.head not in ("method", "settings", "feasible", "Pareto")
+    long = column.head in ("settings", NOT_MEASURED)
+    numeric = not long and column.head not in ("method", "feasible", "Pareto")
     group = "" if column.group == "trial" else column.group
-    return f"{group} {'number' if numeric else 'text' if column.head == 'settings' else ''}".strip()
+    return f"{group} {'number' if numeric else 'text' if long else ''}".strip()
 
 
 def _pareto(board: Leaderboard) -> str:

@@ -26,7 +26,7 @@ from raybust.track.uri import sqlite_file, sqlite_uri
 
 UNUSABLE = (SQLAlchemyError, OSError, optuna.exceptions.StorageInternalError)
 """Raised by a storage that cannot be read or written."""
-_JOURNAL = "journal:"
+_JOURNAL, _SQLITE = "journal:", "sqlite:///"
 _LOCKED_S = 20
 
 
@@ -56,10 +56,11 @@ def check_storage(config: Config) -> None:
     Raises:
         RequestError: it is not.
     """
-    if config.tune.storage is None:
+    place = _expanded(config.tune.storage)
+    if place is None:
         return
     with one_line():
-        storage = _connect(config.tune.storage)
+        storage = _connect(place)
         probe = optuna.create_study(storage=storage, study_name=f"raybust-{uuid.uuid4().hex}")
         optuna.delete_study(storage=storage, study_name=probe.study_name)
 
@@ -130,7 +131,15 @@ def one_line() -> Iterator[None]:
 
 
 def _place(config: Config, folder: Path) -> str:
-    return config.tune.storage or sqlite_uri(folder / "study.db")
+    """Returns a sweep's storage, with `~` at the start of a file expanded."""
+    return _expanded(config.tune.storage) or sqlite_uri(folder / "study.db")
+
+
+def _expanded(storage: str | None) -> str | None:
+    for scheme in (_JOURNAL, _SQLITE):
+        if storage is not None and storage.startswith(f"{scheme}~"):
+            return f"{scheme}{Path(storage.removeprefix(scheme)).expanduser()}"
+    return storage
 
 
 def _find(storage: optuna.storages.BaseStorage, config: Config, uid: str) -> str | None:

@@ -101,7 +101,7 @@ def tune(
             with _parent(job, config, uri) as journal:
                 _search(sweep.Sweep(config, leaves, study, folder, job), uri, echo)
                 board = _publish(journal, config, _leaderboard(config, study, folder, echo))
-    _check_measured(board)
+                _check_measured(board)
     return board
 
 

@@ -114,4 +114,4 @@ def _absolute_sqlite(uri: str, source: str) -> str:
         raise RequestError(f"{source}: got '{uri}', expected a file: sqlite:///PATH/mlflow.db")
     if rest.startswith("file:"):
         return uri
-    return f"{_SQLITE}{Path(rest).absolute()}" + (f"?{query}" if query else "")
+    return f"{_SQLITE}{Path(rest).expanduser().absolute()}" + (f"?{query}" if query else "")

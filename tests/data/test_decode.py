@@ -205,3 +205,27 @@ def test_few_bits_in_a_file_of_16_are_told(tmp_path, bits, told):
     deep = (RAMP.astype(np.uint16) * 257) >> (16 - bits)
     Image.fromarray(deep).save(tmp_path / "deep.png")
     assert ("are nearly black" in " ".join(survey([tmp_path / "deep.png"]))) == told
+
+
+def png_of_few_bits(depth, row, clear):
+    """Returns a gray PNG with a transparent gray; Pillow writes 8 bits only."""
+
+    def chunk(kind, body):
+        check = struct.pack(">I", zlib.crc32(kind + body))
+        return struct.pack(">I", len(body)) + kind + body + check
+
+    bits = "".join(f"{value:0{depth}b}" for value in row).ljust(8, "0")
+    line = b"\0" + int(bits, 2).to_bytes(len(bits) // 8, "big")
+    header = struct.pack(">IIBBBBB", len(row), 1, depth, 0, 0, 0, 0)
+    parts = ((b"IHDR", header), (b"tRNS", struct.pack(">H", clear)),
+             (b"IDAT", zlib.compress(line)), (b"IEND", b""))  # fmt: skip
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+
+
+@pytest.mark.parametrize(("depth", "clear"), [(1, 1), (2, 2), (4, 5), (4, 0)])
+def test_a_transparent_gray_of_few_bits_is_on_the_background(tmp_path, depth, clear):
+    row = [clear, 1 - clear if depth == 1 else 1]
+    (tmp_path / "few.png").write_bytes(png_of_few_bits(depth, row, clear))
+    found = np.asarray(decode(tmp_path / "few.png", Decoding(background=(0.5, 0.5, 0.5))))
+    assert found[0, 0].tolist() == [128, 128, 128]
+    assert found[0, 1].tolist() == [row[1] * 255 // (2**depth - 1)] * 3
