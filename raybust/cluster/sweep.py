@@ -32,6 +32,7 @@ from raybust.search.database import UNUSABLE
 from raybust.search.records import FINISHED, TrialRecord
 from raybust.search.space import Point, at
 from raybust.search.study import Study
+from raybust.track.journal import metrics_of
 from raybust.train import initial
 
 DRIVER_CPUS = 0.01
@@ -78,6 +79,8 @@ def run_trials(plan: Sweep, uri: str, listener: Listener) -> None:
     config, study, folder = plan.config, plan.study, plan.folder
     shutil.rmtree(folder / STATE, ignore_errors=True)  # left behind by a kill
     interrupted = study.interrupted()
+    for number, _ in interrupted:
+        recall(plan, number)
     left = max(0, config.tune.trials - study.finished() - len(interrupted))
     if not interrupted and not left:
         _end_runs(study, folder)
@@ -201,7 +204,7 @@ class StudySearch(Searcher):
 
     def _trial_job(self, number: int, plain: dict[str, Any]) -> Job:
         """Returns the job of a trial; creates its folder and identity if they are missing."""
-        folder = self._plan.folder / runs.TRIALS / f"{number:04d}"
+        folder = _folder(self._plan, number)
         inputs, own = "", self._plan.job
         if own.inputs and plain["data"] == own.config["data"]:
             config = configuration.from_dict(plain, methods.get)
@@ -218,8 +221,20 @@ class StudySearch(Searcher):
         )
 
     def _notify(self, number: int) -> None:
-        record = next(r for r in self._study.records() if r.number == number)
-        self._listener(record, len(self._numbers))
+        self._listener(self._study.record(number), len(self._numbers))
+
+
+def _folder(plan: Sweep, number: int) -> Path:
+    return plan.folder / runs.TRIALS / f"{number:04d}"
+
+
+def recall(plan: Sweep, number: int) -> None:
+    """Restores the epochs of an interrupted trial that its journal has and the study lacks."""
+    known = plan.study.record(number).epoch
+    for epoch, values in metrics_of(_folder(plan, number) / runs.JOURNAL):
+        if epoch > known:
+            value = values.get(plan.config.tune.metric, math.nan)
+            plan.study.report(number, epoch, value, {k: v for k, v in values.items() if "/" in k})
 
 
 def _end_runs(study: Study, folder: Path) -> None:

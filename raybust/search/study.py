@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import math
+import time
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import optuna
@@ -26,9 +28,20 @@ POINT, REASON, METRICS, HISTORY, EARLIER = "point", "reason", "metrics", "histor
 _SPACE, _SWEEP = "space", "sweep"
 _NEVER = 1e9
 """Violation of a constraint whose metric is missing or not finite."""
+_WRITE_S = 1.0
+"""Seconds between two writes of a trial's epochs."""
 _PARTS = 20
 """Steps of a budget in passes or seconds. tpe ranks stopped trials by step, then by value, so
 trials that were stopped at the same rung, each slightly past it, must share a step."""
+
+
+@dataclass
+class _Pending:
+    """Epochs of an open trial, some of which the storage may lack; `due` is the next write."""
+
+    metrics: dict[str, float]
+    history: dict[str, list[float]]
+    due: float = 0.0
 
 
 class Study:
@@ -75,6 +88,7 @@ class Study:
         drawn = hashlib.blake2b(f"{config.seed}/{len(trials)}".encode(), digest_size=4)
         self.study.sampler = make_sampler(config, space, int.from_bytes(drawn.digest()))
         self._open: dict[int, optuna.Trial] = {}
+        self._pending: dict[int, _Pending] = {}
         for point in first:
             if named := space.named(point):
                 self.study.enqueue_trial(named, skip_if_exists=True)
@@ -146,22 +160,21 @@ class Study:
 
     def report(self, number: int, epoch: int, value: float, metrics: dict[str, float]) -> None:
         """Records an epoch of an open trial: the optimized metric, NaN if not measured, and all
-        metrics. Metrics that were not measured keep their last value."""
-        trial = self._open[number]
-        trial.set_user_attr(METRICS, trial.user_attrs.get(METRICS, {}) | metrics)
-        if math.isnan(value):
-            return
-        spent = self._spent(epoch, metrics)
-        history = trial.user_attrs.get(HISTORY, {})
-        trial.set_user_attr(HISTORY, history | {str(epoch): [spent, value]})
-        if len(self._directions) == 1:  # Optuna allows intermediate values for one objective only
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # epochs may be repeated after a resume
-                trial.report(value, self._step(spent))
+        metrics. Metrics that were not measured keep their last value.
+
+        A trial's epochs are written to the storage at most once a second, and when it is closed:
+        every write is a transaction of several milliseconds.
+        """
+        trial, pending = self._open[number], self._pending_of(number)
+        pending.metrics |= metrics
+        if not math.isnan(value):
+            pending.history[str(epoch)] = [self._spent(epoch, metrics), value]
+        if time.monotonic() >= pending.due:
+            self._write(trial, pending)
 
     def complete(self, number: int) -> None:
         """Closes a trial that trained to the end; fails it if a value is not finite."""
-        trial = self._open[number]
+        trial = self._flushed(number)
         metrics = trial.user_attrs.get(METRICS, {})
         values = [float(metrics.get(key, math.nan)) for key in self._directions]
         for key, value in zip(self._directions, values, strict=True):
@@ -172,20 +185,30 @@ class Study:
         self.study.tell(self._open.pop(number), values)
 
     def prune(self, number: int) -> None:
-        """Closes a trial that was stopped early."""
-        self._constrain(self._open[number])
+        """Closes a trial that was stopped early. tpe ranks it by its last value."""
+        trial = self._flushed(number)
+        self._constrain(trial)
+        history = trial.user_attrs.get(HISTORY, {})
+        if history and len(self._directions) == 1:  # Optuna allows reports for one objective only
+            spent, value = history[max(history, key=int)]
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # it may have been reported before a kill
+                trial.report(value, self._step(spent))
         self.study.tell(self._open.pop(number), state=TrialState.PRUNED)
 
     def fail(self, number: int, reason: str) -> None:
         """Closes a failed trial with its reason."""
-        trial = self._open.pop(number)
-        trial.set_user_attr(REASON, reason)
-        self.study.tell(trial, state=TrialState.FAIL)
+        self._flushed(number).set_user_attr(REASON, reason)
+        self.study.tell(self._open.pop(number), state=TrialState.FAIL)
 
     def records(self) -> list[TrialRecord]:
         """Returns all trials that have a point, ordered by number."""
         trials = self.study.get_trials(deepcopy=False)
         return [self._record(trial) for trial in trials if POINT in trial.user_attrs]
+
+    def record(self, number: int) -> TrialRecord:
+        """Returns one trial, which has a point."""
+        return self._record(self.study.get_trials(deepcopy=False)[number])
 
     def finished(self) -> int:
         """Returns the number of trials that are complete, pruned or failed."""
@@ -228,6 +251,26 @@ class Study:
             self.study.set_user_attr(_SWEEP, uid)
             self.study.set_user_attr(_SPACE, rows)
 
+    def _pending_of(self, number: int) -> _Pending:
+        """Returns what is known of an open trial's epochs, written or not."""
+        if number not in self._pending:
+            known = self._open[number].user_attrs
+            found = _Pending(dict(known.get(METRICS, {})), dict(known.get(HISTORY, {})))
+            self._pending[number] = found
+        return self._pending[number]
+
+    def _flushed(self, number: int) -> optuna.Trial:
+        """Returns an open trial, all of whose epochs are in the storage."""
+        trial, pending = self._open[number], self._pending.pop(number, None)
+        if pending is not None:
+            self._write(trial, pending)
+        return trial
+
+    def _write(self, trial: optuna.Trial, pending: _Pending) -> None:
+        trial.set_user_attr(METRICS, pending.metrics)
+        trial.set_user_attr(HISTORY, pending.history)
+        pending.due = time.monotonic() + _WRITE_S
+
     def _spent(self, epoch: int, metrics: dict[str, float]) -> float:
         """Returns the budget spent after an epoch, in this sweep's unit."""
         return float(epoch) if self._unit == "epoch" else metrics.get(self._unit, 0.0)
@@ -251,8 +294,11 @@ class Study:
         return found
 
     def _record(self, trial: FrozenTrial) -> TrialRecord:
-        listed = {int(k): v for k, v in trial.user_attrs.get(HISTORY, {}).items()}
-        epoch, metrics = max(listed, default=0), trial.user_attrs.get(METRICS, {})
+        known = self._pending.get(trial.number) or _Pending(
+            trial.user_attrs.get(METRICS, {}), trial.user_attrs.get(HISTORY, {})
+        )
+        listed, metrics = {int(k): v for k, v in known.history.items()}, known.metrics
+        epoch = max(listed, default=0)
         missed = [beyond > 0 for beyond in self._violations(metrics).values()]
         feasible = not any(missed) if missed and metrics else None
         point = trial.user_attrs[POINT]

@@ -233,9 +233,11 @@ class _ConstraintWatch:
         if self._warned or not bounds:
             return
         complete = [r for r in self._study.records() if r.state == "COMPLETE"]
-        if len(complete) < _EARLY or any(record.feasible for record in complete):
+        if len(complete) < _EARLY:
             return
-        self._warned = True
+        self._warned = True  # or need not
+        if any(record.feasible for record in complete):
+            return
         for (key, sign, number), text in zip(bounds, self._config.tune.constraints, strict=True):
             values = [r.metrics[key] for r in complete if key in r.metrics]
             best = (max if sign == ">=" else min)(values) if values else None

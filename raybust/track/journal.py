@@ -228,6 +228,17 @@ class Journal:
             self._registered = {key: value for key, value in entry.items() if key != "t"}
 
 
+def metrics_of(path: Path) -> list[tuple[int, dict[str, float]]]:
+    """Returns step and values of each entry of metrics in a journal; none if it does not exist."""
+    lines = path.read_bytes().splitlines() if path.exists() else ()
+    entries = [entry for entry in map(decode, lines) if entry is not None]
+    return [
+        (entry["step"], {key: float(value) for key, value in entry["values"].items()})
+        for entry in entries
+        if entry["e"] == "metrics"
+    ]
+
+
 def decode(line: bytes) -> dict[str, Any] | None:
     """Returns the entry of one line, or None if it is damaged."""
     try:

@@ -7,6 +7,7 @@ import sqlite3
 import statistics
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import kit
@@ -16,12 +17,15 @@ from optuna.storages.journal import JournalFileBackend
 
 from raybust import config as configuration
 from raybust import methods
+from raybust.cluster.sweep import Sweep, recall
 from raybust.config.tune import Tune
 from raybust.disk import runs
 from raybust.errors import RequestError
+from raybust.search import study as study_module
 from raybust.search.space import Space
 from raybust.search.study import Study
 from raybust.stages import tuning
+from raybust.track import Journal
 
 SPACE = Space.parse(
     {
@@ -117,7 +121,8 @@ def test_inactive_keys_are_absent(open_study):
         assert 0.01 <= point["train.lr"] <= 1
 
 
-def test_every_state_is_what_it_was(open_study):
+def test_every_state_is_what_it_was(open_study, monkeypatch):
+    monkeypatch.setattr(study_module, "_WRITE_S", 0)
     study = open_study()
     ask(study, 6)
     for number in range(5):
@@ -380,8 +385,52 @@ def test_a_stopped_trial_stands_at_the_share_of_its_budget(open_study):
     assert [max(of_trial.items()) for of_trial in steps(study)] == [(2, 0.1), (6, 0.5), (2, 0.3)]
 
 
+def test_epochs_are_written_once_a_second_and_read_at_once(open_study, bare, monkeypatch):
+    study = open_study()
+    number, _ = study.ask()
+    writes, storage = [], study.study._storage
+    write = storage.set_trial_user_attr
+    monkeypatch.setattr(storage, "set_trial_user_attr", lambda *a: (writes.append(a), write(*a)))
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    for epoch in range(1, 51):
+        study.report(number, epoch, epoch / 100, {METRIC: epoch / 100, "a/b": 1.0})
+        assert study.record(number).epoch == epoch
+        now[0] += 0.02
+    assert len(writes) == 2
+    assert list(bare().trials[number].user_attrs["history"]) == ["1"]
+    now[0] += 1
+    study.report(number, 51, 0.51, {METRIC: 0.51})
+    assert len(bare().trials[number].user_attrs["history"]) == 51
+    study.report(number, 52, 0.52, {METRIC: 0.52})
+    study.complete(number)
+    assert bare().trials[number].user_attrs["history"]["52"] == [52, 0.52]
+    assert bare().trials[number].user_attrs["metrics"] == {METRIC: 0.52, "a/b": 1.0}
+    assert bare().trials[number].value == 0.52
+
+
+def test_epochs_that_a_kill_kept_from_the_study_come_from_the_journal(open_study, tmp_path):
+    number, _ = open_study().ask()
+    folder = tmp_path / "sweep" / runs.TRIALS / f"{number:04d}"
+    with Journal(folder / runs.JOURNAL) as journal:
+        journal.start("key", "experiment", "name")
+        for epoch in (1, 2, 3):
+            journal.metrics({METRIC: epoch / 10, "train/loss": math.nan}, epoch)
+    again = open_study()
+    again.interrupted()
+    again.report(number, 1, 0.1, {METRIC: 0.1})
+    config = configuration.compose([], methods.get)
+    config = replace(config, tune=replace(config.tune, metric=METRIC))
+    recall(Sweep(config, [], again, tmp_path / "sweep", None), number)
+    found = again.record(number)
+    assert (found.history, found.value) == ({1: 0.1, 2: 0.2, 3: 0.3}, 0.3)
+    assert math.isnan(found.metrics["train/loss"])
+    again.prune(number)
+    assert again.record(number).history == {1: 0.1, 2: 0.2, 3: 0.3}
+
+
 def test_epochs_are_steps_themselves_and_one_may_be_repeated(open_study):
-    for train, expected in (((), {1: 0.1, 2: 0.2}), (PASSES, {5: 0.1, 10: 0.2})):
+    for train, expected in (((), {2: 0.2}), (PASSES, {10: 0.2})):
         study = open_study(train=train, seed=len(train))
         number = spend(study, (1, 50.0, 0.1), (1, 50.0, 0.1), (2, 100.0, 0.2))
         assert steps(study)[number] == expected

@@ -88,7 +88,9 @@ def test_the_study_has_every_trial_in_its_true_state(searched):
     trials = study_of(searched[0]).get_trials()
     states = [trial.state.name for trial in trials]
     assert states == ["COMPLETE", "COMPLETE", "PRUNED", "PRUNED", "FAIL", "COMPLETE"]
-    assert [max(t.intermediate_values, default=0) for t in trials] == [3, 3, 1, 1, 0, 3]
+    epochs = [[int(epoch) for epoch in t.user_attrs.get("history", ())] for t in trials]
+    assert epochs == [[1, 2, 3], [1, 2, 3], [1], [1], [], [1, 2, 3]]
+    assert [len(t.intermediate_values) for t in trials] == [0, 0, 1, 1, 0, 0]  # for tpe
     assert trials[0].value == trials[1].value == trials[5].value > 0.5
     assert trials[0].user_attrs["point"] == {"train.lr": 0.05, "train.keep": 2}
     reason = trials[4].user_attrs["reason"]
