@@ -22,6 +22,7 @@ from raybust.config import Config, Leaf
 from raybust.data import Dataset
 from raybust.disk import checkpoint, runs
 from raybust.disk.runs import IDENTITY, TRIALS, belongs, out_folder, read_identity
+from raybust.disk.strip import training_command
 from raybust.errors import RequestError
 from raybust.evaluate import correct
 from raybust.identity import same_function
@@ -71,9 +72,7 @@ class Trained:
     @property
     def name(self) -> str:
         """Its display name: its folder's name, or SWEEP/7 for a sweep's trial."""
-        if self.folder.parent.name != TRIALS:
-            return self.folder.name
-        return f"{self.folder.parent.parent.name}/{int(self.folder.name)}"
+        return _display_name(self.folder)
 
 
 def load_trained(path: Path, overrides: list[Leaf], *, trusted: bool = False) -> Trained:
@@ -93,15 +92,7 @@ def load_trained(path: Path, overrides: list[Leaf], *, trusted: bool = False) ->
         return _load_weights_file(path, overrides)
     folder, uid, notes = path, None, list[str]()
     if (path / IDENTITY).exists():
-        found = read_identity(path)
-        if found.kind == "sweep":
-            raise RequestError(
-                f"{path.name}: is a sweep; name one of its trials, for instance {path.name}/0"
-            )
-        newest = checkpoint.newest(path, lambda text: notes.append(f"warning: {text}"))
-        if newest is None:
-            raise RequestError(f"{path.name}: has no checkpoint yet; train it first")
-        folder, uid = newest, found.uid
+        folder, uid = _checkpoint_of_run(path, notes)
     manifest = checkpoint.read_manifest(folder)
     model = manifest["config"]["model"]["name"]
     if not (trusted or any((leaf.key, leaf.value) == ("model.name", model) for leaf in overrides)):
@@ -131,6 +122,30 @@ def load_trained(path: Path, overrides: list[Leaf], *, trusted: bool = False) ->
         )
         uid = None
     return Trained(owner, config, dataset, network, config.method.noise(), uid, tuple(notes))
+
+
+def _checkpoint_of_run(path: Path, notes: list[str]) -> tuple[Path, str]:
+    """Returns newest checkpoint and key of a run; adds a note for each torn checkpoint."""
+    found = read_identity(path)
+    if found.kind == "sweep":
+        raise RequestError(
+            f"{path.name}: is a sweep; name one of its trials, for instance {path.name}/0"
+        )
+    newest = checkpoint.newest(path, lambda text: notes.append(f"warning: {text}"))
+    if newest is None:
+        raise RequestError(f"{path.name}: has no checkpoint yet; train it first")
+    if not checkpoint.has_weights(newest):
+        raise RequestError(
+            f"{_display_name(path)}: its weights were not kept, only those of the sweep's best"
+            f" trials (tune.keep); train it again with `{training_command(path)}`"
+        )
+    return newest, found.uid
+
+
+def _display_name(folder: Path) -> str:
+    if folder.parent.name != TRIALS:
+        return folder.name
+    return f"{folder.parent.parent.name}/{int(folder.name)}"
 
 
 def _leaves_of_training(manifest: Mapping[str, Any], path: Path, *, is_run: bool) -> list[Leaf]:

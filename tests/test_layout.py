@@ -28,7 +28,7 @@ TABLE = {
     "identity": "devices | torch",
     "numerics": "| torch numpy scipy",
     "vision": "| torch torchvision",
-    "disk": "config | torch safetensors",
+    "disk": "config | torch safetensors yaml",
     "data": "devices config disk plugins vision | torch numpy PIL",
     "models": "config numerics plugins vision | torch safetensors (timm)",
     # The image augmentations of lp_noise are torchvision's, drawn late.

@@ -17,6 +17,7 @@ from raybust.cli.output import (
     echo,
     print_config,
     print_diagnosis,
+    print_disk,
     print_notes,
     print_rows,
     print_table,
@@ -105,6 +106,7 @@ def tune(
             print_table(("key", "domain", "default", "when"), list(domains.rows()))
             always = sum(not domain.when for domain in domains.domains)
             click.echo(f"{len(domains.domains)} dimensions, {always} of them in every trial")
+            print_disk(config, domains)
         return
     if submitted(address, leaves, detach):
         return

@@ -109,6 +109,21 @@ def print_config(config: Any, as_json: bool) -> None:
     click.echo(text.rstrip())
 
 
+def print_disk(config: Any, space: Any) -> None:
+    """Prints how much disk a sweep needs, if the size of the images is known without the data."""
+    from raybust import data
+    from raybust.cluster.retention import bytes_of_sweep
+    from raybust.stages.space_on_disk import describe, in_words, largest_network
+
+    facts = data.describe(config.data.name)
+    if facts["shape"] is None:
+        return
+    size = largest_network(config, space, tuple(facts["shape"]), facts["classes"])
+    at_once = config.tune.concurrent or 1
+    needed = in_words(bytes_of_sweep(config, size, at_once))
+    click.echo(f"about {needed} of disk for {describe(config, at_once)}")
+
+
 def print_rows(rows: list[dict[str, Any]], as_json: bool) -> None:
     """Prints rows with equal keys as a table or as JSON."""
     if as_json:

@@ -84,6 +84,7 @@ class RunLog:
         self._journal.text(yaml.safe_dump(job.config, sort_keys=False), "config.yaml")
         self._journal.text(yaml.safe_dump(environment(), sort_keys=False), "environment.yaml")
         self._flusher = Flusher(self._journal.path, uri)
+        self._is_trial = job.parent is not None
 
     def group(self, backend: str, hosts: list[str]) -> None:
         """Records the process group's backend and the host of each rank."""
@@ -95,8 +96,9 @@ class RunLog:
         self._journal.metrics(values, step=progress.epoch)
 
     def end(self, reason: str, folder: Path | None = None, detail: str = "") -> None:
-        """Records how the run ended; see `record_end`."""
-        record_end(self._journal, reason, folder, detail)
+        """Records how the run ended; see `record_end`. Weights of a trial are sent at the end of
+        its sweep, if they are kept."""
+        record_end(self._journal, reason, folder, detail, weights=not self._is_trial)
 
     def close(self, deadline_s: float = _DRAIN_S) -> None:
         """Stops the flusher; entries not sent by the deadline stay in the journal for `sync`."""
@@ -104,32 +106,45 @@ class RunLog:
         self._journal.close()
 
 
-def record_end(journal: Journal, reason: str, folder: Path | None = None, detail: str = "") -> None:
+def record_end(
+    journal: Journal,
+    reason: str,
+    folder: Path | None = None,
+    detail: str = "",
+    *,
+    weights: bool = False,
+) -> None:
     """Records how a run ended (finished, pruned, failed) and its last checkpoint.
 
     Args:
         journal: of the run.
         reason: becomes the tag `raybust.stop_reason`.
-        folder: checkpoint whose weights and manifest become artifacts.
+        folder: checkpoint whose manifest becomes an artifact.
         detail: why the run failed.
+        weights: whether the checkpoint's weights become an artifact too.
     """
     if folder is not None:
-        for name in (checkpoint.WEIGHTS, checkpoint.MANIFEST):
+        for name in (*[checkpoint.WEIGHTS] * weights, checkpoint.MANIFEST):
             journal.artifact(folder / name, "checkpoint")
     if detail:
         journal.tags({"raybust.failure": detail})
     journal.end("FAILED" if reason == "failed" else "FINISHED", reason)
 
 
-def end_if_open(folder: Path, reason: str, detail: str = "") -> None:
+def end_if_open(folder: Path, reason: str, detail: str = "", *, weights: bool = False) -> None:
     """Ends a folder's run if its worker was killed before it could; see `record_end`."""
+    if is_open(folder):
+        newest = None if reason == "failed" else checkpoint.newest(folder)
+        with Journal(folder / JOURNAL) as journal:
+            record_end(journal, reason, newest, detail, weights=weights)
+
+
+def is_open(folder: Path) -> bool:
+    """Returns whether a folder's run was started and has not ended, by its journal."""
     path = folder / JOURNAL
     entries = map(decode, path.read_bytes().splitlines()) if path.exists() else ()
     states = [e["e"] for e in entries if e is not None and e["e"] in ("start", "resume", "end")]
-    if states and states[-1] != "end":
-        newest = None if reason == "failed" else checkpoint.newest(folder)
-        with Journal(path) as journal:
-            record_end(journal, reason, newest, detail)
+    return bool(states) and states[-1] != "end"
 
 
 def params_of(plain: dict[str, Any]) -> dict[str, str]:

@@ -21,6 +21,7 @@ from ray.tune.search import Searcher
 from raybust import config as configuration
 from raybust import methods
 from raybust.cluster import session
+from raybust.cluster.retention import Retention
 from raybust.cluster.runlog import Job, end_if_open
 from raybust.cluster.scheduler import NUMBER, SPARED, make_scheduler
 from raybust.cluster.trial import COMPLETE, FAILURE, TrialActor, nested_trial
@@ -56,6 +57,7 @@ class Sweep:
         study: the sweep's record.
         folder: the sweep's folder.
         job: name and key of the sweep, recorded in its trials.
+        size: bytes of the weights of the largest network.
     """
 
     config: Config
@@ -63,6 +65,7 @@ class Sweep:
     study: Study
     folder: Path
     job: Job
+    size: int = 0
 
 
 def run_trials(plan: Sweep, uri: str, listener: Listener) -> None:
@@ -82,34 +85,14 @@ def run_trials(plan: Sweep, uri: str, listener: Listener) -> None:
     for number, _ in interrupted:
         recall(plan, number)
     left = max(0, config.tune.trials - study.finished() - len(interrupted))
+    retention = Retention(config, study, folder, plan.size)
     if not interrupted and not left:
         _end_runs(study, folder)
+        retention.finish()
         return
-    nested = config.cluster.workers > 1
-    nodes = session.nodes_of(ray)
-    room = session.slots(config, nodes, DRIVER_CPUS if nested else 0.0)
-    searcher = StudySearch(plan, listener, interrupted, left)
-    tuner = tune.Tuner(
-        _trainable(config, nested, nodes.gpus(config), uri),
-        tune_config=tune.TuneConfig(
-            metric=config.tune.metric,
-            mode=config.tune.mode,
-            num_samples=left + len(interrupted),
-            search_alg=searcher,
-            scheduler=make_scheduler(config, study),
-            max_concurrent_trials=min(room, config.tune.concurrent or room),
-            reuse_actors=not nested,
-        ),
-        run_config=tune.RunConfig(
-            name="tune",
-            storage_path=str(folder / STATE),
-            verbose=0,
-            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-            failure_config=tune.FailureConfig(max_failures=config.cluster.max_failures),
-        ),
-    )
+    searcher = StudySearch(plan, listener, retention, interrupted, left)
     try:
-        tuner.fit()
+        _tuner(plan, searcher, left + len(interrupted), uri).fit()
     except (tune.TuneError, *UNUSABLE) as error:
         raise WorkError(
             f"{folder.name}: sweep aborted: {cause_of(error)}; rerun the same command to resume"
@@ -117,25 +100,58 @@ def run_trials(plan: Sweep, uri: str, listener: Listener) -> None:
     finally:
         shutil.rmtree(folder / STATE, ignore_errors=True)
     _end_runs(study, folder)
+    retention.finish()
     if not study.finished():
         raise WorkError(f"{folder.name}: no trial finished")
+
+
+def _tuner(plan: Sweep, searcher: StudySearch, trials: int, uri: str) -> tune.Tuner:
+    config, nested = plan.config, plan.config.cluster.workers > 1
+    nodes = session.nodes_of(ray)
+    room = session.slots(config, nodes, DRIVER_CPUS if nested else 0.0)
+    return tune.Tuner(
+        _trainable(config, nested, nodes.gpus(config), uri),
+        tune_config=tune.TuneConfig(
+            metric=config.tune.metric,
+            mode=config.tune.mode,
+            num_samples=trials,
+            search_alg=searcher,
+            scheduler=make_scheduler(config, plan.study),
+            max_concurrent_trials=min(room, config.tune.concurrent or room),
+            reuse_actors=not nested,
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=str(plan.folder / STATE),
+            verbose=0,
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            failure_config=tune.FailureConfig(max_failures=config.cluster.max_failures),
+        ),
+    )
 
 
 class StudySearch(Searcher):
     """Adapts the study to Tune: suggests points, records results, closes trials."""
 
     def __init__(
-        self, plan: Sweep, listener: Listener, interrupted: list[tuple[int, Point]], left: int
+        self,
+        plan: Sweep,
+        listener: Listener,
+        retention: Retention,
+        interrupted: list[tuple[int, Point]],
+        left: int,
     ) -> None:
         """Queues the interrupted trials, then `left` new ones."""
         super().__init__(metric=plan.config.tune.metric, mode=plan.config.tune.mode)
         self._plan, self._study, self._listener = plan, plan.study, listener
+        self._retention = retention
         self._interrupted, self._left = list(interrupted), left
         self._numbers: dict[str, int] = {}
         self._last: dict[str, dict[str, Any]] = {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """Returns the job of the next trial: interrupted trials first, then new points."""
+        self._retention.check_space()
         refused: list[str] = []
         while len(refused) < _MAX_REFUSED:
             if self._interrupted:
@@ -221,7 +237,9 @@ class StudySearch(Searcher):
         )
 
     def _notify(self, number: int) -> None:
-        self._listener(self._study.record(number), len(self._numbers))
+        record = self._study.record(number)
+        self._listener(record, len(self._numbers))
+        self._retention.settle(record)
 
 
 def _folder(plan: Sweep, number: int) -> Path:

@@ -67,6 +67,12 @@ class Tune(Section):
         "method not in it.",
         ge=0,
     )
+    keep: int = option(
+        10,
+        "Best trials whose weights stay on disk and go to MLflow; the finalists' always stay. Of "
+        "the other trials, metrics, manifest and journal stay, and a file to train them again.",
+        ge=0,
+    )
     points: tuple[dict[str, Any], ...] = option(
         (), "Points to try after the defaults, each a mapping from searched keys to values."
     )

@@ -146,6 +146,11 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     return load_file(folder / WEIGHTS)
 
 
+def has_weights(folder: Path) -> bool:
+    """Returns whether a checkpoint has weights; those of most trials of a sweep are removed."""
+    return (folder / WEIGHTS).exists()
+
+
 def read_state(folder: Path) -> dict[str, Any]:
     """Returns the resumable state of a checkpoint, on the CPU; unpickles plain data only."""
     state: dict[str, Any] = torch.load(folder / STATE, map_location="cpu", weights_only=True)

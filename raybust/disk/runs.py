@@ -39,6 +39,7 @@ _RESUMABLE = (
     "corruptions",
     "tune.trials",
     "tune.finalists",
+    "tune.keep",
     "tune.concurrent",
 )
 _SCORING = ("certify.sigma", "certify.seed")

@@ -10,7 +10,7 @@ import hashlib
 import math
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -217,14 +217,7 @@ class Study:
     def pareto(self) -> list[int]:
         """Returns the numbers of the complete, feasible trials that no other trial dominates."""
         complete = [r for r in self.records() if r.state == "COMPLETE" and r.feasible is not False]
-        signs = [1 if mode == "max" else -1 for mode in self._directions.values()]
-        values = {
-            r.number: [s * r.metrics[key] for s, key in zip(signs, self._directions, strict=True)]
-            for r in complete
-        }
-        return [
-            n for n, mine in values.items() if not any(_dominates(o, mine) for o in values.values())
-        ]
+        return [record.number for record in front(complete, self._directions)]
 
     def _claim(self, uid: str) -> None:
         """Marks the study as this sweep's, or checks that it is. Always writes, so that a read-only
@@ -314,6 +307,22 @@ class Study:
             feasible=feasible,
             reason=trial.user_attrs.get(REASON),
         )
+
+
+def front(records: Sequence[TrialRecord], directions: Mapping[str, str]) -> list[TrialRecord]:
+    """Returns the trials that no other one dominates.
+
+    Args:
+        records: trials with all metrics.
+        directions: metric to "max" or "min".
+    """
+    signs = {key: 1 if mode == "max" else -1 for key, mode in directions.items()}
+    values = [[sign * record.metrics[key] for key, sign in signs.items()] for record in records]
+    return [
+        record
+        for record, mine in zip(records, values, strict=True)
+        if not any(_dominates(other, mine) for other in values)
+    ]
 
 
 def _dominates(left: list[float], right: list[float]) -> bool:

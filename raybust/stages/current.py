@@ -59,7 +59,8 @@ class Current:
         newest, header = _newest(result), _header(result)
         if newest is None or not header:
             return []
-        if header.get("weights") and header["weights"] != _weights(newest):
+        known = checkpoint.has_weights(newest) and header.get("weights")
+        if known and known != _weights(newest):
             return ["other weights"]
         trained = self._trained(result)
         if isinstance(trained, str):

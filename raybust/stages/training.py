@@ -66,7 +66,7 @@ def train(config: Config, *, address: str | None, resume: bool, verbose: bool, e
     if newest is not None and checkpoint.read_manifest(newest)["done"]:
         echo(f"{folder.name} is already trained; use --no-resume to train it again")
         with locked(folder), sending_rest(folder, open_store(config, out, echo), out, echo):
-            end_if_open(folder, "finished")
+            end_if_open(folder, "finished", weights=True)
             return folder
     from raybust.cluster import worker
 

@@ -35,6 +35,7 @@ from raybust.stages.checks import check_finalists, check_sweep, device_before
 from raybust.stages.live import Table
 from raybust.stages.progress import Echo, note_growth, print_data
 from raybust.stages.registration import register_best
+from raybust.stages.space_on_disk import check_space, largest_network
 from raybust.stages.tracking import load_ahead, open_store, sending_rest
 from raybust.train import initial
 from raybust.train.objective import assemble
@@ -74,8 +75,8 @@ def tune(
     images = dataset.shape, len(dataset.classes)
     check_finalists(config, *images, device=device_before(config, address))
     initial.initialize(assemble(config, dataset), config, dataset)
-    out = runs.out_folder(config)
-    plain = configuration.to_dict(config) | {SEARCH: block}
+    size = largest_network(config, space, *images)
+    out, plain = runs.out_folder(config), configuration.to_dict(config) | {SEARCH: block}
     folder = out / (config.name or f"sweep-{runs.fixed_digits(plain)}")
     inputs = initial.inputs_digest(config, dataset.digest)
     check_storage(config)
@@ -94,12 +95,12 @@ def tune(
             study = Study(config, space, folder, identity.uid, _first_points(config, leaves, space))
             _warm_start(study, earlier, config, dataset, echo)
             print_data(config, dataset, echo)
-            at_once = min(room, config.tune.concurrent or room)
+            at_once = check_space(config, size, min(room, config.tune.concurrent or room), folder)
             echo(f"{folder.name}: {config.tune.trials} trials, {at_once} at a time, in {folder}")
             note_growth(config, ray, echo)
             job = Job(plain, str(folder), identity.uid, folder.name, inputs=inputs)
             with _parent(job, config, uri) as journal:
-                _search(sweep.Sweep(config, leaves, study, folder, job), uri, echo)
+                _search(sweep.Sweep(config, leaves, study, folder, job, size), uri, echo)
                 board = _publish(journal, config, _leaderboard(config, study, folder, echo))
                 _check_measured(board)
     return board
@@ -111,7 +112,8 @@ def _check_earlier(folder: Path, plain: dict[str, Any], inputs: str, dataset: da
     runs.check_same(folder, "sweep", plain, inputs)
     seen, asked = set(), json.dumps(plain)
     for trial in sorted((folder / runs.TRIALS).glob("*"), reverse=True):
-        if (newest := checkpoint.newest(trial)) is None:
+        newest = checkpoint.newest(trial)
+        if newest is None or not checkpoint.has_weights(newest):
             continue
         earlier = checkpoint.read_manifest(newest)["config"]
         network = json.dumps([earlier["model"], earlier["method"]["name"]], sort_keys=True)

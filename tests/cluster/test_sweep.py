@@ -131,6 +131,19 @@ def test_the_leaderboard_ranks_what_trained_to_its_end(searched):
     assert len(best.log.read_text().splitlines()) == 2 + 30
 
 
+def test_only_the_weights_of_what_trained_to_its_end_stay_here_and_in_mlflow(searched):
+    out, _, _ = searched
+    found = kit.runs_of(out)
+    for number in range(6):
+        folder = out / "search" / runs.TRIALS / f"{number:04d}"
+        whole = number in (0, 1, 5)
+        files = [sorted(file.name for file in one.iterdir()) for one in checkpoint.folders(folder)]
+        kept = [["manifest.json", *["model.safetensors"] * whole]]
+        assert files == (kept if number != 4 else [])  # 4 diverged in its first epoch
+        stored = kit.artifacts_of(out, found[f"search/{number}"], "checkpoint")
+        assert ("checkpoint/model.safetensors" in stored) == whole
+
+
 def test_mlflow_has_the_sweep_and_each_trial_once(searched):
     found = kit.runs_of(searched[0])
     assert set(found) == {"search", *(f"search/{number}" for number in range(6))}

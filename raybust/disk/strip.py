@@ -1,0 +1,60 @@
+"""What stays on disk of a trial that has ended: its metrics and manifest, and the weights of the
+best; a command that trains the others again."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+from pathlib import Path
+
+import yaml
+
+from raybust.disk import checkpoint, runs
+from raybust.disk.files import replace_text
+
+AGAIN = "trial.yaml"
+"""Configuration of a trial without weights."""
+
+
+def strip(folder: Path, *, weights: bool) -> None:
+    """Removes a trial's checkpoints but the newest, its optimizer state and, unless kept, weights.
+    Removes nothing if that was done before.
+
+    Args:
+        folder: of the trial, which will not be resumed.
+        weights: whether they stay.
+    """
+    there = checkpoint.folders(folder)
+    gone = (checkpoint.STATE,) if weights else (checkpoint.STATE, checkpoint.WEIGHTS)
+    if len(there) < 2 and not any((path / name).exists() for path in there for name in gone):
+        return
+    newest = checkpoint.newest(folder)
+    if newest is None:
+        return
+    if not weights:
+        _write_configuration(folder)
+    manifest = json.loads((newest / checkpoint.MANIFEST).read_text())
+    for name in gone:
+        manifest["files"].pop(name, None)
+    text = json.dumps(manifest, indent=1, sort_keys=True) + "\n"
+    replace_text(newest / checkpoint.MANIFEST, text)  # first, so that a kill leaves it intact
+    for name in gone:
+        (newest / name).unlink(missing_ok=True)
+    for path in there:
+        if path != newest:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def training_command(folder: Path) -> str:
+    """Returns the command that trains a trial without weights again, by itself."""
+    name = f"{folder.parent.parent.name}-{int(folder.name)}"
+    return f"raybust train {shlex.quote(str(folder / AGAIN))} --name {shlex.quote(name)}"
+
+
+def _write_configuration(folder: Path) -> None:
+    """Writes a trial's configuration as a file for `raybust train`."""
+    plain = dict(runs.read_identity(folder).config)
+    for key in ("name", "out", "tune", "track"):
+        plain.pop(key, None)
+    replace_text(folder / AGAIN, yaml.safe_dump(plain, sort_keys=False))
