@@ -90,7 +90,7 @@ def find(run: str, leaves: Sequence[Leaf]) -> Any:
         found = track.find_run(track.resolve_uri(config.track, out), run)
         if "raybust.folder" not in found.tags:
             raise RequestError(f"MLflow run {run}: was not made by raybust; choose another")
-        folder = Path(found.tags["raybust.folder"])
+        folder = runs.by_uid(Path(found.tags["raybust.folder"]), found.run_key, out)
         if runs.read_identity(folder).uid != found.run_key:
             raise RequestError(
                 f"MLflow run {run}: {folder} now holds a later run; give the folder that this one"

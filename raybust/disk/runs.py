@@ -223,6 +223,23 @@ def original_of(folder: Path) -> Path | None:
         return None
 
 
+def by_uid(recorded: Path, uid: str, out: Path) -> Path:
+    """Returns the folder of a run: the recorded one or, if that is gone because the runs were
+    moved, the one below `out` with the run's key.
+
+    Args:
+        recorded: where it was trained.
+        uid: its key.
+        out: the folder of all runs.
+    """
+    if (recorded / IDENTITY).exists():
+        return recorded
+    for place in (*out.glob(f"*/{IDENTITY}"), *out.glob(f"*/{TRIALS}/*/{IDENTITY}")):
+        if read_identity(place.parent).uid == uid:
+            return place.parent
+    return recorded
+
+
 def find(run: str, out: Path) -> Path:
     """Returns the run folder, checkpoint folder or weights file that RUN names.
 

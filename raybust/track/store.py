@@ -21,6 +21,7 @@ from raybust.track.client import (
     reason_of,
     store_lock,
 )
+from raybust.track.moved import follow
 from raybust.track.uri import is_database, safe_uri, sqlite_file
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def prepare(uri: str, out: str | Path, experiment: str) -> str | None:
     try:
         with store_lock(uri):
             _check_writable(uri)
+            follow(uri, out)
             ensure_experiment(open_client(uri), uri, experiment, out)
     except WorkError as error:
         raise RequestError(str(error)) from None
