@@ -28,6 +28,11 @@ def local() -> torch.device:
     return torch.device(CPU) if found is None or found.type == "mps" else found
 
 
+def set_threads(cpus: float) -> None:
+    """Sets torch's threads to the CPUs of a worker."""
+    torch.set_num_threads(max(1, int(cpus)))
+
+
 def of_tasks(gpus: float) -> str:
     """Returns the device type of tasks that have a number of GPUs."""
     if not gpus:

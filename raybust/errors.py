@@ -7,6 +7,7 @@ and keeps what was done. Messages are one line: what was seen, what is allowed, 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -41,3 +42,26 @@ def unknown(kind: str, name: object, allowed: Iterable[str]) -> RequestError:
     close = difflib.get_close_matches(str(name), names, n=1)
     hint = f" Did you mean '{close[0]}'?" if close else ""
     return RequestError(f"unknown {kind} '{name}'.{hint} Available: {', '.join(names)}.")
+
+
+def cause_of(error: BaseException) -> str:
+    """Returns the innermost message of nested errors, Ray's too, on one line."""
+    failures = getattr(error, "worker_failures", None) or {}
+    inner: BaseException = next(iter(failures.values()), error)
+    while inner.__cause__ is not None:
+        inner = inner.__cause__
+    lines = [line for line in str(inner).splitlines() if line.strip()]
+    return (lines[-1].strip() if lines else type(inner).__name__)[:300]
+
+
+def no_room(reason: str) -> bool:
+    """Whether a failure was caused by a disk that is full, read-only or over quota."""
+    return re.search(r"(?i)errno (28|30|122)\b", reason) is not None
+
+
+def why_failed(error: BaseException) -> str:
+    """Returns why training failed, with what to do about a full disk."""
+    cause = cause_of(error)
+    if no_room(cause):
+        cause += "; free disk space and rerun the same command to resume from the last checkpoint"
+    return f"training failed: {cause}"

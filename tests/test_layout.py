@@ -54,7 +54,7 @@ TABLE = {
     ),
     "stages": (
         "devices config data disk identity methods models train certify evaluate corruptions"
-        " trained track search report cluster | torch optuna (tqdm)"
+        " trained track search report cluster | torch joblib optuna (tqdm)"
     ),
     "cli": (
         "config data disk methods models (identity train evaluate studies track report trained"

@@ -110,13 +110,14 @@ def print_config(config: Any, as_json: bool) -> None:
 
 
 def print_disk(config: Any, space: Any) -> None:
-    """Prints how much disk a sweep needs, if the size of the images is known without the data."""
+    """Prints how much disk a sweep needs, if that is known without the data and without the code of
+    other packages."""
     from raybust import data
     from raybust.cluster.retention import bytes_of_sweep
-    from raybust.stages.space_on_disk import describe, in_words, largest_network
+    from raybust.stages.space_on_disk import describe, in_words, largest_network, networks
 
     facts = data.describe(config.data.name)
-    if facts["shape"] is None:
+    if facts["shape"] is None or any(":" in name for name in networks(config, space)):
         return
     size = largest_network(config, space, tuple(facts["shape"]), facts["classes"])
     at_once = config.tune.concurrent or 1

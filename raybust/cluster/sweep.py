@@ -25,10 +25,10 @@ from raybust.cluster.retention import Retention
 from raybust.cluster.runlog import Job, end_if_open
 from raybust.cluster.scheduler import NUMBER, SPARED, make_scheduler
 from raybust.cluster.trial import COMPLETE, FAILURE, TrialActor, nested_trial
-from raybust.cluster.worker import MISSING, cause_of, no_room
+from raybust.cluster.worker import MISSING
 from raybust.config import Config, Leaf
 from raybust.disk import runs
-from raybust.errors import RequestError, WorkError
+from raybust.errors import RequestError, WorkError, cause_of, no_room
 from raybust.search.database import UNUSABLE
 from raybust.search.records import FINISHED, TrialRecord
 from raybust.search.space import Point, at

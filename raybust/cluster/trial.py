@@ -18,7 +18,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from raybust import data, devices
 from raybust.cluster.runlog import Job, RunLog
-from raybust.cluster.worker import COMPLETE, missing_metric, own_device, set_threads, train
+from raybust.cluster.worker import COMPLETE, missing_metric, own_device, train
 from raybust.config import Config
 from raybust.disk import checkpoint
 from raybust.errors import WorkError
@@ -75,7 +75,7 @@ class TrialActor(tune.Trainable):
             self._last = last
             return
         self._log = RunLog(job, self._config, self._uri)
-        set_threads(self._config)
+        devices.set_threads(self._config.cluster.cpus_per_worker)
         resume = checkpoint.newest(self._folder, lambda text: print(text, flush=True))
         if resume is not None:
             self._last = checkpoint.read_manifest(resume)["metrics"]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import signal
 import socket
@@ -41,7 +40,8 @@ from raybust.cluster.runlog import Job, RunLog
 from raybust.cluster.session import must_grow, nodes_of
 from raybust.config import Config
 from raybust.disk import checkpoint
-from raybust.errors import WorkError
+from raybust.disk.runs import RAY_RECORD
+from raybust.errors import WorkError, why_failed
 from raybust.train.fit import Progress, fit
 
 COMPLETE = "complete"
@@ -53,16 +53,8 @@ _MOVED = "a node is about to be preempted"
 """Returned by workers that left after a preemption notice and are restarted elsewhere. Ray Train
 would count an exception as a failure and wait for the node to go."""
 
-_RECORD = "checkpoint_manager_snapshot.json"
-"""Ray Train's list of a run's checkpoints, in the run's folder."""
-
 _NODE_START_S = 900
 """Time limit for the autoscaler to start and set up a node (our choice)."""
-
-
-def set_threads(config: Config) -> None:
-    """Sets torch's threads to the worker's CPUs."""
-    torch.set_num_threads(max(1, int(config.cluster.cpus_per_worker)))
 
 
 def own_device() -> torch.device:
@@ -91,11 +83,6 @@ def missing_metric(config: Config, progress: Progress) -> str | None:
     )
 
 
-def no_room(reason: str) -> bool:
-    """Whether a failure was caused by a disk that is full, read-only or over quota."""
-    return re.search(r"(?i)errno (28|30|122)\b", reason) is not None
-
-
 def train_worker(plain: dict[str, Any], *, uri: str) -> str | None:
     """Runs on each Ray Train worker; returns why training stopped, or None if it finished.
 
@@ -105,7 +92,7 @@ def train_worker(plain: dict[str, Any], *, uri: str) -> str | None:
     """
     job = Job(**plain)
     config = job.load()
-    set_threads(config)
+    devices.set_threads(config.cluster.cpus_per_worker)
     dataset = data.load(config.data)
     job.check_inputs(config, dataset)
     folder = Path(job.folder)
@@ -300,7 +287,7 @@ def _keep(resumed: Path, folder: Path, keep: int) -> None:
 def _forget_torn(folder: Path) -> None:
     """Deletes Ray's record of a run if it, or one of the run's checkpoints, is torn: Ray would take
     the new checkpoint of the repeated epoch for the old one of the same name."""
-    record = folder / _RECORD
+    record = folder / RAY_RECORD
     try:
         whole = bool(json.loads(record.read_bytes()))
     except FileNotFoundError:
@@ -319,17 +306,4 @@ def _why_failed(config: Config, error: BaseException) -> str:
             f" {have.get('GPU', 0):g} GPUs; add nodes and rerun the same command to resume from the"
             " last checkpoint"
         )
-    cause = cause_of(error)
-    if no_room(cause):
-        cause += "; free disk space and rerun the same command to resume from the last checkpoint"
-    return f"training failed: {cause}"
-
-
-def cause_of(error: BaseException) -> str:
-    """Returns the innermost message of Ray's nested errors, on one line."""
-    failures = getattr(error, "worker_failures", None) or {}
-    inner: BaseException = next(iter(failures.values()), error)
-    while inner.__cause__ is not None:
-        inner = inner.__cause__
-    lines = [line for line in str(inner).splitlines() if line.strip()]
-    return (lines[-1].strip() if lines else type(inner).__name__)[:300]
+    return why_failed(error)

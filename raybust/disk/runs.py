@@ -29,6 +29,8 @@ from raybust.errors import RequestError, unknown
 IDENTITY = "run.json"
 JOURNAL = "journal.jsonl"
 TRIALS = "trials"
+RAY_RECORD = "checkpoint_manager_snapshot.json"
+"""Ray Train's list of a run's checkpoints, in the run's folder."""
 _RESUMABLE = (
     "name",
     "out",

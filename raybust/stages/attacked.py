@@ -270,9 +270,7 @@ def _shard(
     config: Config,
 ) -> list[AttackRow]:
     """The task: computes the rows of one shard."""
-    from raybust.cluster.worker import set_threads
-
-    set_threads(config)
+    devices.set_threads(config.cluster.cpus_per_worker)
     images, labels, indices = examples
     network = sent.on(protocol.device)
     images, labels = images.to(protocol.device), labels.to(protocol.device)

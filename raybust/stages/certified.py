@@ -25,7 +25,6 @@ from raybust.certify import (
     summarize,
     write_cohen,
 )
-from raybust.cluster.worker import set_threads
 from raybust.config import Config
 from raybust.data import Part
 from raybust.disk.files import put_aside
@@ -189,7 +188,8 @@ def _run(at: Bench, log: CertificateLog, todo: list[int]) -> None:
     config, protocol = at.trained.config, log.protocol
     split, network = getattr(at.trained.dataset, protocol.split), at.put()
     calls = (
-        (network, _examples(split, part), protocol, config) for part in in_shards(todo, at.room)
+        (network, _examples(split, part), protocol, config)
+        for part in in_shards(todo, at.pool.room)
     )
     with progress_bar(len(todo), "certified") as bar:
         for rows in at.run(_shard, calls):
@@ -209,7 +209,7 @@ def in_shards(todo: list[int], room: int) -> Iterator[list[int]]:
 
 def _shard(sent: Sent, examples: Examples, protocol: Protocol, config: Config) -> list[Row]:
     """The task: certifies a few examples."""
-    set_threads(config)
+    devices.set_threads(config.cluster.cpus_per_worker)
     images, labels, indices = examples
     network = sent.on(protocol.device)
     images, labels = images.to(protocol.device), labels.to(protocol.device)

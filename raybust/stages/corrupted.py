@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from raybust import identity
+from raybust import devices, identity
 from raybust.config import Config
 from raybust.corruptions import (
     VERSION,
@@ -74,7 +74,7 @@ def evaluate(trained: Trained, options: Options) -> Measurement:
         if len(todo) < _SHARES:
             options.echo(f"resuming {path.name}: {len(log.shares)} of {_SHARES} shares are done")
             log.check_images(part, section, classes)
-        images, network = at.ray.put((part, classes)), at.put()
+        images, network = at.pool.put((part, classes)), at.put()
         calls = ((network, images, share, at.device, config) for share in todo)
         with progress_bar(_SHARES * cells, "cells", len(log.shares) * cells) as bar:
             for entry in at.run(_do, calls) if todo else ():
@@ -127,10 +127,8 @@ def _do(
     config: Config,
 ) -> Share:
     """The task: counts over one share of the examples."""
-    from raybust.cluster.worker import set_threads
-
     began = time.perf_counter()
-    set_threads(config)
+    devices.set_threads(config.cluster.cpus_per_worker)
     (part, classes), where, shard = images, torch.device(device), (share, _SHARES)
     found = evaluate_corruptions(
         sent.on(where), part, config.corruptions, where, classes=classes, shard=shard

@@ -1,5 +1,5 @@
-"""Shared by certification, attacks and corruptions: an open cluster, Ray tasks over shards of the
-data, results published next to their rows and in MLflow.
+"""Shared by certification, attacks and corruptions: an open pool, tasks over shards of the data,
+results published next to their rows and in MLflow.
 
 The protocol, not the number of workers, determines the shards, and randomness is keyed, so results
 do not depend on the number of workers, and an interrupted command resumes from its finished rows.
@@ -17,15 +17,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from raybust import devices, identity, track
-from raybust.cluster.session import nodes_of, session
-from raybust.cluster.tasks import gpu_workers, room_for, run_tasks, single_task_config
 from raybust.data import Part
 from raybust.disk import runs
 from raybust.disk.files import put_aside, step_of
 from raybust.disk.lock import locked
 from raybust.errors import RequestError
 from raybust.identity import Sent
-from raybust.stages.progress import Echo, note_growth
+from raybust.stages.place import Pool, open_pool, threads
+from raybust.stages.progress import Echo
 from raybust.stages.tracking import open_store
 from raybust.trained import Trained
 
@@ -36,7 +35,7 @@ class Options:
 
     Attributes:
         echo: prints a line.
-        address: of a Ray cluster; None for the open session, or else an embedded one.
+        address: of a Ray cluster; None for the open session, or else this machine.
         workers: tasks at a time; None for as many as fit on the cluster.
         resume: False sets earlier results of the same name aside.
         name: of the results; None derives it from the protocol.
@@ -81,23 +80,24 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Bench:
-    """An open cluster for measuring one network, with the network's results locked.
+    """An open pool for measuring one network, with the network's results locked.
 
     Attributes:
         trained: the network with its data and configuration.
         options: how the measurement runs.
-        ray: the module, connected.
+        pool: runs the tasks.
         uri: the MLflow store.
-        room: tasks at a time.
-        device: device type of the tasks.
     """
 
     trained: Trained
     options: Options
-    ray: Any
+    pool: Pool
     uri: str
-    room: int
-    device: str
+
+    @property
+    def device(self) -> str:
+        """The device type of the tasks."""
+        return self.pool.device
 
     def place(self, path: Path) -> Path:
         """Returns the path of the results after setting earlier ones aside unless resuming."""
@@ -105,26 +105,23 @@ class Bench:
             put_aside(path)
         return path
 
-    def run(
-        self, task: Callable[..., Any], calls: Iterable[tuple[Any, ...]], room: int | None = None
-    ) -> Iterator[Any]:
-        """Yields the results of tasks in the order in which they finish; see `run_tasks`."""
-        config = self.trained.config
-        note_growth(single_task_config(config), self.ray, self.options.echo)
-        yield from run_tasks(self.ray, config, room or self.room, task, calls)
+    def run(self, task: Callable[..., Any], calls: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
+        """Yields the results of tasks in the order in which they finish; see `Pool.run`."""
+        yield from self.pool.run(task, calls)
 
     def call(self, task: Callable[..., Any], network: nn.Module, *arguments: Any) -> Any:
-        """Returns the result of one task: computed here on a CPU, in the cluster on a GPU, so that
-        Ray accounts for it."""
+        """Returns the result of one task: computed here on a CPU, by the pool on a GPU, so that Ray
+        accounts for it."""
         sent = Sent.of(network, self.trained.dataset.shape)
         if self.device == devices.CPU:
-            return task(copy.deepcopy(sent), *arguments)
-        (result,) = self.run(task, [(sent, *arguments)], room=1)
+            with threads(self.trained.config):
+                return task(copy.deepcopy(sent), *arguments)
+        (result,) = self.run(task, [(sent, *arguments)])
         return result
 
     def put(self) -> Any:
-        """Returns a reference to the trained network, for the calls of `run`."""
-        return self.ray.put(Sent.of(self.trained.network, self.trained.dataset.shape))
+        """Returns the trained network in the form in which calls of `run` pass it."""
+        return self.pool.put(Sent.of(self.trained.network, self.trained.dataset.shape))
 
     def check_images(self, part: Part, positions: Sequence[int], digest: str, path: Path) -> None:
         """Checks after the work that the images are those of the start: they may have been read at
@@ -205,19 +202,18 @@ def warn_of_few_classes(part: Part, chosen: Sequence[int], echo: Echo) -> None:
 
 @contextmanager
 def bench(trained: Trained, options: Options) -> Iterator[Bench]:
-    """Opens store, lock and Ray session for measuring a network.
+    """Opens store, lock and pool for measuring a network.
 
     Raises:
-        RequestError: no cluster answers at the address, a task does not fit on it, or another
-            command is measuring the same run.
+        RequestError: no cluster answers at the address, a task does not fit, or another command is
+            measuring the same run.
     """
-    config = trained.config
-    uri = open_store(config, runs.out_folder(config), options.echo)
+    config, echo = trained.config, options.echo
+    uri = open_store(config, runs.out_folder(config), echo)
     with (
         locked(trained.folder),
-        session(options.address, verbose=options.verbose) as ray,
-        gpu_workers(ray),
+        open_pool(
+            config, options.address, options.workers, echo=echo, verbose=options.verbose
+        ) as pool,
     ):
-        room = room_for(ray, config, options.workers)
-        device = devices.of_tasks(nodes_of(ray).gpus(config))
-        yield Bench(trained, options, ray, uri, room, device)
+        yield Bench(trained, options, pool, uri)

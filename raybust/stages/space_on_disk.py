@@ -18,8 +18,15 @@ from raybust.errors import RequestError
 from raybust.search.space import Space
 
 
+def networks(config: Config, space: Space) -> set[str]:
+    """Returns the names of the networks that a sweep may train."""
+    searched = {str(v) for d in space.domains if d.key == "model.name" for v in d.values}
+    return searched or {config.model.name}
+
+
 def largest_network(config: Config, space: Space, shape: tuple[int, int, int], classes: int) -> int:
-    """Returns the bytes of the weights of the largest network that a sweep trains.
+    """Returns the bytes of the weights of the largest network that a sweep trains; networks that
+    cannot be built do not count.
 
     Args:
         config: the sweep's.
@@ -27,19 +34,17 @@ def largest_network(config: Config, space: Space, shape: tuple[int, int, int], c
         shape: (C, H, W) of an image.
         classes: number of classes.
     """
-    names = {str(v) for d in space.domains if d.key == "model.name" for v in d.values}
-    sizes = []
-    for name in names or {config.model.name}:
-        network = models.build(
-            dataclasses.replace(config.model, name=name),
-            shape=shape,
-            num_classes=classes,
-            mean=[0.0] * shape[0],
-            std=[1.0] * shape[0],
-        )
+    normalization = [0.0] * shape[0], [1.0] * shape[0]
+    largest = 0
+    for name in networks(config, space):
+        model, (mean, std) = dataclasses.replace(config.model, name=name), normalization
+        try:
+            network = models.build(model, shape=shape, num_classes=classes, mean=mean, std=std)
+        except RequestError:
+            continue
         state = network.state_dict().values()
-        sizes.append(sum(tensor.numel() * tensor.element_size() for tensor in state))
-    return max(sizes)
+        largest = max(largest, sum(value.numel() * value.element_size() for value in state))
+    return largest
 
 
 def check_space(config: Config, size: int, at_once: int, folder: Path) -> int:

@@ -1,4 +1,4 @@
-"""`raybust train`: checks everything that needs no cluster, then trains one run on Ray.
+"""`raybust train`: checks everything that needs no cluster, then trains one run, here or on Ray.
 
 Nothing is submitted before data, network and store are ready. A run that is already trained is only
 synchronized with MLflow.
@@ -6,6 +6,8 @@ synchronized with MLflow.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from torch import Tensor
@@ -18,8 +20,10 @@ from raybust.config import Config
 from raybust.disk import checkpoint, runs
 from raybust.disk.lock import locked
 from raybust.stages.checks import check_places
+from raybust.stages.place import check_fit, suffices
 from raybust.stages.progress import Echo, epoch_lines, note_growth, print_data
 from raybust.stages.tracking import load_ahead, open_store, sending_rest
+from raybust.stages.training_here import train_here
 from raybust.train import initial
 from raybust.train.objective import assemble, check_batch
 from raybust.trained import check_function
@@ -68,12 +72,8 @@ def train(config: Config, *, address: str | None, resume: bool, verbose: bool, e
         with locked(folder), sending_rest(folder, open_store(config, out, echo), out, echo):
             end_if_open(folder, "finished", weights=True)
             return folder
-    from raybust.cluster import worker
-
     load_ahead()
-    with session(address, verbose=verbose, dashboard=True) as ray:
-        slots(config, nodes_of(ray))
-        note_growth(config, ray, echo)
+    with _trainer(config, address, verbose=verbose, echo=echo) as run:
         uri = open_store(config, out, echo)
         with locked(folder), sending_rest(folder, uri, out, echo):
             identity = runs.identify(folder, "train", plain, resume, inputs)
@@ -85,8 +85,25 @@ def train(config: Config, *, address: str | None, resume: bool, verbose: bool, e
             echo(f"{folder.name}: {start}, {config.cluster.workers} workers, in {folder}")
             job = Job(plain, str(folder), identity.uid, folder.name, inputs=inputs)
             with epoch_lines(folder, echo):
-                worker.train(config, job, uri)
+                run(config, job, uri)
     return folder
+
+
+@contextmanager
+def _trainer(
+    config: Config, address: str | None, *, verbose: bool, echo: Echo
+) -> Iterator[Callable[[Config, Job, str], None]]:
+    """Yields the function that trains a run: in this process if that is enough, else on Ray."""
+    if suffices(config, address):
+        check_fit(config)
+        yield train_here
+        return
+    from raybust.cluster import worker
+
+    with session(address, verbose=verbose, dashboard=True) as ray:
+        slots(config, nodes_of(ray))
+        note_growth(config, ray, echo)
+        yield worker.train
 
 
 def _check_batch_size(config: Config, labels: Tensor) -> None:

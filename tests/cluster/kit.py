@@ -20,6 +20,9 @@ TINY = (
 ACTORS = ("ray::TrialActor", "ray::ResourceTrainable")
 """Titles of trial processes, between and during epochs."""
 
+RESULTS = ("certified", "attacked", "corrupted")
+"""Folders of results in a run."""
+
 CLOCKS = ("train/seconds", "train/images_per_second", "validation/seconds")
 
 

@@ -14,7 +14,8 @@ from ray.train.v2._internal import constants
 from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule
 
 import raybust.cluster
-from raybust.cluster import autoscaler, scheduler, worker
+from raybust.cluster import autoscaler, scheduler
+from raybust.disk import runs
 
 TRIED = ("2.60.",)
 """Versions of Ray with which the tests named below passed."""
@@ -45,7 +46,7 @@ def test_no_other_module_uses_private_names_of_ray():
 
 
 def test_the_list_of_checkpoints_has_its_name():
-    assert worker._RECORD == constants.CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
+    assert runs.RAY_RECORD == constants.CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
 
 
 @pytest.mark.parametrize("base", [ASHAScheduler, MedianStoppingRule])

@@ -11,6 +11,7 @@ from raybust import config as configuration
 from raybust import methods
 from raybust.cluster.scheduler import NUMBER, SPARED, make_scheduler
 from raybust.config.tune import Tune
+from raybust.search import study as study_module
 from raybust.search.space import Space
 
 METRIC = "certified_fast/acr"
@@ -141,8 +142,9 @@ def test_a_resumed_sweep_stops_as_hard_as_one_that_was_never_killed(tmp_path, na
 
 
 @pytest.mark.parametrize(("name", "level", "end"), [("asha", 0.4, None), ("median", 0.2, 3)])
-def test_an_interrupted_trial_stands_where_it_stood(tmp_path, name, level, end):
+def test_an_interrupted_trial_stands_where_it_stood(tmp_path, monkeypatch, name, level, end):
     """Resumed at epoch 8, where it has 0.9, it still counts with 0.3 at epoch 3."""
+    monkeypatch.setattr(study_module, "_WRITE_S", 0)
     options = {"train": [("train.epochs", 10)], "scheduler": name, "grace": 0.3}
     study = study_of(tmp_path / "sweep")
     numbers = [study.ask()[0] for _ in range(3)]

@@ -14,7 +14,7 @@ from raybust import config as configuration
 from raybust.certify import CertificateLog, certify_examples
 from raybust.disk import checkpoint, runs
 from raybust.errors import RequestError, WorkError
-from raybust.stages import certified
+from raybust.stages import certified, place
 from raybust.stages.measurement import Options
 from raybust.trained import load_trained
 
@@ -95,6 +95,16 @@ def test_the_file_does_not_depend_on_the_number_of_tasks(run, reference, workers
     assert found.metrics == {**reference.metrics, **{
         key: value for key, value in found.metrics.items() if "seconds" in key or "time" in key
     }}  # fmt: skip
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_this_process_gives_the_file_that_ray_gives(run, reference, monkeypatch, workers):
+    """With and without a helper beside it."""
+    monkeypatch.setattr(place, "suffices", lambda *_: True)
+    found = certify(load(run), workers=workers)
+    assert timeless(found.log) == timeless(reference.log)
+    (child,) = kit.runs_of(run.parent).values()
+    assert child.data.metrics["certified/acr"] == reference.metrics["certified/acr"]
 
 
 def test_an_mlflow_server_that_is_away_is_only_a_warning(run, reference):

@@ -16,7 +16,7 @@ from raybust import config as configuration
 from raybust import data, methods
 from raybust.cli.request import find
 from raybust.cluster import worker
-from raybust.cluster.runlog import Job
+from raybust.cluster.runlog import Job, RunLog
 from raybust.cluster.worker import _keep
 from raybust.disk import checkpoint, runs
 from raybust.errors import RequestError, WorkError
@@ -181,6 +181,77 @@ def test_a_worker_trains_what_the_loop_alone_trains(trained, tmp_path):
     assert_same_weights(path, checkpoint.newest(folder))
 
 
+def test_a_run_in_this_process_is_the_run_of_a_worker(trained, out, monkeypatch):
+    """Files, checkpoints, journal and MLflow; Ray's own record is the only difference."""
+    _, folder, said_on_ray = trained
+    monkeypatch.setattr(training, "suffices", lambda *_: True)
+    said = []
+    here = train(kit.config(out, "name=one"), said)
+    kinds = [{p.relative_to(at).as_posix() for p in at.rglob("*")} for at in (folder, here)]
+    results = {name for name in kinds[0] if name.partition("/")[0] in kit.RESULTS}
+    assert kinds[0] - results - kinds[1] <= {runs.RAY_RECORD, "validate_storage_marker"}
+    assert kinds[1] <= kinds[0]
+    assert_same_weights(checkpoint.newest(here), checkpoint.newest(folder))
+    assert kit.journal_metrics(here) == kit.journal_metrics(folder)
+    events = [[e["e"] for e in kit.lines(at / "journal.jsonl")] for at in (folder, here)]
+    assert events[0] == events[1]
+    manifests = [checkpoint.read_manifest(checkpoint.newest(at)) for at in (folder, here)]
+    for manifest in manifests:
+        for key in ("config", "metrics", "files"):
+            manifest.pop(key)
+    assert manifests[0] == manifests[1]
+    shown = [[line.partition("images/s")[0] for line in lines if line.startswith("epoch")]
+             for lines in (said_on_ray, said)]  # fmt: skip
+    assert shown[0] == shown[1]
+    (run,) = kit.runs_of(out).values()
+    assert run.info.status == "FINISHED"
+    assert "checkpoint" in kit.artifacts_of(out, run)
+
+
+def test_a_run_goes_on_here_and_there(out, monkeypatch, tmp_path):
+    """One epoch in this process, one on Ray, the last one in this process again."""
+    config = kit.config(out, "name=both")
+    path, metrics = undisturbed(config, tmp_path)
+    newest = checkpoint.newest
+
+    def stop_after(epochs):
+        def log_epoch(self, progress, log=RunLog.epoch):
+            log(self, progress)
+            if progress.epoch > epochs:
+                raise KeyboardInterrupt
+
+        return log_epoch
+
+    monkeypatch.setattr(training, "suffices", lambda *_: True)
+    for epochs in (1, 2):
+        with monkeypatch.context() as patched:
+            patched.setattr(RunLog, "epoch", stop_after(epochs))
+            with pytest.raises(KeyboardInterrupt):
+                train(config)
+        assert checkpoint.epoch_of(newest(out / "both")) == epochs
+    monkeypatch.setattr(training, "suffices", lambda *_: False)
+    train(config)
+    assert kit.journal_metrics(out / "both") == metrics
+    assert_same_weights(path, newest(out / "both"))
+
+
+def test_a_run_that_fails_here_says_so_like_on_ray(out, monkeypatch):
+    monkeypatch.setattr(training, "suffices", lambda *_: True)
+    with pytest.raises(WorkError, match=r"bad: .*nan in epoch 1.*lower train\.lr"):
+        train(kit.config(out, "name=bad", "train.lr=1e6"))
+    assert checkpoint.newest(out / "bad") is None
+    (run,) = kit.runs_of(out).values()
+    assert run.info.status == "FAILED"
+    assert "nan in epoch 1" in run.data.tags["raybust.failure"]
+    monkeypatch.setattr(checkpoint, "commit", full)
+    with pytest.raises(WorkError, match=r"full: training failed: .*; free disk space and rerun"):
+        train(kit.config(out, "name=full"))
+
+
+def full(*_):
+    raise OSError(28, "No space left on device")
+
+
 def test_two_workers_train_together_with_checkpoints_in_a_storage(out, cluster, tmp_path):
     """Ray keeps them there; the run's folder gets the last one, MLflow its weights."""
     storage = tmp_path / "storage"
@@ -221,6 +292,18 @@ def test_a_diverged_run_says_so_and_keeps_nothing_bad(out):
     (run,) = kit.runs_of(out).values()
     assert run.info.status == "FAILED"
     assert "nan in epoch 1" in run.data.tags["raybust.failure"]
+
+
+def test_an_error_on_one_rank_ends_all_with_its_line(out, cluster):
+    """The other rank waits in an all-reduce, whose own timeout is half an hour."""
+    config = kit.config(
+        out, "name=torn", "model.name=breaking:OnRankOne", "cluster.workers=2", "train.epochs=1"
+    )
+    started = time.monotonic()
+    with pytest.raises(WorkError, match=r"torn: training failed: .*this rank's validation broke"):
+        train(config)
+    assert time.monotonic() - started < 120
+    wait(lambda: cluster.available_resources().get("CPU") == 2, 60, "all CPUs are free")
 
 
 def test_a_worker_that_is_killed_goes_on_from_its_last_checkpoint(out, tmp_path):
