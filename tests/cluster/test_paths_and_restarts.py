@@ -30,9 +30,9 @@ def test_a_sqlite_uri_means_its_file(tmp_path, name):
 
 
 @pytest.mark.cluster
-@pytest.mark.parametrize("name", ["a?b=c", "a%20b", "a #b"])
-def test_everything_lands_in_the_folder_that_was_named(cluster, tmp_path, cli, name, monkeypatch):
+def test_everything_lands_in_the_folder_that_was_named(cluster, tmp_path, cli, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    name = "a?b=c%20d #e"
     out = tmp_path / name
     done = cli("train", "--out", out, "--name", "one", *kit.TINY, "train.epochs=1")
     assert done.code == 0, done.err

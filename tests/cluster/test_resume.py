@@ -19,11 +19,11 @@ from raybust.disk import checkpoint
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
-TRIALS, EPOCHS = 6, 30
+TRIALS, EPOCHS = 6, 16
 SPACE = f"""
 name: interrupted
 method: {{name: gaussian, sigma: 0.25}}
-model: {{width: 24}}
+model: {{width: 16}}
 train: {{epochs: {EPOCHS}, batch_size: 128}}
 certified_fast: {{examples: 20, n: 100}}
 certify: {{examples: 20, n: 200}}

@@ -189,7 +189,7 @@ def test_a_run_in_this_process_is_the_run_of_a_worker(trained, out, monkeypatch)
     here = train(kit.config(out, "name=one"), said)
     kinds = [{p.relative_to(at).as_posix() for p in at.rglob("*")} for at in (folder, here)]
     results = {name for name in kinds[0] if name.partition("/")[0] in kit.RESULTS}
-    assert kinds[0] - results - kinds[1] <= {runs.RAY_RECORD, "validate_storage_marker"}
+    assert kinds[0] - results - kinds[1] <= {runs.RAY_RECORD, ".validate_storage_marker"}
     assert kinds[1] <= kinds[0]
     assert_same_weights(checkpoint.newest(here), checkpoint.newest(folder))
     assert kit.journal_metrics(here) == kit.journal_metrics(folder)
@@ -297,7 +297,12 @@ def test_a_diverged_run_says_so_and_keeps_nothing_bad(out):
 def test_an_error_on_one_rank_ends_all_with_its_line(out, cluster):
     """The other rank waits in an all-reduce, whose own timeout is half an hour."""
     config = kit.config(
-        out, "name=torn", "model.name=breaking:OnRankOne", "cluster.workers=2", "train.epochs=1"
+        out,
+        "name=torn",
+        "model.name=tests.cluster.breaking:OnRankOne",
+        "cluster.workers=2",
+        "cluster.max_failures=0",
+        "train.epochs=1",
     )
     started = time.monotonic()
     with pytest.raises(WorkError, match=r"torn: training failed: .*this rank's validation broke"):
