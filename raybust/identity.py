@@ -7,6 +7,7 @@ labels in its rows. Used by all stages that keep rows: certify, evaluate, corrup
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
@@ -36,9 +37,10 @@ _RECORDED = ("outputs", "data", "labels")
 
 
 def outputs_of(network: nn.Module, images: Tensor, *, gradients: bool = False) -> tuple[float, ...]:
-    """Returns a fingerprint of a function on `PROBES` data images and as many of uniform noise:
-    norm and direction of the logits and of their gaps to the largest, through asinh, so that
-    neither a huge logit nor a large offset hides changes of the others.
+    """Returns a fingerprint of a function on `PROBES` data images, as many of uniform noise, and as
+    many with Gaussian noise, which leave [0, 1]: norm and direction of the logits and of their gaps
+    to the largest, through asinh, so that neither a huge logit nor a large offset hides changes of
+    the others. A function that rejects images outside of [0, 1] is recorded inside only.
 
     A stochastic network is recorded at a fixed state of torch's global generator, which is restored
     afterwards.
@@ -60,12 +62,45 @@ def outputs_of(network: nn.Module, images: Tensor, *, gradients: bool = False) -
     ):
         logits = network(inputs.requires_grad_(gradients))
         slopes = _gradient(_project(logits, draw).sum(), inputs) if gradients else None
-    rows = logits.detach().flatten(1).double()
-    found = [*_size_and_direction(rows.asinh(), draw)]
-    found += _size_and_direction((rows - rows.max(1, keepdim=True).values).asinh(), draw)
+        outside = _logits_outside(network, noise.to(own.device), logits.detach())
+    found: list[Tensor] = []
+    for rows in (logits.detach().flatten(1).double(), outside.flatten(1).double()):
+        found += _size_and_direction(rows.asinh(), draw)
+        found += _size_and_direction((rows - rows.max(1, keepdim=True).values).asinh(), draw)
     if slopes is not None:
         found += _size_and_direction(slopes.flatten(1).double(), draw)
     return _rounded(torch.cat(found))
+
+
+@torch.no_grad()
+def _logits_outside(network: nn.Module, images: Tensor, logits: Tensor) -> Tensor:
+    """Returns the logits of images with Gaussian noise; zeros if the network rejects them."""
+    draw = torch.Generator().manual_seed(3)
+    wide = torch.randn(images.shape, generator=draw).to(images) + images
+    try:
+        return network(wide)
+    except Exception:
+        return torch.zeros_like(logits[: len(images)])
+
+
+def code_of(network: nn.Module, shape: Sequence[int]) -> tuple[float, ...]:
+    """Returns a fingerprint of a network's code alone: its outputs with a state drawn from a fixed
+    seed. It stays the same in training and shows another `forward` where no weights are left.
+
+    Args:
+        network: unchanged by the call.
+        shape: (C, H, W) of an image.
+    """
+    drawn = copy.deepcopy(network).cpu().eval()
+    draw = torch.Generator().manual_seed(2)
+    for _, tensor in sorted(drawn.state_dict().items()):
+        if tensor.is_floating_point():
+            values = torch.rand(tensor.shape, generator=draw, dtype=torch.float32)
+            width = max(1, tensor[0].numel()) if tensor.dim() > 1 else 1
+            sign = torch.rand(tensor.shape, generator=draw) < 0.5 if tensor.dim() > 1 else 0
+            tensor.copy_((0.5 + values) * (1 - 2 * sign) / math.sqrt(width))
+    found = outputs_of(drawn, fixed_images(shape))
+    return found if all(map(math.isfinite, found)) else ()
 
 
 def _size_and_direction(rows: Tensor, draw: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -131,7 +166,8 @@ def same_function(network: nn.Module, manifest: Mapping[str, Any]) -> bool:
 def is_random(network: nn.Module, images: Tensor) -> bool:
     """Returns whether two passes differ."""
     with devices.seeded(images.device, 0):
-        return not torch.equal(network(images), network(images))
+        first, second = network(images), network(images)
+        return not torch.equal(first.nan_to_num(), second.nan_to_num())
 
 
 @dataclass(frozen=True)

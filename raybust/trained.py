@@ -59,6 +59,7 @@ class Trained:
         trained_sigma: sigma of its training noise, or None.
         uid: its key in the tracking store, or None if it is not a run.
         notes: lines to show to the user.
+        trained_here: whether its training is known; it is not for a weights file.
     """
 
     folder: Path
@@ -68,6 +69,7 @@ class Trained:
     trained_sigma: float | None
     uid: str | None
     notes: tuple[str, ...] = ()
+    trained_here: bool = True
 
     @property
     def name(self) -> str:
@@ -205,11 +207,21 @@ def check_function(network: nn.Module, folder: Path, name: str) -> None:
     """
     network.load_state_dict(checkpoint.read_weights(folder))
     if not same_function(network.eval(), checkpoint.read_manifest(folder)):
-        raise RequestError(
-            f"{name}: its network no longer computes what it did when {folder.name} was saved: its"
-            " code or a library has changed; choose another --name, or --no-resume to start over"
-            " (the old run is kept)"
-        )
+        raise changed_function(name, folder.name)
+
+
+def changed_function(name: str, saved: str) -> RequestError:
+    """Returns the error for a network whose code has changed since a checkpoint.
+
+    Args:
+        name: of the run or trial.
+        saved: name of the checkpoint.
+    """
+    return RequestError(
+        f"{name}: its network no longer computes what it did when {saved} was saved: its code or a"
+        " library has changed; choose another --name, or --no-resume to start over (the old run is"
+        " kept)"
+    )
 
 
 def foreign_folder(config: Config, path: Path) -> Path:
@@ -233,7 +245,7 @@ def _load_weights_file(path: Path, overrides: list[Leaf]) -> Trained:
         *_low_accuracy(network, dataset),
     ]
     folder = foreign_folder(config, path)
-    return Trained(folder, config, dataset, network, None, None, tuple(notes))
+    return Trained(folder, config, dataset, network, None, None, tuple(notes), trained_here=False)
 
 
 def _normalization(network: nn.Module, config: Config) -> str:

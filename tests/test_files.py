@@ -28,17 +28,17 @@ def test_versions_are_kept_with_what_was_made_of_them_and_no_other_table_is_one(
     assert left == others
 
 
-def test_every_protocol_has_a_step_of_its_own_for_good(tmp_path):
+def test_every_protocol_has_a_step_of_its_own_and_the_newest_measurement_the_last(tmp_path):
     one, other = tmp_path / "one.tsv", tmp_path / "other.tsv"
     one.write_text("rows")
     assert step_of(one, "n = 100") == 0
     other.write_text("rows")
-    assert step_of(other, "n = 1000") == 1
-    assert step_of(one, "n = 100") == 0
+    assert [step_of(other, "n = 1000") for _ in range(3)] == [1, 1, 1]
+    assert [step_of(one, "n = 100") for _ in range(3)] == [2, 2, 2]
     put_aside(one)
     one.write_text("rows")
-    assert step_of(one, "n = 100, other weights") == 2
-    assert step_of(other, "n = 1000") == 1
+    assert step_of(one, "n = 100, other weights") == 3
+    assert step_of(other, "n = 1000") == 4
 
 
 def test_results_of_raybust_0_1_which_kept_no_ledger_share_no_step(tmp_path):

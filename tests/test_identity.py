@@ -1,5 +1,6 @@
 """Fingerprints of functions, images and labels."""
 
+import copy
 import dataclasses
 import json
 
@@ -12,7 +13,16 @@ from torch import nn
 from raybust import identity
 from raybust.data import Split, StreamedSplit
 from raybust.errors import WorkError
-from raybust.identity import PROBES, agree, differences, fields_of, outputs_of, weights_digest
+from raybust.identity import (
+    PROBES,
+    agree,
+    code_of,
+    differences,
+    fields_of,
+    is_random,
+    outputs_of,
+    weights_digest,
+)
 
 IMAGES = torch.rand(20, 3, 8, 8, generator=torch.Generator().manual_seed(3))
 
@@ -88,7 +98,7 @@ def test_another_activation_has_the_same_keys_and_does_not_agree():
 
 def test_one_function_agrees_with_itself_in_other_arithmetic():
     one = outputs_of(network(), IMAGES)
-    assert len(one) == 8 * PROBES
+    assert len(one) == 12 * PROBES
     assert outputs_of(network(), IMAGES) == one
     threads = torch.get_num_threads()
     torch.set_num_threads(3 - min(threads, 2))
@@ -109,7 +119,7 @@ def test_gradients_tell_networks_of_equal_outputs():
     assert agree(outputs_of(one, IMAGES), outputs_of(other, IMAGES))
     with_gradients = [outputs_of(net, IMAGES, gradients=True) for net in (one, other)]
     assert not agree(*with_gradients)
-    assert len(with_gradients[0]) == 12 * PROBES
+    assert len(with_gradients[0]) == 16 * PROBES
 
 
 @pytest.mark.parametrize(
@@ -118,8 +128,50 @@ def test_gradients_tell_networks_of_equal_outputs():
 )
 def test_a_network_without_gradients_is_recorded_all_the_same(blind):
     found = outputs_of(Around(network(), blind), IMAGES, gradients=True)
-    assert set(found[8 * PROBES :]) == {0.0}
-    assert len(set(found[: 8 * PROBES])) > 1
+    assert set(found[12 * PROBES :]) == {0.0}
+    assert len(set(found[: 12 * PROBES])) > 1
+
+
+def test_a_change_that_only_noisy_images_meet_is_seen():
+    plain, clamped = network(), Around(network(), lambda net, x: net(x.clamp(-1, 2)))
+    assert torch.equal(plain(IMAGES), clamped(IMAGES))
+    assert not agree(outputs_of(plain, IMAGES), outputs_of(clamped, IMAGES))
+
+
+def test_a_network_that_rejects_noisy_images_is_recorded_inside():
+    def strict(net, x):
+        if x.min() < 0:
+            raise ValueError("images are in [0, 1]")
+        return net(x)
+
+    found = outputs_of(Around(network(), strict), IMAGES)
+    assert found[: 8 * PROBES] == outputs_of(network(), IMAGES)[: 8 * PROBES]
+    assert agree(found, found)
+
+
+def test_code_is_the_same_for_any_weights_and_another_for_another_forward():
+    torch.manual_seed(1)
+    one = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(),
+                        nn.Linear(4 * 36, 5))  # fmt: skip
+    other = copy.deepcopy(one)
+    with torch.no_grad():
+        for tensor in other.state_dict().values():
+            tensor.mul_(3)
+    before = weights_digest(one)
+    code = code_of(one, (1, 8, 8))
+    assert weights_digest(one) == before
+    assert agree(code, code_of(other, (1, 8, 8)))
+    changed = copy.deepcopy(one)
+    changed[2] = nn.LeakyReLU(0.02)
+    assert not agree(code, code_of(changed, (1, 8, 8)))
+    torch.nn.init.zeros_(other[4].weight)  # hides everything before it, with these weights
+    assert not agree(code, code_of(nn.Sequential(*other[:2], nn.Tanh(), *other[3:]), (1, 8, 8)))
+
+
+def test_nan_is_not_random():
+    broken = Around(network(), lambda net, x: net(x) + float("nan"))
+    assert not is_random(broken, IMAGES)
+    assert is_random(Around(network(), lambda net, x: net(x) + torch.rand(1)), IMAGES)
 
 
 def test_a_network_that_draws_is_recorded_alike_and_the_generator_put_back():

@@ -49,11 +49,12 @@ TABLE = {
     ),
     "studies": "config data numerics | torch matplotlib",
     "cluster": (
-        "devices config data disk methods models train track search"
+        "devices config data disk identity methods models train track search"
         " | psutil torch ray yaml (aiohttp)"
     ),
     "stages": (
-        "devices config data disk identity methods models train certify evaluate corruptions"
+        "devices config data disk identity methods models numerics train certify evaluate"
+        " corruptions"
         " trained track search report cluster | torch joblib optuna (tqdm)"
     ),
     "cli": (

@@ -269,3 +269,14 @@ def test_a_copy_is_not_trained_further(tmp_path, kind):
         runs.check_same(copy, kind, PLAIN)
     shutil.rmtree(original)
     runs.check_same(copy, kind, PLAIN)
+
+
+def test_a_renamed_original_is_still_the_original(tmp_path):
+    original, copy = tmp_path / "one", tmp_path / "two"
+    found = runs.identify(original, "train", PLAIN)
+    start = {"e": "start", "t": 0, "run": found.uid, "tags": {"raybust.folder": str(original)}}
+    (original / runs.JOURNAL).write_text(json.dumps(start) + "\n")
+    shutil.copytree(original, copy)
+    renamed = original.rename(tmp_path / "zero")
+    assert runs.original_of(renamed) is None
+    assert runs.original_of(copy) == renamed

@@ -100,7 +100,7 @@ def check_logits(logits: Tensor, count: int) -> None:
 
 
 def batch_effect(forward: Callable[[Tensor], Tensor], images: Tensor, logits: Tensor) -> float:
-    """Returns the largest change of the first image's logits when it is alone or among others.
+    """Returns the largest change of an image's logits with its place and company in a batch.
 
     Args:
         forward: images to logits.
@@ -108,4 +108,10 @@ def batch_effect(forward: Callable[[Tensor], Tensor], images: Tensor, logits: Te
         logits: of the images, (B, K).
     """
     others = torch.cat([images[:1], 1.0 - images[1:]])
-    return max(float((forward(x)[0] - logits[0]).abs().max()) for x in (images[:1], others))
+    changes = [
+        forward(images[:1]) - logits[:1],
+        forward(images[-1:]) - logits[-1:],
+        forward(others)[:1] - logits[:1],
+        forward(images.flip(0)).flip(0) - logits,
+    ]
+    return max(float(change.abs().max()) for change in changes)

@@ -231,8 +231,9 @@ def report(logs: tuple[str, ...], as_json: bool, **given: Any) -> None:
     found = collect(named, leaves)
     if as_json:
         parts = [part.plain() for part in found]
-        merged = {key: value for part in parts for key, value in part.items()}
-        merged["files"] = [file for part in parts for file in part["files"]]
+        merged: dict[str, Any] = {}
+        for key, value in (item for part in parts for item in part.items()):
+            merged[key] = [*merged[key], *value] if isinstance(merged.get(key), list) else value
         click.echo(to_json(merged))
     else:
         click.echo("\n\n".join(part.text() for part in found))

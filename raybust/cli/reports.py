@@ -28,7 +28,7 @@ def collect(texts: Sequence[str], leaves: Sequence[Leaf]) -> list[Any]:
     """
     from raybust.disk import runs
     from raybust.report.attacks import compare_attacks
-    from raybust.report.comparison import compare
+    from raybust.report.comparison import by_norm, clear, compare
     from raybust.report.corruptions import compare_corruptions
     from raybust.report.naming import distinct
     from raybust.report.sweep_page import report_on
@@ -56,6 +56,8 @@ def collect(texts: Sequence[str], leaves: Sequence[Leaf]) -> list[Any]:
         if len(boards) < len(texts):
             needed = not new and not noisy and not own_page
             logs += find_logs(text, leaves, current, needed=needed)
+    if len(boards) < len(texts) or corrupted:
+        clear(folder)
     if corrupted:
         found.append(compare_corruptions(corrupted, folder))
         trainings, shape = trainings_of([path for _, path in corrupted])
@@ -65,5 +67,8 @@ def collect(texts: Sequence[str], leaves: Sequence[Leaf]) -> list[Any]:
     if logs:
         paths = [path for _, path in logs]
         labels = distinct([label for label, _ in logs], paths)
-        found.append(compare(paths, labels, config.certify.radii, folder))
+        groups = by_norm(paths, labels)
+        for norm, (mine, names) in groups.items():
+            name = f"_{norm}" if len(groups) > 1 else ""
+            found.append(compare(mine, names, config.certify.radii, folder, name))
     return found

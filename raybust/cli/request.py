@@ -111,10 +111,13 @@ def find_logs(
         current: networks and data as they are now.
         needed: whether a run without certificates is an error.
     """
+    from raybust.cli.output import echo
     from raybust.report.naming import name_of
 
-    path = Path(text)
+    path = Path(text).absolute()
     if path.is_file():
+        if changed := current.changes(path):
+            echo(f"warning: {path} is of {', '.join(changed)} than its run has now")
         return [(name_of(path), path)]
     folder = find(text, leaves)
     found = _current(text, sorted(folder.glob("**/certified/*.tsv")), current)

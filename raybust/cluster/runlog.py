@@ -19,10 +19,13 @@ from raybust.data import Dataset
 from raybust.disk import checkpoint
 from raybust.disk.runs import JOURNAL
 from raybust.errors import WorkError
+from raybust.identity import agree
 from raybust.track import Flusher, Journal, environment
+from raybust.track.environment import ENVIRONMENT
 from raybust.track.journal import decode
 from raybust.train import initial
 from raybust.train.fit import Progress
+from raybust.train.objective import code_of_training
 
 _DRAIN_S = 10.0
 
@@ -40,6 +43,7 @@ class Job:
         parent: key of the sweep's run, or None.
         tags: additional tags of the run.
         inputs: digest of what it learns from, see `inputs_digest`; "" skips the comparison.
+        code: of its network, see `identity.code_of`; empty skips the comparison.
     """
 
     config: dict[str, Any]
@@ -49,22 +53,25 @@ class Job:
     parent: str | None = None
     tags: tuple[tuple[str, str], ...] = ()
     inputs: str = ""
+    code: tuple[float, ...] = ()
 
     def load(self) -> Config:
         """Returns the typed configuration."""
         return configuration.from_dict(self.config, methods.get)
 
     def check_inputs(self, config: Config, dataset: Dataset) -> None:
-        """Checks that a worker learns from what the command was given.
+        """Checks that a worker trains the command's network on what the command was given.
 
         Raises:
-            WorkError: images, labels or initial weights have changed since.
+            WorkError: images, labels, initial weights or the network's code have changed since.
         """
         if self.inputs and initial.inputs_digest(config, dataset.digest) != self.inputs:
             raise WorkError(
                 "the images, the labels or the weights that it starts from have changed since the"
                 " command began"
             )
+        if self.code and not agree(self.code, code_of_training(config, dataset)):
+            raise WorkError("the code of its network has changed since the command began")
 
 
 class RunLog:
@@ -82,7 +89,7 @@ class RunLog:
             parent_key=job.parent,
         )  # fmt: skip
         self._journal.text(yaml.safe_dump(job.config, sort_keys=False), "config.yaml")
-        self._journal.text(yaml.safe_dump(environment(), sort_keys=False), "environment.yaml")
+        self._journal.text(yaml.safe_dump(environment(), sort_keys=False), ENVIRONMENT)
         self._flusher = Flusher(self._journal.path, uri)
         self._is_trial = job.parent is not None
 

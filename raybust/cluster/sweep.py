@@ -58,6 +58,7 @@ class Sweep:
         folder: the sweep's folder.
         job: name and key of the sweep, recorded in its trials.
         size: bytes of the weights of the largest network.
+        code_of: configuration of a trial to the code of its network, see `identity.code_of`.
     """
 
     config: Config
@@ -66,6 +67,12 @@ class Sweep:
     folder: Path
     job: Job
     size: int = 0
+    code_of: Callable[[Config], tuple[float, ...]] = lambda config: ()
+
+
+def driver_cpus(config: Config) -> float:
+    """Returns the CPUs of a trial's driver: none for one worker, which is the trial."""
+    return DRIVER_CPUS if config.cluster.workers > 1 else 0.0
 
 
 def run_trials(plan: Sweep, uri: str, listener: Listener) -> None:
@@ -106,9 +113,9 @@ def run_trials(plan: Sweep, uri: str, listener: Listener) -> None:
 
 
 def _tuner(plan: Sweep, searcher: StudySearch, trials: int, uri: str) -> tune.Tuner:
-    config, nested = plan.config, plan.config.cluster.workers > 1
+    config, nested = plan.config, driver_cpus(plan.config) > 0
     nodes = session.nodes_of(ray)
-    room = session.slots(config, nodes, DRIVER_CPUS if nested else 0.0)
+    room = session.slots(config, nodes, driver_cpus(config))
     return tune.Tuner(
         _trainable(config, nested, nodes.gpus(config), uri),
         tune_config=tune.TuneConfig(
@@ -221,9 +228,10 @@ class StudySearch(Searcher):
     def _trial_job(self, number: int, plain: dict[str, Any]) -> Job:
         """Returns the job of a trial; creates its folder and identity if they are missing."""
         folder = _folder(self._plan, number)
-        inputs, own = "", self._plan.job
+        inputs, own, code = "", self._plan.job, tuple[float, ...]()
         if own.inputs and plain["data"] == own.config["data"]:
             config = configuration.from_dict(plain, methods.get)
+            code = self._plan.code_of(config)
             inputs = initial.inputs_digest(config, own.inputs.partition("+")[0])
         identity = runs.identify(folder, "trial", plain, data=inputs)
         return Job(
@@ -234,6 +242,7 @@ class StudySearch(Searcher):
             parent=self._plan.job.uid,
             tags=(("raybust.trial", str(number)), ("raybust.sweep", self._plan.job.name)),
             inputs=inputs,
+            code=code,
         )
 
     def _notify(self, number: int) -> None:

@@ -12,7 +12,7 @@ from raybust.corruptions.counting import (
     evaluate_corruptions,
     named_sets,
 )
-from raybust.corruptions.counts import VERSION, CountsLog, Share
+from raybust.corruptions.counts import VERSION, CountsLog, Share, read_counts
 from raybust.corruptions.generated import GeneratedSplit
 from raybust.corruptions.metrics import (
     COMMON,
@@ -47,4 +47,5 @@ __all__ = [
     "merge",
     "named_sets",
     "published",
+    "read_counts",
 ]

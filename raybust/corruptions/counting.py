@@ -212,8 +212,10 @@ def _count(
                 f"got the label {int(labels.max())} for a network of {logits.shape[1]} classes; "
                 "corruptions.folder belongs to another dataset"
             )
-        confidence, predicted = logits.softmax(1).max(1)
-        hits = predicted == labels.to(device)
+        top, predicted = logits.max(1)
+        broken = logits.isnan().any(1)
+        hits = (predicted == labels.to(device)) & ~broken
+        confidence = torch.where(top.isinf(), 1.0, logits.softmax(1).amax(1)).where(~broken, 0.0)
         correct += hits.sum()
         bins += calibration_bins(confidence, hits)
     return int(correct), bins.cpu()

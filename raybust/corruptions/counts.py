@@ -16,7 +16,7 @@ from typing import Any
 
 from raybust import identity
 from raybust.corruptions.counting import Settings, contents
-from raybust.corruptions.results import Cell, Corrupted
+from raybust.corruptions.results import Cell, Corrupted, merge
 from raybust.data import Part
 from raybust.disk.files import replace_text
 from raybust.disk.rowlog import OtherProtocolError
@@ -28,6 +28,26 @@ VERSION = 2
 
 _SECONDS, _SHARE = 1.0, 0.01
 """Time budget for verifying the images: a second, or this share of the work."""
+
+
+def read_counts(path: Path) -> Corrupted:
+    """Returns all counts in a file, without sets.
+
+    Args:
+        path: the file of counts.
+
+    Raises:
+        RequestError: it is gone, or holds no counts.
+    """
+    try:
+        _, *lines = path.read_text(encoding="utf-8").splitlines()
+        shares = {share["share"]: share["cells"] for share in map(json.loads, lines)}
+        parts = [Corrupted(cells=tuple(map(Cell.parse, one)), sets={}) for one in shares.values()]
+        return merge(parts)
+    except OSError:
+        raise RequestError(f"{path}: the counts are gone; run `raybust evaluate`") from None
+    except (ValueError, TypeError, KeyError) as error:
+        raise RequestError(f"{path}: holds no counts ({error})") from None
 
 
 @dataclass(frozen=True)

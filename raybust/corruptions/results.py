@@ -156,6 +156,13 @@ class Corrupted:
                 f"{len(fewer)} corruptions have fewer images than the clean part's {clean}, such as"
                 f" {fewer[0].name} at {fewer[0].level:g} with {fewer[0].examples}"
             )
+        more = [cell for cell in self.cells if cell.examples > clean]
+        if more:
+            found.append(
+                f"{len(more)} corruptions have more images than the clean part's {clean}, such as"
+                f" {more[0].name} at {more[0].level:g} with {more[0].examples}: they are not"
+                " corruptions of this part, or not all of them"
+            )
         published = self.errors.get("published", {})
         missing = [name for name in (*COMMON, *EXTRA) if name not in published]
         if published and missing:

@@ -63,8 +63,9 @@ def is_aside(path: Path) -> bool:
 
 
 def step_of(path: Path, header: str) -> int:
-    """Returns the MLflow step of a result's metrics: one per protocol, in order of first use. The
-    file `.steps` next to the results records them.
+    """Returns the MLflow step of a result's metrics: one per protocol, the newest measurement last.
+    A protocol that is measured again after another one gets a further step. The file `.steps` next
+    to the results records them, the last one last.
 
     Args:
         path: a file of the result; its folder holds the run's other protocols.
@@ -73,9 +74,10 @@ def step_of(path: Path, header: str) -> int:
     ledger = path.with_name(STEPS)
     steps: dict[str, int] = read_json(ledger) if ledger.exists() else {}
     key = hashlib.sha256(header.encode()).hexdigest()[:16]
-    if key not in steps:
+    if key not in steps or key != list(steps)[-1]:
         # Results of raybust 0.1, which kept no ledger, take the steps below.
         earlier = len(list(path.parent.glob(f"*{path.suffix}"))) - 1
+        steps.pop(key, None)
         steps[key] = 1 + max(steps.values(), default=earlier - 1)
         replace_text(ledger, json.dumps(steps, indent=1) + "\n")
     return steps[key]

@@ -215,12 +215,19 @@ def read_identity(folder: Path) -> Identity:
 
 
 def original_of(folder: Path) -> Path | None:
-    """Returns the run that a folder is a copy of, if the original is still in place."""
+    """Returns the run that a folder is a copy of: the one where it was trained or, if that was
+    renamed, the oldest one beside it with the same key."""
     try:
         with (folder / JOURNAL).open(encoding="utf-8") as file:
             place = Path(json.loads(next(file, "{}")).get("tags", {})["raybust.folder"])
-        same = place.samefile(folder) if place.exists() else True
-        return None if same or read_identity(place).uid != read_identity(folder).uid else place
+        uid = read_identity(folder).uid
+        if place.exists():
+            same = place.samefile(folder) or read_identity(place).uid != uid
+            return None if same else place
+        beside = [path.parent for path in folder.parent.glob(f"*/{IDENTITY}")]
+        mine = [path for path in beside if read_identity(path).uid == uid]
+        oldest = min(mine, key=lambda path: (path / IDENTITY).stat().st_ctime_ns)
+        return None if oldest.samefile(folder) else oldest
     except (OSError, ValueError, KeyError, AttributeError, RequestError):
         return None
 

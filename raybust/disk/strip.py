@@ -35,8 +35,8 @@ def strip(folder: Path, *, weights: bool) -> None:
     if not weights:
         _write_configuration(folder)
     manifest = json.loads((newest / checkpoint.MANIFEST).read_text())
-    for name in gone:
-        manifest["files"].pop(name, None)
+    removed = {name: manifest["files"].pop(name) for name in gone if name in manifest["files"]}
+    manifest["removed"] = {**manifest.get("removed", {}), **removed}
     text = json.dumps(manifest, indent=1, sort_keys=True) + "\n"
     replace_text(newest / checkpoint.MANIFEST, text)  # first, so that a kill leaves it intact
     for name in gone:

@@ -65,7 +65,10 @@ def flags_of_network(network: nn.Module, images: Tensor, eot: int = 1) -> list[F
         )  # fmt: skip
     if not random and change > _BATCH * float(size):
         found.append(
-            Flag("batch", f"an image's logits change by {change:.3g} with the rest of its batch")
+            Flag(
+                "batch",
+                f"an image's logits change by {change:.3g} with its batch or its place there",
+            )
         )
     sums = (logits.sum(1) - 1).abs().max()
     if logits.min() >= -_SIMPLEX and logits.max() <= 1 + _SIMPLEX and sums < _SIMPLEX:

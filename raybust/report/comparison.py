@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raybust.report.certificates import read_logs, table
+from raybust.report.certificates import other_images, read_logs, table
 from raybust.report.figures import abstention, acr, budget, certified_accuracy
 from raybust.report.logs import Log
 from raybust.report.plots import interactive_curves, plot_curves, plot_votes
@@ -43,8 +43,37 @@ class Comparison:
         return {self.kind: list(self.figures), "files": [str(path) for path in self.files]}
 
 
+_WRITTEN = (
+    "certified*.md", "certified*.tex", "certified*.png", "certified*.html", "votes*.png",
+    "attacked.md", "corrupted.md", "transfer.md", "transfer.png",
+)  # fmt: skip
+
+
+def clear(folder: Path) -> None:
+    """Removes an earlier report from a folder, so that none of it stands beside the new one."""
+    for pattern in _WRITTEN:
+        for path in folder.glob(pattern):
+            path.unlink()
+
+
+def by_norm(
+    paths: Sequence[Path], labels: Sequence[str]
+) -> dict[str, tuple[list[Path], list[str]]]:
+    """Returns logs and labels by the norm of their radii, which share no table and no axis."""
+    found: dict[str, tuple[list[Path], list[str]]] = {}
+    for log in read_logs(paths, labels):
+        same = found.setdefault(log.protocol.norm if log.protocol else "l2", ([], []))
+        same[0].append(log.path)
+        same[1].append(log.name)
+    return found
+
+
 def compare(
-    paths: Sequence[Path], labels: Sequence[str], radii: Sequence[float], folder: Path
+    paths: Sequence[Path],
+    labels: Sequence[str],
+    radii: Sequence[float],
+    folder: Path,
+    name: str = "",
 ) -> Comparison:
     """Writes a table (Markdown, LaTeX) and figures (PNG, and HTML if plotly is installed).
 
@@ -53,22 +82,28 @@ def compare(
         labels: a name for each.
         radii: columns of the table.
         folder: folder of the files, created if missing.
+        name: added to the names of the files.
     """
     every = read_logs(paths, labels)
     logs = [log for log in every if len(log)]
     folder.mkdir(parents=True, exist_ok=True)
     markdown = table(paths, radii, labels)
-    (folder / "certified.md").write_text(markdown)
-    (folder / "certified.tex").write_text(table(paths, radii, labels, latex=True))
-    files = [folder / "certified.md", folder / "certified.tex"]
-    files.append(plot_curves(logs, folder / "certified.png"))
-    files.append(plot_votes(logs, folder / "votes.png"))
+    (folder / f"certified{name}.md").write_text(markdown)
+    (folder / f"certified{name}.tex").write_text(table(paths, radii, labels, latex=True))
+    files = [folder / f"certified{name}.md", folder / f"certified{name}.tex"]
+    files.append(plot_curves(logs, folder / f"certified{name}.png"))
+    files.append(plot_votes(logs, folder / f"votes{name}.png"))
     if importlib.util.find_spec("plotly") is not None:
-        files.append(interactive_curves(logs, folder / "certified.html"))
-    return Comparison(markdown, tuple(_figures(log, radii) for log in every), tuple(files))
+        files.append(interactive_curves(logs, folder / f"certified{name}.html"))
+    others = other_images(every)
+    figures = (
+        _figures(log, radii, [text for text in others if text.startswith(f"{log.name}: ")])
+        for log in every
+    )
+    return Comparison(markdown, tuple(figures), tuple(files))
 
 
-def _figures(log: Log, radii: Sequence[float]) -> dict[str, Any]:
+def _figures(log: Log, radii: Sequence[float], others: Sequence[str]) -> dict[str, Any]:
     """Returns the numbers of one log, with everything that its ACR depends on."""
     made, average = budget(log), acr(log)
     return {
@@ -86,5 +121,11 @@ def _figures(log: Log, radii: Sequence[float]) -> dict[str, Any]:
             f"{radius:g}": float(share)
             for radius, share in zip(radii, certified_accuracy(log, radii), strict=True)
         },
-        "warnings": list(log.warnings),
+        "noise": log.protocol.noise if log.protocol else None,
+        "norm": log.protocol.norm if log.protocol else None,
+        "sigma": log.sigma,
+        "split": log.protocol.split if log.protocol else None,
+        "dataset": log.protocol.dataset if log.protocol else None,
+        "targets": list(log.protocol.targets) if log.protocol else [],
+        "warnings": [*log.warnings, *others],
     }

@@ -6,13 +6,12 @@ them.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from raybust.corruptions import Cell, Corrupted, merge
+from raybust.corruptions import read_counts
 from raybust.disk.files import read_json
 from raybust.errors import RequestError
 from raybust.report.comparison import Comparison
@@ -65,16 +64,7 @@ def _check(path: Path, metrics: Mapping[str, float]) -> None:
     Raises:
         RequestError: names the metric.
     """
-    counts = path.with_suffix(".jsonl")
-    if not counts.exists():
-        raise RequestError(f"{path}: its counts, {counts.name}, are gone; run `raybust evaluate`")
-    try:
-        _, *lines = counts.read_text(encoding="utf-8").splitlines()
-        shares = {share["share"]: share["cells"] for share in map(json.loads, lines)}
-        parts = [Corrupted(cells=tuple(map(Cell.parse, one)), sets={}) for one in shares.values()]
-        found = merge(parts).metrics()
-    except (ValueError, TypeError, KeyError) as error:
-        raise RequestError(f"{counts}: holds no counts ({error})") from None
+    found = read_counts(path.with_suffix(".jsonl")).metrics()
     for name, value in found.items():
         stated = metrics.get(name, math.nan)
         both_nan = math.isnan(stated) and math.isnan(value)

@@ -7,13 +7,11 @@ figure shows the certified accuracy of the finalists.
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 
 from raybust.disk.files import replace_text
 from raybust.report.certificates import draw_curve
 from raybust.report.columns import columns_of
-from raybust.report.logs import read_log
 from raybust.report.naming import markdown as escape
 from raybust.search.leaderboard import NAME, Leaderboard
 
@@ -40,29 +38,7 @@ def markdown(board: Leaderboard) -> str:
     if board.protocol:
         first = next(column.head for column in columns if column.group == "test")
         notes.append(f"Columns from `{first}` on: {board.protocol}")
-    return "\n".join([*lines, "", *notes, *stale(board)])
-
-
-def stale(board: Leaderboard) -> list[str]:
-    """Returns a sentence for each finalist whose certificates have changed since the sweep measured
-    them, or whose file of them was changed by hand."""
-    found = list(board.notes)
-    for entry in board.entries:
-        recorded = (entry.certified or {}).get("certified/acr")
-        if entry.log is None or recorded is None:
-            continue
-        now = "are gone"
-        if entry.log.exists():
-            log = read_log(entry.log)
-            value = float((log.radius * log.correct).mean())
-            if math.isclose(recorded, value, rel_tol=1e-6, abs_tol=1e-9):
-                continue
-            now = f"now give ACR {value:.4f}"
-        found.append(
-            f"Trial {entry.number}: its certificates {now}, not {recorded:.4f} as when the"
-            " sweep measured it; rerun `raybust tune` to measure it again."
-        )
-    return found
+    return "\n".join([*lines, "", *notes, *board.notes])
 
 
 def text(board: Leaderboard) -> str:

@@ -178,7 +178,7 @@ def _leaderboard(board: Leaderboard) -> list[str]:
         notes.append("Trials that miss a constraint rank below all that meet them.")
     return [
         body,
-        page.text(" ".join([*notes, *leaderboard.stale(board)]), "soft"),
+        page.text(" ".join([*notes, *board.notes]), "soft"),
         page.text(f"Search columns: {board.search}" if board.search else "", "soft"),
         page.text(f"Publication columns: {board.protocol}" if published else "", "soft"),
         page.text("" if published else "No trial was measured on the test set.", "soft"),

@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
+from raybust.corruptions import Corrupted
 from raybust.errors import RequestError
 from raybust.numerics.lp_sets import NORMS, Row, Shape, named, rms
 
@@ -66,24 +67,30 @@ class Transfer:
         return {"rank_correlation": self.correlation, "files": [str(path) for path in self.files]}
 
 
-def training_of_metrics(name: str, rows: Sequence[Row], metrics: Mapping[str, float]) -> Training:
-    """Returns the column of a run, from its metrics under the set C1.
+def training_of_counts(name: str, rows: Sequence[Row], counts: Corrupted, shape: Shape) -> Training:
+    """Returns the column of a run: its accuracies under the set C1, whatever else was measured.
 
     Args:
         name: name of the run.
         rows: the (p, eps) used in training.
-        metrics: with `error/p_0` to `error/p_inf`.
+        counts: with those of C1.
+        shape: (C, H, W) of the images.
 
     Raises:
-        RequestError: a norm is missing.
+        RequestError: a noise of C1 is missing.
     """
-    missing = [f"error/p_{p:g}" for p in NORMS if f"error/p_{p:g}" not in metrics]
+    errors = {(cell.p, cell.level): cell.error for cell in counts.cells if cell.kind == "lp"}
+    wanted = named("C1", shape).rows
+    missing = [f"p={p:g}, {eps:g}" for p, eps in wanted if (p, eps) not in errors]
     if missing:
         raise RequestError(
-            f"{name}: lacks {', '.join(missing)}; run "
-            f"`raybust evaluate {name} corruptions.sets=[C1]`"
+            f"{name}: lacks {'; '.join(missing)}; run"
+            f" `raybust evaluate {name} corruptions.sets=[C1]`"
         )
-    accuracy = {p: 1 - metrics[f"error/p_{p:g}"] for p in NORMS}
+    accuracy = {}
+    for norm in NORMS:
+        mine = [errors[row] for row in wanted if row[0] == norm]
+        accuracy[norm] = 1 - math.fsum(mine) / len(mine)
     return Training(name=name, rows=tuple(rows), accuracy=accuracy)
 
 

@@ -26,7 +26,8 @@ from raybust.search.leaderboard import NAME, UNITS, Leaderboard
 from raybust.search.records import TrialRecord
 from raybust.search.space import Space
 from raybust.search.study import EARLIER, Study
-from raybust.track.environment import environment
+from raybust.track.environment import ENVIRONMENT, environment
+from raybust.track.journal import text_of
 
 SEARCH = "search"
 SPACE_FILE = "space.yaml"
@@ -115,7 +116,7 @@ def make_board(
         protocol=protocol,
         space=tuple(study.space.rows()),
         running=len(records) - len(entries) - len(others),
-        environment=environment(),
+        environment=_environment(folder),
         command=_command(folder),
     )
 
@@ -151,6 +152,17 @@ def _measured(record: TrialRecord, found: TrialRecord | None) -> TrialRecord:
         return record
     keys = ("accuracy", "examples", "certified", "attacked", "log", "reason")
     return replace(record, **{key: getattr(found, key) for key in keys})
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    """Returns the software that a sweep ran on, from the journal of a trial; the current one before
+    the first trial."""
+    for path in sorted((folder / runs.TRIALS).glob(f"*/{runs.JOURNAL}")):
+        text = text_of(path, ENVIRONMENT)
+        if text is not None:
+            found: dict[str, str] = yaml.safe_load(text)
+            return found
+    return environment()
 
 
 def _budget(config: Config, space: Space) -> str:

@@ -44,7 +44,7 @@ from raybust.evaluate import (
     views_of,
 )
 from raybust.evaluate.robustness import show_eps
-from raybust.identity import PROBES, Sent
+from raybust.identity import Sent
 from raybust.models import Fronted
 from raybust.report.attacks import draw_robust_curve
 from raybust.stages.checks import device_before
@@ -54,7 +54,7 @@ from raybust.stages.measurement import (
     Options,
     bench,
     warn_of_few_classes,
-    warn_of_randomness,
+    warn_of_instability,
 )
 from raybust.stages.progress import Echo, progress_bar
 from raybust.trained import Trained
@@ -122,7 +122,7 @@ def _clean(trained: Trained, options: Options) -> Measurement:
     network, section = trained.network, trained.config.evaluate
     views = [network, *([network.network] if isinstance(network, Fronted) else [])]
     part = getattr(trained.dataset, section.split)
-    warn_of_randomness(network, part.fetch(range(min(len(part), PROBES)))[0], options.echo)
+    warn_of_instability(network, part, options.echo)
     if device_before(trained.config, options.address) == devices.CPU:
         shape = trained.dataset.shape
         results = [_accuracy(Sent.of(one, shape), part, section, devices.CPU) for one in views]

@@ -7,6 +7,7 @@ the log and noise is keyed, so the result does not depend on the number of worke
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,8 @@ from raybust.disk.files import put_aside
 from raybust.errors import RequestError, WorkError
 from raybust.identity import Sent
 from raybust.report import certificates
+from raybust.report.figures import acr
+from raybust.report.logs import read_log
 from raybust.stages.measurement import Bench, Measurement, Options, bench, warn_of_few_classes
 from raybust.stages.progress import progress_bar
 from raybust.train.objective import smoothing_sigma
@@ -81,7 +84,7 @@ def certify(trained: Trained, options: Options) -> Certified:
     with bench(trained, options) as at:
         protocol = protocol_of(trained, at.device)
         warning = sigma_warning(protocol.sigma, trained.trained_sigma)
-        if warning:
+        if warning and trained.trained_here:
             options.echo(f"warning: {warning}")
         path = at.place(log_path(trained.folder, protocol, options.name))
         if not options.resume:
@@ -229,5 +232,12 @@ def _publish(at: Bench, log: CertificateLog) -> Certified:
     text = f"{text.rstrip()}\n\nNoise: {protocol.noise}, {amount}; radii in {protocol.norm}.\n"
     files["table"].write_text(text)
     at.publish(path, log.header, metrics, files.values())
-    details = {"log": str(path), "curve": str(files["curve"])}
+    average = acr(read_log(path))
+    details = {
+        "log": str(path),
+        "curve": str(files["curve"]),
+        "acr_interval": [average.low, average.high],
+        "acr_of": average.terms,
+        "protocol": json.loads(log.header),
+    }
     return Certified(text, metrics, files, details, tuple(log.rows))

@@ -31,14 +31,14 @@ from raybust.corruptions import (
 )
 from raybust.data import Part
 from raybust.disk.files import replace_text
-from raybust.identity import PROBES, Sent
+from raybust.identity import Sent
 from raybust.stages.measurement import (
     Bench,
     Measurement,
     Options,
     bench,
     warn_of_few_classes,
-    warn_of_randomness,
+    warn_of_instability,
 )
 from raybust.stages.progress import progress_bar
 from raybust.trained import Trained
@@ -64,7 +64,7 @@ def evaluate(trained: Trained, options: Options) -> Measurement:
     config, section = trained.config, trained.config.corruptions
     part, classes = getattr(trained.dataset, section.split), trained.dataset.classes
     cells = check_corruptions(part, section, classes)
-    warn_of_randomness(trained.network, part.fetch(range(min(len(part), PROBES)))[0], options.echo)
+    warn_of_instability(trained.network, part, options.echo)
     warn_of_few_classes(part, range(min(len(part), section.examples or len(part))), options.echo)
     with bench(trained, options) as at:
         protocol = protocol_of(trained, at.device)

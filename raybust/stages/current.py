@@ -9,16 +9,21 @@ reported as not compared.
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from raybust import identity
+from raybust import config as configuration
+from raybust import data, identity, methods
 from raybust.config import Leaf
+from raybust.corruptions import contents
 from raybust.disk import checkpoint, runs
 from raybust.disk.files import is_aside, read_json
 from raybust.errors import RequestError
 from raybust.models import Fronted
+from raybust.report.logs import read_log
 from raybust.search.leaderboard import Leaderboard
 from raybust.search.records import TrialRecord
 from raybust.stages import attacked
@@ -34,20 +39,35 @@ class Current:
         """Remembers what the command line says about all runs.
 
         Args:
-            leaves: of the command line; `data.path`, `data.root` and `model.name`, which names code
-                that may be imported, are used.
+            leaves: of the command line; `data.path`, `data.root`, `corruptions.folder`, and
+                `model.name`, which names code that may be imported, are used.
         """
         self._data = [leaf for leaf in leaves if leaf.key.startswith("data.")]
+        folders = [leaf.value for leaf in leaves if leaf.key == "corruptions.folder"]
+        self._published = str(folders[-1]) if folders else None
         self._named = {leaf.value for leaf in leaves if leaf.key == "model.name"}
         self._loaded: dict[Path, Trained | str] = {}
 
     def with_notes(self, board: Leaderboard) -> Leaderboard:
         """Returns a leaderboard that names the finalists whose results are no longer current."""
-        notes = (
+        notes = [
             f"Trial {entry.number}: {note}." for entry in board.entries
             for note in self._notes(board, entry)
-        )  # fmt: skip
-        return dataclasses.replace(board, notes=tuple(notes))
+        ]  # fmt: skip
+        known = runs.read_identity(board.folder)
+        try:
+            digest = self._data_of(known.config)
+        except RequestError as error:
+            notes.append(f"The data are not compared: {error}.")
+        else:
+            if known.data and known.data.partition("+")[0] != digest:
+                notes.append("The images, labels or split of its data have changed since.")
+        return dataclasses.replace(board, notes=(*stale(board), *notes))
+
+    def _data_of(self, plain: Mapping[str, Any]) -> str:
+        """Returns the digest of a configuration's data as they are now."""
+        leaves = configuration.leaves_of({"data": plain["data"]}, "sweep")
+        return data.load(configuration.compose([*leaves, *self._data], methods.get).data).digest
 
     def changes(self, result: Path) -> list[str]:
         """Returns how a result's function, images and labels differ from those that its run has
@@ -67,14 +87,40 @@ class Current:
             return []
         recorded = {key: header[key] for key in _RECORDED if header.get(key)}
         now = _record(trained, header, result.parent.name == attacked.FOLDER)
-        return identity.differences(recorded, {key: now[key] for key in recorded})
+        found = identity.differences(recorded, {key: now[key] for key in recorded})
+        return found or self._other_published(result, header, trained)
 
     def obstacle(self, result: Path) -> str | None:
         """Returns why a result cannot be compared with its run, or None."""
-        if _newest(result) is None:
+        if not (_run_of(result) / runs.IDENTITY).exists():
             return None
+        if _newest(result) is None:
+            return f"{_run_of(result).name} has no checkpoint"
         trained = self._trained(result)
-        return trained if isinstance(trained, str) else None
+        if isinstance(trained, str):
+            return trained
+        if _header(result).get("folder") and self._published is None:
+            return "give its corruptions.folder=... to compare its published images"
+        return None
+
+    def _other_published(
+        self, result: Path, header: Mapping[str, Any], trained: Trained
+    ) -> list[str]:
+        """Returns how published corrupted images differ from those of a result."""
+        if not header.get("folder") or self._published is None:
+            return []
+        settings = dataclasses.replace(
+            trained.config.corruptions, folder=self._published, names=tuple(header["names"]),
+            examples=header["examples"], split=header["split"],
+        )  # fmt: skip
+        part, classes = getattr(trained.dataset, header["split"]), trained.dataset.classes
+        lines = result.with_suffix(".jsonl").read_text(encoding="utf-8").splitlines()[1:]
+        for share in map(json.loads, lines):
+            shard = share["share"], header["shares"]
+            for name, digest in contents(part, settings, classes=classes, shard=shard):
+                if share["images"].get(name) != digest:
+                    return [f"other images or labels ({name})"]
+        return []
 
     def _notes(self, board: Leaderboard, entry: TrialRecord) -> Iterator[str]:
         folder = board.folder / runs.TRIALS / f"{entry.number:04d}"
@@ -101,6 +147,28 @@ class Current:
             except RequestError as error:
                 self._loaded[run] = str(error)
         return self._loaded[run]
+
+
+def stale(board: Leaderboard) -> list[str]:
+    """Returns a sentence for each finalist whose certificates have changed since the sweep measured
+    them, or whose file of them was changed by hand."""
+    found = []
+    for entry in board.entries:
+        recorded = (entry.certified or {}).get("certified/acr")
+        if entry.log is None or recorded is None:
+            continue
+        now = "are gone"
+        if entry.log.exists():
+            log = read_log(entry.log)
+            value = float((log.radius * log.correct).mean())
+            if math.isclose(recorded, value, rel_tol=1e-6, abs_tol=1e-9):
+                continue
+            now = f"now give ACR {value:.4f}"
+        found.append(
+            f"Trial {entry.number}: its certificates {now}, not {recorded:.4f} as when the"
+            " sweep measured it; rerun `raybust tune` to measure it again."
+        )
+    return found
 
 
 def _record(trained: Trained, header: Mapping[str, Any], attacks: bool) -> dict[str, Any]:

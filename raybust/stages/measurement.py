@@ -14,19 +14,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from raybust import devices, identity, track
+from raybust import devices, track
 from raybust.data import Part
 from raybust.disk import runs
 from raybust.disk.files import put_aside, step_of
 from raybust.disk.lock import locked
 from raybust.errors import RequestError
+from raybust.evaluate import flags_of_network
 from raybust.identity import Sent
 from raybust.stages.place import Pool, open_pool, threads
 from raybust.stages.progress import Echo
 from raybust.stages.tracking import open_store
 from raybust.trained import Trained
+
+_PROBED = 8
 
 
 @dataclass(frozen=True)
@@ -170,13 +173,13 @@ class Bench:
         )
 
 
-def warn_of_randomness(network: nn.Module, images: Tensor, echo: Echo) -> None:
-    """Warns if two passes over some images differ, so that an accuracy holds for one draw only."""
-    if identity.is_random(network, images):
-        echo(
-            "warning: the network is random: two passes over the same images differ, so this"
-            " accuracy is that of one draw"
-        )
+def warn_of_instability(network: nn.Module, part: Part, echo: Echo) -> None:
+    """Warns if the network is random, or sees more than one image at a time, so that an accuracy
+    holds for one draw or one batch size only."""
+    images = part.fetch(range(min(len(part), _PROBED)))[0]
+    for flag in flags_of_network(network, images):
+        if flag.name in ("random", "batch"):
+            echo(f"warning: the network is not a function of one image: {flag.text}")
 
 
 def warn_of_few_classes(part: Part, chosen: Sequence[int], echo: Echo) -> None:

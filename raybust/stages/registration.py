@@ -46,6 +46,8 @@ def register_best(board: Leaderboard, bounds: Sequence[str]) -> TrialRecord | No
         track.MODE: board.mode,
         track.BOUNDS: ", ".join(bounds),
         track.VALUE: best.value,
+        track.DATA: identity.data.partition("+")[0],
+        track.FIDELITY: f"{board.search} sigma: {identity.config['certify']['sigma']}",
         "raybust.dataset": identity.config["data"]["name"],
         "raybust.clean_accuracy": best.accuracy,
         "raybust.clean_examples": best.examples,

@@ -25,7 +25,7 @@ from raybust.stages.progress import Echo, epoch_lines, note_growth, print_data
 from raybust.stages.tracking import load_ahead, open_store, sending_rest
 from raybust.stages.training_here import train_here
 from raybust.train import initial
-from raybust.train.objective import assemble, check_batch
+from raybust.train.objective import assemble, check_batch, code_of_training
 from raybust.trained import check_function
 
 
@@ -83,7 +83,8 @@ def train(config: Config, *, address: str | None, resume: bool, verbose: bool, e
                 echo(note)
             start = f"resuming at epoch {checkpoint.epoch_of(newest)}" if newest else "training"
             echo(f"{folder.name}: {start}, {config.cluster.workers} workers, in {folder}")
-            job = Job(plain, str(folder), identity.uid, folder.name, inputs=inputs)
+            code = code_of_training(config, dataset)
+            job = Job(plain, str(folder), identity.uid, folder.name, inputs=inputs, code=code)
             with epoch_lines(folder, echo):
                 run(config, job, uri)
     return folder

@@ -7,7 +7,7 @@ test set, once. The leaderboard shows both in separate columns.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 from optuna.trial import FrozenTrial
 
 from raybust import config as configuration
-from raybust import data, devices, methods, models, track
+from raybust import data, devices, identity, methods, models, track
 from raybust.cluster import sweep
 from raybust.cluster.runlog import Job, params_of
 from raybust.cluster.session import nodes_of, session, slots
@@ -38,8 +38,8 @@ from raybust.stages.registration import register_best
 from raybust.stages.space_on_disk import check_space, largest_network
 from raybust.stages.tracking import load_ahead, open_store, sending_rest
 from raybust.train import initial
-from raybust.train.objective import assemble
-from raybust.trained import check_function
+from raybust.train.objective import assemble, code_of_training
+from raybust.trained import changed_function, check_function
 
 _EARLY = 5
 """Complete trials after which a warning names constraints that none meets."""
@@ -82,25 +82,25 @@ def tune(
     check_storage(config)
     if resume:
         _check_earlier(folder, plain, inputs, dataset)
-    earlier = _warm_start_trials(config, space, out)
+    earlier, driver = _warm_start_trials(config, space, out), sweep.driver_cpus(config)
     load_ahead()
-    with session(address, verbose=verbose, dashboard=config.cluster.workers > 1) as ray:
-        nodes = nodes_of(ray)
-        room = slots(config, nodes, sweep.DRIVER_CPUS if config.cluster.workers > 1 else 0.0)
+    with session(address, verbose=verbose, dashboard=driver > 0) as ray:
+        room = slots(config, nodes := nodes_of(ray), driver)
         check_finalists(config, *images, device=devices.of_tasks(nodes.gpus(config)))
         uri = open_store(config, out, echo)
         with locked(folder), sending_rest(folder, uri, out, echo):
-            identity = runs.identify(folder, "sweep", plain, resume, inputs)
+            own = runs.identify(folder, "sweep", plain, resume, inputs)
             write_space(folder, plain)
-            study = Study(config, space, folder, identity.uid, _first_points(config, leaves, space))
+            study = Study(config, space, folder, own.uid, _first_points(config, leaves, space))
             _warm_start(study, earlier, config, dataset, echo)
             print_data(config, dataset, echo)
             at_once = check_space(config, size, min(room, config.tune.concurrent or room), folder)
             echo(f"{folder.name}: {config.tune.trials} trials, {at_once} at a time, in {folder}")
             note_growth(config, ray, echo)
-            job = Job(plain, str(folder), identity.uid, folder.name, inputs=inputs)
+            job = Job(plain, str(folder), own.uid, folder.name, inputs=inputs)
             with _parent(job, config, uri) as journal:
-                _search(sweep.Sweep(config, leaves, study, folder, job, size), uri, echo)
+                plan = sweep.Sweep(config, leaves, study, folder, job, size, _codes(dataset))
+                _search(plan, uri, echo)
                 board = _publish(journal, config, _leaderboard(config, study, folder, echo))
                 _check_measured(board)
     return board
@@ -108,22 +108,43 @@ def tune(
 
 def _check_earlier(folder: Path, plain: dict[str, Any], inputs: str, dataset: data.Dataset) -> None:
     """Refuses to resume another sweep, or one whose networks no longer compute the same function:
-    checks the newest checkpoint of one earlier trial of each network."""
+    checks the code of one earlier trial of each network, and one newest checkpoint with weights."""
     runs.check_same(folder, "sweep", plain, inputs)
-    seen, asked = set(), json.dumps(plain)
+    seen, asked = set[tuple[str, bool]](), json.dumps(plain)
     for trial in sorted((folder / runs.TRIALS).glob("*"), reverse=True):
-        newest = checkpoint.newest(trial)
-        if newest is None or not checkpoint.has_weights(newest):
+        if (newest := checkpoint.newest(trial)) is None:
             continue
-        earlier = checkpoint.read_manifest(newest)["config"]
-        network = json.dumps([earlier["model"], earlier["method"]["name"]], sort_keys=True)
-        if network not in seen:
-            seen.add(network)
-            name = f"trial {int(trial.name)} of {folder.name}"
-            if json.dumps(earlier["model"]["name"]) not in asked:
-                models.check_installed(earlier["model"]["name"], name)
-            config = configuration.from_dict(earlier, methods.get)
+        manifest, whole = checkpoint.read_manifest(newest), checkpoint.has_weights(newest)
+        earlier, name = manifest["config"], f"trial {int(trial.name)} of {folder.name}"
+        network = json.dumps([earlier["model"], earlier["method"]], sort_keys=True)
+        if {(network, whole), (network, True)} & seen:
+            continue
+        seen.add((network, whole))
+        if json.dumps(earlier["model"]["name"]) not in asked:
+            models.check_installed(earlier["model"]["name"], name)
+        config = configuration.from_dict(earlier, methods.get)
+        known, code = manifest.get("code"), code_of_training(config, dataset)
+        if known and code and not identity.agree(known, code):
+            raise changed_function(name, newest.name)
+        if whole:
             check_function(assemble(config, dataset), newest, name)
+
+
+def _codes(dataset: data.Dataset) -> Callable[[Config], tuple[float, ...]]:
+    """Returns a function from a trial's configuration to the code of its network."""
+    known: dict[str, tuple[float, ...]] = {}
+
+    def code_of(config: Config) -> tuple[float, ...]:
+        plain = configuration.to_dict(config)
+        key = json.dumps([plain["model"], plain["method"]], sort_keys=True)
+        if key not in known:
+            try:
+                known[key] = code_of_training(config, dataset)
+            except RequestError:  # the trial says so
+                known[key] = ()
+        return known[key]
+
+    return code_of
 
 
 def _check_measured(board: Leaderboard) -> None:

@@ -7,12 +7,14 @@ from raybust.track.client import load_mlflow
 from raybust.track.environment import environment
 from raybust.track.flush import Flusher, SyncResult, log_to_run, lost, sync, unsent
 from raybust.track.journal import Journal, Status
-from raybust.track.registry import BOUNDS, METRIC, MODE, VALUE
+from raybust.track.registry import BOUNDS, DATA, FIDELITY, METRIC, MODE, VALUE
 from raybust.track.store import FoundRun, find_run, prepare, ui_command
 from raybust.track.uri import is_database, redact, resolve_uri, safe_uri
 
 __all__ = [
     "BOUNDS",
+    "DATA",
+    "FIDELITY",
     "METRIC",
     "MODE",
     "VALUE",

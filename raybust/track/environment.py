@@ -11,6 +11,8 @@ from pathlib import Path
 
 import raybust
 
+ENVIRONMENT = "environment.yaml"
+"""Name under which a journal records it."""
 _PACKAGES = ("torch", "torchvision", "ray", "mlflow", "optuna", "numpy")
 
 

@@ -228,6 +228,14 @@ class Journal:
             self._registered = {key: value for key, value in entry.items() if key != "t"}
 
 
+def text_of(path: Path, name: str) -> str | None:
+    """Returns the last text recorded under a name in a journal, or None."""
+    lines = path.read_bytes().splitlines() if path.exists() else ()
+    entries = [entry for entry in map(decode, lines) if entry is not None]
+    found = [e["content"] for e in entries if e["e"] == "text" and e["name"] == name]
+    return str(found[-1]) if found else None
+
+
 def metrics_of(path: Path) -> list[tuple[int, dict[str, float]]]:
     """Returns step and values of each entry of metrics in a journal; none if it does not exist."""
     lines = path.read_bytes().splitlines() if path.exists() else ()

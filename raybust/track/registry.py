@@ -23,8 +23,13 @@ MODE = "raybust.mode"
 """Tag: `max` or `min`."""
 BOUNDS = "raybust.bounds"
 """Tag: the sweep's constraints."""
+DATA = "raybust.data"
+"""Tag: digest of the sweep's data."""
+FIDELITY = "raybust.fidelity"
+"""Tag: how trials were scored."""
 VALUE = "raybust.value"
-"""Tag: the metric's value; versions of one metric, mode and constraints are compared by it."""
+"""Tag: the metric's value; versions of one metric, mode, constraints, data and fidelity are
+compared by it."""
 
 
 def register_version(client: MlflowClient, run_id: str, entry: Mapping[str, Any]) -> None:
@@ -68,13 +73,14 @@ def register_version(client: MlflowClient, run_id: str, entry: Mapping[str, Any]
 
 def _is_best(client: MlflowClient, name: str, version: str, tags: Mapping[str, str]) -> bool:
     """Returns whether a version takes the alias: none has it, the version that has it is worse by
-    the sweep's metric, or the two were ranked by different metrics or constraints."""
+    the sweep's metric, or the two were ranked by different metrics, constraints, data or
+    fidelity."""
     current = client.get_registered_model(name).aliases.get(BEST)
     if current is None or str(current) == version:
         return True
     before = client.get_model_version(name, str(current)).tags
     if (
-        any(before.get(key) != tags.get(key) for key in (METRIC, MODE, BOUNDS))
+        any(before.get(key) != tags.get(key) for key in (METRIC, MODE, BOUNDS, DATA, FIDELITY))
         or VALUE not in before
     ):
         return True

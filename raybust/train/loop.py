@@ -23,7 +23,7 @@ from raybust.config import Config
 from raybust.data import Batches, Dataset, mix
 from raybust.disk import checkpoint
 from raybust.errors import WorkError
-from raybust.identity import fixed_images, outputs_of, same_function
+from raybust.identity import code_of, fixed_images, outputs_of, same_function
 from raybust.train import initial
 from raybust.train.objective import Objective, assemble, smoothing_sigma
 from raybust.train.optimizer import autocast, optimizer, schedule
@@ -250,6 +250,7 @@ class Trainer:
             "classes": list(self.dataset.classes),
             "shape": list(self.dataset.shape),
             "outputs": outputs_of(self.average, fixed_images(self.dataset.shape)),
+            "code": code_of(self.average, self.dataset.shape),
             "data_digest": self.dataset.digest,
             "epoch": self.epoch,
             "done": self.done,
@@ -270,7 +271,7 @@ class Trainer:
         self.metrics = manifest["metrics"]
         if not same_function(self.average.eval(), manifest):
             raise WorkError(
-                f"the network no longer computes what it did when {folder.name} was saved: its code"
+                f"the network no longer computes what it did after epoch {self.epoch}: its code"
                 " changed while the run was interrupted"
             )
         if self.ranks.rank == 0:  # totals over all ranks; only the sum matters

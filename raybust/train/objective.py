@@ -17,6 +17,7 @@ from raybust import models
 from raybust.config import Config
 from raybust.data import Dataset
 from raybust.errors import RequestError
+from raybust.identity import code_of
 from raybust.methods import Method, StepContext
 
 DEFAULT_SIGMA = 0.25
@@ -50,6 +51,13 @@ def assemble(config: Config, dataset: Dataset) -> nn.Module:
     )
     front = config.method.front()
     return network if front is None else models.Fronted(front, network)
+
+
+def code_of_training(config: Config, dataset: Dataset) -> tuple[float, ...]:
+    """Returns the fingerprint of the code of a configuration's network, see `identity.code_of`;
+    leaves torch's generator as it is."""
+    with torch.random.fork_rng(devices=[]):
+        return code_of(assemble(config, dataset), dataset.shape)
 
 
 def check_batch(network: nn.Module, config: Config, dataset: Dataset) -> None:

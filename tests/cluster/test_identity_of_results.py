@@ -17,14 +17,17 @@ from ray.cloudpickle import register_pickle_by_value
 from torch import nn
 
 from raybust import data, methods
+from raybust.cluster.runlog import Job
 from raybust.config import compose, leaves_of_arguments, to_dict
 from raybust.disk import checkpoint, runs
 from raybust.disk.lock import locked
 from raybust.disk.runs import JOURNAL
-from raybust.errors import RequestError
+from raybust.disk.strip import strip
+from raybust.errors import RequestError, WorkError
 from raybust.stages import tuning
 from raybust.stages.measurement import Bench
 from raybust.train.fit import fit
+from raybust.train.objective import code_of_training
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("cluster")]
 
@@ -464,12 +467,34 @@ def test_a_sweep_does_not_resume_with_another_function(home, out):
     sweep = out / "own", to_dict(config), dataset.digest
     runs.identify(sweep[0], "sweep", sweep[1], data=sweep[2])
     for trial in ("0000", "0001"):
+        runs.identify(sweep[0] / runs.TRIALS / trial, "trial", sweep[1])
         train_here(config, sweep[0] / runs.TRIALS / trial, 1)
     tuning._check_earlier(*sweep, dataset)
     rewrite(home, SHIFTED)
     import_anew(home)
     with pytest.raises(RequestError, match="trial 1 of own: its network no longer computes"):
         tuning._check_earlier(*sweep, dataset)
+    for trial in ("0000", "0001"):  # as most trials of a sweep
+        strip(sweep[0] / runs.TRIALS / trial, weights=False)
+    with pytest.raises(RequestError, match="trial 1 of own: its network no longer computes"):
+        tuning._check_earlier(*sweep, dataset)
+    rewrite(home, "")
+    import_anew(home)
+    tuning._check_earlier(*sweep, dataset)
+
+
+def test_a_worker_of_another_code_does_not_train(home, out):
+    """As when the file is edited between two trials of several workers, which start processes."""
+    settings = (f"model.name={home}:Net", "data.name=npz", f"data.path={out / 'data.npz'}")
+    import_anew(home)
+    config = compose(leaves_of_arguments(settings), methods.get)
+    dataset = data.load(config.data)
+    job = Job(to_dict(config), str(out), "key", "one", code=code_of_training(config, dataset))
+    job.check_inputs(config, dataset)
+    rewrite(home, SHIFTED)
+    import_anew(home)
+    with pytest.raises(WorkError, match="the code of its network has changed since the command"):
+        job.check_inputs(config, dataset)
 
 
 def test_data_of_another_shape_or_number_of_classes_are_one_line(run, out, cli):
@@ -610,3 +635,68 @@ def test_report_refuses_corruption_figures_that_their_counts_contradict(own, hom
     found = cli("report", "own", "--out", out, f"model.name={home}:Net")
     assert found.code == 2
     assert "states error/p_2 = 0.0100, but its counts give" in found.err
+
+
+def test_report_says_so_of_a_log_by_its_path_and_of_a_run_without_checkpoints(own, home, out, cli):
+    (log,) = (own / "certified").glob("*.tsv")
+    np.savez(out / "data.npz", **dict(np.load(out / "data.npz")) | {"y_test": np.zeros(15, int)})
+    named = ("report", log, "--out", out, f"model.name={home}:Net")
+    found = cli(*named)
+    assert found.code == 0
+    assert f"warning: {log} is of other labels" in found.err
+    for folder in checkpoint.folders(own):
+        shutil.rmtree(folder)
+    gone = cli("report", "own", "--out", out, f"model.name={home}:Net")
+    assert gone.code == 0
+    assert "are not compared with its network and data: own has no checkpoint" in gone.err
+
+
+def test_report_compares_published_images(own, home, out, cli):
+    published_folder = out / "published"
+    published(published_folder)
+    model = f"model.name={home}:Net"
+    settings = (f"corruptions.folder={published_folder}",)
+    measured = cli("evaluate", "own", "--out", out, model, *settings)
+    assert measured.code == 0, measured.err
+    unnamed = cli("report", "own", "--out", out, model)
+    assert "give its corruptions.folder=... to compare its published images" in unnamed.err
+    named = ("report", "own", "--out", out, model, f"corruptions.folder={published_folder}")
+    same = cli(*named)
+    assert (same.code, "warning" in same.err) == (0, False)
+    published(published_folder, 9)
+    other = cli(*named)
+    assert "it is of other images or labels (" in other.err
+
+
+def test_logs_of_two_norms_are_two_reports_and_nothing_of_an_earlier_one_stays(own, home, out, cli):
+    model = f"model.name={home}:Net"
+    done = cli(
+        "certify", "own", "--out", out, model, *FAST, "certify.noise=uniform", "certify.norm=l1"
+    )
+    assert done.code == 0, done.err
+    (out / "report").mkdir(exist_ok=True)
+    (out / "report" / "votes_linf.png").write_text("of an earlier report")
+    found = cli("report", "own", "--out", out, model, "--json")
+    assert found.code == 0, found.err
+    plain = json.loads(found.out)
+    assert {row["norm"] for row in plain["logs"]} == {"l1", "l2"}
+    assert {row["noise"] for row in plain["logs"]} == {"gaussian", "uniform"}
+    names = {path.name for path in (out / "report").iterdir()}
+    assert {"certified_l1.png", "certified_l2.png", "votes_l1.png"} <= names
+    assert "votes_linf.png" not in names
+
+
+def test_a_network_that_sees_its_batch_is_named(home, out, cli):
+    rewrite(
+        home,
+        """
+    def forward(self, x):
+        return super().forward(x) - super().forward(x).mean(0)
+""",
+    )
+    import_anew(home)
+    for more in (("evaluate.attacks=[]",), ("corruptions.rows=[[2, 0.5]]",)):
+        found = cli("evaluate", "plain.pth", f"model.name={home}:Net", "data.name=npz",
+                    "data.path=data.npz", "--out", out, *more)  # fmt: skip
+        assert found.code == 0, found.err
+        assert "warning: the network is not a function of one image: an image's logits" in found.err

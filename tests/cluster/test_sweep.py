@@ -17,6 +17,7 @@ from waiting import wait
 from raybust import config as configuration
 from raybust import methods, track
 from raybust.cluster import sweep
+from raybust.cluster.retention import Retention
 from raybust.cluster.runlog import Job
 from raybust.cluster.scheduler import NUMBER
 from raybust.cluster.trial import TrialActor
@@ -348,8 +349,9 @@ def searcher(tmp_path):
     job = Job({}, str(tmp_path), "parent", "s")
     told = []
     plan = sweep.Sweep(config, leaves, study, tmp_path, job)
+    retention = Retention(config, study, tmp_path, 0)
     search = sweep.StudySearch(
-        plan, lambda record, running: told.append(record), interrupted=[], left=2
+        plan, lambda record, running: told.append(record), retention, interrupted=[], left=2
     )
     return search, study, told
 
@@ -363,8 +365,13 @@ def test_every_trial_knows_what_it_learns_from(searcher):
     search, _, _ = searcher
     plan, plain = search._plan, configuration.to_dict(search._plan.config)
     plain["method"]["sigma"] = 0.9
-    search._plan = replace(plan, job=replace(plan.job, config=plain, inputs="data+init"))
+    search._plan = replace(
+        plan,
+        job=replace(plan.job, config=plain, inputs="data+init"),
+        code_of=lambda config: (config.method.sigma,),
+    )
     job = search.suggest("a")["job"]
+    assert job["code"] == (job["config"]["method"]["sigma"],)
     assert job["config"]["method"] != plain["method"]
     assert job["inputs"] == "data"
     assert runs.read_identity(Path(job["folder"])).data == "data"

@@ -178,3 +178,38 @@ def test_the_package_itself():
         assert first.min() >= 0
         assert first.max() <= 1
         assert not torch.equal(first, split.fetch([0, 1])[0])
+
+
+class Shaped(nn.Module):
+    """A network whose logits are changed afterwards."""
+
+    def __init__(self, inner, shape):
+        super().__init__()
+        self.inner, self.shape = inner, shape
+        self.eval()
+
+    def forward(self, images):
+        return self.shape(self.inner(images))
+
+
+@pytest.mark.parametrize(
+    "shape", [lambda z: z * 1e-9, lambda z: z.where(z < z.amax(1, True), math.inf)]
+)
+def test_tiny_and_infinite_logits_keep_their_class(part, network, shape):
+    settings = Settings(sets=(), rows=((2.0, 0.5),))
+    plain, changed = (
+        evaluate_corruptions(one, part, settings, CPU) for one in (network, Shaped(network, shape))
+    )
+    assert [c.correct for c in changed.cells] == [c.correct for c in plain.cells]
+    assert not math.isnan(changed.metrics()["calibration/clean"])
+
+
+def test_nan_is_no_class(part, network):
+    def half(logits):
+        return torch.where((torch.arange(len(logits)) % 2 == 0)[:, None], math.nan, logits)
+
+    found = evaluate_corruptions(
+        Shaped(network, half), part, Settings(sets=(), batch=len(part)), CPU
+    )
+    hits = network(part.fetch(range(len(part)))[0]).argmax(1) == part.labels
+    assert found.cells[0].correct == int(hits[1::2].sum())

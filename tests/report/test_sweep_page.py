@@ -14,6 +14,7 @@ from raybust.report.parallel import scales
 from raybust.report.sweep_page import html, publish
 from raybust.report.sweep_plots import plot_learning
 from raybust.search.leaderboard import Leaderboard
+from raybust.stages.current import stale
 
 VOID = {"meta", "img", "br", "link"}
 PICTURES = {"pareto", "history", "learning", "importances", "parallel", "compute"}
@@ -357,7 +358,9 @@ def test_certificates_that_changed_since_the_sweep_are_named(tmp_path, radius, s
     log.write_text(f"idx\tlabel\tpredict\tradius\tcorrect\ttime\n0\t1\t1\t{radius}\t1\t3\n")
     record = dataclasses.replace(entry(0, final=True), log=log, certified={"certified/acr": 0.25})
     made = board(tmp_path, (record,))
-    assert said in leaderboard.markdown(made)
-    assert len(leaderboard.stale(made)) == bool(said)
+    noted = dataclasses.replace(made, notes=tuple(stale(made)))
+    assert said in leaderboard.markdown(noted)
+    assert said in " ".join(noted.plain()["notes"])
+    assert len(noted.notes) == bool(said)
     log.unlink()
-    assert "are gone, not 0.2500" in leaderboard.stale(made)[0]
+    assert "are gone, not 0.2500" in stale(made)[0]

@@ -4,7 +4,9 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
+from raybust.corruptions import Cell, Corrupted
 from raybust.errors import RequestError
 from raybust.numerics.lp_sets import CIFAR_SHAPE, NORMS, named
 from raybust.report import transfer
@@ -70,10 +72,23 @@ def test_table_and_picture(tmp_path):
         plot_transfer([], CIFAR_SHAPE, path)
 
 
-def test_a_run_becomes_a_column():
-    metrics = {f"error/p_{p:g}": 0.1 for p in NORMS}
-    found = transfer.training_of_metrics("run", ((2.0, 1.0),), metrics)
-    assert found.accuracy[INF] == pytest.approx(0.9)
-    del metrics["error/p_inf"]
-    with pytest.raises(RequestError, match="run: lacks error/p_inf; run `raybust evaluate run"):
-        transfer.training_of_metrics("run", (), metrics)
+def counts_of(errors):
+    """Counts of 100 examples per noise of C1, and of one that is not in it."""
+    rows = [*named("C1", CIFAR_SHAPE).rows, (2.0, 50.0)]
+    cells = [
+        Cell(kind="lp", name=f"p={p:g}", level=eps, p=p, examples=100,
+             correct=100 - errors((p, eps)), bins=torch.zeros(3, 15))
+        for p, eps in rows
+    ]  # fmt: skip
+    return Corrupted(cells=tuple(cells), sets={})
+
+
+def test_a_run_becomes_a_column_of_c1_alone():
+    found = transfer.training_of_counts(
+        "run", ((2.0, 1.0),), counts_of(lambda row: 90 if row == (2.0, 50.0) else 10), CIFAR_SHAPE
+    )
+    assert found.accuracy == pytest.approx(dict.fromkeys(NORMS, 0.9))
+    counts = counts_of(lambda row: 10)
+    few = Corrupted(cells=counts.cells[1:], sets={})
+    with pytest.raises(RequestError, match=r"run: lacks p=.*; run `raybust evaluate run"):
+        transfer.training_of_counts("run", (), few, CIFAR_SHAPE)

@@ -127,6 +127,16 @@ def test_best_is_the_better_version_not_the_later_one(store, tmp_path, mode, bou
     assert int(open_client(store).get_model_version_by_alias("sweep", "best").version) == best
 
 
+@pytest.mark.parametrize("key", ["raybust.data", "raybust.fidelity"])
+def test_versions_of_other_data_or_fidelity_are_not_compared(store, tmp_path, key):
+    tags = {"raybust.metric": "acr", "raybust.mode": "max", "raybust.bounds": "",
+            "raybust.data": "digest", "raybust.fidelity": "n = 100"}  # fmt: skip
+    deliver(record(tmp_path, **tags, **{"raybust.value": 0.5}), store)
+    tags[key] = "another"
+    deliver(record(tmp_path, content=b"others", **tags, **{"raybust.value": 0.4}), store)
+    assert int(open_client(store).get_model_version_by_alias("sweep", "best").version) == 2
+
+
 @pytest.mark.parametrize("name", ["a/b:c", "it's", 'q"uote', "x" * 300, "ünï"])
 def test_any_name_of_a_sweep_is_a_name_of_a_model(store, tmp_path, name):
     delivery = deliver(record(tmp_path, name), store)
