@@ -43,10 +43,11 @@ def read_labels(
         notes.append("labels are numbers as texts: read as integers")
         parts = {name: part.astype(np.int64) for name, part in parts.items()}
     if parts["train"].dtype.kind in "US":
+        order = "the order of class_names" if classes else "sorted order"
         texts = classes or sorted({str(text) for text in np.unique(parts["train"])})
         parts = {name: _numbers(part, texts, f"{where}y_{name}") for name, part in parts.items()}
         classes = texts
-        notes.append(f"labels are texts: {len(texts)} classes in sorted order")
+        notes.append(f"labels are texts: {len(texts)} classes in {order}")
     count = _classes(parts["train"], classes, f"{where}y_train", notes)
     found = {}
     for name, part in parts.items():

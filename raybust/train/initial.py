@@ -18,6 +18,7 @@ from raybust import methods, models
 from raybust.config import Config
 from raybust.data import Dataset
 from raybust.disk import checkpoint, runs
+from raybust.disk.strip import training_command
 from raybust.errors import RequestError
 from raybust.numerics.transport import penultimate
 from raybust.train.objective import assemble
@@ -142,6 +143,11 @@ def _find(source: str, key: str, config: Config) -> Path:
     folder = checkpoint.newest(path)
     if folder is None:
         raise RequestError(f"{key}: {source} has no checkpoint; train it first")
+    if not checkpoint.has_weights(folder):
+        raise RequestError(
+            f"{key}: the weights of {source} were not kept (tune.keep); train it again with"
+            f" `{training_command(path)}`"
+        )
     return folder
 
 
