@@ -202,7 +202,9 @@ def test_workers_that_fit_on_no_node_yet_get_theirs_and_finish(autoscaled, new_o
     said = raybust(autoscaled, "train", *TRAIN, LARGE, *two)
     assert WAITS in said
     assert "trained two" in said
-    assert "5 CPUs, 0 GPUs on 3 nodes\n" in raybust(autoscaled, "doctor", "--out", out)
+    assert "5 CPUs, 0 GPUs on 3 nodes; 5 runs at a time" in raybust(
+        autoscaled, "doctor", "--out", out
+    )
     code = (
         "import ray; from raybust.cluster.autoscaler import potential_workers;"
         f" ray.init(address='{autoscaled.address}');"
