@@ -65,3 +65,11 @@ def why_failed(error: BaseException) -> str:
     if no_room(cause):
         cause += "; free disk space and rerun the same command to resume from the last checkpoint"
     return f"training failed: {cause}"
+
+
+def task_error(error: BaseException) -> Exception:
+    """Returns the error to raise for one that a task raised: ours as it is, others in one line."""
+    if isinstance(error, (RequestError, WorkError)):
+        return error
+    text = " ".join(str(error).split())[:300]
+    return WorkError(f"a task failed: {type(error).__name__}: {text}; finished work is kept")

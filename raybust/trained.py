@@ -22,7 +22,7 @@ from raybust.config import Config, Leaf
 from raybust.data import Dataset
 from raybust.disk import checkpoint, runs
 from raybust.disk.runs import IDENTITY, TRIALS, belongs, out_folder, read_identity
-from raybust.disk.strip import training_command
+from raybust.disk.strip import newest_weights
 from raybust.errors import RequestError
 from raybust.evaluate import correct
 from raybust.identity import same_function
@@ -59,7 +59,7 @@ class Trained:
         trained_sigma: sigma of its training noise, or None.
         uid: its key in the tracking store, or None if it is not a run.
         notes: lines to show to the user.
-        trained_here: whether its training is known; it is not for a weights file.
+        training_known: False for a weights file, whose `trained_sigma` is then no fact.
     """
 
     folder: Path
@@ -69,12 +69,12 @@ class Trained:
     trained_sigma: float | None
     uid: str | None
     notes: tuple[str, ...] = ()
-    trained_here: bool = True
+    training_known: bool = True
 
     @property
     def name(self) -> str:
         """Its display name: its folder's name, or SWEEP/7 for a sweep's trial."""
-        return _display_name(self.folder)
+        return runs.display_name(self.folder)
 
 
 def load_trained(path: Path, overrides: list[Leaf], *, trusted: bool = False) -> Trained:
@@ -133,21 +133,8 @@ def _checkpoint_of_run(path: Path, notes: list[str]) -> tuple[Path, str]:
         raise RequestError(
             f"{path.name}: is a sweep; name one of its trials, for instance {path.name}/0"
         )
-    newest = checkpoint.newest(path, lambda text: notes.append(f"warning: {text}"))
-    if newest is None:
-        raise RequestError(f"{path.name}: has no checkpoint yet; train it first")
-    if not checkpoint.has_weights(newest):
-        raise RequestError(
-            f"{_display_name(path)}: its weights were not kept, only those of the sweep's best"
-            f" trials (tune.keep); train it again with `{training_command(path)}`"
-        )
+    newest = newest_weights(path, runs.display_name(path), lambda t: notes.append(f"warning: {t}"))
     return newest, found.uid
-
-
-def _display_name(folder: Path) -> str:
-    if folder.parent.name != TRIALS:
-        return folder.name
-    return f"{folder.parent.parent.name}/{int(folder.name)}"
 
 
 def _leaves_of_training(manifest: Mapping[str, Any], path: Path, *, is_run: bool) -> list[Leaf]:
@@ -245,7 +232,7 @@ def _load_weights_file(path: Path, overrides: list[Leaf]) -> Trained:
         *_low_accuracy(network, dataset),
     ]
     folder = foreign_folder(config, path)
-    return Trained(folder, config, dataset, network, None, None, tuple(notes), trained_here=False)
+    return Trained(folder, config, dataset, network, None, None, tuple(notes), training_known=False)
 
 
 def _normalization(network: nn.Module, config: Config) -> str:

@@ -23,9 +23,9 @@ from raybust.cli.output import (
     print_table,
     print_theory,
     print_trained,
-    to_json,
 )
 from raybust.cli.request import compose, open_trained, read_leaves, runs_locally, submitted
+from raybust.disk.files import to_json
 from raybust.errors import RequestError, WorkError
 
 

@@ -7,8 +7,6 @@ pasted into an issue.
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
 import os
 import shlex
 from collections.abc import Sequence
@@ -17,6 +15,7 @@ from typing import Any
 
 import click
 
+from raybust.disk.files import to_json
 from raybust.errors import RequestError, WorkError
 
 
@@ -30,19 +29,6 @@ def print_notes(trained: Any) -> None:
     first, *others = trained.dataset.notes
     for line in (*trained.notes, f"data  {first}", *(f"data  {note}" for note in others)):
         echo(line)
-
-
-def to_json(plain: Any) -> str:
-    """Returns data as JSON; numbers that JSON does not have (NaN, infinity) become null."""
-    return json.dumps(_finite(plain), indent=1, allow_nan=False)
-
-
-def _finite(plain: Any) -> Any:
-    if isinstance(plain, dict):
-        return {key: _finite(value) for key, value in plain.items()}
-    if isinstance(plain, (list, tuple)):
-        return [_finite(value) for value in plain]
-    return None if isinstance(plain, float) and not math.isfinite(plain) else plain
 
 
 def printable(text: str) -> str:

@@ -7,13 +7,19 @@ Results whose run has another function, other images or other labels now are lef
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from raybust.cli.request import compose, find, find_logs, find_results
 
 if TYPE_CHECKING:
     from raybust.config import Leaf
+
+
+Named = list[tuple[str, Path]]
+"""Labels and paths of results."""
 
 
 def collect(texts: Sequence[str], leaves: Sequence[Leaf]) -> list[Any]:
@@ -27,15 +33,9 @@ def collect(texts: Sequence[str], leaves: Sequence[Leaf]) -> list[Any]:
         RequestError: a name is none of these, or has nothing to report.
     """
     from raybust.disk import runs
-    from raybust.report.attacks import compare_attacks
-    from raybust.report.comparison import by_norm, clear, compare
-    from raybust.report.corruptions import compare_corruptions
-    from raybust.report.naming import distinct
     from raybust.report.sweep_page import report_on
-    from raybust.report.transfer import compare_transfer
     from raybust.search.board import sweeps_of
     from raybust.stages.current import Current
-    from raybust.stages.transfer import trainings_of
 
     config = compose(leaves)
     folder = runs.out_folder(config) / (config.name or "report")
@@ -56,19 +56,36 @@ def collect(texts: Sequence[str], leaves: Sequence[Leaf]) -> list[Any]:
         if len(boards) < len(texts):
             needed = not new and not noisy and not own_page
             logs += find_logs(text, leaves, current, needed=needed)
-    if len(boards) < len(texts) or corrupted:
-        clear(folder)
-    if corrupted:
-        found.append(compare_corruptions(corrupted, folder))
-        trainings, shape = trainings_of([path for _, path in corrupted])
-        found += [compare_transfer(trainings, shape, folder)] if trainings else []
-    if attacks:
-        found.append(compare_attacks(attacks, folder))
-    if logs:
-        paths = [path for _, path in logs]
-        labels = distinct([label for label, _ in logs], paths)
-        groups = by_norm(paths, labels)
-        for norm, (mine, names) in groups.items():
-            name = f"_{norm}" if len(groups) > 1 else ""
-            found.append(compare(mine, names, config.certify.radii, folder, name))
+    if corrupted or attacks or logs:
+        found += _written(corrupted, attacks, logs, config.certify.radii, folder)
     return found
+
+
+def _written(
+    corrupted: Named, attacks: Named, logs: Named, radii: Sequence[float], folder: Path
+) -> list[Any]:
+    """Writes the report beside its folder, then moves it there: one that fails changes nothing."""
+    from raybust.report.attacks import compare_attacks
+    from raybust.report.certificates import read_logs
+    from raybust.report.comparison import by_norm, compare, move_into
+    from raybust.report.corruptions import compare_corruptions
+    from raybust.report.naming import distinct
+    from raybust.report.transfer import compare_transfer
+    from raybust.stages.transfer import trainings_of
+
+    found: list[Any] = []
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as place:
+        new = Path(place)
+        if corrupted:
+            found.append(compare_corruptions(corrupted, new))
+            trainings, shape = trainings_of([path for _, path in corrupted])
+            found += [compare_transfer(trainings, shape, new)] if trainings else []
+        if attacks:
+            found.append(compare_attacks(attacks, new))
+        paths = [path for _, path in logs]
+        groups = by_norm(read_logs(paths, distinct([label for label, _ in logs], paths)))
+        for norm, mine in groups.items():
+            found.append(compare(mine, radii, new, f"_{norm}" if len(groups) > 1 else ""))
+        move_into(folder, new)
+    return [replace(part, files=tuple(folder / file.name for file in part.files)) for part in found]

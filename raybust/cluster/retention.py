@@ -15,7 +15,7 @@ from raybust.config import Config
 from raybust.disk import checkpoint, runs
 from raybust.disk.strip import strip
 from raybust.errors import WorkError
-from raybust.search.records import FINISHED, TrialRecord
+from raybust.search.records import FINISHED, TrialRecord, ranked
 from raybust.search.study import Study, front
 from raybust.track import Journal
 
@@ -66,14 +66,20 @@ class Retention:
         self._kept = keepers(self._config, candidates)
         kept = {one.number for one in self._kept}
         self._waiting += [one for one in candidates if one is record or one.number not in kept]
-        self._strip([one for one in self._waiting if not is_open(self._trial(one.number))])
+        self._strip(
+            [
+                one
+                for one in self._waiting
+                if not is_open(runs.trial_folder(self._folder, one.number))
+            ]
+        )
 
     def finish(self) -> None:
         """Removes what is left and records the weights that stay in journals, which go to MLflow.
         All trials have ended."""
         self._strip(list(self._waiting))
         for record in self._kept:
-            folder = self._trial(record.number)
+            folder = runs.trial_folder(self._folder, record.number)
             newest = checkpoint.newest(folder)
             if newest is None or (folder / WEIGHTS).exists():
                 continue
@@ -84,11 +90,8 @@ class Retention:
     def _strip(self, records: list[TrialRecord]) -> None:
         kept = {one.number for one in self._kept}
         for record in records:
-            strip(self._trial(record.number), weights=record.number in kept)
+            strip(runs.trial_folder(self._folder, record.number), weights=record.number in kept)
         self._waiting = [one for one in self._waiting if one not in records]
-
-    def _trial(self, number: int) -> Path:
-        return self._folder / runs.TRIALS / f"{number:04d}"
 
 
 def bytes_of_trial(config: Config, size: int) -> int:
@@ -117,9 +120,7 @@ def keepers(config: Config, records: list[TrialRecord]) -> list[TrialRecord]:
         records: trials, ended.
     """
     part = config.tune
-    sign = -1 if part.mode == "max" else 1
-    complete = [record for record in records if record.state == "COMPLETE"]
-    complete.sort(key=lambda r: (r.feasible is False, sign * (r.value or 0.0), r.number))
+    complete = ranked(records, part.mode)
     found = complete[: max(part.keep, part.finalists)]
     if len(part.directions()) > 1:
         fit = [record for record in complete if record.feasible is not False]

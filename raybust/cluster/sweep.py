@@ -227,7 +227,7 @@ class StudySearch(Searcher):
 
     def _trial_job(self, number: int, plain: dict[str, Any]) -> Job:
         """Returns the job of a trial; creates its folder and identity if they are missing."""
-        folder = _folder(self._plan, number)
+        folder = runs.trial_folder(self._plan.folder, number)
         inputs, own, code = "", self._plan.job, tuple[float, ...]()
         if own.inputs and plain["data"] == own.config["data"]:
             config = configuration.from_dict(plain, methods.get)
@@ -251,14 +251,10 @@ class StudySearch(Searcher):
         self._retention.settle(record)
 
 
-def _folder(plan: Sweep, number: int) -> Path:
-    return plan.folder / runs.TRIALS / f"{number:04d}"
-
-
 def recall(plan: Sweep, number: int) -> None:
     """Restores the epochs of an interrupted trial that its journal has and the study lacks."""
     known = plan.study.record(number).epoch
-    for epoch, values in metrics_of(_folder(plan, number) / runs.JOURNAL):
+    for epoch, values in metrics_of(runs.trial_folder(plan.folder, number) / runs.JOURNAL):
         if epoch > known:
             value = values.get(plan.config.tune.metric, math.nan)
             plan.study.report(number, epoch, value, {k: v for k, v in values.items() if "/" in k})
@@ -268,7 +264,7 @@ def _end_runs(study: Study, folder: Path) -> None:
     """Ends runs whose worker was killed before it could: stopped multi-worker trials, and trials
     whose worker died too often."""
     for record in study.records():
-        trial = folder / runs.TRIALS / f"{record.number:04d}"
+        trial = runs.trial_folder(folder, record.number)
         if record.state in FINISHED:
             end_if_open(trial, _REASONS[record.state], record.reason or "")
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from raybust.cluster.session import nodes_of, slots
 from raybust.config import Config
-from raybust.errors import RequestError, WorkError
+from raybust.errors import WorkError, task_error
 
 _RETRIES = 3
 
@@ -117,13 +117,7 @@ def run_tasks(
         try:
             result = ray.get(done[0])
         except ray.exceptions.RayTaskError as error:
-            cause = error.cause
-            if isinstance(cause, (RequestError, WorkError)):
-                raise cause from None
-            text = " ".join(str(cause).split())[:300]
-            raise WorkError(
-                f"a task failed: {type(cause).__name__}: {text}; finished work is kept"
-            ) from error
+            raise task_error(error.cause) from error
         except ray.exceptions.RayError as error:
             raise WorkError(
                 f"a task failed {_RETRIES} times: {type(error).__name__}; finished work is kept"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 from pathlib import Path
@@ -28,6 +29,23 @@ def replace_text(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def to_json(plain: Any) -> str:
+    """Returns data as strict JSON, see `strict`."""
+    return json.dumps(strict(plain), indent=1, allow_nan=False)
+
+
+def strict(plain: Any) -> Any:
+    """Returns data that JSON has: numbers that it does not have (NaN, infinity) become None, tuples
+    lists, paths text."""
+    if isinstance(plain, dict):
+        return {key: strict(value) for key, value in plain.items()}
+    if isinstance(plain, (list, tuple)):
+        return [strict(value) for value in plain]
+    if isinstance(plain, float) and not math.isfinite(plain):
+        return None
+    return str(plain) if isinstance(plain, Path) else plain
 
 
 def read_json(path: Path) -> dict[str, Any]:

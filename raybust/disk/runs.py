@@ -232,6 +232,18 @@ def original_of(folder: Path) -> Path | None:
         return None
 
 
+def trial_folder(sweep: Path, number: int) -> Path:
+    """Returns the folder of a trial of a sweep."""
+    return sweep / TRIALS / f"{number:04d}"
+
+
+def display_name(folder: Path) -> str:
+    """Returns the name of a run as commands take it: its folder's, or SWEEP/7 for a trial."""
+    if folder.parent.name != TRIALS:
+        return folder.name
+    return f"{folder.parent.parent.name}/{int(folder.name)}"
+
+
 def by_uid(recorded: Path, uid: str, out: Path) -> Path:
     """Returns the folder of a run: the recorded one or, if that is gone because the runs were
     moved, the one below `out` with the run's key.
@@ -270,7 +282,7 @@ def candidates(run: str, out: Path) -> list[Path]:
     sweep, _, trial = run.rpartition("/")
     found = [out / run, Path(run)]
     if sweep and trial.isdigit():
-        found.append(out / sweep / TRIALS / f"{int(trial):04d}")
+        found.append(trial_folder(out / sweep, int(trial)))
     return found
 
 

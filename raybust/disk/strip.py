@@ -1,17 +1,22 @@
 """What stays on disk of a trial that has ended: its metrics and manifest, and the weights of the
-best; a command that trains the others again."""
+best.
+
+Whoever reads weights asks here, and gets the command that trains a trial without them again.
+"""
 
 from __future__ import annotations
 
 import json
 import shlex
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import yaml
 
 from raybust.disk import checkpoint, runs
 from raybust.disk.files import replace_text
+from raybust.errors import RequestError
 
 AGAIN = "trial.yaml"
 """Configuration of a trial without weights."""
@@ -46,10 +51,30 @@ def strip(folder: Path, *, weights: bool) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def training_command(folder: Path) -> str:
-    """Returns the command that trains a trial without weights again, by itself."""
-    name = f"{folder.parent.parent.name}-{int(folder.name)}"
-    return f"raybust train {shlex.quote(str(folder / AGAIN))} --name {shlex.quote(name)}"
+def newest_weights(
+    folder: Path, name: str, warn: Callable[[str], None] = lambda text: None
+) -> Path:
+    """Returns the newest intact checkpoint of a run, which has weights.
+
+    Args:
+        folder: of the run.
+        name: of the run, for messages.
+        warn: receives a message for each torn checkpoint skipped.
+
+    Raises:
+        RequestError: there is none, or its weights were removed.
+    """
+    newest = checkpoint.newest(folder, warn)
+    if newest is None:
+        raise RequestError(f"{name}: has no checkpoint yet; train it first")
+    if not checkpoint.has_weights(newest):
+        again = runs.display_name(folder).replace("/", "-")
+        command = f"raybust train {shlex.quote(str(folder / AGAIN))} --name {shlex.quote(again)}"
+        raise RequestError(
+            f"{name}: its weights were not kept, only those of the sweep's best trials (tune.keep);"
+            f" train it again with `{command}`"
+        )
+    return newest
 
 
 def _write_configuration(folder: Path) -> None:

@@ -68,8 +68,8 @@ def _check(path: Path, summary: Mapping[str, Any]) -> None:
     file = path.with_name(f"{stem}.tsv")
     if not file.exists():
         raise RequestError(f"{path}: its rows, {file.name}, are gone; run `raybust evaluate`")
-    head, _, *lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
     try:
+        head, _, *lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
         protocol = AttackProtocol(**fields_of(head.removeprefix("# ")))
         rows = [AttackRow.parse(line) for line in lines]
     except TypeError:  # of another raybust version

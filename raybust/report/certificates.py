@@ -25,11 +25,11 @@ def read_logs(paths: Sequence[str | Path], labels: Sequence[str] | None = None) 
     return [read_log(path, name) for path, name in zip(paths, names, strict=True)]
 
 
-def other_images(logs: Sequence[Log]) -> list[str]:
-    """Returns a warning for each log whose images or labels are not those of the first one that
-    names its own, though both would have the same ones by their headers or names of data sets."""
+def other_images(logs: Sequence[Log]) -> dict[str, str]:
+    """Returns, by the name of the log, what is of other images or labels than the first log that
+    names its own, though both would have the same ones by their headers or data sets."""
     known = [(log.name, log.protocol) for log in logs if log.protocol and log.protocol.data]
-    found = []
+    found = {}
     for name, other in known[1:]:
         earlier, first = known[0]
         chosen = [(p.split, p.skip, p.examples) for p in (first, other)]
@@ -39,7 +39,7 @@ def other_images(logs: Sequence[Log]) -> list[str]:
             what = "other images or labels"
         else:
             continue
-        found.append(f"{name}: is of {what}, compared with {earlier}")
+        found[name] = f"is of {what}, compared with {earlier}"
     return found
 
 
@@ -64,9 +64,13 @@ def table(
         labels: a name for each.
         latex: LaTeX instead of Markdown.
     """
-    logs = read_logs(paths, labels)
+    return table_of(read_logs(paths, labels), radii, latex)
+
+
+def table_of(logs: Sequence[Log], radii: Sequence[float], latex: bool = False) -> str:
+    """Returns the `table` of logs that were read."""
     lines = [f"{log.name}: {warning}" for log in logs for warning in log.warnings]
-    lines += other_images(logs)
+    lines += [f"{name}: {other}" for name, other in other_images(logs).items()]
     if latex:
         return latex_table(logs, radii) + "".join(f"% {line}\n" for line in lines)
     return markdown_table(logs, radii) + "".join(f"\n> {line}\n" for line in lines)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raybust.report.certificates import other_images, read_logs, table
+from raybust.report.certificates import other_images, table_of
 from raybust.report.figures import abstention, acr, budget, certified_accuracy
 from raybust.report.logs import Log
 from raybust.report.plots import interactive_curves, plot_curves, plot_votes
@@ -49,61 +49,54 @@ _WRITTEN = (
 )  # fmt: skip
 
 
-def clear(folder: Path) -> None:
-    """Removes an earlier report from a folder, so that none of it stands beside the new one."""
+def move_into(folder: Path, written: Path) -> None:
+    """Moves a finished report into its folder, in place of an earlier one.
+
+    Args:
+        folder: created if missing; keeps what is no part of a report.
+        written: folder of the new report.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
     for pattern in _WRITTEN:
         for path in folder.glob(pattern):
             path.unlink()
+    for path in written.iterdir():
+        path.rename(folder / path.name)
 
 
-def by_norm(
-    paths: Sequence[Path], labels: Sequence[str]
-) -> dict[str, tuple[list[Path], list[str]]]:
-    """Returns logs and labels by the norm of their radii, which share no table and no axis."""
-    found: dict[str, tuple[list[Path], list[str]]] = {}
-    for log in read_logs(paths, labels):
-        same = found.setdefault(log.protocol.norm if log.protocol else "l2", ([], []))
-        same[0].append(log.path)
-        same[1].append(log.name)
+def by_norm(logs: Sequence[Log]) -> dict[str, list[Log]]:
+    """Returns logs by the norm of their radii: different norms share no table and no axis."""
+    found: dict[str, list[Log]] = {}
+    for log in logs:
+        found.setdefault(log.protocol.norm if log.protocol else "l2", []).append(log)
     return found
 
 
-def compare(
-    paths: Sequence[Path],
-    labels: Sequence[str],
-    radii: Sequence[float],
-    folder: Path,
-    name: str = "",
-) -> Comparison:
+def compare(every: Sequence[Log], radii: Sequence[float], folder: Path, name: str) -> Comparison:
     """Writes a table (Markdown, LaTeX) and figures (PNG, and HTML if plotly is installed).
 
     Args:
-        paths: certification logs.
-        labels: a name for each.
+        every: certification logs in one norm.
         radii: columns of the table.
         folder: folder of the files, created if missing.
         name: added to the names of the files.
     """
-    every = read_logs(paths, labels)
     logs = [log for log in every if len(log)]
     folder.mkdir(parents=True, exist_ok=True)
-    markdown = table(paths, radii, labels)
+    markdown = table_of(every, radii)
     (folder / f"certified{name}.md").write_text(markdown)
-    (folder / f"certified{name}.tex").write_text(table(paths, radii, labels, latex=True))
+    (folder / f"certified{name}.tex").write_text(table_of(every, radii, latex=True))
     files = [folder / f"certified{name}.md", folder / f"certified{name}.tex"]
     files.append(plot_curves(logs, folder / f"certified{name}.png"))
     files.append(plot_votes(logs, folder / f"votes{name}.png"))
     if importlib.util.find_spec("plotly") is not None:
         files.append(interactive_curves(logs, folder / f"certified{name}.html"))
     others = other_images(every)
-    figures = (
-        _figures(log, radii, [text for text in others if text.startswith(f"{log.name}: ")])
-        for log in every
-    )
+    figures = (_figures(log, radii, others.get(log.name)) for log in every)
     return Comparison(markdown, tuple(figures), tuple(files))
 
 
-def _figures(log: Log, radii: Sequence[float], others: Sequence[str]) -> dict[str, Any]:
+def _figures(log: Log, radii: Sequence[float], other: str | None) -> dict[str, Any]:
     """Returns the numbers of one log, with everything that its ACR depends on."""
     made, average = budget(log), acr(log)
     return {
@@ -127,5 +120,5 @@ def _figures(log: Log, radii: Sequence[float], others: Sequence[str]) -> dict[st
         "split": log.protocol.split if log.protocol else None,
         "dataset": log.protocol.dataset if log.protocol else None,
         "targets": list(log.protocol.targets) if log.protocol else [],
-        "warnings": [*log.warnings, *others],
+        "warnings": [*log.warnings, *([other] if other else [])],
     }

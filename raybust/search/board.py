@@ -23,7 +23,7 @@ from raybust.disk import runs
 from raybust.disk.files import replace_text
 from raybust.errors import RequestError
 from raybust.search.leaderboard import NAME, UNITS, Leaderboard
-from raybust.search.records import TrialRecord
+from raybust.search.records import TrialRecord, ranked
 from raybust.search.space import Space
 from raybust.search.study import EARLIER, Study
 from raybust.track.environment import ENVIRONMENT, environment
@@ -92,9 +92,7 @@ def make_board(
         protocol: how the finalists were measured, in one line.
     """
     part, records = config.tune, study.records()
-    sign = -1 if part.mode == "max" else 1
-    complete = [r for r in records if r.state == "COMPLETE"]
-    complete.sort(key=lambda r: (r.feasible is False, sign * (r.value or 0.0), r.number))
+    complete = ranked(records, part.mode)
     entries = tuple(_measured(record, measured.get(record.number)) for record in complete)
     others = [record for record in records if record.state in ("PRUNED", "FAIL")]
     directions = tuple(part.directions().items())

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from raybust.disk.files import strict
 from raybust.errors import RequestError
 from raybust.search.records import TrialRecord
 
@@ -119,7 +120,7 @@ class Leaderboard:
         for entry in listed["entries"]:  # relative to the sweep's folder, which may be moved
             if entry["log"] and Path(entry["log"]).is_relative_to(self.folder):
                 entry["log"] = str(Path(entry["log"]).relative_to(self.folder))
-        return {**_plain(self), **listed, "notes": list(self.notes)}
+        return {**_plain(self), **listed}
 
     @classmethod
     def read(cls, folder: Path) -> Leaderboard:
@@ -157,16 +158,7 @@ def _record(record: TrialRecord) -> dict[str, Any]:
 
 
 def _plain(item: TrialRecord | Leaderboard) -> dict[str, Any]:
-    return {key: _json(value) for key, value in vars(item).items()}
-
-
-def _json(value: Any) -> Any:
-    """Converts a value to strict JSON: no NaN, no infinity, no path."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {key: _json(item) for key, item in value.items()}
-    return str(value) if isinstance(value, Path) else value
+    return {key: strict(value) for key, value in vars(item).items()}
 
 
 def _point(point: dict[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ the test set.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,3 +76,15 @@ class TrialRecord:
         """Seconds of training and validation."""
         keys = ("train/seconds", "validation/seconds")
         return sum(self.metrics.get(key, 0.0) for key in keys)
+
+
+def ranked(records: Iterable[TrialRecord], mode: str) -> list[TrialRecord]:
+    """Returns the trials that trained to the end, best first; feasible ones before others.
+
+    Args:
+        records: trials in any state.
+        mode: "max" or "min", of their value.
+    """
+    sign = -1 if mode == "max" else 1
+    complete = [record for record in records if record.state == "COMPLETE"]
+    return sorted(complete, key=lambda r: (r.feasible is False, sign * (r.value or 0.0), r.number))

@@ -162,8 +162,8 @@ class Study:
         """Records an epoch of an open trial: the optimized metric, NaN if not measured, and all
         metrics. Metrics that were not measured keep their last value.
 
-        A trial's epochs are written to the storage at most once a second, and when it is closed:
-        every write is a transaction of several milliseconds.
+        A trial's epochs are written to the storage at most once a second, and when it is closed,
+        because every write is a transaction on disk.
         """
         trial, pending = self._open[number], self._pending_of(number)
         pending.metrics |= metrics

@@ -84,7 +84,7 @@ def certify(trained: Trained, options: Options) -> Certified:
     with bench(trained, options) as at:
         protocol = protocol_of(trained, at.device)
         warning = sigma_warning(protocol.sigma, trained.trained_sigma)
-        if warning and trained.trained_here:
+        if warning and trained.training_known:
             options.echo(f"warning: {warning}")
         path = at.place(log_path(trained.folder, protocol, options.name))
         if not options.resume:
@@ -195,7 +195,7 @@ def _run(at: Bench, log: CertificateLog, todo: list[int]) -> None:
         for part in in_shards(todo, at.pool.room)
     )
     with progress_bar(len(todo), "certified") as bar:
-        for rows in at.run(_shard, calls):
+        for rows in at.pool.run(_shard, calls):
             log.append(rows)
             bar.update(len(rows))
 

@@ -77,7 +77,7 @@ def evaluate(trained: Trained, options: Options) -> Measurement:
         images, network = at.pool.put((part, classes)), at.put()
         calls = ((network, images, share, at.device, config) for share in todo)
         with progress_bar(_SHARES * cells, "cells", len(log.shares) * cells) as bar:
-            for entry in at.run(_do, calls) if todo else ():
+            for entry in at.pool.run(_do, calls) if todo else ():
                 log.append(entry)
                 bar.update(cells)
         chosen = range(min(len(part), section.examples or len(part)))

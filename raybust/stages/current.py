@@ -46,6 +46,7 @@ class Current:
         folders = [leaf.value for leaf in leaves if leaf.key == "corruptions.folder"]
         self._published = str(folders[-1]) if folders else None
         self._named = {leaf.value for leaf in leaves if leaf.key == "model.name"}
+        self._newest: dict[Path, tuple[Path | None, str]] = {}
         self._loaded: dict[Path, Trained | str] = {}
 
     def with_notes(self, board: Leaderboard) -> Leaderboard:
@@ -61,7 +62,9 @@ class Current:
             notes.append(f"The data are not compared: {error}.")
         else:
             if known.data and known.data.partition("+")[0] != digest:
-                notes.append("The images, labels or split of its data have changed since.")
+                notes.append(
+                    "The images, labels or split of its data have changed since the sweep began."
+                )
         return dataclasses.replace(board, notes=(*stale(board), *notes))
 
     def _data_of(self, plain: Mapping[str, Any]) -> str:
@@ -76,11 +79,10 @@ class Current:
         Args:
             result: its file with the header, for instance in OUT/NAME/certified.
         """
-        newest, header = _newest(result), _header(result)
+        (newest, weights), header = self._checkpoint(result), _header(result)
         if newest is None or not header:
             return []
-        known = checkpoint.has_weights(newest) and header.get("weights")
-        if known and known != _weights(newest):
+        if weights and header.get("weights") not in (None, "", weights):
             return ["other weights"]
         trained = self._trained(result)
         if isinstance(trained, str):
@@ -94,7 +96,7 @@ class Current:
         """Returns why a result cannot be compared with its run, or None."""
         if not (_run_of(result) / runs.IDENTITY).exists():
             return None
-        if _newest(result) is None:
+        if self._checkpoint(result)[0] is None:
             return f"{_run_of(result).name} has no checkpoint"
         trained = self._trained(result)
         if isinstance(trained, str):
@@ -123,7 +125,7 @@ class Current:
         return []
 
     def _notes(self, board: Leaderboard, entry: TrialRecord) -> Iterator[str]:
-        folder = board.folder / runs.TRIALS / f"{entry.number:04d}"
+        folder = runs.trial_folder(board.folder, entry.number)
         results = [entry.log] if entry.log is not None and entry.log.exists() else []
         if entry.attacked is not None:
             found = [path for path in _summaries(folder) if _agrees(read_json(path), entry)]
@@ -135,6 +137,18 @@ class Current:
                 yield f"{path.name} is of {', '.join(changed)} than the trial has now"
         if results and (obstacle := self.obstacle(results[0])):
             yield f"its results are not compared with its network and data: {obstacle}"
+
+    def _checkpoint(self, result: Path) -> tuple[Path | None, str]:
+        """Returns the newest checkpoint of a result's run, None for a result outside of a run, and
+        the digest of its weights, "" if they were not kept."""
+        run = _run_of(result)
+        if run not in self._newest:
+            newest = checkpoint.newest(run) if (run / runs.IDENTITY).exists() else None
+            weights = ""
+            if newest is not None and checkpoint.has_weights(newest):
+                weights = identity.state_digest(checkpoint.read_weights(newest))
+            self._newest[run] = newest, weights
+        return self._newest[run]
 
     def _trained(self, result: Path) -> Trained | str:
         """Returns the network and data of a result's run, or why they cannot be had."""
@@ -210,13 +224,3 @@ def _header(result: Path) -> dict[str, Any]:
 
 def _run_of(result: Path) -> Path:
     return result.parent.parent
-
-
-def _newest(result: Path) -> Path | None:
-    """Returns the newest checkpoint of a result's run, None for a result outside of a run."""
-    run = _run_of(result)
-    return checkpoint.newest(run) if (run / runs.IDENTITY).exists() else None
-
-
-def _weights(folder: Path) -> str:
-    return identity.state_digest(checkpoint.read_weights(folder))

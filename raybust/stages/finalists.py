@@ -83,7 +83,7 @@ def _figures(
     """Yields a finalist's results, one measurement at a time."""
     plain = configuration.to_dict(config)
     overrides = configuration.leaves_of({key: plain[key] for key in _SECTIONS}, "sweep")
-    trained = load_trained(folder / runs.TRIALS / f"{entry.number:04d}", overrides, trusted=True)
+    trained = load_trained(runs.trial_folder(folder, entry.number), overrides, trusted=True)
     for note in trained.notes:
         echo(note)
     echo(f"certifying trial {entry.number} on the {trained.config.certify.split} set")

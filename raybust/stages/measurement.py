@@ -108,10 +108,6 @@ class Bench:
             put_aside(path)
         return path
 
-    def run(self, task: Callable[..., Any], calls: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
-        """Yields the results of tasks in the order in which they finish; see `Pool.run`."""
-        yield from self.pool.run(task, calls)
-
     def call(self, task: Callable[..., Any], network: nn.Module, *arguments: Any) -> Any:
         """Returns the result of one task: computed here on a CPU, by the pool on a GPU, so that Ray
         accounts for it."""
@@ -119,11 +115,11 @@ class Bench:
         if self.device == devices.CPU:
             with threads(self.trained.config):
                 return task(copy.deepcopy(sent), *arguments)
-        (result,) = self.run(task, [(sent, *arguments)])
+        (result,) = self.pool.run(task, [(sent, *arguments)])
         return result
 
     def put(self) -> Any:
-        """Returns the trained network in the form in which calls of `run` pass it."""
+        """Returns the trained network in the form in which calls of `pool.run` pass it."""
         return self.pool.put(Sent.of(self.trained.network, self.trained.dataset.shape))
 
     def check_images(self, part: Part, positions: Sequence[int], digest: str, path: Path) -> None:

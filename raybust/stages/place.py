@@ -1,7 +1,7 @@
 """Where work runs: in this process with helpers beside it, or on Ray.
 
-One worker on this machine needs no cluster, and Ray takes ten seconds to start. Tasks, loop,
-journal and files are the same in both places, and so are the results.
+One worker on this machine needs no cluster, and a session of Ray takes seconds to start. Tasks,
+loop, journal and files are the same in both places, and so are the results.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from raybust import devices
 from raybust.cluster.session import Nodes, nodes_of, session, slots
 from raybust.cluster.tasks import gpu_workers, room_for, run_tasks, single_task_config
 from raybust.config import Config
-from raybust.errors import RequestError, WorkError
+from raybust.errors import task_error
 from raybust.identity import Sent
 from raybust.stages.progress import Echo, note_growth
 
@@ -212,13 +212,13 @@ def _become_helper(command: int, cpus: float) -> None:
 
 @contextmanager
 def _one_line() -> Iterator[None]:
-    """Turns a task's exception into a WorkError of one line."""
+    """Turns a task's exception into one line."""
     try:
         yield
-    except (RequestError, WorkError, BrokenProcessPool):
+    except BrokenProcessPool:
         raise
     except Exception as error:
-        text = " ".join(str(error).split())[:300]
-        raise WorkError(
-            f"a task failed: {type(error).__name__}: {text}; finished work is kept"
-        ) from error
+        found = task_error(error)
+        if found is error:
+            raise
+        raise found from error

@@ -32,7 +32,7 @@ def register_best(board: Leaderboard, bounds: Sequence[str]) -> TrialRecord | No
     best = next((entry for entry in board.finalists if entry.feasible is not False), None)
     if best is None:
         return None
-    folder = board.folder / runs.TRIALS / f"{best.number:04d}"
+    folder = runs.trial_folder(board.folder, best.number)
     newest = checkpoint.newest(folder)
     if newest is None:
         return None

@@ -47,8 +47,8 @@ def largest_network(config: Config, space: Space, shape: tuple[int, int, int], c
     return largest
 
 
-def check_space(config: Config, size: int, at_once: int, folder: Path) -> int:
-    """Rejects a sweep that would fill the disk; returns `at_once`.
+def check_space(config: Config, size: int, at_once: int, folder: Path) -> None:
+    """Rejects a sweep that would fill the disk.
 
     Args:
         config: the sweep's.
@@ -66,7 +66,6 @@ def check_space(config: Config, size: int, at_once: int, folder: Path) -> int:
             f" {in_words(needed)} for {describe(config, at_once)}; free disk space, choose another"
             " --out, or lower tune.keep"
         )
-    return at_once
 
 
 def describe(config: Config, at_once: int) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
@@ -19,13 +20,14 @@ from raybust.cluster.session import nodes_of, session, slots
 from raybust.config import Config
 from raybust.disk import checkpoint, runs
 from raybust.disk.lock import locked
+from raybust.identity import code_of
 from raybust.stages.checks import check_places
 from raybust.stages.place import check_fit, suffices
 from raybust.stages.progress import Echo, epoch_lines, note_growth, print_data
 from raybust.stages.tracking import load_ahead, open_store, sending_rest
 from raybust.stages.training_here import train_here
 from raybust.train import initial
-from raybust.train.objective import assemble, check_batch, code_of_training
+from raybust.train.objective import assemble, check_batch
 from raybust.trained import check_function
 
 
@@ -73,7 +75,7 @@ def train(config: Config, *, address: str | None, resume: bool, verbose: bool, e
             end_if_open(folder, "finished", weights=True)
             return folder
     load_ahead()
-    with _trainer(config, address, verbose=verbose, echo=echo) as run:
+    with _trainer(config, dataset, address, verbose=verbose, echo=echo) as run:
         uri = open_store(config, out, echo)
         with locked(folder), sending_rest(folder, uri, out, echo):
             identity = runs.identify(folder, "train", plain, resume, inputs)
@@ -83,7 +85,7 @@ def train(config: Config, *, address: str | None, resume: bool, verbose: bool, e
                 echo(note)
             start = f"resuming at epoch {checkpoint.epoch_of(newest)}" if newest else "training"
             echo(f"{folder.name}: {start}, {config.cluster.workers} workers, in {folder}")
-            code = code_of_training(config, dataset)
+            code = code_of(network, dataset.shape)
             job = Job(plain, str(folder), identity.uid, folder.name, inputs=inputs, code=code)
             with epoch_lines(folder, echo):
                 run(config, job, uri)
@@ -92,12 +94,12 @@ def train(config: Config, *, address: str | None, resume: bool, verbose: bool, e
 
 @contextmanager
 def _trainer(
-    config: Config, address: str | None, *, verbose: bool, echo: Echo
+    config: Config, dataset: data.Dataset, address: str | None, *, verbose: bool, echo: Echo
 ) -> Iterator[Callable[[Config, Job, str], None]]:
     """Yields the function that trains a run: in this process if that is enough, else on Ray."""
     if suffices(config, address):
         check_fit(config)
-        yield train_here
+        yield partial(train_here, dataset=dataset)
         return
     from raybust.cluster import worker
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from raybust import data, devices
+from raybust import devices
 from raybust.cluster.runlog import Job, RunLog
 from raybust.config import Config
+from raybust.data import Dataset
 from raybust.disk import checkpoint
 from raybust.disk.runs import RAY_RECORD
 from raybust.errors import WorkError, why_failed
@@ -18,13 +19,14 @@ from raybust.stages.place import own_device, threads
 from raybust.train.fit import fit
 
 
-def train_here(config: Config, job: Job, uri: str) -> None:
+def train_here(config: Config, job: Job, uri: str, *, dataset: Dataset) -> None:
     """Trains a run; returns when it is done.
 
     Args:
         config: the full configuration.
         job: the same, with name and folder.
         uri: tracking URI.
+        dataset: the configuration's data.
 
     Raises:
         WorkError: training failed, or its loss diverged.
@@ -34,7 +36,7 @@ def train_here(config: Config, job: Job, uri: str) -> None:
     log, cause = RunLog(job, config, uri), None
     try:
         with threads(config):
-            failure = _train(config, job, folder, log)
+            failure = _train(config, dataset, folder, log)
     except Exception as error:
         failure, cause = why_failed(error), error
     else:
@@ -46,10 +48,8 @@ def train_here(config: Config, job: Job, uri: str) -> None:
         raise WorkError(f"{job.name}: {failure}") from cause
 
 
-def _train(config: Config, job: Job, folder: Path, log: RunLog) -> str | None:
+def _train(config: Config, dataset: Dataset, folder: Path, log: RunLog) -> str | None:
     """Runs the loop; returns why it stopped, or None if it finished."""
-    dataset = data.load(config.data)
-    job.check_inputs(config, dataset)
     device = own_device(config)
     devices.limit_memory(device, config.cluster.gpus_per_worker or 1)
     for progress in fit(config, dataset, device, checkpoint.newest(folder)):

@@ -44,8 +44,7 @@ def trainings_of(results: Sequence[Path]) -> tuple[list[Training], tuple[int, in
         if config.data not in shapes:
             shapes[config.data] = data.load(config.data).shape
         rows = _training_noise(config, shapes[config.data])
-        trial = folder.parent.name == runs.TRIALS
-        name = f"{folder.parent.parent.name}/{int(folder.name)}" if trial else folder.name
+        name = runs.display_name(folder)
         asked = ("split", "examples", "impulse", "seed")
         settings[name] = {key: whole["protocol"][key] for key in asked}
         counts = read_counts(paths[folder].with_suffix(".jsonl"))

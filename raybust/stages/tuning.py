@@ -74,8 +74,7 @@ def tune(
     dataset = data.load(config.data)
     images = dataset.shape, len(dataset.classes)
     check_finalists(config, *images, device=device_before(config, address))
-    initial.initialize(assemble(config, dataset), config, dataset)
-    size = largest_network(config, space, *images)
+    size = _check_networks(config, space, dataset)
     out, plain = runs.out_folder(config), configuration.to_dict(config) | {SEARCH: block}
     folder = out / (config.name or f"sweep-{runs.fixed_digits(plain)}")
     inputs = initial.inputs_digest(config, dataset.digest)
@@ -94,7 +93,8 @@ def tune(
             study = Study(config, space, folder, own.uid, _first_points(config, leaves, space))
             _warm_start(study, earlier, config, dataset, echo)
             print_data(config, dataset, echo)
-            at_once = check_space(config, size, min(room, config.tune.concurrent or room), folder)
+            at_once = min(room, config.tune.concurrent or room)
+            check_space(config, size, at_once, folder)
             echo(f"{folder.name}: {config.tune.trials} trials, {at_once} at a time, in {folder}")
             note_growth(config, ray, echo)
             job = Job(plain, str(folder), own.uid, folder.name, inputs=inputs)
@@ -104,6 +104,13 @@ def tune(
                 board = _publish(journal, config, _leaderboard(config, study, folder, echo))
                 _check_measured(board)
     return board
+
+
+def _check_networks(config: Config, space: Space, dataset: data.Dataset) -> int:
+    """Builds the sweep's network with its initial weights; returns the bytes of the largest one
+    that it may train."""
+    initial.initialize(assemble(config, dataset), config, dataset)
+    return largest_network(config, space, dataset.shape, len(dataset.classes))
 
 
 def _check_earlier(folder: Path, plain: dict[str, Any], inputs: str, dataset: data.Dataset) -> None:
@@ -116,13 +123,13 @@ def _check_earlier(folder: Path, plain: dict[str, Any], inputs: str, dataset: da
             continue
         manifest, whole = checkpoint.read_manifest(newest), checkpoint.has_weights(newest)
         earlier, name = manifest["config"], f"trial {int(trial.name)} of {folder.name}"
-        network = json.dumps([earlier["model"], earlier["method"]], sort_keys=True)
-        if {(network, whole), (network, True)} & seen:
-            continue
-        seen.add((network, whole))
         if json.dumps(earlier["model"]["name"]) not in asked:
             models.check_installed(earlier["model"]["name"], name)
         config = configuration.from_dict(earlier, methods.get)
+        network = _network(config)
+        if {(network, whole), (network, True)} & seen:
+            continue
+        seen.add((network, whole))
         known, code = manifest.get("code"), code_of_training(config, dataset)
         if known and code and not identity.agree(known, code):
             raise changed_function(name, newest.name)
@@ -130,13 +137,17 @@ def _check_earlier(folder: Path, plain: dict[str, Any], inputs: str, dataset: da
             check_function(assemble(config, dataset), newest, name)
 
 
+def _network(config: Config) -> str:
+    """Returns what a configuration's network is built from: the model and the front module."""
+    return f"{config.model} {config.method.front()}"
+
+
 def _codes(dataset: data.Dataset) -> Callable[[Config], tuple[float, ...]]:
     """Returns a function from a trial's configuration to the code of its network."""
     known: dict[str, tuple[float, ...]] = {}
 
     def code_of(config: Config) -> tuple[float, ...]:
-        plain = configuration.to_dict(config)
-        key = json.dumps([plain["model"], plain["method"]], sort_keys=True)
+        key = _network(config)
         if key not in known:
             try:
                 known[key] = code_of_training(config, dataset)

@@ -18,7 +18,7 @@ from raybust import methods, models
 from raybust.config import Config
 from raybust.data import Dataset
 from raybust.disk import checkpoint, runs
-from raybust.disk.strip import training_command
+from raybust.disk.strip import newest_weights
 from raybust.errors import RequestError
 from raybust.numerics.transport import penultimate
 from raybust.train.objective import assemble
@@ -140,15 +140,7 @@ def _find(source: str, key: str, config: Config) -> Path:
         )
     if path.is_file() or (path / checkpoint.MANIFEST).exists():
         return path
-    folder = checkpoint.newest(path)
-    if folder is None:
-        raise RequestError(f"{key}: {source} has no checkpoint; train it first")
-    if not checkpoint.has_weights(folder):
-        raise RequestError(
-            f"{key}: the weights of {source} were not kept (tune.keep); train it again with"
-            f" `{training_command(path)}`"
-        )
-    return folder
+    return newest_weights(path, f"{key}: {source}")
 
 
 def _summary(classes: Sequence[str]) -> str:

@@ -7,6 +7,7 @@ rank), so a resumed run continues bit for bit with the same number of workers.
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import time
 from contextlib import AbstractContextManager, nullcontext
@@ -236,6 +237,11 @@ class Trainer:
             "passes/per_image": (forward + backward) / len(self.dataset.train),
         }
 
+    @functools.cached_property
+    def code(self) -> tuple[float, ...]:
+        """Fingerprint of the network's code, which stays the same in this process."""
+        return code_of(self.average, self.dataset.shape)
+
     def save(self, folder: Path) -> None:
         """Writes a checkpoint of the current state into an existing folder."""
         state: dict[str, Any] = {
@@ -250,7 +256,7 @@ class Trainer:
             "classes": list(self.dataset.classes),
             "shape": list(self.dataset.shape),
             "outputs": outputs_of(self.average, fixed_images(self.dataset.shape)),
-            "code": code_of(self.average, self.dataset.shape),
+            "code": self.code,
             "data_digest": self.dataset.digest,
             "epoch": self.epoch,
             "done": self.done,

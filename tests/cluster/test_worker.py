@@ -208,8 +208,23 @@ def test_a_run_in_this_process_is_the_run_of_a_worker(trained, out, monkeypatch)
     assert "checkpoint" in kit.artifacts_of(out, run)
 
 
-def test_a_run_goes_on_here_and_there(out, monkeypatch, tmp_path):
-    """One epoch in this process, one on Ray, the last one in this process again."""
+def test_a_run_of_ray_goes_on_in_this_process(trained, out, monkeypatch):
+    """As after a kill in the last epoch; Ray's record still names that epoch's checkpoint."""
+    _, folder, _ = trained
+    kit.move_copy(folder, out / "one", *kit.RESULTS)
+    last = checkpoint.newest(out / "one")
+    shutil.rmtree(last)
+    assert (out / "one" / runs.RAY_RECORD).exists()
+    monkeypatch.setattr(training, "suffices", lambda *_: True)
+    said = []
+    train(kit.config(out, "name=one"), said)
+    assert any("one: resuming at epoch 2," in line for line in said)
+    assert_same_weights(checkpoint.newest(folder), checkpoint.newest(out / "one"))
+    assert not (out / "one" / runs.RAY_RECORD).exists()
+
+
+def test_a_run_of_this_process_goes_on_on_ray(out, monkeypatch, tmp_path):
+    """Two epochs here, each interrupted in the next one, the last one there."""
     config = kit.config(out, "name=both")
     path, metrics = undisturbed(config, tmp_path)
     newest = checkpoint.newest
