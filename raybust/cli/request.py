@@ -124,7 +124,9 @@ def find_logs(
     if needed and not found:
         raise RequestError(f"{text}: has no certificates; run `raybust certify {text}`")
     many = len(found) > 1
-    return [(f"{text} {_trial_label(log)}{log.stem}" if many else text, log) for log in found]
+    return [
+        (f"{text} {_trial_label(log, folder)}{log.stem}" if many else text, log) for log in found
+    ]
 
 
 def find_results(
@@ -140,10 +142,12 @@ def find_results(
     """
     if Path(text).is_file():
         return []
-    found = sorted(find(text, leaves).glob(f"**/{kind}/*.json"))
+    folder = find(text, leaves)
+    found = sorted(folder.glob(f"**/{kind}/*.json"))
     kept = [path for path in found if ".robustbench-" not in path.name]
     return [
-        (f"{text} {_trial_label(path)}".strip(), path) for path in _current(text, kept, current)
+        (f"{text} {_trial_label(path, folder)}".strip(), path)
+        for path in _current(text, kept, current)
     ]
 
 
@@ -168,12 +172,12 @@ def _current(text: str, files: Sequence[Path], current: Current) -> list[Path]:
     return found
 
 
-def _trial_label(log: Path) -> str:
-    """Returns "trial 7 " for a log of a sweep's trial, else ""."""
+def _trial_label(result: Path, named: Path) -> str:
+    """Returns "trial 7 " for a result of a trial of the sweep that the command names, else ""."""
     from raybust.disk import runs
 
-    home = log.parent.parent
-    return f"trial {int(home.name)} " if home.parent.name == runs.TRIALS else ""
+    home = result.parent.parent
+    return f"trial {int(home.name)} " if home.parent.name == runs.TRIALS and home != named else ""
 
 
 def runs_locally(address: str | None) -> bool:

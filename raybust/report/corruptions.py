@@ -7,6 +7,7 @@ them.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from raybust.errors import RequestError
 from raybust.report.comparison import Comparison
 from raybust.report.naming import markdown
 
-_DETAILS = ("error/", "calibration/", "generated/error/", "generated/calibration/")
+_DETAIL = re.compile(r"(generated/)?(calibration/.*|error/(?!p_).*)")
+"""Metrics without a column: those of single corruptions, but for norms."""
 
 
 def compare_corruptions(named: Sequence[tuple[str, Path]], folder: Path) -> Comparison:
@@ -37,7 +39,7 @@ def compare_corruptions(named: Sequence[tuple[str, Path]], folder: Path) -> Comp
         asked = whole["protocol"]
         kinds = [*asked["sets"], *["rows"] * bool(asked["rows"])]
         kinds += ["published"] * bool(asked["folder"]) + ["generated"] * bool(asked["generated"])
-        shown = {k: v for k, v in whole["metrics"].items() if not k.startswith(_DETAILS)}
+        shown = {k: v for k, v in whole["metrics"].items() if not _DETAIL.fullmatch(k)}
         clean = {"clean error": whole["metrics"]["error/clean"]}
         examples = whole["protocol"]["examples"] or "all"
         figures.append({"run": label, "corruptions": " ".join(kinds), "split": asked["split"],

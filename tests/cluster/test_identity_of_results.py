@@ -599,6 +599,8 @@ def test_report_leaves_out_results_of_another_function(own, home, out, cli):
     assert (whole.code, "warning" in whole.err) == (0, False), whole.err
     assert [whole.out.count(head) for head in ("| log |", "| run | protocol", "| run | corr")] == [
         1, 1, 1]  # fmt: skip
+    corrupted_head = next(line for line in whole.out.splitlines() if "| run | corr" in line)
+    assert corrupted_head.endswith("| clean error | error/p_2 |")
     unnamed = cli("report", "own", "--out", out)
     assert unnamed.code == 0
     assert f"add model.name={home}:Net to the command" in unnamed.err
