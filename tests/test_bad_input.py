@@ -544,7 +544,7 @@ def rows():
         space(LR),
         ["method.init", "'nobody'", "checkpoint folder"],
     )
-    yield [*beckman, "method.init=fresh"], "trained", ["init", "fresh has no checkpoint"]
+    yield [*beckman, "method.init=fresh"], "trained", ["init", "fresh: has no checkpoint"]
     yield (
         [*beckman, "method.init=digits-run", "model.name=resnet20"],
         "trained",

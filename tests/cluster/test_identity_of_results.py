@@ -25,7 +25,7 @@ from raybust.disk.runs import JOURNAL
 from raybust.disk.strip import strip
 from raybust.errors import RequestError, WorkError
 from raybust.stages import tuning
-from raybust.stages.measurement import Bench
+from raybust.stages.place import Here
 from raybust.train.fit import fit
 from raybust.train.objective import code_of_training
 
@@ -209,14 +209,14 @@ def test_files_replaced_while_a_command_runs_are_told(
     cli, home, out, monkeypatch, stage, folder, ending, more
 ):
     """Images are read as the work proceeds, so nothing proves which ones were used."""
-    command, run = of_pictures(home, out, stage, *more), Bench.run
+    command, run = of_pictures(home, out, stage, *more), Here.run
 
     def replacing(self, *arguments, **keywords):
         for found in run(self, *arguments, **keywords):
             folders(out, value=20)
             yield found
 
-    monkeypatch.setattr(Bench, "run", replacing)
+    monkeypatch.setattr(Here, "run", replacing)
     done = cli(*command)
     assert (done.code, "the images changed while the command ran" in done.err) == (2, True)
     (aside,) = out.glob(f"_weights/wide-*/{folder}/*{ending}")
