@@ -25,7 +25,7 @@ from raybust.disk.runs import JOURNAL
 from raybust.disk.strip import strip
 from raybust.errors import RequestError, WorkError
 from raybust.stages import tuning
-from raybust.stages.place import Here
+from raybust.stages.place import Here, OnRay
 from raybust.train.fit import fit
 from raybust.train.objective import code_of_training
 
@@ -174,7 +174,9 @@ def folders(home, value=0):
             folder.mkdir(parents=True, exist_ok=True)
             for number in range(count):
                 pixels = draw.integers(0, 200, (8, 8, 3)).astype(np.uint8) + np.uint8(value)
-                Image.fromarray(pixels).save(folder / f"{number}.bmp")
+                whole = folder / "whole.tmp"  # a task may be reading the file
+                Image.fromarray(pixels).save(whole, "bmp")
+                whole.replace(folder / f"{number}.bmp")
 
 
 def of_pictures(home, out, stage, *more):
@@ -209,14 +211,16 @@ def test_files_replaced_while_a_command_runs_are_told(
     cli, home, out, monkeypatch, stage, folder, ending, more
 ):
     """Images are read as the work proceeds, so nothing proves which ones were used."""
-    command, run = of_pictures(home, out, stage, *more), Here.run
+    command = of_pictures(home, out, stage, *more)
 
-    def replacing(self, *arguments, **keywords):
-        for found in run(self, *arguments, **keywords):
+    def replacing(run, *arguments):
+        for found in run(*arguments):
             folders(out, value=20)
             yield found
 
-    monkeypatch.setattr(Here, "run", replacing)
+    for place in (Here, OnRay):
+        run = place.run
+        monkeypatch.setattr(place, "run", lambda *arguments, run=run: replacing(run, *arguments))
     done = cli(*command)
     assert (done.code, "the images changed while the command ran" in done.err) == (2, True)
     (aside,) = out.glob(f"_weights/wide-*/{folder}/*{ending}")
