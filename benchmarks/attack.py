@@ -16,7 +16,7 @@ from raybust.methods.pgd import Pgd
 from raybust.models.cifar import ResNet
 from raybust.models.normalize import Normalize, Normalized
 from raybust.numerics.attacks import attacked
-from raybust.train.objective import CountedNetwork
+from raybust.training.objective import CountedNetwork
 
 BATCH, STEPS, RUNS = 128, 10, 7
 METHOD = Pgd(steps=STEPS)

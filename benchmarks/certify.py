@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from raybust.certify import Protocol, certify_examples
-from raybust.certify.protocol import default_batch
+from raybust.certification import Protocol, certify_examples
+from raybust.certification.protocol import default_batch
 from raybust.config.schema import Model
 from raybust.models import build, load_weights
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 from scipy.special import ndtr
 
-from raybust.certify import Schedule
+from raybust.certification import Schedule
 from raybust.numerics.bounds import least_count
-from raybust.report import Log, budget, read_log, votes
+from raybust.reporting import Log, budget, read_log, votes
 
 LOGS = Path(__file__).resolve().parents[2] / "shared" / "data" / "certification_logs"
 SEEDS, N, ALPHA = 20, 100_000, 0.001

@@ -29,8 +29,8 @@ from raybust.evaluate.autoattack import standard_attack, standard_version
 from raybust.models import load_weights
 from raybust.models.normalize import Normalize, Normalized
 from raybust.numerics.balls import Threat
-from raybust.train.fit import fit
-from raybust.train.objective import assemble
+from raybust.training.fit import fit
+from raybust.training.objective import assemble
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 SHARD = 100

@@ -25,7 +25,7 @@ from raybust.methods.covariance import Covariance
 from raybust.methods.gaussian import Gaussian
 from raybust.methods.macer import Macer
 from raybust.models import Normalize, Normalized, build, cifar
-from raybust.train.objective import CountedNetwork
+from raybust.training.objective import CountedNetwork
 
 BATCH, RUNS, SMALL = 128, 5, 32
 SHAPE, MEAN, STD = (3, 32, 32), (0.5,) * 3, (0.25,) * 3

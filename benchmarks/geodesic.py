@@ -19,7 +19,7 @@ from raybust.methods import Method, StepContext
 from raybust.methods.gaussian import Gaussian
 from raybust.methods.geodesic import Geodesic, Prepared
 from raybust.numerics.attacks import attacked
-from raybust.train.objective import CountedNetwork
+from raybust.training.objective import CountedNetwork
 
 BATCH, CLASSES, RUNS = 256, 10, 7
 SHAPE = (3, 32, 32)

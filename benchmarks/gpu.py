@@ -25,16 +25,16 @@ from torch.overrides import TorchFunctionMode
 
 from raybust import config as configuration
 from raybust import data, devices, methods
-from raybust.certify import Protocol, certify_examples
-from raybust.certify.protocol import default_batch
+from raybust.certification import Protocol, certify_examples
+from raybust.certification.protocol import default_batch
 from raybust.config import Config
 from raybust.config.assess import Evaluate
 from raybust.config.schema import Model
 from raybust.data import Dataset
 from raybust.evaluate import attack_examples, make_attack_protocol
 from raybust.models import build
-from raybust.train.loop import Trainer
-from raybust.train.objective import assemble
+from raybust.training.loop import Trainer
+from raybust.training.objective import assemble
 
 DEVICE = devices.local()
 CPU = torch.device("cpu")

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from _figures import figure
 
-from raybust.certify import CertificateLog, Protocol, Row, certify_examples, check_rows
+from raybust.certification import CertificateLog, Protocol, Row, certify_examples, check_rows
 from raybust.config.schema import Data, Model
 from raybust.data import Split, StreamedSplit, load
 from raybust.models import build

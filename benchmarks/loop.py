@@ -9,8 +9,8 @@ from _figures import figure, paired
 from raybust import config as configuration
 from raybust import methods
 from raybust.data import Dataset, Split
-from raybust.train.loop import Trainer
-from raybust.train.objective import assemble
+from raybust.training.loop import Trainer
+from raybust.training.objective import assemble
 
 BATCH, STEPS, RUNS = 128, 10, 7
 

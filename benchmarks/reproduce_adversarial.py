@@ -29,8 +29,8 @@ from raybust.config.assess import Evaluate
 from raybust.data import Dataset
 from raybust.disk import checkpoint
 from raybust.evaluate import attack_examples, make_attack_protocol, summarize, views_of
-from raybust.train.fit import fit
-from raybust.train.objective import assemble
+from raybust.training.fit import fit
+from raybust.training.objective import assemble
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "cifar10-subset.npz"
 

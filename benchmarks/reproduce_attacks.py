@@ -17,12 +17,12 @@ from torch import nn
 
 from raybust import config as configuration
 from raybust import data, methods
-from raybust.certify import fast_certificate
+from raybust.certification import fast_certificate
 from raybust.config import Config
 from raybust.config.assess import Evaluate, FastCertify
 from raybust.data import Dataset
 from raybust.evaluate import attack_examples, make_attack_protocol, summarize
-from raybust.train.loop import Trainer
+from raybust.training.loop import Trainer
 
 EPS = (0.1,)
 ATTACKED = {

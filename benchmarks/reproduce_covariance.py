@@ -22,7 +22,7 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
-from raybust.certify import Protocol, Row, certify_examples
+from raybust.certification import Protocol, Row, certify_examples
 from raybust.config.schema import Data
 from raybust.data import Batches, Dataset, load
 from raybust.methods import Method
@@ -32,7 +32,7 @@ from raybust.methods.gaussian import Gaussian
 from raybust.methods.macer import Macer
 from raybust.models import Normalize, Normalized, cifar
 from raybust.numerics.moments import SCREENING, Rules, screening_radii
-from raybust.train.objective import Objective
+from raybust.training.objective import Objective
 
 CIFAR = Path(__file__).resolve().parents[2] / "shared" / "data" / "cifar10-subset.npz"
 SEEDS = (0, 1, 2)

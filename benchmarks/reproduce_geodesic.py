@@ -28,11 +28,11 @@ from torch import nn
 
 from raybust import config as configuration
 from raybust import data, methods
-from raybust.certify import fast_certificate
+from raybust.certification import fast_certificate
 from raybust.config.assess import Evaluate, FastCertify
 from raybust.data import Dataset, Split
 from raybust.evaluate import attack_examples, make_attack_protocol, summarize
-from raybust.train.loop import Trainer
+from raybust.training.loop import Trainer
 
 CIFAR = Path(__file__).resolve().parents[2] / "shared" / "data" / "cifar10-subset.npz"
 SEEDS = (0, 1, 2)

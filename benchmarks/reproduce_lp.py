@@ -27,8 +27,8 @@ from raybust.corruptions import COMMON, EXTRA, NOISE_NAMES, GeneratedSplit, Nois
 from raybust.data import Dataset, Part, Split, load
 from raybust.methods import get
 from raybust.numerics.lp_sets import NORMS, LpSet, Row, named
-from raybust.report.transfer import Training, plot_transfer, rank_correlation, transfer_table
-from raybust.train.loop import Trainer
+from raybust.reporting.transfer import Training, plot_transfer, rank_correlation, transfer_table
+from raybust.training.loop import Trainer
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "cifar10-subset.npz"
 COMMAND = {

@@ -83,7 +83,7 @@ def training(workers: int, folder: Path) -> float:
 def worker(rank: int, workers: int, folder: Path) -> None:
     """One process: prints the images per second of all of them in the second of two epochs."""
     os.sched_setaffinity(0, {int(os.environ["CORE"])})
-    from raybust.train.loop import Trainer
+    from raybust.training.loop import Trainer
 
     torch.set_num_threads(1)
     if workers > 1:
@@ -102,8 +102,8 @@ def certification(root: Path) -> tuple[list[float], list[float]]:
     from raybust.cluster.session import session
     from raybust.stages import certified
     from raybust.stages.measurement import Options
-    from raybust.train.objective import assemble
     from raybust.trained import Trained
+    from raybust.training.objective import assemble
 
     torch.set_num_threads(1)
     config, dataset = settings(root / "certify", 1)

@@ -23,7 +23,7 @@ from raybust import data, methods
 from raybust.cluster.runlog import Job, RunLog
 from raybust.track import prepare
 from raybust.track.client import open_client
-from raybust.train.fit import fit
+from raybust.training.fit import fit
 
 RUNS, EPOCHS = int(sys.argv[1]) if sys.argv[1:] else 7, 6
 SETTINGS = [

@@ -20,7 +20,7 @@ from loop import random_images
 from raybust import config as configuration
 from raybust import methods
 from raybust.data import Dataset
-from raybust.train.loop import Trainer
+from raybust.training.loop import Trainer
 
 BATCH = 40
 

@@ -26,7 +26,7 @@ from raybust.disk.strip import newest_weights
 from raybust.errors import RequestError
 from raybust.evaluate import correct
 from raybust.identity import same_function
-from raybust.train.objective import assemble
+from raybust.training.objective import assemble
 
 _SAMPLE = 200
 """Test images for checking weights that raybust did not train."""

@@ -23,7 +23,7 @@ from raybust import data, methods
 from raybust.cluster import jobs
 from raybust.config import Leaf, compose, to_dict
 from raybust.disk import checkpoint, runs
-from raybust.train.fit import fit
+from raybust.training.fit import fit
 
 NPZ = ["train", "data.name=npz", "data.path=set.npz"]
 FOLDER = ["train", "data.name=image_folder", "data.path=pictures", "data.image_size=16"]

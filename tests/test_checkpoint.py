@@ -15,8 +15,8 @@ from raybust import data, methods
 from raybust.disk import checkpoint
 from raybust.disk.checkpoint import MANIFEST, STATE, WEIGHTS
 from raybust.errors import RequestError
-from raybust.train.fit import fit
-from raybust.train.objective import assemble
+from raybust.training.fit import fit
+from raybust.training.objective import assemble
 
 
 def fill(folder, value=1.0):

@@ -12,7 +12,7 @@ from raybust.config import compose, leaves_of_arguments
 from raybust.data import load
 from raybust.errors import RequestError
 from raybust.studies.moments import MODES, diagnose
-from raybust.train.objective import assemble
+from raybust.training.objective import assemble
 
 
 @pytest.fixture(scope="module")

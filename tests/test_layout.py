@@ -33,37 +33,39 @@ TABLE = {
     "models": "config numerics plugins vision | torch safetensors (timm)",
     # The image augmentations of lp_noise are torchvision's, drawn late.
     "methods": "config numerics plugins (vision) | torch",
-    "certify": "devices config data disk identity numerics | torch numpy scipy",
+    "certification": "devices config data disk identity numerics | torch numpy scipy",
     "evaluate": (
-        "devices config data disk identity models certify numerics"
+        "devices config data disk identity models certification numerics"
         " | torch numpy (timm pyautoattack)"
     ),
     "corruptions": "config data disk identity numerics | torch numpy (imagecorruptions)",
-    "train": ("devices config data disk identity methods models certify evaluate numerics | torch"),
-    "trained": "config data disk evaluate identity methods models train | torch",
+    "training": (
+        "devices config data disk identity methods models certification evaluate numerics | torch"
+    ),
+    "trained": "config data disk evaluate identity methods models training | torch",
     "track": "config disk | (mlflow)",
     "search": "config disk methods track | optuna sqlalchemy yaml",
-    "report": (
-        "certify config corruptions disk evaluate identity numerics search"
+    "reporting": (
+        "certification config corruptions disk evaluate identity numerics search"
         " | numpy scipy matplotlib (plotly)"
     ),
     "studies": "config data numerics | torch matplotlib",
     "cluster": (
-        "devices config data disk identity methods models train track search"
+        "devices config data disk identity methods models training track search"
         " | psutil torch ray yaml (aiohttp)"
     ),
     "stages": (
-        "devices config data disk identity methods models numerics train certify evaluate"
+        "devices config data disk identity methods models numerics training certification evaluate"
         " corruptions"
-        " trained track search report cluster | torch joblib optuna (tqdm)"
+        " trained track search reporting cluster | torch joblib optuna (tqdm)"
     ),
     "cli": (
-        "config data disk methods models (identity train evaluate studies track report trained"
-        " cluster search stages)"
+        "config data disk methods models (identity training evaluate studies track reporting"
+        " trained cluster search stages)"
         " | click (yaml)"
     ),
     # For the tests of plug-in packages; nothing of raybust imports it.
-    "testing": "config data disk methods models search train | torch numpy pytest yaml",
+    "testing": "config data disk methods models search training | torch numpy pytest yaml",
 }
 # A package at one place only, whatever the table says elsewhere.
 ALONE = {
@@ -162,18 +164,18 @@ def test_imports(file):
 @pytest.mark.parametrize(
     ("part", "source"),
     [
-        ("certify", "import ray"),
-        ("certify", "from raybust import cluster"),
+        ("certification", "import ray"),
+        ("certification", "from raybust import cluster"),
         ("search", "import ray"),
-        ("search", "from raybust import report"),
-        ("certify", "def f():\n    from raybust.track import store"),
+        ("search", "from raybust import reporting"),
+        ("certification", "def f():\n    from raybust.track import store"),
         ("data", "from raybust.models import build"),
         ("methods", "import omegaconf"),
         ("numerics", "from raybust.config import Config"),
         ("cli", "import torch"),
         ("cli", "from raybust import stages"),
         ("track", "import mlflow"),
-        ("train", "import pytest"),
+        ("training", "import pytest"),
         ("stages", "from raybust import testing"),
         ("models", "import timm"),
         ("config", "import importlib\nimportlib.import_module('torch')"),

@@ -14,7 +14,7 @@ from raybust.config.schema import Model
 from raybust.methods import Method
 from raybust.methods.gaussian import Gaussian
 from raybust.methods.standard import Standard
-from raybust.train.objective import (
+from raybust.training.objective import (
     DEFAULT_SIGMA,
     CountedNetwork,
     Objective,

@@ -97,7 +97,7 @@ import sys
 import torch
 from raybust import data, methods
 from raybust.config import compose, leaves_of_arguments
-from raybust.train.fit import fit
+from raybust.training.fit import fit
 
 config = compose(leaves_of_arguments(sys.argv[1:]), methods.get)
 *_, last = fit(config, data.load(config.data), torch.device("cpu"))

@@ -12,9 +12,9 @@ from raybust import config as configuration
 from raybust import data, methods
 from raybust.disk import checkpoint
 from raybust.testing import run_ranks
-from raybust.train.fit import fit
-from raybust.train.loop import Trainer
-from raybust.train.ranks import Ranks
+from raybust.training.fit import fit
+from raybust.training.loop import Trainer
+from raybust.training.ranks import Ranks
 
 CPU = torch.device("cpu")
 SMALL = (

@@ -14,8 +14,8 @@ from raybust.config import Config, Leaf, compose, to_dict
 from raybust.disk import checkpoint, lock, runs
 from raybust.errors import RequestError
 from raybust.track.client import store_lock
-from raybust.train.fit import fit
 from raybust.trained import load_trained
+from raybust.training.fit import fit
 
 VALUES = {
     "method.name": "gaussian",

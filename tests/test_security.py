@@ -19,7 +19,7 @@ from raybust import data, methods
 from raybust.disk import checkpoint
 from raybust.errors import RequestError
 from raybust.models import check_installed
-from raybust.train.fit import fit
+from raybust.training.fit import fit
 
 PACKAGE = Path(raybust.__file__).parent
 TINY = ("method.name=standard", "model.width=2", "train.epochs=1", "data.limit=64",

@@ -16,10 +16,10 @@ from raybust.methods.beckman import Beckman
 from raybust.methods.geodesic import Geodesic
 from raybust.methods.lp_noise import LpNoise
 from raybust.numerics.transport import penultimate
-from raybust.train import initial
-from raybust.train.fit import fit
-from raybust.train.initial import embedding
-from raybust.train.loop import Trainer
+from raybust.training import initial
+from raybust.training.fit import fit
+from raybust.training.initial import embedding
+from raybust.training.loop import Trainer
 
 CPU = torch.device("cpu")
 SMALL = ("model.width=4", "train.epochs=1", "certified_fast.every=0")

@@ -19,10 +19,10 @@ from raybust import config as configuration
 from raybust import data, methods
 from raybust.data import Batches, Split
 from raybust.disk import checkpoint
-from raybust.train.fit import fit
-from raybust.train.loop import Trainer
-from raybust.train.objective import Objective, assemble
-from raybust.train.optimizer import schedule
+from raybust.training.fit import fit
+from raybust.training.loop import Trainer
+from raybust.training.objective import Objective, assemble
+from raybust.training.optimizer import schedule
 
 GOLDEN = Path(__file__).parent / "golden.json"
 CPU = torch.device("cpu")
@@ -544,8 +544,8 @@ import sys, torch, torch.distributed as dist
 from pathlib import Path
 from raybust import config as configuration, data, methods
 from raybust.disk import checkpoint
-from raybust.train.fit import fit
-from raybust.train.loop import Trainer
+from raybust.training.fit import fit
+from raybust.training.loop import Trainer
 store, rank, world, out, *settings = sys.argv[1:]
 torch.set_num_threads(1)
 rank, world = int(rank), int(world)

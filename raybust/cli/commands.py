@@ -110,7 +110,7 @@ def tune(
         return
     if submitted(address, leaves, detach):
         return
-    from raybust.report import leaderboard
+    from raybust.reporting import leaderboard
     from raybust.stages import tuning
 
     result = tuning.tune(

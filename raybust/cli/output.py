@@ -135,7 +135,7 @@ def print_diagnosis(trained: Any, as_json: bool) -> None:
     """Compares propagated with sampled variances per layer; writes and prints the result."""
     from raybust.studies.figures import plot_variances, variance_table
     from raybust.studies.moments import diagnose
-    from raybust.train.objective import smoothing_sigma
+    from raybust.training.objective import smoothing_sigma
 
     sigma = smoothing_sigma(trained.config)
     found = diagnose(trained.network, trained.dataset.test, sigma)

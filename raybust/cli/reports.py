@@ -33,7 +33,7 @@ def collect(texts: Sequence[str], leaves: Sequence[Leaf]) -> list[Any]:
         RequestError: a name is none of these, or has nothing to report.
     """
     from raybust.disk import runs
-    from raybust.report.sweep_page import report_on
+    from raybust.reporting.sweep_page import report_on
     from raybust.search.board import sweeps_of
     from raybust.stages.current import Current
 
@@ -65,12 +65,12 @@ def _written(
     corrupted: Named, attacks: Named, logs: Named, radii: Sequence[float], folder: Path
 ) -> list[Any]:
     """Writes the report beside its folder, then moves it there: one that fails changes nothing."""
-    from raybust.report.attacks import compare_attacks
-    from raybust.report.certificates import read_logs
-    from raybust.report.comparison import by_norm, compare, move_into
-    from raybust.report.corruptions import compare_corruptions
-    from raybust.report.naming import distinct
-    from raybust.report.transfer import compare_transfer
+    from raybust.reporting.attacks import compare_attacks
+    from raybust.reporting.certificates import read_logs
+    from raybust.reporting.comparison import by_norm, compare, move_into
+    from raybust.reporting.corruptions import compare_corruptions
+    from raybust.reporting.naming import distinct
+    from raybust.reporting.transfer import compare_transfer
     from raybust.stages.transfer import trainings_of
 
     found: list[Any] = []

@@ -112,7 +112,7 @@ def find_logs(
         needed: whether a run without certificates is an error.
     """
     from raybust.cli.output import echo
-    from raybust.report.naming import name_of
+    from raybust.reporting.naming import name_of
 
     path = Path(text).absolute()
     if path.is_file():

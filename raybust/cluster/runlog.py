@@ -23,9 +23,9 @@ from raybust.identity import agree
 from raybust.track import Flusher, Journal, environment
 from raybust.track.environment import ENVIRONMENT
 from raybust.track.journal import decode
-from raybust.train import initial
-from raybust.train.fit import Progress
-from raybust.train.objective import code_of_training
+from raybust.training import initial
+from raybust.training.fit import Progress
+from raybust.training.objective import code_of_training
 
 _DRAIN_S = 10.0
 

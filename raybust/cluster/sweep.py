@@ -34,7 +34,7 @@ from raybust.search.records import FINISHED, TrialRecord
 from raybust.search.space import Point, at
 from raybust.search.study import Study
 from raybust.track.journal import metrics_of
-from raybust.train import initial
+from raybust.training import initial
 
 DRIVER_CPUS = 0.01
 STATE = ".ray"

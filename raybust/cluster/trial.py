@@ -1,8 +1,8 @@
 """One trial of a sweep: in a reused Tune actor (one worker) or a nested trainer (several).
 
-Both run `raybust.train.fit.fit`. The nested trainer spends about ten seconds per trial on starting
-processes; the actor does so once. Checkpoints live in the trial's own folder, so any process can
-resume a killed trial.
+Both run `raybust.training.fit.fit`. The nested trainer spends about ten seconds per trial on
+starting processes; the actor does so once. Checkpoints live in the trial's own folder, so any
+process can resume a killed trial.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from raybust.cluster.worker import COMPLETE, missing_metric, own_device, train
 from raybust.config import Config
 from raybust.disk import checkpoint
 from raybust.errors import WorkError
-from raybust.train.fit import Progress, fit
+from raybust.training.fit import Progress, fit
 
 FAILURE = "failure"
 

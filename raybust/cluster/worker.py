@@ -42,7 +42,7 @@ from raybust.config import Config
 from raybust.disk import checkpoint
 from raybust.disk.runs import RAY_RECORD
 from raybust.errors import WorkError, why_failed
-from raybust.train.fit import Progress, fit
+from raybust.training.fit import Progress, fit
 
 COMPLETE = "complete"
 """Metric that is true at a run's last epoch, false at one where it was stopped."""

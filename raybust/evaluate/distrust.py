@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from raybust.certify.guards import batch_effect
+from raybust.certification.guards import batch_effect
 from raybust.evaluate.attack_protocol import AttackProtocol
 from raybust.evaluate.table import FURTHER, AttackRow
 from raybust.numerics.attacks import has_gradient

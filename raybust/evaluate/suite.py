@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from raybust import devices
-from raybust.certify.guards import check_logits, check_mode, check_range
+from raybust.certification.guards import check_logits, check_mode, check_range
 from raybust.data.seeds import generator, mix
 from raybust.errors import RequestError, WorkError
 from raybust.evaluate.attack_protocol import AttackProtocol, seen_by

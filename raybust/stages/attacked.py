@@ -46,7 +46,7 @@ from raybust.evaluate import (
 from raybust.evaluate.robustness import show_eps
 from raybust.identity import Sent
 from raybust.models import Fronted
-from raybust.report.attacks import draw_robust_curve
+from raybust.reporting.attacks import draw_robust_curve
 from raybust.stages.checks import device_before
 from raybust.stages.measurement import (
     Bench,

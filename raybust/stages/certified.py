@@ -15,7 +15,7 @@ from pathlib import Path
 from torch import Tensor
 
 from raybust import devices
-from raybust.certify import (
+from raybust.certification import (
     CertificateLog,
     Protocol,
     Row,
@@ -31,13 +31,13 @@ from raybust.data import Part
 from raybust.disk.files import put_aside
 from raybust.errors import RequestError, WorkError
 from raybust.identity import Sent
-from raybust.report import certificates
-from raybust.report.figures import acr
-from raybust.report.logs import read_log
+from raybust.reporting import certificates
+from raybust.reporting.figures import acr
+from raybust.reporting.logs import read_log
 from raybust.stages.measurement import Bench, Measurement, Options, bench, warn_of_few_classes
 from raybust.stages.progress import progress_bar
-from raybust.train.objective import smoothing_sigma
 from raybust.trained import Trained
+from raybust.training.objective import smoothing_sigma
 
 FOLDER = "certified"
 Examples = tuple[Tensor, Tensor, Tensor]

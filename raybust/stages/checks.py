@@ -13,7 +13,7 @@ from typing import Any
 
 from raybust import config as configuration
 from raybust import data, devices, methods, models, track
-from raybust.certify import make_protocol
+from raybust.certification import make_protocol
 from raybust.config import Config, Leaf
 from raybust.corruptions import check_corruptions
 from raybust.data import Dataset
@@ -25,8 +25,8 @@ from raybust.search.goals import check_goals
 from raybust.search.sampler import check_sampler
 from raybust.search.space import Space
 from raybust.track.uri import sqlite_file
-from raybust.train import initial
-from raybust.train.objective import smoothing_sigma
+from raybust.training import initial
+from raybust.training.objective import smoothing_sigma
 
 
 def check_training(config: Config, *, local: bool) -> None:

@@ -23,7 +23,7 @@ from raybust.disk import checkpoint, runs
 from raybust.disk.files import is_aside, read_json
 from raybust.errors import RequestError
 from raybust.models import Fronted
-from raybust.report.logs import read_log
+from raybust.reporting.logs import read_log
 from raybust.search.leaderboard import Leaderboard
 from raybust.search.records import TrialRecord
 from raybust.stages import attacked

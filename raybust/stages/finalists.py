@@ -15,7 +15,7 @@ from raybust import config as configuration
 from raybust.config import Config
 from raybust.disk import runs
 from raybust.disk.rowlog import OtherProtocolError
-from raybust.report import read_log
+from raybust.reporting import read_log
 from raybust.search.leaderboard import Leaderboard
 from raybust.search.records import TrialRecord
 from raybust.stages import attacked, certified

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from types import TracebackType
 
 from raybust.config import Config
-from raybust.report.columns import ACCURACY, number, settings
+from raybust.reporting.columns import ACCURACY, number, settings
 from raybust.search.records import FINISHED, TrialRecord
 from raybust.stages.progress import progress_bar
 

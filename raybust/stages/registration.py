@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 from raybust import track
 from raybust.disk import checkpoint, runs
-from raybust.report import acr, read_log
-from raybust.report.columns import number, settings
+from raybust.reporting import acr, read_log
+from raybust.reporting.columns import number, settings
 from raybust.search.leaderboard import Leaderboard
 from raybust.search.records import TrialRecord
 from raybust.track import Journal

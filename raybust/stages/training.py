@@ -26,9 +26,9 @@ from raybust.stages.place import check_fit, suffices
 from raybust.stages.progress import Echo, epoch_lines, note_growth, print_data
 from raybust.stages.tracking import load_ahead, open_store, sending_rest
 from raybust.stages.training_here import train_here
-from raybust.train import initial
-from raybust.train.objective import assemble, check_batch
 from raybust.trained import check_function
+from raybust.training import initial
+from raybust.training.objective import assemble, check_batch
 
 
 def default_name(config: Config) -> str:

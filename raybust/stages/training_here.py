@@ -16,7 +16,7 @@ from raybust.disk import checkpoint
 from raybust.disk.runs import RAY_RECORD
 from raybust.errors import WorkError, why_failed
 from raybust.stages.place import own_device, threads
-from raybust.train.fit import fit
+from raybust.training.fit import fit
 
 
 def train_here(config: Config, job: Job, uri: str, *, dataset: Dataset) -> None:

@@ -18,7 +18,7 @@ from raybust.disk import runs
 from raybust.disk.files import read_json
 from raybust.errors import RequestError
 from raybust.numerics.lp_sets import Row, rms
-from raybust.report.transfer import Training, training_of_counts
+from raybust.reporting.transfer import Training, training_of_counts
 
 
 def trainings_of(results: Sequence[Path]) -> tuple[list[Training], tuple[int, int, int]]:

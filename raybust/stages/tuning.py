@@ -23,7 +23,7 @@ from raybust.config import Config, Leaf
 from raybust.disk import checkpoint, runs
 from raybust.disk.lock import locked
 from raybust.errors import RequestError, WorkError
-from raybust.report.sweep_page import publish
+from raybust.reporting.sweep_page import publish
 from raybust.search.board import SEARCH, make_board, write_space
 from raybust.search.database import check_storage, load_study
 from raybust.search.leaderboard import Leaderboard
@@ -37,9 +37,9 @@ from raybust.stages.progress import Echo, note_growth, print_data
 from raybust.stages.registration import register_best
 from raybust.stages.space_on_disk import check_space, largest_network
 from raybust.stages.tracking import load_ahead, open_store, sending_rest
-from raybust.train import initial
-from raybust.train.objective import assemble, code_of_training
 from raybust.trained import changed_function, check_function
+from raybust.training import initial
+from raybust.training.objective import assemble, code_of_training
 
 _EARLY = 5
 """Complete trials after which a warning names constraints that none meets."""

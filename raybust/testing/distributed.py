@@ -21,8 +21,8 @@ from torch.nn.parallel import DistributedDataParallel
 from raybust.methods import Method
 from raybust.testing.ranks import run_ranks
 from raybust.testing.step import batch, network_for
-from raybust.train.objective import Objective
-from raybust.train.ranks import Ranks
+from raybust.training.objective import Objective
+from raybust.training.ranks import Ranks
 
 PROGRESS = (0.0, 0.5, 0.95)
 """Progress at each step; rank 0 takes the first two steps, rank 1 all three."""

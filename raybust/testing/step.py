@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from raybust.methods import Method, StepContext
-from raybust.train.objective import CountedNetwork
+from raybust.training.objective import CountedNetwork
 
 BATCH = 8
 """Images in a batch."""

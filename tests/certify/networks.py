@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from raybust.certify import Protocol
+from raybust.certification import Protocol
 
 SHAPE = (1, 2, 2)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from networks import convolutional
 
-from raybust.certify import Row, fast_certificate, summarize
+from raybust.certification import Row, fast_certificate, summarize
 from raybust.config.assess import FastCertify
 
 

@@ -8,7 +8,7 @@ from networks import SHAPE, Linear, protocol, two_class
 from scipy.special import ndtr
 from torch import nn
 
-from raybust.certify import certify_examples
+from raybust.certification import certify_examples
 from raybust.numerics import bounds
 
 IMAGE = torch.tensor([0.6, 0.3, 0.5, 0.4]).view(1, *SHAPE)

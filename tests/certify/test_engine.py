@@ -7,8 +7,8 @@ import torch
 from networks import SHAPE, Linear, convolutional, protocol, two_class
 from torch import nn
 
-from raybust.certify import certify_examples, draws, make_protocol, sigma_warning
-from raybust.certify.engine import make_forward
+from raybust.certification import certify_examples, draws, make_protocol, sigma_warning
+from raybust.certification.engine import make_forward
 from raybust.config.assess import Certify
 from raybust.errors import RequestError, WorkError
 

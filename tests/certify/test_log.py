@@ -6,9 +6,9 @@ import pytest
 import torch
 from networks import convolutional, protocol
 
-from raybust.certify import CertificateLog, Row, certify_examples, write_cohen
-from raybust.certify.log import COLUMNS, format_time, parse_time
-from raybust.certify.protocol import Protocol
+from raybust.certification import CertificateLog, Row, certify_examples, write_cohen
+from raybust.certification.log import COLUMNS, format_time, parse_time
+from raybust.certification.protocol import Protocol
 from raybust.errors import RequestError
 
 HEADER = protocol(shape=(1, 5, 5), weights="abc")

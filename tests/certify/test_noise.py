@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from raybust.certify import Smoothing, draws
-from raybust.certify.noise import block_seed
+from raybust.certification import Smoothing, draws
+from raybust.certification.noise import block_seed
 from raybust.errors import RequestError
 
 IMAGE = torch.full((2, 3, 4), 0.25)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from networks import Linear, convolutional, protocol
 
-from raybust.certify import ABSTAIN, BLOCK, certify, certify_examples, draws
+from raybust.certification import ABSTAIN, BLOCK, certify, certify_examples, draws
 from raybust.numerics.bounds import round_down
 
 torch.manual_seed(3)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from networks import Linear, protocol
 
-from raybust.certify import certify_examples, check_rows
+from raybust.certification import certify_examples, check_rows
 from raybust.disk.rowlog import OtherProtocolError
 
 IMAGES = torch.rand(12, 1, 2, 2, generator=torch.Generator().manual_seed(0))

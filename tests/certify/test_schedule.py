@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from crossing import crossing_probability
 
-from raybust.certify import Schedule
-from raybust.certify.schedule import FUTILITY
+from raybust.certification import Schedule
+from raybust.certification.schedule import FUTILITY
 from raybust.errors import RequestError
 
 

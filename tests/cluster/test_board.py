@@ -14,7 +14,7 @@ from raybust import config as configuration
 from raybust import methods
 from raybust.disk import runs
 from raybust.errors import RequestError, WorkError
-from raybust.report import leaderboard
+from raybust.reporting import leaderboard
 from raybust.search.board import SEARCH, board_of, importances, make_board, write_space
 from raybust.search.leaderboard import Leaderboard
 from raybust.search.records import TrialRecord

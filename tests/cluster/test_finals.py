@@ -7,7 +7,7 @@ import kit
 import pytest
 
 from raybust.disk import checkpoint
-from raybust.report import leaderboard
+from raybust.reporting import leaderboard
 from raybust.search.leaderboard import Leaderboard
 from raybust.search.records import TrialRecord
 from raybust.stages import finalists

@@ -26,8 +26,8 @@ from raybust.disk.strip import strip
 from raybust.errors import RequestError, WorkError
 from raybust.stages import tuning
 from raybust.stages.place import Here, OnRay
-from raybust.train.fit import fit
-from raybust.train.objective import code_of_training
+from raybust.training.fit import fit
+from raybust.training.objective import code_of_training
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("cluster")]
 

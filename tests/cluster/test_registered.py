@@ -9,15 +9,15 @@ from torch import nn
 
 from raybust import config as configuration
 from raybust import data
-from raybust.certify import CertificateLog, Protocol, certify_examples
+from raybust.certification import CertificateLog, Protocol, certify_examples
 from raybust.disk import checkpoint, runs
-from raybust.report import acr, read_log
+from raybust.reporting import acr, read_log
 from raybust.search.leaderboard import Leaderboard
 from raybust.search.records import TrialRecord
 from raybust.stages.registration import REGISTERED, register_best
 from raybust.track import sync
 from raybust.track.client import open_client
-from raybust.train.fit import fit
+from raybust.training.fit import fit
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import torch
 from waiting import wait
 
 from raybust import config as configuration
-from raybust.certify import CertificateLog, certify_examples
+from raybust.certification import CertificateLog, certify_examples
 from raybust.disk import checkpoint, runs
 from raybust.errors import RequestError, WorkError
 from raybust.stages import certified, place

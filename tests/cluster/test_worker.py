@@ -21,8 +21,8 @@ from raybust.cluster.worker import _keep
 from raybust.disk import checkpoint, runs
 from raybust.errors import RequestError, WorkError
 from raybust.stages import training
-from raybust.train.fit import fit
 from raybust.trained import load_trained
+from raybust.training.fit import fit
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("cluster")]
 

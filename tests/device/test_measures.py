@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from raybust import data
-from raybust.certify import certify_examples, make_protocol
+from raybust.certification import certify_examples, make_protocol
 from raybust.config.assess import Certify, Corruptions
 from raybust.config.schema import Data
 from raybust.corruptions import evaluate_corruptions

@@ -13,8 +13,8 @@ from raybust import methods
 from raybust.disk import checkpoint
 from raybust.errors import RequestError
 from raybust.numerics.transport import pairs
-from raybust.train.fit import fit
-from raybust.train.loop import Trainer
+from raybust.training.fit import fit
+from raybust.training.loop import Trainer
 
 CPU, DEVICE = torch.device("cpu"), torch.device("pretend")
 SMALL = (

@@ -26,8 +26,8 @@ from raybust.methods.trades import Trades
 from raybust.numerics.attacks import pgd
 from raybust.numerics.balls import Threat
 from raybust.numerics.barycenter import rotations
-from raybust.train.fit import fit
-from raybust.train.loop import Trainer
+from raybust.training.fit import fit
+from raybust.training.loop import Trainer
 
 CPU = torch.device("cpu")
 SMALL = ("data.limit=200", "train.epochs=1", "train.batch_size=50", "model.width=4",

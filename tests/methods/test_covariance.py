@@ -9,7 +9,7 @@ from raybust.methods import StepContext
 from raybust.methods.covariance import Covariance
 from raybust.models import cifar
 from raybust.numerics.moments import propagate
-from raybust.train.objective import CountedNetwork
+from raybust.training.objective import CountedNetwork
 
 
 def network_for(kind="batch norm"):

@@ -40,8 +40,8 @@ from raybust.numerics.transport import (
     squared_distances,
     variation,
 )
-from raybust.train.fit import fit
-from raybust.train.objective import CountedNetwork, Objective
+from raybust.training.fit import fit
+from raybust.training.objective import CountedNetwork, Objective
 
 
 def generator(seed=0):

@@ -17,7 +17,7 @@ from raybust.models.cifar import PreActResNet, ResNet
 from raybust.numerics.attacks import Expectation, ascend, attacked, foldable, folded
 from raybust.numerics.balls import Threat
 from raybust.testing import run_ranks
-from raybust.train.objective import CountedNetwork, Objective
+from raybust.training.objective import CountedNetwork, Objective
 
 SHAPE = (3, 8, 8)
 

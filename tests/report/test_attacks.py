@@ -7,7 +7,7 @@ import pytest
 
 from raybust.errors import RequestError
 from raybust.evaluate import HEADLINE, AttackProtocol, AttackRow, AttackTable, summarize
-from raybust.report.attacks import compare_attacks
+from raybust.reporting.attacks import compare_attacks
 
 PROTOCOL = AttackProtocol(
     norm="linf", eps=(0.1,), reach=0.0, attacks=("pgd", "square"), every=False, pgd_steps=20,

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from raybust.certify import CertificateLog, Protocol, certify_examples
+from raybust.certification import CertificateLog, Protocol, certify_examples
 from raybust.errors import RequestError
-from raybust.report import (
+from raybust.reporting import (
     acr,
     draw_curve,
     interactive_curves,

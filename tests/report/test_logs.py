@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from raybust.errors import RequestError
-from raybust.report import (
+from raybust.reporting import (
     abstention,
     acr,
     budget,

@@ -9,10 +9,10 @@ from html.parser import HTMLParser
 import pytest
 from boards import board, entry, large
 
-from raybust.report import leaderboard
-from raybust.report.parallel import scales
-from raybust.report.sweep_page import html, publish
-from raybust.report.sweep_plots import plot_learning
+from raybust.reporting import leaderboard
+from raybust.reporting.parallel import scales
+from raybust.reporting.sweep_page import html, publish
+from raybust.reporting.sweep_plots import plot_learning
 from raybust.search.leaderboard import Leaderboard
 from raybust.stages.current import stale
 
@@ -263,7 +263,7 @@ def test_learning_curves_are_over_the_budget_and_not_over_epochs(tmp_path, monke
     made = board(tmp_path, entries, unit="passes/per_image")
     drawn = []
     monkeypatch.setattr(
-        "raybust.report.sweep_plots.save", lambda figure, path: drawn.append(figure)
+        "raybust.reporting.sweep_plots.save", lambda figure, path: drawn.append(figure)
     )
     plot_learning(made, tmp_path / "learning.png")
     (axes,) = drawn[0].axes

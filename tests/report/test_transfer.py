@@ -9,8 +9,8 @@ import torch
 from raybust.corruptions import Cell, Corrupted
 from raybust.errors import RequestError
 from raybust.numerics.lp_sets import CIFAR_SHAPE, NORMS, named
-from raybust.report import transfer
-from raybust.report.transfer import Training, plot_transfer, predicted, transfer_table
+from raybust.reporting import transfer
+from raybust.reporting.transfer import Training, plot_transfer, predicted, transfer_table
 
 INF = math.inf
 

@@ -12,7 +12,7 @@ from raybust import data, methods
 from raybust.cluster.runlog import Job, RunLog
 from raybust.stages import tracking
 from raybust.track import prepare, sync
-from raybust.train.fit import fit
+from raybust.training.fit import fit
 
 pytestmark = pytest.mark.drills
 

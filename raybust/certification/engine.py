@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from raybust import devices
-from raybust.certify.guards import check_images, check_mode, check_outputs
-from raybust.certify.log import ABSTAIN, Row
-from raybust.certify.noise import BLOCK, Stream, block_seed, draws
-from raybust.certify.protocol import Protocol
+from raybust.certification.guards import check_images, check_mode, check_outputs
+from raybust.certification.log import ABSTAIN, Row
+from raybust.certification.noise import BLOCK, Stream, block_seed, draws
+from raybust.certification.protocol import Protocol
 from raybust.errors import RequestError, WorkError
 
 IN_FLIGHT = 32

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from raybust.certify import fast_certificate
+from raybust.certification import fast_certificate
 from raybust.config import Config
 from raybust.data import Part
 from raybust.errors import RequestError
@@ -20,8 +20,8 @@ from raybust.evaluate import correct
 from raybust.numerics.attacks import ascend, attacked
 from raybust.numerics.balls import Threat
 from raybust.numerics.moments import moment_acr
-from raybust.train.objective import smoothing_sigma
-from raybust.train.ranks import Ranks
+from raybust.training.objective import smoothing_sigma
+from raybust.training.ranks import Ranks
 
 _STEP = 2.5
 _TOLERANCE = 1e-6

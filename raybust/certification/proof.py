@@ -11,9 +11,9 @@ import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from raybust.certify.log import Row
-from raybust.certify.noise import BLOCK
-from raybust.certify.protocol import Protocol
+from raybust.certification.log import Row
+from raybust.certification.noise import BLOCK
+from raybust.certification.protocol import Protocol
 from raybust.disk.rowlog import OtherProtocolError
 
 ROWS = 4

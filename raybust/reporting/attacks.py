@@ -16,9 +16,9 @@ from raybust.disk.files import read_json
 from raybust.errors import RequestError
 from raybust.evaluate import HEADLINE, AttackProtocol, AttackRow, summarize
 from raybust.identity import fields_of
-from raybust.report.comparison import Comparison
-from raybust.report.naming import markdown
-from raybust.report.plots import COLORS, canvas, save_curves
+from raybust.reporting.comparison import Comparison
+from raybust.reporting.naming import markdown
+from raybust.reporting.plots import COLORS, canvas, save_curves
 
 Curve = Sequence[tuple[float, float, float, float]]
 """(eps, accuracy, lower, upper end of its interval), ascending in eps."""

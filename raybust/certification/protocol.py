@@ -18,8 +18,8 @@ from torch import nn
 
 import raybust
 from raybust import devices, identity
-from raybust.certify.noise import BLOCK, NORMS, NoiseName, Norm, Smoothing
-from raybust.certify.schedule import Schedule, ScheduleName
+from raybust.certification.noise import BLOCK, NORMS, NoiseName, Norm, Smoothing
+from raybust.certification.schedule import Schedule, ScheduleName
 from raybust.config.assess import Certify
 from raybust.data import Part
 from raybust.data.digests import labels_digest

@@ -12,9 +12,9 @@ from collections.abc import Iterable, Sequence
 from torch import Tensor, nn
 
 from raybust import devices
-from raybust.certify.engine import certify_examples
-from raybust.certify.log import ABSTAIN, Row
-from raybust.certify.protocol import Protocol, default_batch
+from raybust.certification.engine import certify_examples
+from raybust.certification.log import ABSTAIN, Row
+from raybust.certification.protocol import Protocol, default_batch
 from raybust.config.assess import FastCertify
 
 

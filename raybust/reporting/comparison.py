@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raybust.report.certificates import other_images, table_of
-from raybust.report.figures import abstention, acr, budget, certified_accuracy
-from raybust.report.logs import Log
-from raybust.report.plots import interactive_curves, plot_curves, plot_votes
+from raybust.reporting.certificates import other_images, table_of
+from raybust.reporting.figures import abstention, acr, budget, certified_accuracy
+from raybust.reporting.logs import Log
+from raybust.reporting.plots import interactive_curves, plot_curves, plot_votes
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from raybust.report.figures import abstention, acr, certified_accuracy
-from raybust.report.logs import Log
-from raybust.report.naming import latex, markdown
+from raybust.reporting.figures import abstention, acr, certified_accuracy
+from raybust.reporting.logs import Log
+from raybust.reporting.naming import latex, markdown
 
 
 def markdown_table(logs: Sequence[Log], radii: Sequence[float]) -> str:

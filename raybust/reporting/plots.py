@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from raybust.errors import RequestError
-from raybust.report.figures import acr, budget, certified_accuracy, votes
-from raybust.report.logs import Floats, Log
+from raybust.reporting.figures import acr, budget, certified_accuracy, votes
+from raybust.reporting.logs import Floats, Log
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """The color-blind safe palette of Okabe and Ito."""

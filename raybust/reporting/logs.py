@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from raybust.certify.log import COHEN, COLUMNS, Row, parse_time
-from raybust.certify.protocol import Protocol
+from raybust.certification.log import COHEN, COLUMNS, Row, parse_time
+from raybust.certification.protocol import Protocol
 from raybust.errors import RequestError
-from raybust.report.naming import name_of
+from raybust.reporting.naming import name_of
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from raybust.report.logs import Log, read_log
-from raybust.report.plots import plot_curves
-from raybust.report.tables import latex_table, markdown_table
+from raybust.reporting.logs import Log, read_log
+from raybust.reporting.plots import plot_curves
+from raybust.reporting.tables import latex_table, markdown_table
 
 
 def read_logs(paths: Sequence[str | Path], labels: Sequence[str] | None = None) -> list[Log]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raybust.certify.protocol import Protocol
+from raybust.certification.protocol import Protocol
 from raybust.disk.files import replace_text
 from raybust.disk.rowlog import RowLog
 from raybust.numerics.bounds import round_down

@@ -21,7 +21,7 @@ from raybust.disk import checkpoint, runs
 from raybust.disk.strip import newest_weights
 from raybust.errors import RequestError
 from raybust.numerics.transport import penultimate
-from raybust.train.objective import assemble
+from raybust.training.objective import assemble
 
 Embedding = Callable[[Tensor], Tensor]
 """Maps images (B, C, H, W) to features (B, D), without gradients."""

@@ -10,9 +10,9 @@ import json
 from pathlib import Path
 
 from raybust.disk.files import replace_text
-from raybust.report.certificates import draw_curve
-from raybust.report.columns import columns_of
-from raybust.report.naming import markdown as escape
+from raybust.reporting.certificates import draw_curve
+from raybust.reporting.columns import columns_of
+from raybust.reporting.naming import markdown as escape
 from raybust.search.leaderboard import NAME, Leaderboard
 
 PAGE = "report.html"

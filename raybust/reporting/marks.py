@@ -15,7 +15,7 @@ from typing import Any, TypeGuard
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from raybust.report.plots import COLORS, STYLES
+from raybust.reporting.plots import COLORS, STYLES
 from raybust.search.leaderboard import Leaderboard
 from raybust.search.records import TrialRecord
 

@@ -10,9 +10,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from raybust.report.columns import ACCURACY, settings
-from raybust.report.marks import STATES, Mark, every, finite, marks
-from raybust.report.parallel import Scale, at, scales
+from raybust.reporting.columns import ACCURACY, settings
+from raybust.reporting.marks import STATES, Mark, every, finite, marks
+from raybust.reporting.parallel import Scale, at, scales
 from raybust.search.leaderboard import Leaderboard
 from raybust.search.records import TrialRecord
 

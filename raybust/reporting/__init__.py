@@ -1,7 +1,7 @@
 """Reports: reads certification logs, ours and other people's, and makes tables and figures."""
 
-from raybust.report.certificates import draw_curve, read_logs, table
-from raybust.report.figures import (
+from raybust.reporting.certificates import draw_curve, read_logs, table
+from raybust.reporting.figures import (
     Acr,
     Budget,
     abstention,
@@ -11,9 +11,9 @@ from raybust.report.figures import (
     on_ladder,
     votes,
 )
-from raybust.report.logs import Log, read_log
-from raybust.report.plots import interactive_curves, plot_curves, plot_votes, steps
-from raybust.report.tables import latex_table, markdown_table
+from raybust.reporting.logs import Log, read_log
+from raybust.reporting.plots import interactive_curves, plot_curves, plot_votes, steps
+from raybust.reporting.tables import latex_table, markdown_table
 
 __all__ = [
     "Acr",

@@ -15,8 +15,8 @@ from typing import Any
 from raybust.corruptions import read_counts
 from raybust.disk.files import read_json
 from raybust.errors import RequestError
-from raybust.report.comparison import Comparison
-from raybust.report.naming import markdown
+from raybust.reporting.comparison import Comparison
+from raybust.reporting.naming import markdown
 
 _DETAIL = re.compile(r"(generated/)?(calibration/.*|error/(?!p_).*)")
 """Metrics without a column: those of single corruptions, but for norms."""

@@ -10,13 +10,13 @@ from collections.abc import Callable
 from scipy.special import ndtri
 from torch import Tensor
 
-from raybust.certify.engine import certify_examples
-from raybust.certify.log import ABSTAIN, CertificateLog, Row, write_cohen
-from raybust.certify.noise import BLOCK, Smoothing, Stream, draws
-from raybust.certify.proof import check_rows
-from raybust.certify.protocol import Protocol, make_protocol, sigma_warning
-from raybust.certify.schedule import Schedule
-from raybust.certify.summary import fast_certificate, summarize
+from raybust.certification.engine import certify_examples
+from raybust.certification.log import ABSTAIN, CertificateLog, Row, write_cohen
+from raybust.certification.noise import BLOCK, Smoothing, Stream, draws
+from raybust.certification.proof import check_rows
+from raybust.certification.protocol import Protocol, make_protocol, sigma_warning
+from raybust.certification.schedule import Schedule
+from raybust.certification.summary import fast_certificate, summarize
 from raybust.numerics.bounds import clopper_pearson_lower
 
 

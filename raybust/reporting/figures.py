@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from scipy.special import ndtr
 from scipy.stats import binom
 
-from raybust.certify import Protocol
+from raybust.certification import Protocol
 from raybust.numerics.bounds import clopper_pearson_lower, gaussian_radius
-from raybust.report.logs import Floats, Log
+from raybust.reporting.logs import Floats, Log
 
 SAMPLES = (100, 1000, 10_000, 100_000, 1_000_000)
 ALPHAS = (0.1, 0.05, 0.01, 0.005, 0.001, 0.0001)

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raybust.report import leaderboard, page
-from raybust.report.columns import NOT_MEASURED, Column, columns_of, number, settings
-from raybust.report.marks import STATES, every
-from raybust.report.sweep_plots import Picture, draw
+from raybust.reporting import leaderboard, page
+from raybust.reporting.columns import NOT_MEASURED, Column, columns_of, number, settings
+from raybust.reporting.marks import STATES, every
+from raybust.reporting.sweep_plots import Picture, draw
 from raybust.search.leaderboard import Leaderboard
 from raybust.search.records import TrialRecord
 
@@ -82,7 +82,7 @@ def _interactive(board: Leaderboard, path: Path) -> Path | None:
     path.unlink(missing_ok=True)  # from an earlier report
     if importlib.util.find_spec("plotly") is None:
         return None
-    from raybust.report.interactive import write_interactive
+    from raybust.reporting.interactive import write_interactive
 
     return write_interactive(board, path)
 

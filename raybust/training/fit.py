@@ -16,8 +16,8 @@ from raybust import devices
 from raybust.config import Config
 from raybust.data import Dataset
 from raybust.errors import WorkError
-from raybust.train.loop import Trainer
-from raybust.train.ranks import Ranks
+from raybust.training.loop import Trainer
+from raybust.training.ranks import Ranks
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
-from raybust.report.columns import ACCURACY
-from raybust.report.marks import (
+from raybust.reporting.columns import ACCURACY
+from raybust.reporting.marks import (
     RING,
     STATES,
     cut,
@@ -29,8 +29,8 @@ from raybust.report.marks import (
     save,
     sign,
 )
-from raybust.report.parallel import plot_parallel
-from raybust.report.plots import COLORS, canvas
+from raybust.reporting.parallel import plot_parallel
+from raybust.reporting.plots import COLORS, canvas
 from raybust.search.leaderboard import UNITS, Leaderboard
 from raybust.search.records import TrialRecord
 

@@ -15,9 +15,9 @@ from typing import Any
 
 from matplotlib.lines import Line2D
 
-from raybust.report.columns import ACCURACY, short
-from raybust.report.marks import LONGEST_NAME, cut, every, finite, legend, marks, save
-from raybust.report.plots import canvas
+from raybust.reporting.columns import ACCURACY, short
+from raybust.reporting.marks import LONGEST_NAME, cut, every, finite, legend, marks, save
+from raybust.reporting.plots import canvas
 from raybust.search.leaderboard import Leaderboard
 from raybust.search.records import TrialRecord
 

@@ -25,11 +25,11 @@ from raybust.data import Batches, Dataset, mix
 from raybust.disk import checkpoint
 from raybust.errors import WorkError
 from raybust.identity import code_of, fixed_images, outputs_of, same_function
-from raybust.train import initial
-from raybust.train.objective import Objective, assemble, smoothing_sigma
-from raybust.train.optimizer import autocast, optimizer, schedule
-from raybust.train.ranks import Ranks
-from raybust.train.validation import measure
+from raybust.training import initial
+from raybust.training.objective import Objective, assemble, smoothing_sigma
+from raybust.training.optimizer import autocast, optimizer, schedule
+from raybust.training.ranks import Ranks
+from raybust.training.validation import measure
 
 _CHECK_EVERY = 100
 _PROBE_IMAGES = 8
@@ -199,7 +199,7 @@ class Trainer:
         return torch.stack(broken).sum().to(torch.float64)
 
     def validate(self) -> dict[str, float]:
-        """Returns the epoch's training metrics and those of `raybust.train.validation`."""
+        """Returns the epoch's training metrics and those of `raybust.training.validation`."""
         started = time.perf_counter()
         found = measure(
             self.average, self.dataset.validation, self.config, self.ranks,
