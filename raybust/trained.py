@@ -26,13 +26,16 @@ from raybust.disk.strip import newest_weights
 from raybust.errors import RequestError
 from raybust.evaluate import correct
 from raybust.identity import same_function
-from raybust.training.objective import assemble
+from raybust.training.objective import assemble, smoothing_sigma
 
 _SAMPLE = 200
 """Test images for checking weights that raybust did not train."""
 
 FOREIGN = "_weights"
 """Folder of the results of anything but runs; no run can have that name."""
+
+PACKAGED = "artifacts"
+"""Folder of the checkpoint in a registered model."""
 
 _SETTABLE = (
     "certify",
@@ -76,8 +79,21 @@ class Trained:
         """Its display name: its folder's name, or SWEEP/7 for a sweep's trial."""
         return runs.display_name(self.folder)
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of its classes."""
+        return self.dataset.classes
 
-def load_trained(path: Path, overrides: list[Leaf], *, trusted: bool = False) -> Trained:
+    @property
+    def sigma(self) -> float:
+        """Standard deviation of the noise that certificates use: `certify.sigma`, else that of the
+        training, else 0.25."""
+        return smoothing_sigma(self.config)
+
+
+def load_trained(
+    path: Path, overrides: list[Leaf], *, trusted: bool = False, with_data: bool = True
+) -> Trained:
     """Returns the trained network of a run folder, a checkpoint folder or a weights file.
 
     Args:
@@ -85,6 +101,7 @@ def load_trained(path: Path, overrides: list[Leaf], *, trusted: bool = False) ->
         overrides: key=value of this call. For a run, only settings used after training may change;
             a weights file takes its whole configuration from them.
         trusted: whether the code of its network may be imported though `overrides` do not name it.
+        with_data: whether to read its dataset; without, the parts are empty.
 
     Raises:
         RequestError: there is no checkpoint yet, it is a sweep, an override affects training, or
@@ -108,15 +125,18 @@ def load_trained(path: Path, overrides: list[Leaf], *, trusted: bool = False) ->
             )
     leaves = _leaves_of_training(manifest, path, is_run=uid is not None)
     config = configuration.compose([*leaves, *overrides], methods.get)
-    dataset = data.load(config.data)
-    _check_dataset(path.name, manifest, dataset)
+    if with_data:
+        dataset = data.load(config.data)
+        _check_dataset(path.name, manifest, dataset)
+    else:
+        dataset = data.empty(config.data.name, tuple(manifest["shape"]), manifest["classes"])
     network = assemble(config, dataset)
     network.load_state_dict(checkpoint.read_weights(folder))
     network.eval()
     owner = path if uid is not None else foreign_folder(config, path)
     if not manifest["done"]:
         notes.append(f"warning: {path.name} has not finished training: epoch {manifest['epoch']}")
-    notes += _changes(path.name, network, dataset, manifest)
+    notes += _changes(path.name, network, dataset if with_data else None, manifest)
     if uid is not None and (original := runs.original_of(path)) is not None:
         notes.append(
             f"warning: {path.name} is a copy of {original}; its results stay here and are not sent"
@@ -162,7 +182,7 @@ def _check_dataset(name: str, manifest: Mapping[str, Any], dataset: Dataset) -> 
 
 
 def _changes(
-    name: str, network: nn.Module, dataset: Dataset, manifest: dict[str, Any]
+    name: str, network: nn.Module, dataset: Dataset | None, manifest: dict[str, Any]
 ) -> tuple[str, ...]:
     """Returns a warning for each of network and data that changed since training."""
     if "outputs" not in manifest:  # written by raybust 0.1
@@ -173,7 +193,7 @@ def _changes(
             f"warning: {name} no longer computes what it did when trained: its code or a library"
             " has changed; results use the current code"
         )
-    if dataset.digest != manifest["data_digest"]:
+    if dataset is not None and dataset.digest != manifest["data_digest"]:
         found.append(
             f"warning: the images, labels or split of the dataset of {name} have changed since"
             " training; results use the current data"
@@ -216,7 +236,8 @@ def foreign_folder(config: Config, path: Path) -> Path:
     with a name that no run can have."""
     digest = hashlib.sha256(os.path.abspath(path).encode()).hexdigest()[:8]
     run = path.parent.name + "-" if (path.parent / IDENTITY).exists() else ""
-    return out_folder(config) / FOREIGN / f"{run}{path.stem}-{digest}"
+    name = path.parent.name if path.name == PACKAGED else path.stem
+    return out_folder(config) / FOREIGN / f"{run}{name}-{digest}"
 
 
 def _load_weights_file(path: Path, overrides: list[Leaf]) -> Trained:

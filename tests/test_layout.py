@@ -19,7 +19,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # What each part may import: parts of raybust, then packages beside the standard library. `errors`
 # is open to all. A package in brackets may be imported inside functions only.
 TABLE = {
-    "__init__": "",
+    "__init__": "(api)",
+    "api": "config data request search stages trained | torch",
     "__main__": "cli",
     "errors": "",
     "plugins": "",
@@ -43,7 +44,9 @@ TABLE = {
         "devices config data disk identity methods models certification evaluate numerics | torch"
     ),
     "trained": "config data disk evaluate identity methods models training | torch",
-    "track": "config disk | (mlflow)",
+    "track": "config disk | yaml (mlflow numpy)",
+    "serve": "api config trained | mlflow numpy pandas",
+    "request": "(config disk methods search track trained)",
     "search": "config disk methods track | optuna sqlalchemy yaml",
     "reporting": (
         "certification config corruptions disk evaluate identity numerics search"
@@ -57,11 +60,11 @@ TABLE = {
     "stages": (
         "devices config data disk identity methods models numerics training certification evaluate"
         " corruptions"
-        " trained track search reporting cluster | torch joblib optuna (tqdm)"
+        " trained track search reporting cluster request | torch joblib optuna (pandas tqdm)"
     ),
     "cli": (
-        "config data disk methods models (identity training evaluate studies track reporting"
-        " trained cluster search stages)"
+        "config data disk methods models request (identity training evaluate studies track"
+        " reporting trained cluster search stages)"
         " | click (yaml)"
     ),
     # For the tests of plug-in packages; nothing of raybust imports it.
@@ -70,7 +73,7 @@ TABLE = {
 # A package at one place only, whatever the table says elsewhere.
 ALONE = {
     "click": "cli",
-    "mlflow": "track",
+    "mlflow": "track serve",
     "omegaconf": "config",
     "optuna": "search stages",
     "pytest": "testing",
@@ -83,6 +86,7 @@ OPTIONS = {
     "tune": STAGE | {"name"},
     "certify": STAGE | {"result", "only", "cohen"},
     "evaluate": STAGE | {"result"},
+    "predict": (STAGE | {"result", "radius", "plain", "form"}) - {"dry_run", "as_json"},
     "ui": {"out", "dry_run", "port"},
     "methods": {"as_json", "diagnose", "theory"},
     "datasets": {"as_json"},

@@ -1,8 +1,7 @@
 """The command line: parses, delegates, prints. Slow modules are imported inside commands.
 
-`commands` has one function per command, `request` turns arguments into leaves and runs, `output`
-prints. Exit codes: 0 success, 1 failure, 2 invalid request, 130 interrupted (the same command
-resumes).
+`commands` and `inspection` have one function per command, `output` prints. Exit codes: 0 success, 1
+failure, 2 invalid request, 130 interrupted (the same command resumes).
 """
 
 from __future__ import annotations
@@ -17,11 +16,12 @@ from collections.abc import Sequence
 
 import click
 
-from raybust.cli.commands import cli
+from raybust.cli import commands, inspection
+from raybust.cli.group import cli
 from raybust.cli.output import printable
 from raybust.errors import RequestError, WorkError
 
-__all__ = ["cli", "main"]
+__all__ = ["cli", "commands", "inspection", "main"]
 
 
 _GC_THRESHOLD = 50_000

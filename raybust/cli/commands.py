@@ -1,4 +1,4 @@
-"""The commands of `raybust`, one function each.
+"""The commands that work, one function each.
 
 Everything that is not an option is key=value on the schema. A command validates its request,
 delegates to the stage that does the work, and prints the result.
@@ -11,34 +11,21 @@ from typing import Any
 
 import click
 
+from raybust.cli.group import cli
 from raybust.cli.options import options, result_name
 from raybust.cli.output import (
     browse_command,
     echo,
     print_config,
-    print_diagnosis,
     print_disk,
     print_notes,
-    print_rows,
     print_table,
-    print_theory,
     print_trained,
 )
-from raybust.cli.request import compose, open_trained, read_leaves, runs_locally, submitted
+from raybust.cli.submission import runs_locally, submitted
 from raybust.disk.files import to_json
-from raybust.errors import RequestError, WorkError
-
-
-@click.group(context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True)
-@click.version_option(package_name="raybust")
-@click.pass_context
-def cli(context: click.Context) -> None:
-    """Train, search, certify and attack robust image classifiers.
-
-    Settings are key=value, for instance: raybust train method.name=gaussian method.sigma=0.5
-    """
-    if context.invoked_subcommand is None:
-        click.echo(context.get_help())
+from raybust.errors import RequestError
+from raybust.request import compose, open_trained, read_leaves
 
 
 @cli.command()
@@ -213,6 +200,71 @@ def evaluate(
 
 
 @cli.command()
+@click.argument("run", metavar="RUN")
+@click.argument("images", nargs=-1, required=True, metavar="IMAGES... [key=value ...]")
+@options("out", "address", "detach", "workers", "resume", "verbose")
+@result_name
+@click.option("--radius", type=float, help="Is the class safe to this radius? Cheapest.")
+@click.option("--plain", is_flag=True, help="The network without noise, and no certificate.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "csv", "jsonl"]),
+    default="table",
+    show_default=True,
+    help="Form of the output.",
+)
+def predict(
+    *,
+    run: str,
+    images: tuple[str, ...],
+    address: str | None,
+    detach: bool,
+    resume: bool,
+    verbose: bool,
+    result: str | None,
+    radius: float | None,
+    plain: bool,
+    form: str,
+    **given: Any,
+) -> None:
+    """Classify images, each with a certified radius.
+
+    IMAGES are files, folders, or one npz with an array of images. Without --radius, each image gets
+    its full radius from all certify.n draws.
+    """
+    settings = tuple(text for text in images if "=" in text and not Path(text).exists())
+    named = [text for text in images if text not in settings]
+    if not named:
+        raise RequestError(f"predict: got only {' '.join(images)}, expected images")
+    if plain and radius is not None:
+        raise RequestError("--radius: needs noise; leave out --plain")
+    if radius is not None:
+        settings = (*settings, f"certify.radius={radius!r}", "certify.schedule=sequence")
+    leaves, _ = read_leaves(settings, given)
+    if submitted(address, leaves, detach):
+        return
+    from raybust.stages import checks, predicted
+    from raybust.stages.measurement import Options
+
+    trained = open_trained(run, settings, given, with_data=False)
+    checks.check_certify(
+        trained.config, trained.dataset.shape, checks.device_before(trained.config, address)
+    )
+    for note in trained.notes:
+        echo(note)
+    part, names = predicted.read_images(named, trained.dataset.shape, echo)
+    how = Options(echo, address, given["workers"], resume, result, verbose)
+    if plain:
+        found = predicted.predict_plain(trained, part, names, how)
+    else:
+        seed = next((leaf.value for leaf in leaves if leaf.key == "certify.seed"), None)
+        found = predicted.predict(trained, part, names, how, seed=seed)
+    written = {"table": found.text, "csv": found.csv, "jsonl": found.lines}[form]()
+    click.echo(written.rstrip("\n"))
+
+
+@cli.command()
 @click.argument("logs", nargs=-1, required=True, metavar="LOG.tsv|RUN ... [key=value ...]")
 @options("name", "out", "as_json")
 def report(logs: tuple[str, ...], as_json: bool, **given: Any) -> None:
@@ -222,105 +274,11 @@ def report(logs: tuple[str, ...], as_json: bool, **given: Any) -> None:
     accuracy by protocol, and those measured with corruptions.sets=[C1] a matrix of accuracy by
     training and test Lp norm. A sweep, finished or not, gives report.html in its folder.
     """
-    from raybust.cli.reports import collect
+    from raybust.stages import reports
 
     leaves, _ = read_leaves(tuple(text for text in logs if "=" in text), given)
     named = [text for text in logs if "=" not in text]
     if not named:
         raise RequestError(f"report: got only {' '.join(logs)}, expected a log, a run or a sweep")
-    found = collect(named, leaves)
-    if as_json:
-        parts = [part.plain() for part in found]
-        merged: dict[str, Any] = {}
-        for key, value in (item for part in parts for item in part.items()):
-            merged[key] = [*merged[key], *value] if isinstance(merged.get(key), list) else value
-        click.echo(to_json(merged))
-    else:
-        click.echo("\n\n".join(part.text() for part in found))
-
-
-@cli.command()
-@options("out", "dry_run")
-@click.option(
-    "--port", type=click.IntRange(1, 65535), default=5000, show_default=True, help="Local port."
-)
-def ui(out: str | None, dry_run: bool, port: int) -> None:
-    """Open the MLflow UI."""
-    import os
-    import subprocess
-
-    from raybust import track
-    from raybust.disk import runs
-
-    config = compose(read_leaves((), {"out": out})[0])
-    folder = runs.out_folder(config)
-    uri = track.resolve_uri(config.track, folder)
-    command, environment = track.ui_command(uri, folder, port)
-    if dry_run:
-        click.echo(" ".join(command))
-        return
-    echo(f"MLflow UI of {track.safe_uri(uri)} on http://127.0.0.1:{port} (Ctrl-C to stop)")
-    raise SystemExit(subprocess.run(command, env={**os.environ, **environment}).returncode)  # noqa: S603
-
-
-@cli.command()
-@click.argument("name", required=False)
-@options("as_json")
-@click.option("--diagnose", metavar="RUN", help="Compare propagated with sampled variances of RUN.")
-@click.option(
-    "--theory", metavar="OUT", help="Sweep geodesic's location and sample size; write to OUT."
-)
-def methods(name: str | None, as_json: bool, diagnose: str | None, theory: str | None) -> None:
-    """List the training methods, or one method's fields."""
-    from raybust.cli import facts
-
-    if theory is not None:
-        if name != "geodesic" or diagnose is not None:
-            raise RequestError("--theory: use it as `raybust methods geodesic --theory OUT`")
-        print_theory(Path(theory), as_json)
-        return
-    if diagnose is not None:
-        if name != "covariance":
-            raise RequestError("--diagnose: use it as `raybust methods covariance --diagnose RUN`")
-        print_diagnosis(open_trained(diagnose, (), {}), as_json)
-        return
-    if name is not None and not as_json:
-        text = click.wrap_text(facts.about(name), width=100, preserve_paragraphs=True)
-        click.echo(f"{text}\n")
-    print_rows(facts.methods(name), as_json)
-
-
-@cli.command()
-@click.argument("name", required=False)
-@options("as_json")
-def datasets(name: str | None, as_json: bool) -> None:
-    """List the datasets, or one dataset's facts."""
-    from raybust.cli import facts
-
-    print_rows(facts.datasets(name), as_json)
-
-
-@cli.command()
-@click.argument("name", required=False)
-@options("as_json")
-def models(name: str | None, as_json: bool) -> None:
-    """List the networks, or one network's facts."""
-    from raybust.cli import facts
-
-    print_rows(facts.models(name), as_json)
-
-
-@cli.command()
-@options("out", "address", "as_json")
-def doctor(out: str | None, address: str | None, as_json: bool) -> None:
-    """Check what is installed, what the cluster has, and what is missing."""
-    leaves, _ = read_leaves((), {"out": out})
-    if submitted(address, leaves):
-        return
-    from raybust.cluster import doctor as examination
-
-    config = compose(leaves)
-    rows = examination.examine(config, address)
-    print_rows([vars(row) for row in rows], as_json)
-    if any(row.state == "missing" for row in rows):
-        raise WorkError("something is missing; see the column `advice`")
+    found = reports.report(named, leaves, echo)
+    click.echo(to_json(found.plain()) if as_json else found.text())

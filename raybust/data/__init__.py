@@ -8,6 +8,8 @@ from raybust.data.arrays import Parts, parts_of_arrays
 from raybust.data.batches import Batches, fitting_batch
 from raybust.data.catalog import Source, check, describe, load, names
 from raybust.data.folder import StreamedSplit
+from raybust.data.given import dataset_of, empty, images_of, read_array
+from raybust.data.pictures import Pictures, read_pictures
 from raybust.data.seeds import mix
 from raybust.data.splits import Dataset, Part, Split
 
@@ -16,14 +18,20 @@ __all__ = [
     "Dataset",
     "Part",
     "Parts",
+    "Pictures",
     "Source",
     "Split",
     "StreamedSplit",
     "check",
+    "dataset_of",
     "describe",
+    "empty",
     "fitting_batch",
+    "images_of",
     "load",
     "mix",
     "names",
     "parts_of_arrays",
+    "read_array",
+    "read_pictures",
 ]

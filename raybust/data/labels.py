@@ -63,6 +63,28 @@ def read_labels(
     return found, tuple(classes or map(str, range(count))), notes
 
 
+def class_indices(labels: np.ndarray, classes: Sequence[str], where: str) -> Tensor:
+    """Returns labels of known classes as int64 (N,).
+
+    Args:
+        labels: class indices, names of classes, or one-hot rows; see `read_labels`.
+        classes: names of the classes.
+        where: start of an error's text.
+
+    Raises:
+        RequestError: a label is of no class.
+    """
+    found = _flat(labels, where, [])
+    if found.dtype.kind in "US":
+        found = _numbers(found, classes, where)
+    low, high = int(found.min()), int(found.max())
+    if low < 0 or high >= len(classes):
+        raise RequestError(
+            f"{where}: got labels from {low} to {high}, expected from 0 to {len(classes) - 1}"
+        )
+    return torch.from_numpy(found.astype(np.int64))
+
+
 def _flat(array: np.ndarray, where: str, notes: list[str]) -> np.ndarray:
     """Returns labels as a vector, of integers where that is certain."""
     if array.ndim == 2 and array.shape[1] == 1:

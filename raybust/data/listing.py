@@ -121,10 +121,10 @@ def class_images(folders: Mapping[str, Path], left: LeftOut) -> dict[str, list[P
                 "folder; remove one of the links"
             )
         seen |= {_real(above) for above in folder.absolute().parents}
-        found[name] = _images_below(folder, seen, left)
+        found[name] = images_below(folder, seen, left)
         if not found[name]:
             there = LeftOut()
-            _images_below(folder, set(), there)
+            images_below(folder, set(), there)
             instead = f"; it holds {', '.join(there.notes()[:_SHOWN])}" if there.notes() else ""
             raise RequestError(
                 f"{folder}: has no images{instead}; expected files that end in {', '.join(ENDINGS)}"
@@ -148,7 +148,7 @@ def shared_images(first: Iterable[Path], second: Iterable[Path]) -> int:
     return len(real(first) & real(second))
 
 
-def _images_below(folder: Path, seen: set[tuple[int, int]], left: LeftOut) -> list[Path]:
+def images_below(folder: Path, seen: set[tuple[int, int]], left: LeftOut) -> list[Path]:
     """Returns the images of a folder and of those in it that are not in `seen`, sorted."""
     found: list[Path] = []
     for place, folders, files in os.walk(folder, followlinks=True):

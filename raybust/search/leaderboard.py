@@ -77,6 +77,11 @@ class Leaderboard:
         return self.entries[0] if self.entries else None
 
     @property
+    def winner(self) -> TrialRecord | None:
+        """The finalist to use: the first that meets the constraints, or None."""
+        return next((entry for entry in self.finalists if entry.feasible is not False), None)
+
+    @property
     def finalists(self) -> tuple[TrialRecord, ...]:
         """The trials that were measured on the test set, in the order of the search."""
         return tuple(entry for entry in self.entries if entry.final)

@@ -91,12 +91,24 @@ def certify(trained: Trained, options: Options) -> Certified:
             put_aside(bare_path(path))
         log = CertificateLog(path, protocol)
         part = getattr(trained.dataset, protocol.split)
-        chosen = protocol.select(len(part))
-        warn_of_few_classes(part, chosen, options.echo)
-        _run(at, log, _missing(at, log, chosen))
-        at.check_images(part, chosen, protocol.data, path)
-        log.finish()
+        warn_of_few_classes(part, protocol.select(len(part)), options.echo)
+        complete(at, log)
         return _publish(at, log)
+
+
+def complete(at: Bench, log: CertificateLog) -> None:
+    """Computes the rows that a log lacks, after proving that the others are of this network.
+
+    Raises:
+        OtherProtocolError: the rows are of another function.
+        RequestError: the images changed meanwhile.
+        WorkError: a task failed every retry; finished rows are kept.
+    """
+    part = getattr(at.trained.dataset, log.protocol.split)
+    chosen = log.protocol.select(len(part))
+    _run(at, log, _missing(at, log, chosen))
+    at.check_images(part, chosen, log.protocol.data, log.path)
+    log.finish()
 
 
 def bare_path(log: Path) -> Path:

@@ -1,7 +1,7 @@
 """Chooses a sweep's finalists and measures them on the test set.
 
 Each is certified and attacked once, under the same protocols as `certify` and `evaluate`, on the
-whole cluster; measurements of an earlier start are reused.
+whole cluster, and packaged as a model of MLflow; an earlier start's measurements are reused.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ from raybust import config as configuration
 from raybust.config import Config
 from raybust.disk import runs
 from raybust.disk.rowlog import OtherProtocolError
+from raybust.disk.strip import newest_weights
 from raybust.reporting import read_log
 from raybust.search.leaderboard import Leaderboard
 from raybust.search.records import TrialRecord
 from raybust.stages import attacked, certified
 from raybust.stages.measurement import Options, bench
+from raybust.stages.packaged import MODEL, package
 from raybust.stages.progress import Echo
 from raybust.trained import load_trained
 
@@ -95,6 +97,8 @@ def _figures(
     if config.evaluate.attacks:
         echo(f"attacking trial {entry.number} on the {trained.config.evaluate.split} set")
         yield {"attacked": attacked.evaluate(trained, Options(echo)).metrics}
+    saved = newest_weights(trained.folder, trained.name)
+    package(trained, saved, trained.folder / MODEL)
 
 
 def protocol(config: Config, finalists: Sequence[TrialRecord]) -> str:

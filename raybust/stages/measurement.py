@@ -8,6 +8,8 @@ do not depend on the number of workers, and an interrupted command resumes from 
 from __future__ import annotations
 
 import copy
+import html
+from base64 import b64encode
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -62,12 +64,14 @@ class Measurement:
         metrics: name to value, as in MLflow.
         files: written files by label.
         details: additional entries of the JSON output.
+        home: keeps a temporary folder with the files for as long as the measurement exists.
     """
 
     table: str
     metrics: dict[str, float]
     files: dict[str, Path]
     details: dict[str, Any] = field(default_factory=dict)
+    home: Any = field(default=None, compare=False, repr=False, kw_only=True)
 
     def text(self) -> str:
         """Returns the output of the command line."""
@@ -80,6 +84,13 @@ class Measurement:
         files = {label: str(path) for label, path in self.files.items()}
         return {**self.details, "metrics": self.metrics, "files": files}
 
+    def _repr_html_(self) -> str:
+        """Shows the table and the curve in a notebook."""
+        text, curve = f"<pre>{html.escape(self.table.rstrip())}</pre>", self.files.get("curve")
+        if curve is None:
+            return text
+        return f'{text}<img src="data:image/png;base64,{b64encode(curve.read_bytes()).decode()}">'
+
 
 @dataclass(frozen=True)
 class Bench:
@@ -89,7 +100,7 @@ class Bench:
         trained: the network with its data and configuration.
         options: how the measurement runs.
         pool: runs the tasks.
-        uri: the MLflow store.
+        uri: the MLflow store; "" if the network is not a run.
     """
 
     trained: Trained
@@ -201,14 +212,15 @@ def warn_of_few_classes(part: Part, chosen: Sequence[int], echo: Echo) -> None:
 
 @contextmanager
 def bench(trained: Trained, options: Options) -> Iterator[Bench]:
-    """Opens store, lock and pool for measuring a network.
+    """Opens lock, pool, and for a run the store, for measuring a network.
 
     Raises:
         RequestError: no cluster answers at the address, a task does not fit, or another command is
             measuring the same run.
     """
     config, echo = trained.config, options.echo
-    uri = open_store(config, runs.out_folder(config), echo)
+    tracked = trained.uid is not None
+    uri = open_store(config, runs.out_folder(config), echo) if tracked else ""
     with (
         locked(trained.folder),
         open_pool(

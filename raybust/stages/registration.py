@@ -1,4 +1,4 @@
-"""Registers a sweep's best finalist in the model registry, with a summary of its certificates.
+"""Uploads the finalists of a sweep as models, and registers the best one with its certificates.
 
 The search's ranking decides which is best, never the test set. The registration goes through a
 journal in the trial's folder, so an unreachable server gets it later.
@@ -6,6 +6,7 @@ journal in the trial's folder, so an unreachable server gets it later.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 from raybust import track
@@ -14,30 +15,45 @@ from raybust.reporting import acr, read_log
 from raybust.reporting.columns import number, settings
 from raybust.search.leaderboard import Leaderboard
 from raybust.search.records import TrialRecord
+from raybust.stages.packaged import ABOUT, MODEL, files_of
 from raybust.track import Journal
 
 REGISTERED = f"registered.{runs.JOURNAL}"
 """Journal of the registration, in the trial's folder."""
-_FOLDER = "checkpoint"
 
 
-def register_best(board: Leaderboard, bounds: Sequence[str]) -> TrialRecord | None:
-    """Queues the weights of the best feasible finalist for registration under the sweep's name.
-    Returns the finalist, or None if there is none.
+def register(board: Leaderboard, bounds: Sequence[str]) -> TrialRecord | None:
+    """Queues the finalists' models for upload, and the winner's for registration under the sweep's
+    name. Returns the winner, or None if there is none.
 
     Args:
-        board: of a sweep whose finalists have been measured.
+        board: of a sweep whose finalists have been measured and packaged.
         bounds: the sweep's constraints.
     """
-    best = next((entry for entry in board.finalists if entry.feasible is not False), None)
-    if best is None:
-        return None
+    best = board.winner
+    for finalist in board.finalists:
+        folder = runs.trial_folder(board.folder, finalist.number)
+        model, identity = folder / MODEL, runs.read_identity(folder)
+        if not model.is_dir():  # measured by raybust 0.1
+            continue
+        with Journal(folder / REGISTERED) as journal:
+            journal.attach(identity.uid, identity.config["track"]["experiment"])
+            if finalist is best:
+                _register(journal, board, best, bounds)
+                continue
+            about = (model / ABOUT).read_text()
+            if not journal.has_text(about, f"{MODEL}/{ABOUT}"):
+                journal.files(files_of(model), MODEL)
+                journal.text(about, f"{MODEL}/{ABOUT}")
+    return best
+
+
+def _register(
+    journal: Journal, board: Leaderboard, best: TrialRecord, bounds: Sequence[str]
+) -> None:
     folder = runs.trial_folder(board.folder, best.number)
-    newest = checkpoint.newest(folder)
-    if newest is None:
-        return None
-    identity = runs.read_identity(folder)
-    digest = checkpoint.read_manifest(newest)["files"][checkpoint.WEIGHTS]
+    identity, model = runs.read_identity(folder), folder / MODEL
+    digest = json.loads((model / ABOUT).read_text())["weights"]
     tags = {
         "raybust.sweep": board.sweep,
         "raybust.trial": best.number,
@@ -55,17 +71,14 @@ def register_best(board: Leaderboard, bounds: Sequence[str]) -> TrialRecord | No
         **{f"raybust.{key}": value for key, value in (best.attacked or {}).items()
            if key.endswith("/robust_accuracy")},
     }  # fmt: skip
-    with Journal(folder / REGISTERED) as journal:
-        journal.attach(identity.uid, identity.config["track"]["experiment"])
-        journal.register(
-            board.sweep,
-            [newest / checkpoint.WEIGHTS, newest / checkpoint.MANIFEST],
-            folder=_FOLDER,
-            digest=digest,
-            description=describe(board, best, digest),
-            tags=tags,
-        )
-    return best
+    journal.register(
+        board.sweep,
+        files_of(model),
+        folder=MODEL,
+        digest=digest,
+        description=describe(board, best, digest),
+        tags=tags,
+    )
 
 
 def certificate(entry: TrialRecord) -> dict[str, object]:

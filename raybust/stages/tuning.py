@@ -34,7 +34,7 @@ from raybust.stages import finalists
 from raybust.stages.checks import check_finalists, check_sweep, device_before
 from raybust.stages.live import Table
 from raybust.stages.progress import Echo, note_growth, print_data
-from raybust.stages.registration import register_best
+from raybust.stages.registration import register
 from raybust.stages.space_on_disk import check_space, largest_network
 from raybust.stages.tracking import load_ahead, open_store, sending_rest
 from raybust.trained import changed_function, check_function
@@ -322,5 +322,6 @@ def _publish(journal: track.Journal, config: Config, board: Leaderboard) -> Lead
         values["best/test_accuracy"] = best.accuracy
     found = {k: v for k, v in (values | certified | attacked).items() if v is not None}
     journal.metrics(found, step=journal.attempt)  # so the last start's best is the newest step
-    register_best(board, config.tune.constraints)
+    if register(board, config.tune.constraints) is not None:
+        journal.tags({"raybust.model": f"models:/{board.sweep}@best"})
     return board

@@ -7,6 +7,7 @@ from raybust.track.client import load_mlflow
 from raybust.track.environment import environment
 from raybust.track.flush import Flusher, SyncResult, log_to_run, lost, sync, unsent
 from raybust.track.journal import Journal, Status
+from raybust.track.model import REGISTRY, fetch_model
 from raybust.track.registry import BOUNDS, DATA, FIDELITY, METRIC, MODE, VALUE
 from raybust.track.store import FoundRun, find_run, prepare, ui_command
 from raybust.track.uri import is_database, redact, resolve_uri, safe_uri
@@ -17,6 +18,7 @@ __all__ = [
     "FIDELITY",
     "METRIC",
     "MODE",
+    "REGISTRY",
     "VALUE",
     "Flusher",
     "FoundRun",
@@ -24,6 +26,7 @@ __all__ = [
     "Status",
     "SyncResult",
     "environment",
+    "fetch_model",
     "find_run",
     "is_database",
     "load_mlflow",

@@ -123,10 +123,20 @@ class Journal:
         kept = full.relative_to(self.path.parent) if inside else full
         self._append({"e": "artifact", "path": str(kept), "folder": folder})
 
+    def files(self, paths: Sequence[str | Path], folder: str) -> None:
+        """Records files and folders for upload into `folder`, each under its own name."""
+        for path in paths:
+            name = Path(path).name
+            self.artifact(path, f"{folder}/{name}" if Path(path).is_dir() else folder)
+
     def text(self, content: str, name: str) -> None:
         """Records a text, such as the resolved configuration, as the artifact `name`."""
-        if self._texts.get(name) != content:
+        if not self.has_text(content, name):
             self._append({"e": "text", "content": content, "name": name})
+
+    def has_text(self, content: str, name: str) -> bool:
+        """Returns whether this is the last text recorded under a name."""
+        return self._texts.get(name) == content
 
     def register(
         self,
@@ -143,7 +153,7 @@ class Journal:
 
         Args:
             model: name of the registered model.
-            files: the first holds the weights.
+            files: files and folders; the first, a file, shows whether the version is complete.
             folder: artifact folder of the files, the version's source.
             digest: of the weights; identifies the version within the run.
             description: of the version.
@@ -159,8 +169,7 @@ class Journal:
             "tags": _texts(tags or {}),
         }
         if entry != self._registered:
-            for path in files:
-                self.artifact(path, folder)
+            self.files(files, folder)
             self._append(entry)
 
     def tags(self, tags: Mapping[str, object]) -> None:

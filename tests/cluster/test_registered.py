@@ -1,22 +1,29 @@
 """The best finalist in a real registry: selected by the search, with its certificate, once."""
 
+import csv
 import hashlib
+import shutil
+import subprocess
+import sys
 
 import kit
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from raybust import config as configuration
-from raybust import data
+from raybust import data, track
 from raybust.certification import CertificateLog, Protocol, certify_examples
 from raybust.disk import checkpoint, runs
 from raybust.reporting import acr, read_log
 from raybust.search.leaderboard import Leaderboard
 from raybust.search.records import TrialRecord
-from raybust.stages.registration import REGISTERED, register_best
+from raybust.stages.packaged import MODEL, package
+from raybust.stages.registration import REGISTERED, register
 from raybust.track import sync
 from raybust.track.client import open_client
+from raybust.trained import load_trained
 from raybust.training.fit import fit
 
 
@@ -31,6 +38,7 @@ def sweep(tmp_path_factory):
         for progress in fit(config, data.load(config.data), torch.device("cpu")):
             name = checkpoint.folder_name(progress.epoch)
             checkpoint.commit(trial, name, progress.save, keep=2)
+        assert package(load_trained(trial, []), checkpoint.newest(trial), trial / MODEL)
     protocol = Protocol(sigma=0.5, shape=(1, 2, 2), n=500, weights="w" * 64, split="test")
     log = CertificateLog(folder / "log.tsv", protocol)
     network = nn.Sequential(nn.Flatten(), nn.Linear(4, 3)).eval()
@@ -53,10 +61,54 @@ def board(folder, *trials, feasible=None):
     return Leaderboard("found", "certified_fast/acr", "max", entries, (), folder)
 
 
+def ensured(client, key):
+    """Returns the id of the run with a key."""
+    places = [one.experiment_id for one in client.search_experiments()]
+    (found,) = client.search_runs(places, f"tags.`raybust.run_key` = '{key}'")
+    return found.info.run_id
+
+
+USE = """
+import sys
+import mlflow
+import numpy as np
+
+mlflow.set_tracking_uri(sys.argv[1])
+model = mlflow.pyfunc.load_model("models:/found@best")
+images = np.load(sys.argv[2])
+print(model.predict(images).to_csv(index=False))
+print(model.predict(images, params={"plain": True}).to_csv(index=False))
+print("ray" in sys.modules)
+"""
+
+
+def test_mlflow_loads_the_model_in_a_fresh_process(sweep, out):
+    mine = shutil.ignore_patterns(f"{REGISTERED}*")
+    sweep = shutil.copytree(sweep, out / "found", ignore=mine)
+    register(board(sweep, (0, 0.75), (1, 0.99)), ())
+    assert sync(sweep, kit.uri(out)).left == ()
+    trained = load_trained(sweep / runs.TRIALS / "0000", [])
+    images, _ = trained.dataset.test.fetch(range(4))
+    np.save(out / "images.npy", images.numpy())
+    done = subprocess.run(
+        [sys.executable, "-c", USE, kit.uri(out), str(out / "images.npy")],
+        capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    certified, plain, ray = done.stdout.strip().split("\n\n")
+    rows = list(csv.DictReader(certified.splitlines()))
+    assert [row["image"] for row in rows] == ["0", "1", "2", "3"]
+    assert {row["draws"] for row in rows} == {"200"}, "certify.n of the sweep"
+    tops = trained.network(images).argmax(1).tolist()
+    assert [int(row["number"]) for row in csv.DictReader(plain.splitlines())] == tops
+    assert ray == "False"
+    assert "Traceback" not in done.stderr
+
+
 def test_the_best_finalist_becomes_a_version_once(sweep, out):
     made = board(sweep, (0, 0.75), (1, 0.99))
     for _ in range(2):
-        assert register_best(made, ()).number == 0, "the search decides, not the test set"
+        assert register(made, ()).number == 0, "the search decides, not the test set"
         assert sync(sweep, kit.uri(out)).left == ()
     client = open_client(kit.uri(out))
     (found,) = client.search_model_versions("name = 'found'")
@@ -81,15 +133,25 @@ def test_the_best_finalist_becomes_a_version_once(sweep, out):
     assert "Clean accuracy of the network on 150 test examples: 0.7500" in version.description
     run = client.get_run(version.run_id)
     assert run.data.tags["raybust.run_key"] == runs.read_identity(trial).uid
-    fetched = client.download_artifacts(run.info.run_id, "checkpoint", str(sweep))
-    assert weights.read_bytes() in [
-        path.read_bytes() for path in (sweep / "checkpoint").iterdir()
-    ], fetched  # fmt: skip
+    fetched = track.fetch_model(kit.uri(out), "models:/found@best", out / "fetched")
+    assert fetched == track.fetch_model(kit.uri(out), "models:/found/1", out / "fetched")
+    assert weights.read_bytes() == (fetched / "artifacts" / checkpoint.WEIGHTS).read_bytes()
+    found = {path.name for path in fetched.rglob("*") if path.is_file()}
+    assert found == {
+        "MLmodel", "loader.py", "raybust.json", "model.safetensors", "manifest.json",
+        "input_example.json", "serving_input_example.json", "requirements.txt", "conda.yaml",
+        "python_env.yaml",
+    }, "no pickle"  # fmt: skip
+    assert str(sweep) not in "".join(path.read_text() for path in fetched.glob("*.*"))
+    other = client.get_run(ensured(client, runs.read_identity(sweep / runs.TRIALS / "0001").uid))
+    names = {one.path for one in client.list_artifacts(other.info.run_id, "model")}
+    assert "model/MLmodel" in names, "every finalist has a model"
 
 
 def test_who_misses_a_constraint_and_who_was_not_measured_is_not_registered(sweep):
     (sweep / runs.TRIALS / "0001" / REGISTERED).unlink(missing_ok=True)
-    assert register_best(board(sweep, (1, 0.9), feasible=False), ()) is None
-    assert register_best(board(sweep, (1, None)), ()) is None
-    assert register_best(board(sweep), ()) is None
-    assert not (sweep / runs.TRIALS / "0001" / REGISTERED).exists()
+    assert register(board(sweep, (1, 0.9), feasible=False), ()) is None
+    assert register(board(sweep, (1, None)), ()) is None
+    assert register(board(sweep), ()) is None
+    kinds = {entry["e"] for entry in kit.lines(sweep / runs.TRIALS / "0001" / REGISTERED)}
+    assert "register" not in kinds, "its model is uploaded as any finalist's"

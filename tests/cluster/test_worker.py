@@ -14,12 +14,12 @@ from waiting import wait
 
 from raybust import config as configuration
 from raybust import data, methods
-from raybust.cli.request import find
 from raybust.cluster import worker
 from raybust.cluster.runlog import Job, RunLog
 from raybust.cluster.worker import _keep
 from raybust.disk import checkpoint, runs
 from raybust.errors import RequestError, WorkError
+from raybust.request import find
 from raybust.stages import training
 from raybust.trained import load_trained
 from raybust.training.fit import fit

@@ -1,0 +1,1 @@
+"""A network in use: as a model of MLflow."""

@@ -1,0 +1,173 @@
+"""What the functions of the package take as a network, opened: a run, weights, or any module.
+
+Results on data that a program passes, and those of a module, stay out of the runs: they go into a
+folder of their own, or into a temporary one that lives as long as the result.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from raybust import config as configuration
+from raybust import data as datasets
+from raybust import methods, request
+from raybust.config import Leaf
+from raybust.data import Dataset
+from raybust.disk import runs
+from raybust.errors import RequestError
+from raybust.identity import weights_digest
+from raybust.trained import FOREIGN, Trained
+
+Network = str | Path | Trained | nn.Module
+"""A run's name, its folder, SWEEP/7, SWEEP/best, `models:/NAME@best`, a weights file, what `load`
+returned, or a module from images (B, C, H, W) in [0, 1] to logits (B, K)."""
+
+_DATA = "data."
+
+
+def open_network(
+    model: Network, data: Any, settings: Sequence[str], out: str | Path | None
+) -> tuple[Trained, TemporaryDirectory[str] | None]:
+    """Returns a network with the data to measure it on, and the temporary folder of its results, or
+    None if they are kept.
+
+    Args:
+        model: the network.
+        data: (images, labels), a torch dataset, the name or path of a dataset, or None for a run's
+            own.
+        settings: key=value.
+        out: the folder of the runs; for a module or other data that of the results, or None.
+
+    Raises:
+        RequestError: there is no such network, or the data do not fit it.
+    """
+    if not isinstance(model, nn.Module):
+        trained = open_run(model, settings, out)
+        if data is None:
+            return trained, None
+        dataset = _dataset(data, settings, lambda images: trained.classes)
+        _check_fit(trained, dataset)
+        home = TemporaryDirectory(prefix="raybust-")
+        return replace(trained, dataset=dataset, folder=Path(home.name), uid=None), home
+    if data is None:
+        raise RequestError("data: got None, expected images and labels to measure the module on")
+    network = evaluated(model)
+    dataset = _dataset(data, settings, lambda images: class_names(network, images))
+    if out is not None:
+        return of_module(network, dataset, settings, out), None
+    home = TemporaryDirectory(prefix="raybust-")
+    return of_module(network, dataset, settings, home.name), home
+
+
+def open_run(
+    model: str | Path | Trained,
+    settings: Sequence[str],
+    out: str | Path | None = None,
+    *,
+    with_data: bool = True,
+) -> Trained:
+    """Returns a trained network with the settings of a call.
+
+    Args:
+        model: a run, weights, or what `load` returned.
+        settings: key=value.
+        out: the folder of the runs.
+        with_data: whether to read its dataset; without, its parts are empty.
+
+    Raises:
+        RequestError: there is no such run, or it has no checkpoint yet.
+    """
+    if isinstance(model, Trained):
+        leaves = configuration.leaves_of(configuration.to_dict(model.config), model.name)
+        leaves += configuration.leaves_of_arguments(settings)
+        return replace(model, config=configuration.compose(leaves, methods.get))
+    given = {"out": None if out is None else str(out)}
+    return request.open_trained(str(model), settings, given, with_data=with_data)
+
+
+def of_module(
+    network: nn.Module, dataset: Dataset, settings: Sequence[str], folder: str | Path
+) -> Trained:
+    """Returns a module as a trained network.
+
+    Args:
+        network: in eval mode.
+        dataset: to measure it on.
+        settings: key=value.
+        folder: in which the folder of its results is made.
+    """
+    leaves = [
+        *configuration.leaves_of_arguments(settings),
+        Leaf("out", str(folder), "out"),
+    ]
+    config = configuration.compose(leaves, methods.get)
+    name = f"{type(network).__name__}-{weights_digest(network)[:8]}"
+    home = runs.out_folder(config) / FOREIGN / name
+    return Trained(home, config, dataset, network, None, None, training_known=False)
+
+
+def evaluated(model: nn.Module) -> nn.Module:
+    """Returns a copy of a module on the CPU, in eval mode."""
+    return copy.deepcopy(model).cpu().eval()
+
+
+def class_names(network: nn.Module, images: Tensor) -> list[str]:
+    """Returns the numbers of a network's classes, as their names.
+
+    Args:
+        network: in eval mode.
+        images: (N, C, H, W) in [0, 1].
+
+    Raises:
+        RequestError: it does not take these images, or does not give logits.
+    """
+    shape = tuple(images.shape[1:])
+    try:
+        with torch.no_grad():
+            logits = network(images)
+    except Exception as error:
+        raise RequestError(f"model: fails on images of (C, H, W) = {shape}: {error}") from error
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise RequestError(
+            f"model: gives {found} for {len(images)} images of (C, H, W) = {shape}, expected logits"
+            f" ({len(images)}, K)"
+        )
+    return [str(number) for number in range(logits.shape[1])]
+
+
+def _dataset(
+    data: Any, settings: Sequence[str], classes_for: Callable[[Tensor], Sequence[str]]
+) -> Dataset:
+    """Returns the data that a call names or passes."""
+    if isinstance(data, Dataset):
+        return data
+    if not isinstance(data, (str, Path)):
+        return datasets.dataset_of(data, classes_for)
+    leaves = [leaf for leaf in configuration.leaves_of_arguments(settings)
+              if leaf.key.startswith(_DATA)]  # fmt: skip
+    path = Path(data).expanduser()
+    if str(data) not in datasets.names() and path.exists():
+        leaves.append(Leaf("data.name", "npz" if path.is_file() else "image_folder", "data"))
+        leaves.append(Leaf("data.path", str(path), "data"))
+    else:
+        leaves.append(Leaf("data.name", str(data), "data"))
+    return datasets.load(configuration.compose(leaves, methods.get).data)
+
+
+def _check_fit(trained: Trained, dataset: Dataset) -> None:
+    """Rejects data of another shape or with other classes than a network's."""
+    for what, ours, theirs in (
+        ("images of (C, H, W) =", trained.dataset.shape, dataset.shape),
+        ("classes", len(trained.dataset.classes), len(dataset.classes)),
+    ):
+        if ours != theirs:
+            raise RequestError(f"data: has {what} {theirs}, expected {ours} for {trained.name}")

@@ -1,0 +1,325 @@
+"""Prediction with a certificate for each image: class, abstention, radius.
+
+The images have no labels and are numbered by their order. Their noise is keyed by a seed that is
+drawn for each set of images, so that nobody can choose an image for its noise; the seed stands in
+the log, which resumes.
+"""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import json
+import secrets
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from raybust import data, devices
+from raybust.certification import ABSTAIN, CertificateLog, Protocol, Row, sigma_warning
+from raybust.config import Config
+from raybust.data import Part
+from raybust.data.listing import shown
+from raybust.disk.files import put_aside, strict
+from raybust.errors import RequestError, WorkError
+from raybust.identity import Sent
+from raybust.stages.certified import complete, log_path, protocol_of
+from raybust.stages.measurement import Bench, Options, bench
+from raybust.stages.progress import Echo, progress_bar
+from raybust.trained import Trained
+
+if TYPE_CHECKING:
+    import pandas
+
+FOLDER = "predicted"
+_SEEDS = 2**62
+_SHARD = 256
+_SHOWN = 20
+"""Rows that a notebook shows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """The answer for one image.
+
+    Attributes:
+        image: the file, or the number of the image.
+        label: name of the class; "" on abstention.
+        number: its index; -1 on abstention.
+        abstain: whether the votes do not decide the class.
+        radius: certified radius in the protocol's norm; 0 on abstention and without noise.
+        bound: lower bound on the probability of the class under noise; its softmax without noise.
+        draws: noisy copies that were classified; 0 without noise.
+    """
+
+    image: str
+    label: str
+    number: int
+    abstain: bool
+    radius: float
+    bound: float
+    draws: int
+
+
+@dataclass(frozen=True)
+class Predictions(Sequence[Prediction]):
+    """Answers in the order of the images.
+
+    Attributes:
+        rows: the answers.
+        about: how they were made, in one line.
+        radius: the radius that was asked about, or None.
+        log: the certificates as rows that can be recomputed, or None without noise.
+        home: keeps a temporary folder with the log for as long as the object exists.
+    """
+
+    rows: tuple[Prediction, ...]
+    about: str
+    radius: float | None = None
+    log: Path | None = None
+    home: Any = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, at: Any) -> Any:
+        return self.rows[at]
+
+    def plain(self) -> list[dict[str, Any]]:
+        """Returns the answers as dictionaries, with `safe` if a radius was asked about: whether no
+        change within that radius changes the class."""
+        found = [strict(asdict(row)) for row in self.rows]
+        if self.radius is not None:
+            for row in found:
+                row["safe"] = not row["abstain"] and row["radius"] >= self.radius
+        return found
+
+    def frame(self) -> pandas.DataFrame:
+        """Returns the answers as a pandas table."""
+        import pandas
+
+        return pandas.DataFrame(self.plain())
+
+    def csv(self) -> str:
+        """Returns the answers as CSV with a header."""
+        rows, text = self.plain(), io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        return text.getvalue()
+
+    def lines(self) -> str:
+        """Returns the answers as JSON lines."""
+        return "".join(json.dumps(row) + "\n" for row in self.plain())
+
+    def table(self, count: int | None = None) -> str:
+        """Returns the first `count` answers as an aligned table."""
+        heads = [
+            "image", "class", "radius", "bound", "draws", *["safe"] * (self.radius is not None)
+        ]  # fmt: skip
+        cells = [heads]
+        for row in self.plain()[:count]:
+            name = "(abstains)" if row["abstain"] else row["label"]
+            radius = f"{row['radius']:.4f}" if row["draws"] else "-"
+            safe = ["yes" if row["safe"] else "not proven"] if "safe" in row else []
+            cells.append([
+                row["image"], name, radius, f"{row['bound']:.4f}", f"{row['draws']:,}", *safe
+            ])  # fmt: skip
+        widths = [max(len(line[at]) for line in cells) for at in range(len(heads))]
+        shown = [
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+            for line in cells
+        ]
+        return "\n".join(shown)
+
+    def text(self) -> str:
+        """Returns the output of the command line."""
+        log = "" if self.log is None else f"\nrows  {self.log}"
+        return f"{self.table()}\n\n{self.about}{log}"
+
+    def _repr_html_(self) -> str:
+        left = len(self.rows) - _SHOWN
+        more = f"\n({left} more)" if left > 0 else ""
+        return f"<pre>{html.escape(self.table(_SHOWN))}{more}\n\n{html.escape(self.about)}</pre>"
+
+
+def predict(
+    trained: Trained,
+    images: Part,
+    names: Sequence[str],
+    options: Options,
+    *,
+    seed: int | None = None,
+) -> Predictions:
+    """Returns a certified answer for each image, or resumes from those that a log has.
+
+    Args:
+        trained: network and configuration; section `certify` says how, its `radius` whether an
+            image is done once that radius is decided.
+        images: shaped like the network's.
+        names: of the images.
+        options: how to run; `name` is that of the log.
+        seed: of the noise; None draws one that nobody can guess.
+
+    Raises:
+        RequestError: images of another shape, or a network that cannot be certified.
+        WorkError: a task failed every retry; finished rows are kept.
+    """
+    trained = _on(trained, images)
+    with bench(trained, options) as at:
+        protocol = protocol_of(trained, at.device)
+        warning = sigma_warning(protocol.sigma, trained.trained_sigma)
+        if warning and trained.training_known:
+            options.echo(f"warning: {warning}")
+        path = _log_of(trained, protocol, options.name)
+        if not options.resume:
+            put_aside(path)
+        protocol = replace(protocol, seed=_seed(path) if seed is None else seed)
+        log = CertificateLog(path, protocol)
+        complete(at, log)
+    classes, target = trained.dataset.classes, trained.config.certify.radius
+    rows = tuple(_answer(row, name, classes) for row, name in zip(log.rows, names, strict=True))
+    return Predictions(rows, _about(protocol), target, path)
+
+
+def predict_plain(
+    trained: Trained, images: Part, names: Sequence[str], options: Options
+) -> Predictions:
+    """Returns the network's class for each image, without noise and without a certificate.
+
+    Args:
+        trained: network and configuration.
+        images: shaped like the network's.
+        names: of the images.
+        options: how to run.
+
+    Raises:
+        RequestError: images of another shape.
+        WorkError: the outputs are NaN.
+    """
+    trained = _on(trained, images)
+    found: dict[int, tuple[int, float]] = {}
+    with bench(trained, options) as at:
+        network = at.put()
+        with progress_bar(len(images), "classified") as bar:
+            for part in at.pool.run(_classify, _calls(at, network, images)):
+                found |= part
+                bar.update(len(part))
+    classes = trained.dataset.classes
+    rows = tuple(
+        Prediction(
+            image=name,
+            label=classes[top],
+            number=top,
+            abstain=False,
+            radius=0.0,
+            bound=share,
+            draws=0,
+        )
+        for name, (_, (top, share)) in zip(names, sorted(found.items()), strict=True)
+    )
+    return Predictions(rows, "without noise: no certificate")
+
+
+def _on(trained: Trained, images: Part) -> Trained:
+    """Returns a network with images in place of its data."""
+    if images.shape != trained.dataset.shape:
+        raise RequestError(
+            f"images: got (C, H, W) = {images.shape}, expected {trained.dataset.shape}"
+        )
+    dataset = replace(
+        trained.dataset, name=FOLDER, train=images, validation=images, test=images, notes=()
+    )
+    section = replace(trained.config.certify, split="test", examples=None, skip=1)
+    config = replace(trained.config, certify=section)
+    return replace(trained, dataset=dataset, config=config, uid=None)
+
+
+def _log_of(trained: Trained, protocol: Protocol, name: str | None) -> Path:
+    """Returns the log of some images under a protocol."""
+    how = log_path(trained.folder, protocol).stem.removeprefix(f"{protocol.split}_")
+    stem = name or f"{how}_{protocol.data[:8]}"
+    return trained.folder / FOLDER / f"{stem}.tsv"
+
+
+def _seed(path: Path) -> int:
+    """Returns the seed of an existing log, or one that nobody can guess."""
+    if path.exists():
+        with path.open(encoding="utf-8", errors="replace") as file:
+            head = file.readline()
+        try:
+            return int(json.loads(head.removeprefix("# "))["seed"])
+        except (ValueError, KeyError, TypeError):
+            return 0  # opening the log says what is wrong with it
+    return secrets.randbelow(_SEEDS)
+
+
+def _answer(row: Row, name: str, classes: Sequence[str]) -> Prediction:
+    abstain = row.predict == ABSTAIN
+    return Prediction(
+        image=name,
+        label="" if abstain else classes[row.predict],
+        number=row.predict,
+        abstain=abstain,
+        radius=row.radius,
+        bound=row.p_lower,
+        draws=row.draws,
+    )
+
+
+def _about(protocol: Protocol) -> str:
+    """Returns how certificates were made, in one line."""
+    ablated = protocol.noise == "ablation"
+    amount = f"keep = {protocol.keep}" if ablated else f"sigma = {protocol.sigma:g}"
+    return (
+        f"radii in {protocol.norm}; {protocol.noise} noise, {amount}, up to {protocol.n:,} draws;"
+        f" each answer is wrong with probability at most {protocol.alpha:g}"
+    )
+
+
+def _calls(at: Bench, network: Any, images: Part) -> Iterator[tuple[Any, ...]]:
+    for start in range(0, len(images), _SHARD):
+        positions = list(range(start, min(start + _SHARD, len(images))))
+        yield network, positions, images.fetch(positions)[0], at.device, at.trained.config
+
+
+def _classify(
+    sent: Sent, positions: list[int], images: Tensor, device: str, config: Config
+) -> dict[int, tuple[int, float]]:
+    """The task: position to class and softmax."""
+    devices.set_threads(config.cluster.cpus_per_worker)
+    network = sent.on(device)
+    with torch.inference_mode(), devices.arithmetic(torch.device(device)):
+        logits = network(images.to(device)).double()
+    if logits.isnan().any():
+        raise WorkError("the network's outputs are NaN; the training may have diverged")
+    shares, tops = logits.softmax(1).max(1)
+    return dict(zip(positions, zip(tops.tolist(), shares.tolist(), strict=True), strict=True))
+
+
+def read_images(
+    paths: Sequence[str], shape: tuple[int, int, int], echo: Echo
+) -> tuple[Part, list[str]]:
+    """Returns images that a command names, and their names.
+
+    Args:
+        paths: files and folders of images, or one npz with an array of images.
+        shape: (C, H, W) of the network's images.
+        echo: prints what was left out.
+
+    Raises:
+        RequestError: they are not images, or none are there.
+    """
+    if len(paths) == 1 and paths[0].endswith(".npz"):
+        part = data.read_array(Path(paths[0]))
+        return part, [str(number) for number in range(len(part))]
+    pictures, left = data.read_pictures(paths, shape)
+    for note in left:
+        echo(note)
+    here = f"{Path.cwd()}/"
+    return pictures, [shown(file.removeprefix(here)) for file in pictures.files]

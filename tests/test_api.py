@@ -1,0 +1,241 @@
+"""The functions of the package: the command line's rows, for any module and any data in memory."""
+
+import gc
+import json
+import math
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import binom
+from torch import nn
+from torch.utils.data import TensorDataset
+
+import raybust
+from raybust import data
+from raybust.certification import CertificateLog, Protocol, Row
+from raybust.config import compose
+from raybust.errors import RequestError
+from raybust.methods import get
+
+FAST = ("certify.n=200", "certify.examples=12")
+NET = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, shape=None, num_classes=10):
+        super().__init__()
+        self.layer = nn.Linear(64, 10)
+
+    def forward(self, images):
+        return self.layer(images.flatten(1))
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A module of the user's, its class in a file of the working directory, and its weights."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "api_net.py").write_text(NET)
+    sys.modules.pop("api_net", None)
+    from api_net import Net
+
+    digits = data.load(compose([], get).data)
+    images, labels = digits.train.fetch(range(len(digits.train)))
+    torch.manual_seed(0)
+    network = Net()
+    step = torch.optim.Adam(network.parameters(), 0.02)
+    for _ in range(60):
+        noisy = images + 0.25 * torch.randn_like(images)
+        loss = nn.functional.cross_entropy(network(noisy), labels)
+        step.zero_grad()
+        loss.backward()
+        step.step()
+    torch.save(network.state_dict(), "own.pth")
+    return network
+
+
+def digits_test():
+    return data.load(compose([], get).data).test.fetch(range(12))
+
+
+def log_rows(path):
+    header = json.loads(path.read_text().split("\n", 1)[0].removeprefix("# "))
+    fields = {key: tuple(v) if isinstance(v, list) else v for key, v in header.items()}
+    return CertificateLog(path, Protocol(**fields)).rows
+
+
+def same(ours, theirs):
+    return len(ours) == len(theirs) and all(a.same(b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_rows_of_a_module_are_those_of_the_command_line(own, cli, tmp_path):
+    mine = raybust.certify(own, "digits", *FAST, sigma=0.25, quiet=True)
+    words = ("own.pth", "model.name=api_net:Net", "model.mean=[0.0]", "model.std=[1.0]")
+    done = cli("certify", *words, *FAST, "certify.sigma=0.25", "--json")
+    assert done.code == 0, done.err
+    path = json.loads(done.out)["files"]["rows"]
+    assert same(mine.rows, log_rows(tmp_path / path))
+    assert sum(row.correct for row in mine.rows) >= 8, "the comparison needs certificates"
+    assert isinstance(mine.rows[0], Row)
+
+
+@pytest.mark.parametrize("form", ["tensors", "arrays", "uint8", "dataset", "npz"])
+def test_forms_of_data_give_the_rows_of_the_named_data(own, form, tmp_path):
+    images, labels = digits_test()
+    if form == "tensors":
+        given = images, labels
+    elif form == "arrays":
+        given = images[:, 0].double().numpy(), labels.tolist()
+    elif form == "uint8":
+        given = (images[:, 0] * 255).round().byte().numpy(), labels.numpy()
+    elif form == "dataset":
+        given = TensorDataset(images, labels)
+    else:
+        given = str(tmp_path / "own.npz")
+        pixels, truth = images[:, 0].numpy(), labels.numpy()
+        np.savez(given, x_train=pixels, y_train=truth, x_test=pixels, y_test=truth)
+    settings = ("certify.n=200", *(("data.validation=0.5",) if form == "npz" else ()))
+    found = raybust.certify(own, given, *settings, sigma=0.25, quiet=True).rows
+    torch.manual_seed(1)
+    again = raybust.certify(own, (images, labels), "certify.n=200", sigma=0.25, quiet=True).rows
+    if form == "uint8":
+        assert [row.top for row in found] == [row.top for row in again]
+    else:
+        assert same(found, again)
+    assert [row.label for row in found] == labels.tolist()
+    assert own.training, "the module of the user stays as it is"
+
+
+def test_attack_and_corrupt(own):
+    given = digits_test()
+    attacked = raybust.attack(own, given, eps=[0.1, 0.5], norm="l2", quiet=True)
+    clean = float((own(given[0]).argmax(1) == given[1]).double().mean())
+    weak, strong = (attacked.metrics[f"attacked/l2_{eps}/robust_accuracy"] for eps in (0.1, 0.5))
+    assert clean >= weak >= strong
+    corrupted = raybust.corrupt(own, given, sets=["C1"], quiet=True)
+    assert corrupted.metrics["corrupted/clean_error"] == pytest.approx(100 * (1 - clean))
+
+
+def test_train_load_certify_predict_report(tmp_path, cli):
+    out = tmp_path / "runs"
+    tiny = (
+        "method.name=gaussian", "method.sigma=0.25", "model.width=4", "train.epochs=2",
+        "certified_fast.every=0", "certified_fast.n=100", "certified_fast.examples=2",
+    )  # fmt: skip
+    first = raybust.train(*tiny, name="mine", out=out, quiet=True)
+    assert (first.name, first.sigma, len(first.classes)) == ("mine", 0.25, 10)
+    again = raybust.train(*tiny, name="mine", out=out, quiet=True)
+    images, _ = first.dataset.test.fetch(range(4))
+    assert torch.equal(first.network(images), again.network(images))
+    found = raybust.certify("mine", None, *FAST, out=out, quiet=True)
+    done = cli("certify", "mine", *FAST, "--out", out, "--json")
+    assert (done.code, "resuming" in done.err) == (0, True)
+    assert json.loads(done.out)["metrics"] == found.metrics
+    loaded = raybust.load("mine", out=out)
+    assert same(found.rows, raybust.certify(loaded, None, *FAST, quiet=True).rows)
+    answers = raybust.predict("mine", images, "certify.n=200", out=out)
+    assert [len(answers), answers[0].draws] == [4, 200]
+    assert raybust.predict("mine", images[0], "certify.n=200", out=out)[0].draws == 200
+    assert "mine" in raybust.report("mine", out=out).text()
+    other = raybust.certify("mine", (images, torch.zeros(4)), "certify.n=200", out=out, quiet=True)
+    assert len(other.rows) == 4
+    assert len(list((out / "mine" / "certified").glob("*.tsv"))) == 1, "other data stay out"
+
+
+def test_predictions_are_certificates_and_their_noise_is_secret(own):
+    images, labels = digits_test()
+    fixed = ("certify.n=200", "certify.seed=0")
+    rows = raybust.certify(own, (images, labels), *fixed, sigma=0.25, quiet=True).rows
+    found = raybust.predict(own, images, *fixed, sigma=0.25)
+    assert [(row.predict, row.radius) for row in rows] == [(a.number, a.radius) for a in found]
+    one, two = (raybust.predict(own, images, "certify.n=200", sigma=0.25) for _ in range(2))
+    assert [a.bound for a in one] != [a.bound for a in two]
+    plain = raybust.predict(own, images, plain=True, classes=list("abcdefghij"))
+    tops = own(images).argmax(1).tolist()
+    assert [answer.label for answer in plain] == ["abcdefghij"[top] for top in tops]
+    assert {answer.radius for answer in plain} == {0.0}
+
+
+class Halves(nn.Module):
+    """Logits whose smoothed classifier is known: the sign of the first pixel minus 1/2."""
+
+    def forward(self, images):
+        value = images[:, 0, 0, 0] - 0.5
+        return torch.stack([-value, value], 1)
+
+
+def test_false_radii_of_a_linear_network_are_at_most_alpha():
+    """Exact: the true radius is the distance to the plane; each image is asked for a radius just
+    above it, where a false answer is most likely."""
+    count, alpha, distance = 600, 0.05, 0.2
+    images = torch.full((count, 1, 2, 2), 0.5 + distance)
+    settings = ("certify.n=500", f"certify.alpha={alpha}")
+    found = raybust.predict(Halves(), images, *settings, sigma=0.5, radius=distance + 1e-3)
+    false = sum(answer.radius > distance for answer in found)
+    assert false <= binom.ppf(0.9999, count, alpha)
+    near = raybust.predict(Halves(), images, *settings, sigma=0.5, radius=distance / 4)
+    assert sum(answer["safe"] for answer in near.plain()) > 0.8 * count
+    assert all(math.isfinite(answer.radius) for answer in near)
+
+
+def test_results_in_a_folder_of_the_users_resume(own, tmp_path):
+    given = digits_test()
+    first = raybust.certify(own, given, "certify.n=200", sigma=0.25, out=tmp_path / "kept")
+    path = first.files["rows"]
+    assert path.is_relative_to(tmp_path / "kept")
+    again = raybust.certify(own, given, "certify.n=200", sigma=0.25, out=tmp_path / "kept")
+    assert same(first.rows, again.rows)
+    temporary = raybust.certify(own, given, "certify.n=200", sigma=0.25, quiet=True)
+    place = temporary.files["rows"]
+    assert place.exists()
+    assert "data:image/png" in temporary._repr_html_()
+    del temporary
+    gc.collect()
+    assert not place.exists(), "temporary results end with their object"
+
+
+def ask(function, *arguments, **keywords):
+    with pytest.raises(RequestError) as found:
+        function(*arguments, **keywords)
+    assert "\n" not in str(found.value)
+    return str(found.value)
+
+
+def test_mistakes(own, tmp_path):
+    images, labels = digits_test()
+    certify = raybust.certify
+    assert "pass sigma=" in ask(certify, own, (images, labels))
+    assert "expected images and labels" in ask(certify, own, sigma=1)
+    assert "(images, labels)" in ask(certify, own, images, sigma=1)
+    assert "0 to 1" in ask(certify, own, (images * 2, labels), sigma=1).replace("[0, 1]", "0 to 1")
+    assert "one label per image" in ask(certify, own, (images, labels[:3]), sigma=1)
+    assert "expected from 0 to 9" in ask(certify, own, (images, labels + 10), sigma=1)
+    assert "fails on images of (C, H, W) = (1, 4, 8)" in ask(
+        certify, own, (images[:, :, :4], labels), sigma=1
+    )
+    assert "key" in ask(certify, own, (images, labels), "certify.m=3", sigma=1)
+    assert "no corruption" in ask(raybust.corrupt, own, (images, labels))
+    assert "3 names for 10 logits" in ask(
+        raybust.predict, own, images, sigma=1, classes=["a", "b", "c"]
+    )
+    with pytest.raises(AttributeError, match="certifi"):
+        _ = raybust.certifi
+
+
+def test_importing_the_package_takes_no_time(tmp_path):
+    code = textwrap.dedent("""
+        import sys, time
+        began = time.perf_counter()
+        import raybust
+        print(time.perf_counter() - began, "torch" in sys.modules)
+        assert callable(raybust.certify) and "torch" in sys.modules
+    """)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split()[1] == "False"
