@@ -60,7 +60,7 @@ TABLE = {
     "stages": (
         "devices config data disk identity methods models numerics training certification evaluate"
         " corruptions"
-        " trained track search reporting cluster request | torch joblib optuna (pandas tqdm)"
+        " trained track search reporting cluster request | torch joblib optuna safetensors (onnx pandas tqdm)"
     ),
     "cli": (
         "config data disk methods models request (identity training evaluate studies track"
@@ -87,6 +87,7 @@ OPTIONS = {
     "certify": STAGE | {"result", "only", "cohen"},
     "evaluate": STAGE | {"result"},
     "predict": (STAGE | {"result", "radius", "plain", "form"}) - {"dry_run", "as_json"},
+    "export": {"out", "as_json", "folder", "form", "license_name"},
     "ui": {"out", "dry_run", "port"},
     "methods": {"as_json", "diagnose", "theory"},
     "datasets": {"as_json"},

@@ -265,6 +265,41 @@ def predict(
 
 
 @cli.command()
+@click.argument("run", metavar="RUN")
+@click.argument("settings", nargs=-1, metavar="[key=value ...]")
+@options("out", "as_json")
+@click.option("--to", "folder", metavar="FOLDER", help="Folder to write (default: export/RUN).")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["safetensors", "torch", "onnx"]),
+    default="safetensors",
+    show_default=True,
+    help="Form of the network.",
+)
+@click.option("--license", "license_name", metavar="TEXT", help="License of the weights.")
+def export(
+    run: str,
+    settings: tuple[str, ...],
+    *,
+    as_json: bool,
+    folder: str | None,
+    form: str,
+    license_name: str | None,
+    **given: Any,
+) -> None:
+    """Write a network for use elsewhere, with a model card."""
+    leaves, _ = read_leaves(settings, given)
+    from raybust.stages import exported
+
+    trained = open_trained(run, settings, given)
+    print_notes(trained)
+    target = Path(folder or f"export/{trained.name.replace('/', '-')}")
+    found = exported.export(trained, form, target, license_name, leaves)
+    click.echo(to_json(found.plain()) if as_json else found.text())
+
+
+@cli.command()
 @click.argument("logs", nargs=-1, required=True, metavar="LOG.tsv|RUN ... [key=value ...]")
 @options("name", "out", "as_json")
 def report(logs: tuple[str, ...], as_json: bool, **given: Any) -> None:

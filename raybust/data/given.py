@@ -1,6 +1,7 @@
 """Data that a program holds: arrays, tensors or a torch dataset, as a `Dataset`.
 
-Such a dataset is measured, not trained on, so its three parts are the same examples.
+Such a dataset is measured, not trained on, so its three parts are the same examples; images without
+labels are predicted, not measured.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ def write(
     """
     save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, folder / WEIGHTS)
     torch.save(state, folder / STATE)
-    digests = {name: _digest(folder / name) for name in (WEIGHTS, STATE)}
+    digests = {name: digest_of(folder / name) for name in (WEIGHTS, STATE)}
     versions = {"raybust": raybust.__version__, "torch": torch.__version__}
     record = {"format": FORMAT, "files": digests, "versions": versions, **manifest}
     (folder / MANIFEST).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
@@ -123,7 +123,7 @@ def torn(folder: Path) -> str | None:
     if written != FORMAT:
         return f"format {written}, but this version reads {FORMAT}"
     for name, digest in digests:
-        if not (folder / name).is_file() or _digest(folder / name) != digest:
+        if not (folder / name).is_file() or digest_of(folder / name) != digest:
             return f"{name} is missing or damaged"
     return None
 
@@ -157,6 +157,7 @@ def read_state(folder: Path) -> dict[str, Any]:
     return state
 
 
-def _digest(path: Path) -> str:
+def digest_of(path: Path) -> str:
+    """Returns the SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,6 +1,7 @@
 """Models of MLflow: written as folders that MLflow loads and serves, and fetched from the registry.
 
-They are models from code: a Python file beside the weights, no pickle.
+They are models from code: a Python file beside the weights, no pickle. A fetched model stays on
+disk, because a version of a registered model never changes.
 """
 
 from __future__ import annotations

@@ -1,0 +1,130 @@
+"""The model card of a trained network: what it was trained on, how, and what is proven of it.
+
+Results of another network, other images or other labels than those of now are left out. The card is
+Markdown with the sections that model hubs expect.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from raybust.config import Leaf
+from raybust.disk.files import is_aside
+from raybust.identity import weights_digest
+from raybust.reporting.attacks import compare_attacks
+from raybust.reporting.certificates import table
+from raybust.search.leaderboard import UNITS
+from raybust.stages import attacked, certified
+from raybust.stages.current import Current
+from raybust.track.environment import environment
+from raybust.trained import Trained
+
+CARD = "MODEL_CARD.md"
+
+_USE = {
+    "manifest.json": """```python
+import raybust
+
+answers = raybust.predict("FOLDER", images)  # of model.safetensors: class and certified radius
+```""",
+    "model.pt2": """```python
+import torch
+
+network = torch.export.load("model.pt2").module()
+logits = network(images)
+```""",
+    "model.onnx": """```python
+import onnxruntime
+
+session = onnxruntime.InferenceSession("model.onnx")
+(logits,) = session.run(None, {"images": images})
+```""",
+}
+
+
+def card_of(trained: Trained, folder: Path, license_name: str | None, leaves: list[Leaf]) -> str:
+    """Returns the card in Markdown.
+
+    Args:
+        trained: the network with its data.
+        folder: of the exported networks.
+        license_name: of the weights; None if it was not stated.
+        leaves: the settings of the call.
+    """
+    config, dataset = trained.config, trained.dataset
+    channels, height, width = dataset.shape
+    parameters = sum(parameter.numel() for parameter in trained.network.parameters())
+    spent = [f"{key}: {value}" for key, value in _method(trained).items()]
+    lines = [
+        f"# {trained.name}",
+        f"License of the weights: {license_name or 'not stated'}.",
+        "## Network",
+        f"`{config.model.name}`, {parameters:,} parameters. Input: float images (N, {channels},"
+        f" {height}, {width}) in [0, 1]; the first layer normalizes them. Output: logits of"
+        f" {len(dataset.classes)} classes: {', '.join(dataset.classes)}.",
+        *[text for file, text in _USE.items() if (folder / file).exists()],
+        "## Training",
+        *[
+            f"- {line.removeprefix('data').strip()}"
+            for line in dataset.understood(config.model.mean, config.model.std)
+        ],
+        f"- method `{config.method.key}`" + (f": {', '.join(spent)}" if spent else ""),
+        f"- {config.train.optimizer}, learning rate {config.train.lr:g}, batch size"
+        f" {config.train.batch_size}, {config.train.budget[1]:g} {UNITS[config.train.budget[0]]},"
+        f" seed {config.seed}",
+        "## What is proven",
+        *_proven(trained, leaves),
+        "## What was measured under attack",
+        *_attacked(trained, leaves),
+        "## Origin",
+        "- " + ", ".join(f"{name} {version}" for name, version in environment().items()),
+        f"- SHA-256 of the weights, by name, type and shape: `{weights_digest(trained.network)}`",
+        f"- digest of the data: `{dataset.digest}`",
+    ]
+    text = "\n\n".join(lines).replace("\n\n- ", "\n- ")
+    for head in ("Training", "Origin"):
+        text = text.replace(f"## {head}\n- ", f"## {head}\n\n- ")
+    return text + "\n"
+
+
+def _method(trained: Trained) -> dict[str, object]:
+    from dataclasses import asdict
+
+    found = asdict(trained.config.method)
+    return {key: value for key, value in found.items() if not isinstance(value, dict)}
+
+
+def _current(trained: Trained, kind: str, ending: str, leaves: list[Leaf]) -> list[Path]:
+    """Returns the results of this network on its present data."""
+    now = Current(leaves)
+    found = sorted((trained.folder / kind).glob(f"*{ending}"))
+    return [
+        path
+        for path in found
+        if not is_aside(path) and ".robustbench-" not in path.name and not now.changes(path)
+    ]
+
+
+def _proven(trained: Trained, leaves: list[Leaf]) -> list[str]:
+    logs = _current(trained, certified.FOLDER, ".tsv", leaves)
+    if not logs:
+        return [f"Nothing yet: `raybust certify {trained.name}`."]
+    text = table(logs, trained.config.certify.radii, [log.stem for log in logs])
+    return [
+        "Certified accuracy in % by radius, by randomized smoothing: the smoothed classifier gives"
+        " the right class, and no change of the image within the radius changes it.",
+        text.rstrip(),
+    ]
+
+
+def _attacked(trained: Trained, leaves: list[Leaf]) -> list[str]:
+    found = _current(trained, attacked.FOLDER, ".json", leaves)
+    if not found:
+        return [f"Nothing yet: `raybust evaluate {trained.name}`."]
+    with TemporaryDirectory() as place:
+        made = compare_attacks([(trained.name, path) for path in found], Path(place))
+    return [
+        "Accuracy in % under attacks: what was found, not what is proven.",
+        made.markdown.rstrip(),
+    ]

@@ -1,0 +1,160 @@
+"""Exports a trained network, normalization included, for use without raybust, with a model card.
+
+A written network is read back, and its outputs on test images must be those of the run; one that
+computes something else is removed.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import json
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from raybust.config import Leaf
+from raybust.disk import checkpoint, runs
+from raybust.disk.files import replace_text
+from raybust.disk.strip import newest_weights
+from raybust.errors import RequestError, WorkError
+from raybust.stages.card import CARD, card_of
+from raybust.trained import Trained
+
+_TOLERANCE = 1e-5
+"""Difference of logits that is tolerated, as a share of the largest."""
+_IMAGES = 8
+
+
+@dataclass(frozen=True)
+class Export:
+    """A finished export.
+
+    Attributes:
+        files: the network and its card.
+        difference: the largest difference of its logits from the run's.
+    """
+
+    files: tuple[Path, ...]
+    difference: float
+
+    def text(self) -> str:
+        """Returns the output of the command line."""
+        return "\n".join([*map(str, self.files), f"logits differ by at most {self.difference:.2g}"])
+
+    def plain(self) -> dict[str, Any]:
+        """Returns the output for --json."""
+        return {"files": [str(path) for path in self.files], "difference": self.difference}
+
+
+def export(
+    trained: Trained, form: str, folder: Path, license_name: str | None, leaves: list[Leaf]
+) -> Export:
+    """Writes a network and its card.
+
+    Args:
+        trained: the network with its data.
+        form: a key of `FORMS`.
+        folder: is created; files of earlier exports of the form are replaced.
+        license_name: of the weights, for the card.
+        leaves: the settings, by which results are compared with the network as it is now.
+
+    Raises:
+        RequestError: the form needs a package that is missing, or the network cannot be traced.
+        WorkError: the written network computes something else.
+    """
+    images, _ = trained.dataset.test.fetch(range(min(_IMAGES, len(trained.dataset.test))))
+    folder.mkdir(parents=True, exist_ok=True)
+    with torch.no_grad():
+        ours = trained.network(images)
+        path, theirs = FORMS[form](trained, images, folder)
+    difference = float((ours - theirs).abs().max())
+    if not difference <= _TOLERANCE * max(1.0, float(ours.abs().max())):
+        path.unlink()
+        raise WorkError(
+            f"{path.name}: its logits differ from the run's by {difference:.2g}; it was removed"
+        )
+    card = folder / CARD
+    replace_text(card, card_of(trained, folder, license_name, leaves))
+    return Export((path, card), difference)
+
+
+def _safetensors(trained: Trained, images: Tensor, folder: Path) -> tuple[Path, Tensor]:
+    """Writes the weights, and beside them what rebuilds the network: `raybust.load(FOLDER)`."""
+    from safetensors.torch import load_file, save_file
+
+    path = folder / checkpoint.WEIGHTS
+    state = {key: value.contiguous() for key, value in trained.network.state_dict().items()}
+    save_file(state, path)
+    path.chmod(0o644)  # safetensors leaves it to the owner alone
+    saved = _saved(trained)
+    if saved is not None:
+        manifest = checkpoint.read_manifest(saved)
+        manifest["files"] = {checkpoint.WEIGHTS: checkpoint.digest_of(path)}
+        text = json.dumps(manifest, indent=1, sort_keys=True) + "\n"
+        replace_text(folder / checkpoint.MANIFEST, text)
+    read = copy.deepcopy(trained.network)
+    read.load_state_dict(load_file(path))
+    return path, read(images)
+
+
+def _torch(trained: Trained, images: Tensor, folder: Path) -> tuple[Path, Tensor]:
+    """Writes a program of torch.export for any number of images."""
+    path = folder / "model.pt2"
+    batch = torch.export.Dim("batch", min=1)
+    try:
+        program = torch.export.export(trained.network, (images,), dynamic_shapes=({0: batch},))
+    except Exception as error:
+        raise _untraceable(trained, error) from error
+    torch.export.save(program, path)
+    return path, torch.export.load(path).module()(images)
+
+
+def _onnx(trained: Trained, images: Tensor, folder: Path) -> tuple[Path, Tensor]:
+    """Writes ONNX for any number of images."""
+    missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise RequestError(
+            f"--format onnx: needs {' and '.join(missing)}: pip install raybust[onnx]"
+        )
+    import onnx
+    from onnx.reference import ReferenceEvaluator
+
+    path = folder / "model.onnx"
+    batch = torch.export.Dim("batch", min=1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch's own, of its exporter
+            torch.onnx.export(
+                trained.network, (images,), str(path), input_names=["images"],
+                output_names=["logits"], dynamic_shapes=({0: batch},), dynamo=True,
+                external_data=False, verbose=False,
+            )  # fmt: skip
+    except Exception as error:
+        raise _untraceable(trained, error) from error
+    found: Any = ReferenceEvaluator(onnx.load(path)).run(None, {"images": images.numpy()})
+    return path, torch.from_numpy(found[0])
+
+
+FORMS: dict[str, Callable[[Trained, Tensor, Path], tuple[Path, Tensor]]] = {
+    "safetensors": _safetensors,
+    "torch": _torch,
+    "onnx": _onnx,
+}
+"""Form of an export to what writes it; returns the file, and its logits as read back."""
+
+
+def _untraceable(trained: Trained, error: Exception) -> RequestError:
+    text = " ".join(str(error).split())[:200]
+    return RequestError(f"{trained.name}: its network cannot be traced ({text}); use safetensors")
+
+
+def _saved(trained: Trained) -> Path | None:
+    """Returns the checkpoint of a run; None for a weights file."""
+    is_run = (trained.folder / runs.IDENTITY).exists()
+    return newest_weights(trained.folder, trained.name) if is_run else None

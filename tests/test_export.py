@@ -1,0 +1,119 @@
+"""`raybust export`: networks that others' code reads compute the same; the card has the figures."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from small_run import small_run
+
+import raybust
+from raybust.disk import checkpoint
+from raybust.reporting import acr, read_log
+
+CARD = "MODEL_CARD.md"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    return small_run(tmp_path_factory.mktemp("exported") / "runs" / "mine").parent
+
+
+@pytest.fixture
+def place(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(trained, "runs")
+    return tmp_path
+
+
+def read(form, path):
+    """The exported network, read by the library that owns its form."""
+    if form == "torch":
+        return torch.export.load(path / "model.pt2").module()
+    if form == "onnx":
+        onnx = pytest.importorskip("onnx")
+        from onnx.reference import ReferenceEvaluator
+
+        session = ReferenceEvaluator(onnx.load(path / "model.onnx"))
+        return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+    return raybust.load(path).network
+
+
+@pytest.mark.parametrize("form", ["safetensors", "torch", "onnx"])
+def test_the_exported_network_computes_the_same_on_any_number_of_images(place, cli, form):
+    if form == "onnx":
+        pytest.importorskip("onnxscript")
+    done = cli("export", "mine", "--format", form, "--to", "there", "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["difference"] <= 1e-4
+    own = raybust.load("mine")
+    images, _ = own.dataset.test.fetch(range(50, 55))
+    network = read(form, place / "there")
+    with torch.no_grad():
+        for count in (1, 5):
+            assert torch.allclose(network(images[:count]), own.network(images[:count]), atol=1e-4)
+    assert (place / "there" / CARD).exists()
+
+
+def test_an_export_is_a_network_wherever_one_is_named(place, cli):
+    assert cli("export", "mine", "--to", "there").code == 0
+    shutil.rmtree("runs")
+    found = cli("certify", "there", "certify.examples=4", "certify.n=200")
+    assert found.code == 0, found.err
+    names = {path.name for path in (place / "there").iterdir()}
+    assert names == {checkpoint.WEIGHTS, checkpoint.MANIFEST, CARD}
+    assert (place / "there" / checkpoint.WEIGHTS).stat().st_mode & 0o044, "others may read it"
+
+
+def test_the_card_has_the_figures_of_the_logs(place, cli):
+    cli("export", "mine", "--to", "there")
+    assert "Nothing yet: `raybust certify mine`." in (place / "there" / CARD).read_text()
+    cli("certify", "mine", "certify.examples=12", "certify.n=200")
+    cli("evaluate", "mine", "evaluate.examples=6", "evaluate.eps=[0.1]", "evaluate.attacks=[pgd]")
+    assert cli("export", "mine", "--to", "there", "--license", "CC-BY-4.0").code == 0
+    card = (place / "there" / CARD).read_text()
+    (log,) = place.glob("runs/mine/certified/*.tsv")
+    assert str(acr(read_log(log))).partition(" (")[0] in card
+    assert "| mine | adaptive, pgd" in card
+    for text in ("CC-BY-4.0", "`gaussian`: sigma: 0.25", "3 epochs", "1294 training images"):
+        assert text in card
+    shutil.rmtree(checkpoint.newest(place / "runs" / "mine"))
+    cli("export", "mine", "--to", "there")
+    assert "Nothing yet: `raybust certify mine`." in (place / "there" / CARD).read_text(), (
+        "certificates of another checkpoint are not this network's"
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("mien",), "Did you mean 'mine'"),
+        (("mine", "--format", "pickle"), "'pickle'"),
+        (("mine", "--to", "runs/mine/run.json"), "run.json"),
+    ],
+)
+def test_mistakes(place, cli, words, said):
+    done = cli("export", *words)
+    assert done.code in (1, 2)
+    assert said in done.err.splitlines()[-1]
+    assert "Traceback" not in done.err
+
+
+def test_a_network_that_cannot_be_traced_is_one_line(place, cli, monkeypatch):
+    monkeypatch.syspath_prepend(str(place))
+    (place / "branching.py").write_text(
+        "import torch\nfrom torch import nn\n\n\nclass Net(nn.Module):\n"
+        "    def __init__(self):\n        super().__init__()\n"
+        "        self.layer = nn.Linear(64, 10)\n\n"
+        "    def forward(self, images):\n"
+        "        if float(images.sum()) > 1e9:\n            images = images * 2\n"
+        "        return self.layer(images.flatten(1))\n"
+    )
+    torch.save(torch.nn.Linear(64, 10).state_dict(), "w.pth")
+    state = {f"layer.{key}": value for key, value in torch.load("w.pth").items()}
+    torch.save(state, "w.pth")
+    words = ("export", "w.pth", "model.name=branching:Net", "--to", "there")
+    assert cli(*words).code == 0
+    done = cli(*words, "--format", "torch")
+    assert done.code == 2
+    assert "cannot be traced" in done.err.splitlines()[-1]
