@@ -36,7 +36,7 @@ from raybust.errors import RequestError
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
 MARKER = re.compile(r"^<!-- generate: (\w+)(?: ([\w.]+))? -->$", re.MULTILINE)
-MODULES = ("errors", "trained")
+MODULES = ("api", "errors", "trained")
 """Public modules that export no `__all__`."""
 
 ROOT_PAGES = ("CHANGELOG", "CONTRIBUTING", "SECURITY")

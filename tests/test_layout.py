@@ -59,8 +59,8 @@ TABLE = {
     ),
     "stages": (
         "devices config data disk identity methods models numerics training certification evaluate"
-        " corruptions"
-        " trained track search reporting cluster request | torch joblib optuna safetensors (onnx pandas tqdm)"
+        " corruptions trained track search reporting cluster request"
+        " | torch joblib optuna safetensors (onnx pandas tqdm)"
     ),
     "cli": (
         "config data disk methods models request (identity training evaluate studies track"

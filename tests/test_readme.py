@@ -5,6 +5,7 @@ An example is the fenced block below a line `<!-- example: NAME -->` of one of t
 
 import importlib
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -76,3 +77,16 @@ def test_dry_runs(added, tmp_path, cli):
     assert f"name: {added.key}" in shown.out
     shown = cli("tune", "example.yaml", "--dry-run")
     assert shown.code == 0, shown.err
+
+
+@pytest.mark.parametrize("name", ["certify your own", "python"])
+def test_a_network_of_ones_own(name, tmp_path):
+    """The lines from an own network to a certificate, in a fresh process."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error::DeprecationWarning:raybust", "-c",
+         example(f"<!-- example: {name} -->")],
+        capture_output=True, text=True, cwd=tmp_path, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.iterdir()) == [], "nothing is left behind"
+    assert name == "python" or "certified" in done.stdout or "ACR" in done.stdout
