@@ -24,6 +24,7 @@ from raybust.certification.guards import check_images, check_mode, check_outputs
 from raybust.certification.log import ABSTAIN, Row
 from raybust.certification.noise import BLOCK, Stream, block_seed, draws
 from raybust.certification.protocol import Protocol
+from raybust.certification.schedule import Schedule
 from raybust.errors import RequestError, WorkError
 
 IN_FLIGHT = 32
@@ -64,52 +65,90 @@ def certify_examples(
     check_mode(network)
     if not len(images):
         return iter(())
-    return _Engine(network, images, labels, [int(i) for i in indices], protocol).run()
+    numbers = [int(index) for index in indices]
+    engine = Engine(network, protocol, images[0], numbers[0])
+    cases = (
+        Case(index, int(label), pixels, protocol.rule)
+        for index, label, pixels in zip(
+            numbers, labels.tolist(), engine.pixels(images), strict=True
+        )
+    )
+    return _run(engine, cases)
+
+
+def _run(engine: Engine, cases: Iterator[Case]) -> Iterator[Row]:
+    """Yields the rows of all cases, each as soon as it is decided."""
+    case = next(cases, None)
+    while True:
+        while case is not None and engine.has_room:
+            engine.admit(case)
+            case = next(cases, None)
+        if engine.is_idle:
+            return
+        for done in engine.advance():
+            yield engine.row(done)
 
 
 @dataclass(eq=False)
-class _Case:
-    """An example in flight: `row` is its pair of rows in the count table, `open` its number of
-    slots yet to run, `looks` the votes at each look, `seconds` its share of the time."""
+class Case:
+    """An image in flight.
 
-    position: int
-    row: int
+    Attributes:
+        index: of the example in its dataset, the key of its noise.
+        label: its label.
+        pixels: float32 (H, W, C) in [0, 1] on the engine's device, see `Engine.pixels`.
+        rule: when to stop.
+        row: its pair of rows in the count table.
+        open: number of its slots yet to run.
+        looks: the votes at each look.
+        pilot: the votes that chose the class.
+        seconds: its share of the time.
+    """
+
+    index: int
+    label: int
+    pixels: Tensor
+    rule: Schedule
+    row: int = -1
     open: int = 0
     looks: list[NDArray[np.int64]] = field(default_factory=list)
+    pilot: NDArray[np.int64] | None = None
     seconds: float = 0.0
 
 
 class _Slot(NamedTuple):
     """A block of draws of a case; the first `valid` draws count."""
 
-    case: _Case
+    case: Case
     stream: Stream
     block: int
     valid: int
 
 
-class _Engine:
-    def __init__(
-        self,
-        network: nn.Module,
-        images: Tensor,
-        labels: Tensor,
-        indices: list[int],
-        protocol: Protocol,
-    ) -> None:
-        self.protocol, self.indices = protocol, indices
-        self.labels = labels.tolist()
-        self.pixels = images.float().permute(0, 2, 3, 1).contiguous()
-        device = images.device
+class Engine:
+    """Lanes and counts of the images in flight, which are admitted and leave at any time.
+
+    Args:
+        network: as in `certify_examples`.
+        protocol: noise, n0, seed, batch and arithmetic; each case has a rule of its own.
+        image: float (C, H, W), the example on which the network is checked.
+        index: the key of its noise.
+
+    Raises:
+        RequestError: the outputs depend on the batch.
+    """
+
+    def __init__(self, network: nn.Module, protocol: Protocol, image: Tensor, index: int) -> None:
+        self.protocol = protocol
+        device = image.device
         self.generator = torch.Generator(device)
-        probe = draws(
-            protocol.smoothing, protocol.seed, images[0].float(), (indices[0], "pilot", 0)
-        )
+        probe = draws(protocol.smoothing, protocol.seed, image.float(), (index, "pilot", 0))
         plain = make_forward(network, protocol)
         self.classes = check_outputs(plain, probe, protocol.precision)
         compiled = torch.compile(network, dynamic=False) if protocol.compile else network
         self.forward = make_forward(compiled, protocol)
-        self.batch = torch.zeros(protocol.batch, *self.pixels.shape[1:], device=device)
+        channels, height, width = protocol.shape
+        self.batch = torch.zeros(protocol.batch, height, width, channels, device=device)
         self.lanes: list[deque[_Slot]] = [deque() for _ in range(protocol.batch // BLOCK)]
         self.free = list(range(IN_FLIGHT * len(self.lanes)))
         # Two rows per example and one for unused draws; the last column counts NaN outputs.
@@ -119,37 +158,63 @@ class _Engine:
         )
         self.order = torch.arange(BLOCK, device=device)
         self.ones = torch.ones(protocol.batch, dtype=torch.int64, device=device)
+        self.ran: list[Case] = []
+        self.elapsed = 0.0
 
-    def run(self) -> Iterator[Row]:
-        todo = deque(range(len(self.indices)))
-        ran: list[_Case] = []
-        began = time.perf_counter()
-        while True:
-            while todo and self.free and not all(self.lanes):
-                self._admit(todo.popleft())
-            if not any(self.lanes):
-                return
-            ran += self._step()
-            ready = list(dict.fromkeys(case for case in ran if not case.open))
-            if not ready:
-                continue
-            votes = self._votes(ready)
-            elapsed = time.perf_counter() - began
-            for case in ran:
-                case.seconds += elapsed / len(ran)
-            ran = []
-            for case, (pilot, estimate) in zip(ready, votes, strict=True):
-                if self._look(case, pilot, estimate):
-                    yield self._row(case, pilot)
-            began = time.perf_counter()
+    @staticmethod
+    def pixels(images: Tensor) -> Tensor:
+        """Returns images (N, C, H, W) as the pixels of cases, float32 (N, H, W, C)."""
+        return images.float().permute(0, 2, 3, 1).contiguous()
 
-    def _admit(self, position: int) -> None:
-        case = _Case(position, self.free.pop())
+    @property
+    def has_room(self) -> bool:
+        """Whether another case would fill lanes that are empty."""
+        return bool(self.free) and not all(self.lanes)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no case is in flight."""
+        return not any(self.lanes)
+
+    def admit(self, case: Case) -> None:
+        """Takes a case in; there must be room."""
+        case.row = self.free.pop()
         self.counts[2 * case.row : 2 * case.row + 2] = 0
         self._queue(case, "pilot", 0, self.protocol.n0)
-        self._queue(case, "estimate", 0, self.protocol.rule.times[0])
+        self._queue(case, "estimate", 0, case.rule.times[0])
 
-    def _queue(self, case: _Case, stream: Stream, first: int, end: int) -> None:
+    def drop(self, case: Case) -> None:
+        """Ends a case with the looks that it has."""
+        for lane, queue in enumerate(self.lanes):
+            self.lanes[lane] = deque(slot for slot in queue if slot.case is not case)
+        case.open = 0
+        self.ran = [other for other in self.ran if other is not case]
+        self.free.append(case.row)
+
+    def advance(self) -> list[Case]:
+        """Runs one batch; returns the cases that it decided.
+
+        Raises:
+            WorkError: NaN outputs.
+        """
+        began = time.perf_counter()
+        self.ran += self._step()
+        ready = list(dict.fromkeys(case for case in self.ran if not case.open))
+        if not ready:
+            self.elapsed += time.perf_counter() - began
+            return []
+        votes = self._votes(ready)
+        self.elapsed += time.perf_counter() - began
+        for case in self.ran:
+            case.seconds += self.elapsed / len(self.ran)
+        self.ran, self.elapsed = [], 0.0
+        return [
+            case
+            for case, (pilot, estimate) in zip(ready, votes, strict=True)
+            if self._look(case, pilot, estimate)
+        ]
+
+    def _queue(self, case: Case, stream: Stream, first: int, end: int) -> None:
         """Queues draws first ... end - 1 of a stream; `first` is a multiple of BLOCK."""
         for start in range(first, end, BLOCK):
             slot = _Slot(case, stream, start // BLOCK, min(BLOCK, end - start))
@@ -157,12 +222,10 @@ class _Engine:
             case.open += 1
 
     def _seed(self, slot: _Slot) -> int:
-        return block_seed(
-            self.protocol.seed, self.indices[slot.case.position], slot.stream, slot.block
-        )
+        return block_seed(self.protocol.seed, slot.case.index, slot.stream, slot.block)
 
     @torch.inference_mode()
-    def _step(self) -> list[_Case]:
+    def _step(self) -> list[Case]:
         """Runs one batch, in which empty lanes are padding; returns the cases that took part."""
         rows, valid, ran = [], [], []
         for lane, queue in enumerate(self.lanes):
@@ -174,7 +237,7 @@ class _Engine:
             case = slot.case
             self.protocol.smoothing.fill(
                 self.batch[lane * BLOCK : (lane + 1) * BLOCK],
-                self.pixels[case.position],
+                case.pixels,
                 self.generator.manual_seed(self._seed(slot)),
             )
             rows.append(2 * case.row + (slot.stream == "estimate"))
@@ -193,7 +256,7 @@ class _Engine:
         """Copies numbers to the device without waiting for it."""
         return torch.tensor(numbers).to(self.batch.device, non_blocking=True)
 
-    def _votes(self, cases: list[_Case]) -> NDArray[np.int64]:
+    def _votes(self, cases: list[Case]) -> NDArray[np.int64]:
         """Returns the counts (cases, 2, classes) in one transfer; raises on NaN."""
         rows = self._sent([case.row for case in cases])
         pairs = self.counts[: self.unused].view(-1, 2, self.classes + 1)
@@ -201,39 +264,41 @@ class _Engine:
         for case, found in zip(cases, votes, strict=True):
             if found[:, -1].any():
                 raise WorkError(
-                    f"example {self.indices[case.position]}: the network's outputs are NaN for "
+                    f"example {case.index}: the network's outputs are NaN for "
                     f"{found[:, -1].sum()} noisy copies; earlier rows are kept"
                 )
         return votes[:, :, :-1]
 
-    def _look(self, case: _Case, pilot: NDArray[np.int64], votes: NDArray[np.int64]) -> bool:
-        """Takes a look; returns whether the example is done, or queues its next draws."""
-        rule = self.protocol.rule
+    def _look(self, case: Case, pilot: NDArray[np.int64], votes: NDArray[np.int64]) -> bool:
+        """Takes a look; returns whether the case is done, or queues its next draws."""
+        case.pilot = pilot
         case.looks.append(votes)
         top = int(pilot.argmax())
-        if rule.stops([int(look[top]) for look in case.looks]):
+        if case.rule.stops([int(look[top]) for look in case.looks]):
             self.free.append(case.row)
             return True
         done = len(case.looks)
-        self._queue(case, "estimate", rule.times[done - 1], rule.times[done])
+        self._queue(case, "estimate", case.rule.times[done - 1], case.rule.times[done])
         return False
 
-    def _row(self, case: _Case, pilot: NDArray[np.int64]) -> Row:
-        rule, top, last = self.protocol.rule, int(pilot.argmax()), case.looks[-1]
+    def row(self, case: Case) -> Row:
+        """Returns the certificate of a case that has taken a look."""
+        assert case.pilot is not None
+        top, last = int(case.pilot.argmax()), case.looks[-1]
         counts = [int(look[top]) for look in case.looks]
-        bound, look = rule.best(counts)
+        bound, look = case.rule.best(counts)
         return Row(
-            idx=self.indices[case.position],
-            label=int(self.labels[case.position]),
+            idx=case.index,
+            label=case.label,
             predict=top if bound > 0.5 else ABSTAIN,
             radius=self.protocol.smoothing.radius(bound),
             time=case.seconds,
             top=top,
-            n0_count=int(pilot[top]),
+            n0_count=int(case.pilot[top]),
             count=counts[look],
-            n=rule.times[look],
+            n=case.rule.times[look],
             p_lower=bound,
-            draws=rule.times[len(counts) - 1],
+            draws=case.rule.times[len(counts) - 1],
             counts=tuple((int(c), int(last[c])) for c in last.nonzero()[0]),
         )
 

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -53,18 +53,26 @@ class Decoding:
 PLAIN = Decoding()
 
 
-def decode(path: Path, how: Decoding = PLAIN) -> Image.Image:
+def decode(
+    path: Path, how: Decoding = PLAIN, content: BinaryIO | None = None, most: int | None = None
+) -> Image.Image:
     """Returns the image of a file as RGB; of an animation the first frame.
 
     Args:
-        path: the file.
+        path: the file, or its name in errors.
         how: background and orientation.
+        content: what to read in place of the file.
+        most: pixels at most, checked before they are decoded.
 
     Raises:
         RequestError: it is no image, or its values have no known range.
     """
     try:
-        with Image.open(path) as file:
+        with Image.open(path if content is None else content) as file:
+            if most is not None and file.width * file.height > most:
+                raise RequestError(
+                    f"{path}: has {file.width} x {file.height} pixels, expected at most {most:,}"
+                )
             _scale_clear_gray(file)
             tags = _tags(file)
             image = ImageOps.exif_transpose(file) if how.orientation else file
@@ -75,9 +83,9 @@ def decode(path: Path, how: Decoding = PLAIN) -> Image.Image:
     except RequestError:
         raise
     except _BROKEN as error:
+        reason = "no image" if content is not None else " ".join(str(error).split())
         raise RequestError(
-            f"{path}: cannot be read as an image ({' '.join(str(error).split())}); replace or "
-            "remove it"
+            f"{path}: cannot be read as an image ({reason}); replace or remove it"
         ) from None
 
 

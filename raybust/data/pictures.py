@@ -49,16 +49,25 @@ class Pictures(StreamedSplit):
         Raises:
             RequestError: the file is no image.
         """
-        image = decode(self.root / self.files[position], self.decoding)
-        channels, height, width = self.form
-        if channels == 1:
-            image = image.convert("L")
-        if height == width:
-            view = center(image, height)
-        else:
-            view = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
-        pixels = torch.from_numpy(np.array(view))
-        return pixels[None] if channels == 1 else pixels.permute(2, 0, 1).contiguous()
+        return fitted(decode(self.root / self.files[position], self.decoding), self.form)
+
+
+def fitted(image: Image.Image, form: tuple[int, int, int]) -> Tensor:
+    """Returns an image at the size and with the channels of a network, uint8 (C, H, W).
+
+    Args:
+        image: RGB.
+        form: (C, H, W), C 1 or 3.
+    """
+    channels, height, width = form
+    if channels == 1:
+        image = image.convert("L")
+    if height == width:
+        view = center(image, height)
+    else:
+        view = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
+    pixels = torch.from_numpy(np.array(view))
+    return pixels[None] if channels == 1 else pixels.permute(2, 0, 1).contiguous()
 
 
 def read_pictures(paths: Sequence[str], form: tuple[int, int, int]) -> tuple[Pictures, list[str]]:

@@ -1,0 +1,182 @@
+"""The commands that use a trained network: predict, serve, export.
+
+They need neither its training data nor its training code.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from raybust.cli.group import cli
+from raybust.cli.options import options, result_name
+from raybust.cli.output import echo, print_notes
+from raybust.cli.submission import submitted
+from raybust.disk.files import to_json
+from raybust.errors import RequestError
+from raybust.request import open_trained, read_leaves
+
+
+@cli.command()
+@click.argument("run", metavar="RUN")
+@click.argument("images", nargs=-1, required=True, metavar="IMAGES... [key=value ...]")
+@options("out", "address", "detach", "workers", "resume", "verbose")
+@result_name
+@click.option("--radius", type=float, help="Is the class safe to this radius? Cheapest.")
+@click.option("--plain", is_flag=True, help="The network without noise, and no certificate.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "csv", "jsonl"]),
+    default="table",
+    show_default=True,
+    help="Form of the output.",
+)
+@click.option(
+    "--replay",
+    type=click.Path(path_type=Path),
+    metavar="ANSWER.json",
+    help="Recompute a server's answer about IMAGES.",
+)
+def predict(
+    *,
+    run: str,
+    images: tuple[str, ...],
+    address: str | None,
+    detach: bool,
+    resume: bool,
+    verbose: bool,
+    result: str | None,
+    radius: float | None,
+    plain: bool,
+    form: str,
+    replay: Path | None,
+    **given: Any,
+) -> None:
+    """Classify images, each with a certified radius.
+
+    IMAGES are files, folders, or one npz with an array of images. Without --radius, each image gets
+    its full radius from all certify.n draws.
+    """
+    settings = tuple(text for text in images if "=" in text and not Path(text).exists())
+    named = [text for text in images if text not in settings]
+    if not named:
+        raise RequestError(f"predict: got only {' '.join(images)}, expected images")
+    if plain and radius is not None:
+        raise RequestError("--radius: needs noise; leave out --plain")
+    if radius is not None:
+        settings = (*settings, f"certify.radius={radius!r}", "certify.schedule=sequence")
+    leaves, _ = read_leaves(settings, given)
+    if submitted(address, leaves, detach):
+        return
+    from raybust.stages import checks, predicted
+    from raybust.stages.measurement import Options
+
+    trained = open_trained(run, settings, given, with_data=False)
+    checks.check_certify(
+        trained.config, trained.dataset.shape, checks.device_before(trained.config, address)
+    )
+    for note in trained.notes:
+        echo(note)
+    part, names = predicted.read_images(named, trained.dataset.shape, echo)
+    if replay is not None:
+        from raybust.stages import replayed
+
+        click.echo(replayed.check_answers(trained, part, replay))
+        return
+    how = Options(echo, address, given["workers"], resume, result, verbose)
+    if plain:
+        found = predicted.predict_plain(trained, part, names, how)
+    else:
+        seed = next((leaf.value for leaf in leaves if leaf.key == "certify.seed"), None)
+        found = predicted.predict(trained, part, names, how, seed=seed)
+    written = {"table": found.text, "csv": found.csv, "jsonl": found.lines}[form]()
+    click.echo(written.rstrip("\n"))
+
+
+@cli.command()
+@click.argument("run", metavar="RUN")
+@click.argument("settings", nargs=-1, metavar="[key=value ...]")
+@options("out", "as_json")
+@click.option("--to", "folder", metavar="FOLDER", help="Folder to write (default: export/RUN).")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["safetensors", "torch", "onnx"]),
+    default="safetensors",
+    show_default=True,
+    help="Form of the network.",
+)
+@click.option("--license", "license_name", metavar="TEXT", help="License of the weights.")
+def export(
+    run: str,
+    settings: tuple[str, ...],
+    *,
+    as_json: bool,
+    folder: str | None,
+    form: str,
+    license_name: str | None,
+    **given: Any,
+) -> None:
+    """Write a network for use elsewhere, with a model card."""
+    leaves, _ = read_leaves(settings, given)
+    from raybust.stages import exported
+
+    trained = open_trained(run, settings, given)
+    print_notes(trained)
+    target = Path(folder or f"export/{trained.name.replace('/', '-')}")
+    found = exported.export(trained, form, target, license_name, leaves)
+    click.echo(to_json(found.plain()) if as_json else found.text())
+
+
+@cli.command()
+@click.argument("run", metavar="RUN")
+@click.argument("settings", nargs=-1, metavar="[key=value ...]")
+@options("out", "address", "verbose")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option(
+    "--port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="Port of HTTP."
+)
+@click.option(
+    "--replicas", type=click.IntRange(1), default=1, show_default=True, help="Copies at work."
+)
+@click.option(
+    "--queue", type=click.IntRange(1), default=256, show_default=True, help="Images that may wait."
+)
+@click.option(
+    "--token-file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="File with the token of all requests (default: a new one, printed).",
+)
+@click.option("--no-token", is_flag=True, help="Answer whoever reaches the port.")
+def serve(
+    run: str,
+    settings: tuple[str, ...],
+    *,
+    address: str | None,
+    verbose: bool,
+    host: str,
+    port: int,
+    replicas: int,
+    queue: int,
+    token_file: Path | None,
+    no_token: bool,
+    **given: Any,
+) -> None:
+    """Answer over HTTP, each answer with a certified radius."""
+    if no_token and token_file is not None:
+        raise RequestError("--no-token: contradicts --token-file; leave out one of them")
+    token = "" if token_file is None else token_file.read_text().strip()
+    if token_file is not None and not token:
+        raise RequestError(f"--token-file: {token_file} is empty")
+    from raybust.stages import checks, serving
+
+    where = serving.Listening(host, port, replicas, None if no_token else token, queue)
+    trained = open_trained(run, settings, given, with_data=False)
+    device = checks.device_before(trained.config, address)
+    checks.check_certify(trained.config, trained.dataset.shape, device)
+    for note in trained.notes:
+        echo(note)
+    serving.serve(trained, where, address=address, verbose=verbose, echo=echo)

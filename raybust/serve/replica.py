@@ -1,0 +1,135 @@
+"""A replica of a served network: answers images, whose draws share its batches."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from raybust import devices
+from raybust.certification import ABSTAIN, Protocol
+from raybust.certification.live import Ask, Certificate, Live, OverloadedError
+from raybust.errors import RequestError, WorkError
+from raybust.identity import Sent
+
+
+@dataclass(frozen=True)
+class Served:
+    """What a server needs of a network.
+
+    Attributes:
+        name: of the run or model.
+        sent: the network.
+        classes: names of its classes.
+        protocol: how it certifies; `n` and `alpha` are the defaults of a request.
+        cpus: of a replica.
+        most: images that wait or are in flight at a replica.
+        radii: of the test set at the protocol, 0 on abstention; empty if unknown.
+    """
+
+    name: str
+    sent: Sent
+    classes: tuple[str, ...]
+    protocol: Protocol
+    cpus: float
+    most: int
+    radii: tuple[float, ...] = ()
+
+
+class Replica:
+    """Answers requests; Ray Serve makes as many as asked for.
+
+    Args:
+        served: the network.
+    """
+
+    def __init__(self, served: Served) -> None:
+        devices.set_threads(served.cpus)
+        self.served = served
+        self.network = served.sent.on(served.protocol.device)
+        self.live = Live(self.network, served.protocol, served.most)
+
+    def check_health(self) -> None:
+        """Raises if the certifier's thread has ended; Ray Serve then replaces the replica."""
+        if not self.live.is_alive:
+            raise WorkError("the certifier has ended")
+
+    async def ping(self) -> bool:
+        """Returns that the replica answers."""
+        return True
+
+    async def certify(self, images: np.ndarray, ask: dict[str, Any]) -> dict[str, Any]:
+        """Returns {"answers": [...]}, {"refused": why} or {"busy": seconds}.
+
+        Args:
+            images: float32 (N, C, H, W) in [0, 1].
+            ask: `radius`, `n`, `alpha`, `seconds` until the answer is due, `audit`.
+        """
+        due = ask.get("seconds")
+        try:
+            asked = Ask(
+                radius=ask.get("radius"),
+                n=ask["n"],
+                alpha=ask["alpha"],
+                deadline=None if due is None else time.monotonic() + due,
+            )
+            futures = self.live.submit(torch.from_numpy(images), asked)
+        except OverloadedError as error:
+            return {"busy": error.seconds}
+        except RequestError as error:
+            return {"refused": str(error)}
+        found = await asyncio.gather(*map(asyncio.wrap_future, futures))
+        return {"answers": [self._answer(one, ask) for one in found]}
+
+    async def plain(self, images: np.ndarray) -> dict[str, Any]:
+        """Returns the network's classes without noise; see `certify`."""
+        tops, shares = await asyncio.to_thread(self._classify, images)
+        rows = zip(tops, shares, strict=True)
+        return {"answers": [self._row(top, 0.0, share, 0) for top, share in rows]}
+
+    @torch.inference_mode()
+    def _classify(self, images: np.ndarray) -> tuple[list[int], list[float]]:
+        device = torch.device(self.served.protocol.device)
+        with devices.arithmetic(device, self.served.protocol.precision):
+            logits = self.network(torch.from_numpy(images).to(device)).double()
+        shares, tops = logits.softmax(1).max(1)
+        return tops.tolist(), shares.tolist()
+
+    def _answer(self, found: Certificate, ask: dict[str, Any]) -> dict[str, Any]:
+        row = found.row
+        if row is None:
+            answer = self._row(ABSTAIN, 0.0, 0.0, 0)
+        else:
+            answer = self._row(row.predict, row.radius, row.p_lower, row.draws)
+        if ask.get("radius") is not None:
+            answer["safe"] = not answer["abstain"] and answer["radius"] >= ask["radius"]
+        if ask.get("audit") and row is not None:
+            answer["audit"] = {
+                "protocol": {**asdict(found.protocol), "outputs": ()},
+                "key": row.idx,
+                "top": row.top,
+                "n0_count": row.n0_count,
+                "votes": {self.served.classes[c]: votes for c, votes in row.counts},
+                "count": row.count,
+                "n": row.n,
+                "p_lower": row.p_lower,
+                "radius": row.radius,
+            }
+        return answer
+
+    def _row(self, number: int, radius: float, bound: float, draws: int) -> dict[str, Any]:
+        abstain = number == ABSTAIN
+        classes: Sequence[str] = self.served.classes
+        return {
+            "label": "" if abstain else classes[number],
+            "number": number,
+            "abstain": abstain,
+            "radius": radius,
+            "bound": bound,
+            "draws": draws,
+        }

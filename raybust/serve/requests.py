@@ -1,0 +1,230 @@
+"""What a request asks: images from JSON, multipart files, npy or an image file, and how to answer.
+
+Whatever is wrong with it is one line with its status code.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from raybust.data.decode import decode
+from raybust.data.pictures import fitted
+from raybust.errors import RequestError
+
+Shape = tuple[int, int, int]
+
+_FIELDS = ("radius", "n", "alpha", "deadline_ms", "plain", "audit")
+_MOST_PIXELS = 50_000_000
+"""Of an image file, before it is decoded (our choice)."""
+_TRUE, _FALSE = ("true", "1", "yes"), ("false", "0", "no")
+
+
+class BadRequestError(Exception):
+    """A request that cannot be answered.
+
+    Args:
+        code: HTTP status, 4xx.
+        text: one line.
+    """
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(text)
+        self.code, self.text = code, text
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a server accepts.
+
+    Attributes:
+        shape: (C, H, W) of an image.
+        n: default and largest number of draws.
+        alpha: default.
+        images: at most in a request.
+        size: bytes of a request at most.
+    """
+
+    shape: Shape
+    n: int
+    alpha: float
+    images: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Question:
+    """A request.
+
+    Attributes:
+        images: float32 (N, C, H, W) in [0, 1].
+        names: of the images.
+        plain: without noise.
+        ask: see `Replica.certify`.
+    """
+
+    images: np.ndarray
+    names: tuple[str, ...]
+    plain: bool
+    ask: dict[str, Any]
+
+
+def question_of(
+    images: np.ndarray, names: tuple[str, ...], given: Mapping[str, Any], limits: Limits
+) -> Question:
+    """Returns a checked question.
+
+    Args:
+        images: float32 (N, C, H, W).
+        names: of the images.
+        given: the other fields, as JSON or as text.
+        limits: of the server.
+
+    Raises:
+        BadRequestError: a field is unknown or out of range, or there are no images or too many.
+    """
+    strange = sorted(set(given) - set(_FIELDS))
+    if strange:
+        raise BadRequestError(422, f"unknown field {strange[0]!r}; known: {', '.join(_FIELDS)}")
+    if not len(images):
+        raise BadRequestError(422, "images: got none, expected at least one")
+    if len(images) > limits.images:
+        raise BadRequestError(
+            413, f"images: got {len(images)}, expected at most {limits.images} in a request"
+        )
+    low, high = float(images.min()), float(images.max())
+    if not (low >= 0 and high <= 1):
+        raise BadRequestError(422, f"images: got values from {low:g} to {high:g}, expected [0, 1]")
+    n = int(_number(given, "n", limits.n, 1, limits.n))
+    ask: dict[str, Any] = {
+        "n": n,
+        "alpha": _number(given, "alpha", limits.alpha, 1e-12, 0.5),
+        "audit": _flag(given, "audit"),
+    }
+    if given.get("radius") is not None:
+        ask["radius"] = _number(given, "radius", 0.0, 0.0, math.inf)
+    if given.get("deadline_ms") is not None:
+        ask["seconds"] = _number(given, "deadline_ms", 0.0, 0.0, 1e9) / 1000
+    return Question(images, names, _flag(given, "plain"), ask)
+
+
+def from_json(body: bytes, limits: Limits) -> Question:
+    """Returns the question of a JSON object with `images`, nested lists of numbers.
+
+    Raises:
+        BadRequestError: it is none.
+    """
+    try:
+        fields = json.loads(body)
+    except ValueError as error:
+        raise BadRequestError(400, f"not JSON: {error}") from None
+    if not isinstance(fields, dict) or "images" not in fields:
+        raise BadRequestError(422, 'expected a JSON object with "images"')
+    try:
+        array = np.asarray(fields.pop("images"), dtype=np.float32)
+    except (ValueError, TypeError, OverflowError):
+        raise BadRequestError(422, "images: expected nested lists of numbers of one size") from None
+    images = _shaped(array, limits.shape)
+    return question_of(images, _numbered(len(images)), fields, limits)
+
+
+def from_npy(body: bytes, given: Mapping[str, Any], limits: Limits) -> Question:
+    """Returns the question of an array in numpy's format; the other fields are query parameters.
+
+    Raises:
+        BadRequestError: it is none.
+    """
+    try:
+        array = np.load(io.BytesIO(body), allow_pickle=False)
+        if not isinstance(array, np.ndarray):
+            raise ValueError("an archive")
+    except (ValueError, EOFError, OSError) as error:
+        raise BadRequestError(400, f"not an array of numpy: {error}") from None
+    if array.dtype == np.uint8:
+        array = array.astype(np.float32) / 255
+    elif array.dtype.kind != "f":
+        raise BadRequestError(422, f"images: got {array.dtype}, expected uint8 or floats in [0, 1]")
+    images = _shaped(array.astype(np.float32), limits.shape)
+    return question_of(images, _numbered(len(images)), given, limits)
+
+
+def from_files(
+    files: list[tuple[str, bytes]], given: Mapping[str, Any], limits: Limits
+) -> Question:
+    """Returns the question of image files, resized to the network's images.
+
+    Args:
+        files: name and content of each.
+        given: the other fields.
+        limits: of the server.
+
+    Raises:
+        BadRequestError: one is no image, or has too many pixels.
+    """
+    if not files:
+        raise BadRequestError(422, "images: got none, expected at least one")
+    if len(files) > limits.images:
+        raise BadRequestError(
+            413, f"images: got {len(files)}, expected at most {limits.images} in a request"
+        )
+    images = []
+    for name, content in files:
+        try:
+            image = decode(Path(name), content=io.BytesIO(content), most=_MOST_PIXELS)
+        except RequestError as error:
+            code = 413 if "expected at most" in str(error) else 415
+            raise BadRequestError(code, str(error)) from None
+        images.append(fitted(image, limits.shape).numpy().astype(np.float32) / 255)
+    return question_of(np.stack(images), tuple(name for name, _ in files), given, limits)
+
+
+def _shaped(array: np.ndarray, shape: Shape) -> np.ndarray:
+    """Returns images (N, C, H, W): also of one image, of gray ones without a channel axis, and of
+    those with channels last."""
+    channels, height, width = shape
+    last = (height, width, channels)
+    if array.shape in (shape, last) or (channels == 1 and array.shape == shape[1:]):
+        array = array[None]
+    if channels == 1 and array.ndim == 3 and array.shape[1:] == shape[1:]:
+        array = array[:, None]
+    elif array.ndim == 4 and array.shape[1:] == last and array.shape[1:] != shape:
+        array = array.transpose(0, 3, 1, 2)
+    if array.ndim != 4 or array.shape[1:] != shape:
+        raise BadRequestError(
+            422, f"images: got shape {array.shape}, expected (N, {', '.join(map(str, shape))})"
+        )
+    return np.ascontiguousarray(array)
+
+
+def _numbered(count: int) -> tuple[str, ...]:
+    return tuple(map(str, range(count)))
+
+
+def _number(given: Mapping[str, Any], key: str, default: float, low: float, high: float) -> float:
+    value = given.get(key)
+    if value is None:
+        return default
+    try:
+        found = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        found = math.nan
+    if not low <= found <= high:
+        raise BadRequestError(422, f"{key}: got {value!r}, expected {low:g} to {high:g}")
+    return found
+
+
+def _flag(given: Mapping[str, Any], key: str) -> bool:
+    value = given.get(key, False)
+    if isinstance(value, bool):
+        return value
+    text = str(value).lower()
+    if text not in (*_TRUE, *_FALSE):
+        raise BadRequestError(422, f"{key}: got {value!r}, expected true or false")
+    return text in _TRUE
