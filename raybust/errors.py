@@ -56,7 +56,7 @@ def cause_of(error: BaseException) -> str:
 
 def no_room(reason: str) -> bool:
     """Whether a failure was caused by a disk that is full, read-only or over quota."""
-    return re.search(r"(?i)errno (28|30|122)\b", reason) is not None
+    return re.search(r"(?i)(errno|os error) (28|30|122)\b", reason) is not None
 
 
 def why_failed(error: BaseException) -> str:

@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import shutil
+import subprocess
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from raybust import config as configuration
 from raybust import data, methods
 from raybust.disk import checkpoint
 from raybust.disk.checkpoint import MANIFEST, STATE, WEIGHTS
-from raybust.errors import RequestError
+from raybust.errors import RequestError, why_failed
 from raybust.training.fit import fit
 from raybust.training.objective import assemble
 
@@ -263,3 +264,23 @@ def test_a_checkpoint_may_be_copied_elsewhere(trained, tmp_path):
     shutil.copytree(trained[-1], copy)
     assert checkpoint.torn(copy) is None
     assert checkpoint.read_manifest(copy) == checkpoint.read_manifest(trained[-1])
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+@pytest.mark.parametrize("large", ["weights", "state"])
+def test_a_full_disk_is_named_whichever_file_it_meets(tmp_path, large):
+    """Neither safetensors nor torch's writer says so in the system's words."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting is not allowed here")
+    sizes = {"weights": 8, "state": 8} | {large: 2_000_000}
+    try:
+        with pytest.raises(OSError, match="No space") as found:
+            checkpoint.write(
+                disk, {"w": torch.zeros(sizes["weights"])}, {"s": torch.zeros(sizes["state"])}, {}
+            )
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+    assert "rerun the same command to resume" in why_failed(found.value)

@@ -45,7 +45,11 @@ TABLE = {
     ),
     "trained": "config data disk evaluate identity methods models training | torch",
     "track": "config disk | yaml (mlflow numpy)",
-    "serve": "api config trained | mlflow numpy pandas",
+    "serve": (
+        "config data devices certification identity"
+        " | fastapi numpy prometheus_client ray scipy starlette torch"
+    ),
+    "pyfunc": "api config trained | mlflow numpy pandas",
     "request": "(config disk methods search track trained)",
     "search": "config disk methods track | optuna sqlalchemy yaml",
     "reporting": (
@@ -59,8 +63,8 @@ TABLE = {
     ),
     "stages": (
         "devices config data disk identity methods models numerics training certification evaluate"
-        " corruptions trained track search reporting cluster request"
-        " | torch joblib optuna safetensors (onnx pandas tqdm)"
+        " corruptions trained track search reporting cluster request (serve)"
+        " | torch joblib optuna (onnx pandas tqdm)"
     ),
     "cli": (
         "config data disk methods models request (identity training evaluate studies track"
@@ -73,11 +77,11 @@ TABLE = {
 # A package at one place only, whatever the table says elsewhere.
 ALONE = {
     "click": "cli",
-    "mlflow": "track serve",
+    "mlflow": "track pyfunc",
     "omegaconf": "config",
     "optuna": "search stages",
     "pytest": "testing",
-    "ray": "cluster",
+    "ray": "cluster serve",
     "torchvision": "vision",
 }
 STAGE = {"out", "address", "detach", "workers", "resume", "dry_run", "verbose", "as_json"}
@@ -86,7 +90,18 @@ OPTIONS = {
     "tune": STAGE | {"name"},
     "certify": STAGE | {"result", "only", "cohen"},
     "evaluate": STAGE | {"result"},
-    "predict": (STAGE | {"result", "radius", "plain", "form"}) - {"dry_run", "as_json"},
+    "predict": (STAGE | {"result", "radius", "plain", "form", "replay"}) - {"dry_run", "as_json"},
+    "serve": {
+        "out",
+        "address",
+        "verbose",
+        "host",
+        "port",
+        "replicas",
+        "queue",
+        "token_file",
+        "no_token",
+    },
     "export": {"out", "as_json", "folder", "form", "license_name"},
     "ui": {"out", "dry_run", "port"},
     "methods": {"as_json", "diagnose", "theory"},

@@ -1,6 +1,7 @@
 """The commands that use a trained network: predict, serve, export.
 
-They need neither its training data nor its training code.
+They need neither its training data nor its training code; `export` reads the data for the card
+and for checking what it wrote.
 """
 
 from __future__ import annotations

@@ -8,15 +8,17 @@ folders (a kill, a full disk) fail their digests and are skipped. Stage after tr
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -29,6 +31,7 @@ STATE = "state.pt"
 MANIFEST = "manifest.json"
 
 _NAME = re.compile(r"epoch-(\d{6,})")
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
 def folder_name(epoch: int) -> str:
@@ -47,12 +50,29 @@ def write(
         state: what else resuming needs; plain containers and tensors only.
         manifest: JSON data: configuration, metrics; digests and versions are added.
     """
-    save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, folder / WEIGHTS)
-    torch.save(state, folder / STATE)
+    write_weights(weights, folder / WEIGHTS)
+    content = io.BytesIO()
+    torch.save(state, content)
+    (folder / STATE).write_bytes(content.getbuffer())  # says what is wrong; torch's writer does not
     digests = {name: digest_of(folder / name) for name in (WEIGHTS, STATE)}
     versions = {"raybust": raybust.__version__, "torch": torch.__version__}
     record = {"format": FORMAT, "files": digests, "versions": versions, **manifest}
     (folder / MANIFEST).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+
+
+def write_weights(weights: Mapping[str, Tensor], path: Path) -> None:
+    """Writes a state dict as safetensors.
+
+    Raises:
+        OSError: the disk is full, or the file cannot be written.
+    """
+    try:
+        save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, path)
+    except SafetensorError as error:  # wraps the system's error as text
+        found = _OS_ERROR.search(str(error))
+        if found is None:
+            raise
+        raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from None
 
 
 def commit(root: Path, name: str, fill: Callable[[Path], None], keep: int) -> Path:

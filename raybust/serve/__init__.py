@@ -1,1 +1,1 @@
-"""A network in use: as a model of MLflow."""
+"""A trained network behind HTTP, on Ray Serve."""

@@ -1,4 +1,8 @@
-"""A replica of a served network: answers images, whose draws share its batches."""
+"""A replica of a served network: answers images, whose draws share its batches.
+
+It holds the network and a certifier that works in a thread; requests wait for their answers without
+blocking others.
+"""
 
 from __future__ import annotations
 

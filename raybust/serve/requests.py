@@ -1,6 +1,7 @@
 """What a request asks: images from JSON, multipart files, npy or an image file, and how to answer.
 
-Whatever is wrong with it is one line with its status code.
+Whatever is wrong with it is one line with its status code. Nothing is decoded before its size is
+known, and nothing is kept.
 """
 
 from __future__ import annotations

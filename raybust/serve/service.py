@@ -1,6 +1,7 @@
 """Runs a served network on Ray Serve: one gate for HTTP, and its replicas.
 
-A second call with another network replaces the first one without losing a request.
+A second call with another network replaces the first one: new replicas start first, old ones finish
+what they have.
 """
 
 from __future__ import annotations

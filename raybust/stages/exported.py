@@ -86,11 +86,8 @@ def export(
 
 def _safetensors(trained: Trained, images: Tensor, folder: Path) -> tuple[Path, Tensor]:
     """Writes the weights, and beside them what rebuilds the network: `raybust.load(FOLDER)`."""
-    from safetensors.torch import load_file, save_file
-
     path = folder / checkpoint.WEIGHTS
-    state = {key: value.contiguous() for key, value in trained.network.state_dict().items()}
-    save_file(state, path)
+    checkpoint.write_weights(trained.network.state_dict(), path)
     path.chmod(0o644)  # safetensors leaves it to the owner alone
     saved = _saved(trained)
     if saved is not None:
@@ -99,7 +96,7 @@ def _safetensors(trained: Trained, images: Tensor, folder: Path) -> tuple[Path, 
         text = json.dumps(manifest, indent=1, sort_keys=True) + "\n"
         replace_text(folder / checkpoint.MANIFEST, text)
     read = copy.deepcopy(trained.network)
-    read.load_state_dict(load_file(path))
+    read.load_state_dict(checkpoint.read_weights(folder))
     return path, read(images)
 
 

@@ -21,7 +21,7 @@ from raybust.trained import Trained
 MODEL = "model"
 """Folder of the model below that of its run, and of its artifacts in MLflow."""
 
-_CODE = Path(raybust.__file__).parent / "serve" / "loader.py"
+_CODE = Path(raybust.__file__).parent / "pyfunc" / "loader.py"
 ABOUT = "raybust.json"
 """File that says what a model was made of."""
 _EXAMPLES = 2

@@ -2,6 +2,6 @@
 
 import mlflow
 
-from raybust.serve.pyfunc import CertifiedModel
+from raybust.pyfunc.model import CertifiedModel
 
 mlflow.models.set_model(CertifiedModel())

@@ -1,0 +1,361 @@
+"""`raybust serve`: a real server in a process of its own, asked over HTTP."""
+
+import concurrent.futures
+import io
+import json
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from browser import CHROMIUM, open_tab, wait_for
+from PIL import Image
+from small_run import small_run
+
+from raybust import data
+from raybust.config import compose
+from raybust.methods import get
+
+TOKEN = "a-token-of-the-tests"
+RAYBUST = [sys.executable, "-m", "raybust"]
+pytest.importorskip("grpc_reflection", reason="needs raybust[serve]")
+pytestmark = pytest.mark.cluster
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Server:
+    """A server's process and address."""
+
+    def __init__(self, out, *options):
+        self.out, self.port = out, free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        (out / "token").write_text(TOKEN)
+        words = ["serve", "mine", "--out", out, "--port", self.port, "--token-file", out / "token",
+                 "certify.n=1000", "certify.sigma=0.25", *options]  # fmt: skip
+        self.process = subprocess.Popen(
+            [*RAYBUST, *map(str, words)], stderr=subprocess.PIPE, text=True, cwd=out
+        )
+        self.said = []
+        for line in self.process.stderr:
+            self.said.append(line.rstrip())
+            if line.startswith("look at"):
+                break
+        assert self.process.poll() is None, self.said
+        threading.Thread(target=self.process.stderr.read, daemon=True).start()
+
+    def ask(self, path="/predict", body=None, kind=None, token=TOKEN, **headers):
+        """Returns status, JSON or text, and headers."""
+        request = urllib.request.Request(self.url + path, data=body)
+        if kind:
+            request.add_header("Content-Type", kind)
+        if token:
+            request.add_header("Authorization", f"Bearer {token}")
+        for key, value in headers.items():
+            request.add_header(key, value)
+        try:
+            with urllib.request.urlopen(request, timeout=120) as found:
+                status, text, head = found.status, found.read().decode(), found.headers
+        except urllib.error.HTTPError as error:
+            status, text, head = error.code, error.read().decode(), error.headers
+        return status, json.loads(text) if text.startswith(("{", "[")) else text, head
+
+    def array(self, images, **fields):
+        """Asks about an array; returns the answers."""
+        query = "&".join(f"{key}={value}" for key, value in fields.items())
+        status, found, _ = self.ask(f"/predict?{query}", npy(images), "application/x-npy")
+        assert status == 200, found
+        return found["predictions"]
+
+    def stop(self):
+        self.process.send_signal(2)
+        self.process.wait(60)
+
+
+def npy(array):
+    content = io.BytesIO()
+    np.save(content, array)
+    return content.getvalue()
+
+
+def png(image):
+    content = io.BytesIO()
+    Image.fromarray((np.asarray(image)[0] * 255).round().astype(np.uint8)).save(content, "png")
+    return content.getvalue()
+
+
+def multipart(files, **fields):
+    parts = []
+    for key, value in fields.items():
+        parts.append(f'Content-Disposition: form-data; name="{key}"\r\n\r\n{value}'.encode())
+    for name, content in files:
+        head = f'Content-Disposition: form-data; name="image"; filename="{name}"\r\n'
+        parts.append(f"{head}Content-Type: image/png\r\n\r\n".encode() + content)
+    body = b"".join(b"--edge\r\n" + part + b"\r\n" for part in parts) + b"--edge--\r\n"
+    return body, "multipart/form-data; boundary=edge"
+
+
+@pytest.fixture(scope="module")
+def images():
+    return data.load(compose([], get).data).test.fetch(range(12))[0].numpy()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    out = tmp_path_factory.mktemp("served")
+    small_run(out / "mine")
+    certify = ["certify", "mine", "--out", out, "certify.n=1000", "certify.sigma=0.25",
+               "certify.examples=60"]  # fmt: skip
+    subprocess.run([*RAYBUST, *map(str, certify)], check=True, capture_output=True, cwd=out)
+    opened = Server(out, "--queue", "40")
+    yield opened
+    opened.stop()
+    left = [one for one in psutil.process_iter() if str(out) in " ".join(one.cmdline())]
+    assert not left, "nothing is left of a server that was ended"
+
+
+def test_every_form_of_images_gets_the_same_class(server, images):
+    answers = server.array(images[:4])
+    assert [one["image"] for one in answers] == ["0", "1", "2", "3"]
+    body = json.dumps({"images": images[:4].tolist(), "n": 1000}).encode()
+    status, found, _ = server.ask(body=body, kind="application/json")
+    assert status == 200
+    assert (found["norm"], found["sigma"]) == ("l2", 0.25)
+    content, kind = multipart([(f"{at}.png", png(images[at])) for at in range(4)], n=1000)
+    files = server.ask(body=content, kind=kind)[1]["predictions"]
+    assert [one["image"] for one in files] == ["0.png", "1.png", "2.png", "3.png"]
+    single = server.ask(body=png(images[0]), kind="image/png")[1]["predictions"][0]
+    firsts = {one["number"] for one in (answers[0], found["predictions"][0], files[0], single)}
+    assert len(firsts - {-1}) == 1
+    for one in (*answers, *files):
+        assert one["draws"] == 1000
+        assert (one["radius"] > 0) == (not one["abstain"])
+    plain = server.array(images[:4], plain="true")
+    assert {(one["draws"], one["radius"]) for one in plain} == {(0, 0.0)}
+
+
+def test_radius_and_deadline(server, images):
+    for one in server.array(images, radius=0.05):
+        assert one["safe"] == (not one["abstain"] and one["radius"] >= 0.05)
+    assert {one["draws"] for one in server.array(images[:3], deadline_ms=0)} == {0}
+    (late,) = server.array(images[:1], deadline_ms=60000)
+    assert late["draws"] == 1000
+
+
+def test_an_answer_with_audit_is_recomputed_and_a_forged_one_is_not(server, images, tmp_path):
+    _, found, _ = server.ask("/predict?audit=true", npy(images[:3]), "application/x-npy")
+    np.savez(tmp_path / "asked.npz", images=images[:3])
+    answer = tmp_path / "answer.json"
+
+    def replay(found):
+        answer.write_text(json.dumps(found))
+        words = ["predict", "mine", tmp_path / "asked.npz", "--out", server.out, "--replay", answer,
+                 "certify.sigma=0.25"]  # fmt: skip
+        return subprocess.run([*RAYBUST, *map(str, words)], capture_output=True, text=True)
+
+    done = replay(found)
+    assert (done.returncode, done.stdout.count("reproduced")) == (0, 3), done.stderr
+    assert sum(found["predictions"][0]["audit"]["votes"].values()) == 1000
+    found["predictions"][1]["audit"]["count"] += 1
+    done = replay(found)
+    assert (done.returncode, "was not reproduced" in done.stderr) == (1, True)
+
+
+def test_the_token_guards_everything_but_health_and_the_page(server, images):
+    for path in ("/model", "/metrics", "/predict"):
+        for token in (None, "another"):
+            body = npy(images[:1]) if path == "/predict" else None
+            status, found, head = server.ask(path, body, "application/x-npy", token=token)
+            assert (status, head["WWW-Authenticate"]) == (401, "Bearer")
+            assert "Bearer" in found["error"]
+    assert server.ask("/health", token=None)[0] == server.ask("/ready", token=None)[0] == 200
+    assert TOKEN not in " ".join(server.said[:1])
+    listening = [
+        one.laddr.ip for one in psutil.net_connections("tcp")
+        if one.status == "LISTEN" and one.laddr.port == server.port
+    ]  # fmt: skip
+    assert set(listening) == {"127.0.0.1"}
+
+
+def bad(images):
+    """Yields (body, content type, query, status, words of the error)."""
+    one = npy(images[:1])
+    form = "application/x-npy"
+    yield b"{", "application/json", "", 400, "not JSON"
+    yield b"[]", "application/json", "", 422, '"images"'
+    yield b'{"images": [[1, 2], [3]]}', "application/json", "", 422, "nested lists"
+    yield b'{"images": [1, 2]}', "application/json", "", 422, "got shape (2,)"
+    yield b'{"images": [], "n": 5}', "application/json", "", 422, "shape"
+    yield b"no array", form, "", 400, "not an array"
+    yield npy(np.array([object()])), form, "", 400, "not an array"
+    yield npy(images[:1] + 1), form, "", 422, "expected [0, 1]"
+    yield npy(np.full_like(images[:1], np.nan)), form, "", 422, "expected [0, 1]"
+    yield npy(np.zeros((1, 3, 8, 8), np.float32)), form, "", 422, "expected (N, 1, 8, 8)"
+    yield npy(np.zeros((1, 1, 8, 8), np.int64)), form, "", 422, "int64"
+    yield npy(np.zeros((41, 1, 8, 8), np.uint8)), form, "", 413, "at most 40"
+    yield one, form, "n=0", 422, "n: got '0'"
+    yield one, form, "n=1001", 422, "1 to 1000"
+    yield one, form, "n=5", 422, "certifies nothing"
+    yield one, form, "alpha=2", 422, "alpha"
+    yield one, form, "radius=-1", 422, "radius"
+    yield one, form, "radius=nan", 422, "radius"
+    yield one, form, "deadline_ms=soon", 422, "deadline_ms"
+    yield one, form, "plain=perhaps", 422, "true or false"
+    yield one, form, "sigma=1", 422, "unknown field 'sigma'"
+    yield b"no image", "image/png", "", 415, "no image"
+    yield b"x", "text/plain", "", 415, "content type"
+    bomb = io.BytesIO()
+    Image.new("1", (10_000, 10_000)).save(bomb, "png")
+    yield bomb.getvalue(), "image/png", "", 413, "10000 x 10000 pixels"
+
+
+def test_bad_input_is_one_line_with_its_status(server, images):
+    for body, kind, query, status, words in bad(images):
+        found = server.ask(f"/predict?{query}", body, kind)
+        assert (found[0], words in found[1]["error"]) == (status, True), (query, words, found)
+        assert "\n" not in found[1]["error"]
+    status, found, _ = server.ask(
+        "/predict", npy(images[:1]), "application/x-npy", **{"Content-Length": str(10**9)}
+    )
+    assert status == 413
+    assert server.array(images[:1])[0]["draws"] == 1000
+
+
+def test_more_than_the_queue_is_told_when_to_come_again(server, images):
+    """Nothing that was taken is lost."""
+    with concurrent.futures.ThreadPoolExecutor(12) as pool:
+        body = npy(images)
+        asked = [pool.submit(server.ask, "/predict", body, "application/x-npy") for _ in range(12)]
+        found = [one.result() for one in asked]
+    statuses = sorted(status for status, _, _ in found)
+    assert set(statuses) == {200, 429}
+    for status, answer, head in found:
+        if status == 429:
+            assert int(head["Retry-After"]) >= 1
+        else:
+            assert [one["draws"] for one in answer["predictions"]] == [1000] * 12
+
+
+def test_metrics_and_the_watch(server, images):
+    for _ in range(5):
+        server.array(images)
+    _, text, _ = server.ask("/metrics")
+    value = dict(re.findall(r"^(\S+) (\S+)$", text, re.MULTILINE))
+    assert float(value['raybust_requests_total{status="200"}']) >= 5
+    assert float(value["raybust_draws_total"]) >= 60_000
+    _, model, _ = server.ask("/model")
+    watch = model["watch"]
+    assert watch["answers"] >= 60
+    assert len(model["radii"]) == 60
+    assert watch["drift"] is False, watch["text"]
+    assert watch["test_mean_radius"] == pytest.approx(np.mean(model["radii"]))
+    for _ in range(42):
+        server.array(np.random.default_rng(0).random(images.shape, np.float32))
+    watch = server.ask("/model")[1]["watch"]
+    assert watch["drift"] is True, watch["text"]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_the_page_shows_class_and_radius(server, images, tmp_path):
+    path = tmp_path / "shown.png"
+    answers = server.array(images)
+    at = max(range(12), key=lambda at: answers[at]["radius"])
+    path.write_bytes(png(images[at]))
+    with open_tab(f"{server.url}/") as tab:
+        wait_for(
+            tab, "document.readyState == 'complete' && !document.getElementById('access').hidden"
+        )
+        tab.evaluate(f"document.getElementById('token').value = '{TOKEN}'")
+        tab.evaluate("document.getElementById('enter').click()")
+        wait_for(tab, "document.getElementById('name').textContent == 'mine'")
+        tab.choose("#file", path)
+        wait_for(tab, "document.querySelectorAll('#copies canvas').length == 6")
+        assert tab.evaluate("document.getElementById('label').textContent") == answers[at]["label"]
+        assert "No change within" in tab.evaluate("document.getElementById('meaning').textContent")
+        assert tab.evaluate("document.querySelectorAll('#votes .bar').length") >= 1
+        assert tab.evaluate("document.getElementById('error').textContent") == ""
+        loaded = tab.evaluate("performance.getEntriesByType('resource').map(one => one.name)")
+        assert all(name.startswith((server.url, "data:", "blob:")) for name in loaded)
+        (tmp_path / "broken.png").write_text("no image")
+        tab.choose("#file", tmp_path / "broken.png")
+        wait_for(tab, "document.getElementById('error').textContent.includes('no image')")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("mien",), "Did you mean 'mine'"),
+        (("mine", "--port", "PORT"), "choose another with --port"),
+        (("mine", "--no-token", "--token-file", "token"), "contradicts"),
+        (("mine", "--token-file", "empty"), "is empty"),
+        (("mine", "certify.n=3"), "certifies nothing"),
+        (("mine", "train.epochs=3"), "fixed by the training"),
+    ],
+)
+def test_mistakes_are_one_line(server, cli, words, said, monkeypatch):
+    monkeypatch.chdir(server.out)
+    Path("empty").write_text("")
+    given = [str(server.port) if word == "PORT" else word for word in words]
+    done = cli("serve", *given, "--out", server.out)
+    assert (done.code, done.out) == (2, "")
+    assert said in done.err.splitlines()[-1]
+
+
+def replicas(server):
+    """Processes of the server's replicas."""
+    family = psutil.Process(server.process.pid).children(recursive=True)
+    return [one for one in family if "ServeReplica:raybust:Replica" in " ".join(one.cmdline())]
+
+
+@pytest.mark.drills
+def test_no_request_is_lost_while_replicas_die(server, images):
+    """2,000 requests from 8 clients; a replica is killed three times."""
+    truth = [one["number"] for one in server.array(images, plain="true")]
+    body, wrong, done = npy(images[:1]), [], []
+
+    def client(share):
+        for _ in range(share):
+            status, found, _ = server.ask("/predict?n=300", body, "application/x-npy")
+            while status == 429:
+                time.sleep(0.2)
+                status, found, _ = server.ask("/predict?n=300", body, "application/x-npy")
+            done.append(status)
+            if status != 200 or found["predictions"][0]["number"] not in (truth[0], -1):
+                wrong.append((status, found))
+
+    threads = [threading.Thread(target=client, args=(250,)) for _ in range(8)]
+    for one in threads:
+        one.start()
+    killed = 0
+    while any(one.is_alive() for one in threads):
+        if killed < 3 and len(done) > 400 * (killed + 1) and (found := replicas(server)):
+            found[0].kill()
+            killed += 1
+        time.sleep(0.05)
+    assert (killed, len(done), wrong) == (3, 2000, [])
+
+
+@pytest.mark.drills
+def test_a_second_version_replaces_the_first_without_losing_a_request(tmp_path, images):
+    """In a session of this process: `deploy` again, with requests in flight."""
+    shutil.rmtree(tmp_path, ignore_errors=True)
+    tmp_path.mkdir()
+    code = Path(__file__).with_name("rolling.py")
+    done = subprocess.run(
+        [sys.executable, str(code), str(tmp_path)], capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout.splitlines()[-1]) == {"lost": 0, "versions": 2}
