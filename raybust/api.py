@@ -141,11 +141,11 @@ def certify(
     Args:
         model: the network.
         data: what to certify on: (images, labels), a torch dataset, or the name or path of a
-            dataset. A run's own test set is the default; results on other data stay out of the run.
+            dataset. A run's own test set is the default.
         settings: key=value as on the command line: "certify.n=1000".
         sigma: standard deviation of the noise in pixels in [0, 1]; required for a module.
-        out: the folder of the runs; for a module or other data the folder in which the results are
-            kept, or None to keep them only for as long as the returned object exists.
+        out: the folder of the runs; for a module, or what `load` returned on other data, that of
+            the results, which else exist only as long as the returned object.
         name: of the result.
         address: of a Ray cluster; None for this machine.
         workers: tasks at a time.
@@ -157,7 +157,7 @@ def certify(
         WorkError: a task failed; finished rows are kept.
     """
     settings = _with_sigma(model, settings, sigma)
-    trained, home = open_network(model, data, settings, out)
+    trained, home = open_network(model, data, settings, out, _echo(quiet))
     device = checks.device_before(trained.config, address)
     checks.check_certify(trained.config, trained.dataset.shape, device)
     options = Options(_echo(quiet), address, workers, resume, name)
@@ -197,11 +197,11 @@ def attack(
         WorkError: a task failed; finished rows are kept.
     """
     if eps is not None:
-        radii = eps if isinstance(eps, Sequence) else [eps]
+        radii = [eps] if isinstance(eps, (int, float)) else list(eps)
         settings = (*settings, f"evaluate.eps=[{','.join(repr(float(r)) for r in radii)}]")
     if norm is not None:
         settings = (*settings, f"evaluate.norm={norm}")
-    trained, home = open_network(model, data, settings, out)
+    trained, home = open_network(model, data, settings, out, _echo(quiet))
     device = checks.device_before(trained.config, address)
     checks.check_attacks(
         trained.config, trained.dataset.shape, len(trained.dataset.classes), device=device
@@ -243,7 +243,7 @@ def corrupt(
     """
     if sets:
         settings = (*settings, f"corruptions.sets=[{','.join(sets)}]")
-    trained, home = open_network(model, data, settings, out)
+    trained, home = open_network(model, data, settings, out, _echo(quiet))
     if not trained.config.corruptions.asked:
         raise RequestError("corrupt: no corruption is asked for; pass sets=['C1'], for instance")
     device = checks.device_before(trained.config, address)
@@ -286,7 +286,7 @@ def predict(
     if not plain:
         settings = _with_sigma(model, settings, sigma)
     if radius is not None:
-        settings = (*settings, f"certify.radius={radius!r}", "certify.schedule=sequence")
+        settings = (*settings, f"certify.radius={float(radius)!r}", "certify.schedule=sequence")
     echo, home = _echo(quiet), TemporaryDirectory(prefix="raybust-")
     if isinstance(model, nn.Module):
         network, (part, names) = evaluated(model), _images(images, None, echo)
@@ -297,7 +297,7 @@ def predict(
         trained = of_module(network, dataset, settings, home.name)
     else:
         trained = replace(open_run(model, settings, out, with_data=False), folder=Path(home.name))
-        part, names = _images(images, trained.dataset.shape, echo)
+        part, names = _images(images, trained, echo)
     options = Options(echo, None, workers)
     if plain:
         return predicted.predict_plain(trained, part, names, options)
@@ -324,25 +324,25 @@ def report(*names: str | Path, out: str | Path | None = None, name: str = "repor
 def _with_sigma(model: Network, settings: tuple[str, ...], sigma: float | None) -> tuple[str, ...]:
     """Returns the settings with sigma, which a module has to be given."""
     if sigma is not None:
-        return (*settings, f"certify.sigma={sigma!r}")
+        return (*settings, f"certify.sigma={float(sigma)!r}")
     if isinstance(model, nn.Module) and not any(s.startswith("certify.sigma=") for s in settings):
         raise RequestError("sigma: a module does not tell its noise; pass sigma=0.5, for instance")
     return settings
 
 
 def _images(
-    images: Any, shape: tuple[int, int, int] | None, echo: Callable[[str], None]
+    images: Any, trained: Trained | None, echo: Callable[[str], None]
 ) -> tuple[Part, list[str]]:
     """Returns images as a part, and their names."""
     if isinstance(images, (str, Path)):
         images = [images]
     if isinstance(images, (list, tuple)) and all(isinstance(one, (str, Path)) for one in images):
-        if shape is None:
+        if trained is None:
             raise RequestError(
                 "images: a module does not tell the size of its images; pass an array"
             )
-        return predicted.read_images([str(one) for one in images], shape, echo)
-    part = datasets.images_of(images, shape)
+        return predicted.read_images(trained, [str(one) for one in images], echo)
+    part = datasets.images_of(images, None if trained is None else trained.dataset.shape)
     return part, [str(number) for number in range(len(part))]
 
 

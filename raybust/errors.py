@@ -39,8 +39,9 @@ def unknown(kind: str, name: object, allowed: Iterable[str]) -> RequestError:
         allowed: the valid names.
     """
     names = sorted(allowed)
-    close = difflib.get_close_matches(str(name), names, n=1)
-    hint = f" Did you mean '{close[0]}'?" if close else ""
+    containing = [one for one in names if len(str(name)) > 3 and str(name) in one]
+    close = containing[:2] or difflib.get_close_matches(str(name), names, n=1)
+    hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
     return RequestError(f"unknown {kind} '{name}'.{hint} Available: {', '.join(names)}.")
 
 

@@ -69,7 +69,35 @@ def compose(leaves: Sequence[Leaf]) -> Any:
     from raybust import config as configuration
     from raybust import methods as registry
 
-    return configuration.compose(leaves, registry.get)
+    try:
+        return configuration.compose(leaves, registry.get)
+    except RequestError:
+        _check_fields(leaves)
+        raise
+
+
+def _check_fields(leaves: Sequence[Leaf]) -> None:
+    """Names the methods that have a field which the chosen one lacks.
+
+    Raises:
+        RequestError: there are some.
+    """
+    import dataclasses
+
+    from raybust import methods as registry
+
+    names = [str(leaf.value) for leaf in leaves if leaf.key == "method.name"]
+    chosen = names[-1] if names else "standard"
+    fields = {name: {field.name for field in dataclasses.fields(registry.get(name))}
+              for name in registry.names()}  # fmt: skip
+    for leaf in leaves:
+        section, _, field = leaf.key.partition(".")
+        having = [name for name, known in fields.items() if field in known]
+        if section == "method" and having and chosen in fields and field not in fields[chosen]:
+            raise RequestError(
+                f"{leaf.key}: method {chosen} has no {field}; set method.name to one that has it:"
+                f" {', '.join(having)} ({leaf.source})"
+            )
 
 
 def open_trained(

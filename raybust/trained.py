@@ -6,6 +6,7 @@ training. Stage between checkpoint and certify / evaluate.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 from collections.abc import Mapping
@@ -37,7 +38,7 @@ FOREIGN = "_weights"
 PACKAGED = "artifacts"
 """Folder of the checkpoint in a registered model."""
 
-_SETTABLE = (
+SETTABLE = (
     "certify",
     "evaluate",
     "corruptions",
@@ -48,6 +49,7 @@ _SETTABLE = (
     "data.root",
     "data.download",
 )
+"""Sections and keys that may change after training."""
 
 
 @dataclass(frozen=True)
@@ -118,10 +120,10 @@ def load_trained(
         models.check_installed(model, path.name)
     overrides = [leaf for leaf in overrides if (leaf.key, leaf.value) != ("model.name", model)]
     for leaf in overrides:
-        if not belongs(leaf.key, _SETTABLE):
+        if not belongs(leaf.key, SETTABLE):
             raise RequestError(
                 f"{leaf.key}: is fixed by the training of {path.name};"
-                f" only these may be set afterwards: {', '.join(_SETTABLE)}"
+                f" only these may be set afterwards: {', '.join(SETTABLE)}"
             )
     leaves = _leaves_of_training(manifest, path, is_run=uid is not None)
     config = configuration.compose([*leaves, *overrides], methods.get)
@@ -137,6 +139,7 @@ def load_trained(
     if not manifest["done"]:
         notes.append(f"warning: {path.name} has not finished training: epoch {manifest['epoch']}")
     notes += _changes(path.name, network, dataset if with_data else None, manifest)
+    dataset = dataclasses.replace(dataset, classes=tuple(manifest["classes"]))
     if uid is not None and (original := runs.original_of(path)) is not None:
         notes.append(
             f"warning: {path.name} is a copy of {original}; its results stay here and are not sent"
@@ -151,7 +154,8 @@ def _checkpoint_of_run(path: Path, notes: list[str]) -> tuple[Path, str]:
     found = read_identity(path)
     if found.kind == "sweep":
         raise RequestError(
-            f"{path.name}: is a sweep; name one of its trials, for instance {path.name}/0"
+            f"{path.name}: is a sweep; name its winner, {path.name}/best, or one of its trials,"
+            f" such as {path.name}/0"
         )
     newest = newest_weights(path, runs.display_name(path), lambda t: notes.append(f"warning: {t}"))
     return newest, found.uid
@@ -188,6 +192,11 @@ def _changes(
     if "outputs" not in manifest:  # written by raybust 0.1
         return ()
     found = []
+    if dataset is not None and list(dataset.classes) != list(manifest["classes"]):
+        found.append(
+            f"warning: the names of the classes of {name} have changed since training; results use"
+            " those of the training"
+        )
     if not same_function(network, manifest):
         found.append(
             f"warning: {name} no longer computes what it did when trained: its code or a library"

@@ -3,6 +3,7 @@
 import gc
 import json
 import math
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -10,7 +11,9 @@ import textwrap
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy.stats import binom
+from small_run import small_run
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -240,3 +243,106 @@ def test_importing_the_package_takes_no_time(tmp_path):
     """)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split()[1] == "False"
+
+
+@pytest.fixture
+def mine(tmp_path):
+    """A run, its folder and a function that asks with its folder."""
+    small_run(tmp_path / "runs" / "mine")
+    return tmp_path / "runs"
+
+
+def test_a_loaded_run_that_changed_does_not_write_into_its_run(mine):
+    w = raybust.load("mine", out=mine)
+    with torch.no_grad():
+        next(w.network.parameters()).add_(1.0)
+    assert "load it again" in ask(raybust.certify, w, None, *FAST)
+    assert not (mine / "mine" / "certified").exists()
+    images, labels = w.dataset.test.fetch(range(6))
+    kept = raybust.certify(w, (images, labels), "certify.n=200", out=mine / "kept", quiet=True)
+    assert kept.files["rows"].is_relative_to(mine / "kept")
+    old = raybust.load("mine", out=mine)
+    shutil.rmtree(mine / "mine")
+    small_run(mine / "mine", seed=5)
+    assert "load it again" in ask(raybust.certify, old, None, *FAST)
+    assert "leave it out" in ask(raybust.certify, raybust.load("mine", out=mine), out=mine)
+
+
+def test_settings_that_what_was_loaded_cannot_follow_are_refused(mine):
+    w = raybust.load("mine", out=mine)
+    for setting in ("data.path=other.npz", "model.width=99", "method.sigma=0.5", "data.name=npz"):
+        assert "load it with another" in ask(raybust.certify, w, None, setting)
+    w.network.train()
+    assert raybust.certify(w, None, *FAST, quiet=True).rows, "measured in eval mode"
+
+
+def test_classes_of_other_names_or_order_are_refused(mine, tmp_path):
+    images, labels = digits_test()
+    x = images[:, 0].numpy()
+    names = [f"class {9 - number}" for number in range(10)]
+    y = np.array([9 - int(label) for label in labels])
+    arrays = {"x_train": x, "y_train": y, "x_test": x, "y_test": y, "class_names": names}
+    np.savez(tmp_path / "own.npz", **arrays)
+    small_run(
+        mine / "named", data__name="npz", data__path=str(tmp_path / "own.npz"),
+        data__validation=0.4, train__batch_size=4,
+    )  # fmt: skip
+    np.savez(tmp_path / "other.npz", **{**arrays, "class_names": names[::-1]})
+    text = ask(
+        raybust.certify, "named", str(tmp_path / "other.npz"), "data.validation=0.4", out=mine
+    )
+    assert "in that order" in text
+    np.savez(tmp_path / "own.npz", **{**arrays, "class_names": names[::-1]})
+    changed = raybust.load("named", out=mine)
+    assert changed.classes == tuple(names)
+    assert any("names of the classes" in note for note in changed.notes)
+
+
+@pytest.mark.parametrize("labels", ["text", "one-hot", "halves"])
+def test_labels_of_a_torch_dataset_mean_what_those_of_arrays_mean(own, labels):
+    images, truth = digits_test()
+    if labels == "halves":
+        text = ask(
+            raybust.certify, own, [(i, float(t) + 0.5) for i, t in zip(images, truth, strict=True)],
+            sigma=1,
+        )  # fmt: skip
+        assert "labels" in text
+        return
+    forms = {"text": list(map(str, truth.tolist())), "one-hot": np.eye(10)[truth.numpy()]}
+    pairs = list(zip(images, forms[labels], strict=True))
+    found = raybust.certify(own, pairs, "certify.n=200", sigma=0.25, quiet=True)
+    assert [row.label for row in found.rows] == truth.tolist()
+
+
+def test_pictures_of_any_mode_are_converted(own):
+    images, truth = digits_test()
+    gray = [Image.fromarray((image[0].numpy() * 255).round().astype(np.uint8)) for image in images]
+    plain = raybust.certify(
+        own, [(one, int(t)) for one, t in zip(gray, truth, strict=True)], "certify.n=200",
+        sigma=0.25, quiet=True,
+    )  # fmt: skip
+    assert sum(row.correct for row in plain.rows) >= 8
+    color = [one.convert("RGB") for one in gray]
+    network = nn.Sequential(Gray(), own)
+    tops = raybust.predict(network, np.stack([np.asarray(one) for one in color]), plain=True)
+    for mode in ("P", "RGBA", "HSV"):
+        given = [(one.convert(mode), int(t)) for one, t in zip(color, truth, strict=True)]
+        rows = raybust.certify(network, given, "certify.n=200", sigma=0.02, quiet=True).rows
+        assert [row.top for row in rows] == [one.number for one in tops]
+
+
+class Gray(nn.Module):
+    """The mean of the channels."""
+
+    def forward(self, images):
+        return images.mean(1, keepdim=True)
+
+
+def test_numbers_of_numpy_are_numbers(own):
+    given = digits_test()
+    found = raybust.certify(own, given, "certify.n=200", sigma=np.float64(0.25), quiet=True)
+    assert found.rows
+    asked = raybust.predict(own, given[0], "certify.n=200", sigma=0.25, radius=np.float32(0.1))
+    assert asked.radius == pytest.approx(0.1)
+    two = [(given[0][0], given[1][0]), (given[0][1], given[1][1])]
+    assert len(raybust.certify(own, two, "certify.n=200", sigma=0.25, quiet=True).rows) == 2

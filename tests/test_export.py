@@ -117,3 +117,22 @@ def test_a_network_that_cannot_be_traced_is_one_line(place, cli, monkeypatch):
     done = cli(*words, "--format", "torch")
     assert done.code == 2
     assert "cannot be traced" in done.err.splitlines()[-1]
+
+
+def test_a_card_never_has_figures_or_files_of_other_weights(place, cli):
+    """Weights files and folders keep their names when their content changes."""
+    state = raybust.load("mine").network.state_dict()
+    torch.save(state, "w.pth")
+    ask = ("w.pth", "model.width=8", "certify.sigma=0.25")
+    assert cli("certify", *ask, "certify.examples=8", "certify.n=200").code == 0
+    assert cli("export", *ask, "--to", "there", "--format", "torch").code == 0
+    card = (place / "there" / CARD).read_text()
+    assert "| abstain |" in card
+    assert "method and settings are not known" in card
+    first = (place / "there" / "model.pt2").read_bytes()
+    torch.save({key: value * 0.5 for key, value in state.items()}, "w.pth")
+    assert cli("export", *ask, "--to", "there").code == 0
+    card = (place / "there" / CARD).read_text()
+    assert "Nothing yet" in card
+    assert "| abstain |" not in card
+    assert not (place / "there" / "model.pt2").exists(), first[:0]

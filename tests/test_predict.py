@@ -160,3 +160,38 @@ def test_mistakes(place, cli, words, said):
     assert said in found.err.splitlines()[-1]
     assert "Traceback" not in found.err
     assert not list(place.glob("runs/mine/predicted/*"))
+
+
+def test_files_are_decoded_as_those_of_the_training(tmp_path, cli, monkeypatch):
+    """A transparent background is white for this network: gray ones are of the other class."""
+    monkeypatch.chdir(tmp_path)
+    draw = np.random.default_rng(0)
+    for part, count in (("train", 24), ("val", 6)):
+        for name, gray, alpha in (("paper", 255, 0), ("slate", 128, 255)):
+            folder = tmp_path / "data" / part / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = np.full((12, 12, 4), gray, np.uint8)
+                pixels[..., 3] = alpha
+                left, top = draw.integers(0, 8, 2)
+                pixels[top : top + 4, left : left + 4] = (0, 0, 0, 255)
+                Image.fromarray(pixels).save(folder / f"{number}.png")
+    small_run(
+        tmp_path / "runs" / "bg", data__name="image_folder", data__path=str(tmp_path / "data"),
+        data__image_size=12, data__background=[1.0], data__augment="none", train__epochs=8,
+        train__batch_size=8, data__loader_workers=0,
+    )  # fmt: skip
+    found = answers(cli("predict", "bg", "data/val", *FAST, "--format", "jsonl"))
+    assert len(found) == 12
+    right = [one["label"] in one["image"] for one in found if not one["abstain"]]
+    assert sum(right) >= 10, found
+
+
+def test_an_empty_log_gets_a_secret_seed_too(place, cli):
+    log = place / "runs" / "mine" / "predicted" / "zz.tsv"
+    log.parent.mkdir()
+    log.write_text("")
+    assert cli("predict", "mine", "pictures", *FAST, "--name", "zz").code == 0
+    assert json.loads(log.read_text().split("\n", 1)[0].removeprefix("# "))["seed"] > 1000
+    done = cli("report", log)
+    assert (done.code, "images without labels" in done.err) == (2, True)

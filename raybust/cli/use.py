@@ -81,7 +81,7 @@ def predict(
     )
     for note in trained.notes:
         echo(note)
-    part, names = predicted.read_images(named, trained.dataset.shape, echo)
+    part, names = predicted.read_images(trained, named, echo)
     if replay is not None:
         from raybust.stages import replayed
 
@@ -122,13 +122,12 @@ def export(
     **given: Any,
 ) -> None:
     """Write a network for use elsewhere, with a model card."""
-    leaves, _ = read_leaves(settings, given)
     from raybust.stages import exported
 
     trained = open_trained(run, settings, given)
     print_notes(trained)
     target = Path(folder or f"export/{trained.name.replace('/', '-')}")
-    found = exported.export(trained, form, target, license_name, leaves)
+    found = exported.export(trained, form, target, license_name)
     click.echo(to_json(found.plain()) if as_json else found.text())
 
 

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple, get_type_hints
+from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
 import yaml
 from omegaconf import OmegaConf
@@ -35,6 +35,7 @@ _UNREADABLE = (
     AttributeError,
     RecursionError,
 )
+_FRACTION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*/\s*(\d+(?:\.\d+)?)\s*")
 _SHOWN = 80
 
 
@@ -284,10 +285,33 @@ def _assign(tree: Any, leaf: Leaf, keys: set[str]) -> str | None:
             return f"{leaf.key}: got {leaf.value!r}, expected one of its keys: {', '.join(inside)}"
         return _unknown_key(leaf.key, keys)
     try:
-        OmegaConf.update(tree, leaf.key, leaf.value, force_add=False)
+        OmegaConf.update(tree, leaf.key, _meant(leaf.value, _hint(tree, leaf.key)), force_add=False)
     except (OmegaConfBaseException, OverflowError):  # too large for a float
         return f"{leaf.key}: got {leaf.value!r}, expected {_expected(tree, leaf.key)}"
     return None
+
+
+def _meant(value: Any, hint: Any) -> Any:
+    """Returns a value as a field of a type takes it: a fraction such as 8/255 as its number, and
+    one value for a list as a list of one."""
+    inside = [one for one in (hint, *get_args(hint)) if get_origin(one) is tuple]
+    if inside:
+        items = list(value) if isinstance(value, (list, tuple)) else [value]
+        kinds = get_args(inside[0])
+        if value is None or isinstance(value, Mapping) or len(kinds) != 2 or kinds[1] is not ...:
+            return value
+        return [_meant(item, kinds[0]) for item in items]
+    if float not in (hint, *get_args(hint)) or not isinstance(value, str):
+        return value
+    found = _FRACTION.fullmatch(value)
+    return float(found[1]) / float(found[2]) if found and float(found[2]) else value
+
+
+def _hint(tree: Any, key: str) -> Any:
+    """Returns the type of a key."""
+    section, _, name = key.rpartition(".")
+    owner = OmegaConf.select(tree, section) if section else tree
+    return get_type_hints(OmegaConf.get_type(owner))[name]
 
 
 def _unknown_key(key: str, keys: set[str]) -> str:
@@ -312,9 +336,7 @@ def _unknown_key(key: str, keys: set[str]) -> str:
 
 def _expected(tree: Any, key: str) -> str:
     """Returns the type of a key in the user's terms."""
-    section, _, name = key.rpartition(".")
-    owner = OmegaConf.select(tree, section) if section else tree
-    hint = get_type_hints(OmegaConf.get_type(owner))[name]
+    hint = _hint(tree, key)
     text = (
         hint.__name__
         if isinstance(hint, type) and not getattr(hint, "__args__", None)

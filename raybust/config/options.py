@@ -23,6 +23,10 @@ _BOUNDS: dict[str, tuple[Callable[[float, float], bool], str]] = {
 }
 
 
+_LARGEST_SIGMA = 10.0
+"""Noise beyond which nothing of an image in [0, 1] is left (our choice)."""
+
+
 def option(
     default: Any,
     doc: str,
@@ -89,10 +93,26 @@ class Section:
         found = []
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            wrong = out_of_domain(value, field.metadata)
+            wrong = out_of_domain(value, field.metadata) or self._in_levels(field.name, value)
             allowed = get_args(hints[field.name])
             if wrong is None and allowed and isinstance(allowed[0], str) and value not in allowed:
                 wrong = f"got {value!r}, expected one of {', '.join(map(str, allowed))}"
             if wrong is not None:
                 found.append(f"{field.name}: {wrong}")
         return found
+
+    def _in_levels(self, name: str, value: Any) -> str | None:
+        """Returns the problem with a noise or a radius that seems to count pixels from 0 to 255."""
+        if name == "eps" and getattr(self, "norm", None) == "linf":
+            most = 1.0
+        elif name == "sigma":
+            most = _LARGEST_SIGMA
+        else:
+            return None
+        for item in value if isinstance(value, tuple) else (value,):
+            if isinstance(item, (int, float)) and most < item:
+                return (
+                    f"got {item:g}, expected at most {most:g}, because pixels are in [0, 1]; did"
+                    f" you mean {item:g}/255 = {item / 255:.4g}?"
+                )
+        return None

@@ -6,7 +6,7 @@ nor MLflow is known here.
 
 from raybust.data.arrays import Parts, parts_of_arrays
 from raybust.data.batches import Batches, fitting_batch
-from raybust.data.catalog import Source, check, describe, load, names
+from raybust.data.catalog import Source, check, decoding_of, describe, load, names
 from raybust.data.folder import StreamedSplit
 from raybust.data.given import dataset_of, empty, images_of, read_array
 from raybust.data.pictures import Pictures, read_pictures
@@ -24,6 +24,7 @@ __all__ = [
     "StreamedSplit",
     "check",
     "dataset_of",
+    "decoding_of",
     "describe",
     "empty",
     "fitting_batch",

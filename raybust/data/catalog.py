@@ -80,6 +80,11 @@ def check(config: Data, *, local: bool = True) -> None:
     """
     source = _source(config.name)
     if not source.path:
+        if config.path is not None and config.name in _SOURCES:
+            raise RequestError(
+                f"data.path: got {config.path!r}, but dataset {config.name} does not read it; set"
+                " data.name=npz for a file of arrays, data.name=image_folder for a folder of images"
+            )
         return
     if config.path is None:
         raise RequestError(f"data.path: got null, expected a {source.path}; pass {source.needs}")
@@ -216,10 +221,15 @@ def _source(name: str) -> Source:
     return _SOURCES[name]
 
 
-def _image_folder(config: Data) -> arrays.Parts:
-    root, background = path_of(config), config.background
+def decoding_of(config: Data) -> decode.Decoding:
+    """Returns how the section `data` decodes image files."""
+    background = config.background
     red, green, blue = background if len(background) == 3 else background * 3
-    how = decode.Decoding((red, green, blue), config.orientation)
+    return decode.Decoding((red, green, blue), config.orientation)
+
+
+def _image_folder(config: Data) -> arrays.Parts:
+    root, how = path_of(config), decoding_of(config)
     found = folder.scan(root)
 
     def part(listing: folder.Listing) -> folder.StreamedSplit:

@@ -89,6 +89,15 @@ def decode(
         ) from None
 
 
+def rgb(image: Image.Image) -> Image.Image:
+    """Returns an image in memory as RGB, as `decode` returns that of a file.
+
+    Raises:
+        RequestError: its values have no known range.
+    """
+    return _rgb(image, image.format, Path("image"), PLAIN, {})
+
+
 def _scale_clear_gray(file: Image.Image) -> None:
     """Scales the transparent gray of a PNG of 2 or 4 bits as Pillow scales its pixels: to 8."""
     tile = getattr(file, "tile", ())

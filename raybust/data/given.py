@@ -13,9 +13,11 @@ from zipfile import BadZipFile
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from raybust.data.arrays import check_images
+from raybust.data.decode import rgb
 from raybust.data.labels import class_indices
 from raybust.data.splits import Dataset, Split
 from raybust.errors import RequestError
@@ -116,7 +118,11 @@ def empty(
 
 
 def _is_pair(data: Any) -> bool:
-    return isinstance(data, (tuple, list)) and len(data) == 2
+    """Returns whether data are (images, labels), or an example (image, label); a list of two pairs
+    is a dataset of two examples."""
+    if not isinstance(data, (tuple, list)) or len(data) != 2:
+        return False
+    return not (isinstance(data, list) and all(isinstance(one, tuple) for one in data))
 
 
 def _collected(data: Any) -> tuple[Any, Any]:
@@ -134,16 +140,20 @@ def _collected(data: Any) -> tuple[Any, Any]:
                 f"data: example {position} is a {type(example).__name__}, expected (image, label)"
             )
         images.append(_array(example[0]))
-        labels.append(int(example[1]))
+        labels.append(_array(example[1]))
+    if len({label.shape for label in labels}) != 1:
+        raise RequestError("data: labels have several shapes, expected one index or name each")
     shapes = {image.shape for image in images}
     if len(shapes) != 1:
         raise RequestError(
             f"data: got images of {len(shapes)} shapes, expected one; resize them in the dataset"
         )
-    return np.stack(images), np.array(labels)
+    return np.stack(images), np.stack(labels)
 
 
 def _array(values: Any) -> np.ndarray:
+    if isinstance(values, Image.Image):
+        return np.asarray(values if values.mode in ("L", "RGB") else rgb(values))
     if isinstance(values, Tensor):
         values = values.detach().cpu()
         values = values.float() if values.dtype == torch.bfloat16 else values

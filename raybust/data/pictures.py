@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from raybust.data.augment import center
-from raybust.data.decode import decode
+from raybust.data.decode import Decoding, decode
 from raybust.data.folder import StreamedSplit
 from raybust.data.given import UNLABELED
 from raybust.data.listing import LeftOut, images_below, shown
@@ -70,12 +70,15 @@ def fitted(image: Image.Image, form: tuple[int, int, int]) -> Tensor:
     return pixels[None] if channels == 1 else pixels.permute(2, 0, 1).contiguous()
 
 
-def read_pictures(paths: Sequence[str], form: tuple[int, int, int]) -> tuple[Pictures, list[str]]:
+def read_pictures(
+    paths: Sequence[str], form: tuple[int, int, int], how: Decoding
+) -> tuple[Pictures, list[str]]:
     """Returns image files as a part, and notes on what was left out.
 
     Args:
         paths: files, and folders whose images are taken at every depth, in sorted order.
         form: (C, H, W) of the network's images.
+        how: as the files of the training were decoded.
 
     Raises:
         RequestError: a path does not exist, or there are no images.
@@ -96,5 +99,5 @@ def read_pictures(paths: Sequence[str], form: tuple[int, int, int]) -> tuple[Pic
         raise RequestError(f"{', '.join(map(shown, paths))}: no images there")
     count = len(files)
     labels, order = torch.full((count,), UNLABELED), torch.arange(count)
-    part = Pictures(Path("/"), tuple(files), labels, order, form[1], form=form)
+    part = Pictures(Path("/"), tuple(files), labels, order, form[1], how, form)
     return part, [f"left out: {note}" for note in left.notes()]

@@ -68,8 +68,6 @@ class Pgd(Method):
     def problems(self) -> list[str]:
         """Adds constraints across fields."""
         found = super().problems()
-        if self.norm == "linf" and self.eps > 1:
-            found.append(f"eps: got {self.eps:g}, expected <= 1 for linf: images are in [0, 1]")
         if self.start == "n_fgsm" and (self.steps != 1 or self.early_steps not in (None, 1)):
             found.append(f"steps: got {self.steps}, expected 1, because start is n_fgsm")
         return found

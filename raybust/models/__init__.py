@@ -113,7 +113,8 @@ def check(name: str, *, local: bool = True) -> None:
     if not colon:
         point = plugins.find(_GROUP, name, _BUILT_IN)
         if point is None and name not in _BUILT_IN:
-            raise unknown("model", name, (*names(), *FORMS))
+            theirs = [f"{kind}:{name}" for kind in LIBRARIES if name in external.names_of(kind)]
+            raise unknown("model", name, (*names(), *theirs, *FORMS))
         if point is not None and local:
             _load(point)
     elif kind in LIBRARIES:

@@ -37,7 +37,8 @@ class CertifiedModel(PythonModel):
             RequestError: its code is neither installed nor named.
         """
         folder = Path(context.artifacts["weights"]).parent
-        settings = leaves_of(dict(context.model_config or {}), "model_config")
+        given = {key: value for key, value in (context.model_config or {}).items() if value != ""}
+        settings = leaves_of(given, "model_config")
         self.network = load_trained(folder, settings, with_data=False)
 
     def predict(self, context: Any, model_input: np.ndarray, params: Any = None) -> pd.DataFrame:
@@ -47,13 +48,14 @@ class CertifiedModel(PythonModel):
             context: MLflow's.
             model_input: float32 (N, C, H, W) in [0, 1].
             params: `radius`, to decide only whether images are safe to it (negative: the full
-                radius); `n` draws at most; `alpha`; `plain`, for no noise and no certificate.
+                radius); `n` draws at most and `alpha` (0: the model's own); `plain`, for no noise
+                and no certificate.
 
         Raises:
             RequestError: these are no images for the network.
         """
         given = {key: value for key, value in (params or {}).items() if value is not None}
-        settings = [f"certify.{key}={given[key]!r}" for key in ("n", "alpha") if key in given]
+        settings = [f"certify.{key}={given[key]!r}" for key in ("n", "alpha") if given.get(key)]
         radius = given.get("radius", -1.0)
         found = api.predict(
             self.network,

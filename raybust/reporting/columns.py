@@ -73,7 +73,13 @@ def _seen(optimized: str, metric: str, entry: TrialRecord) -> str:
 
 
 def _reached(kind: str, key: str, entry: TrialRecord) -> str:
-    return number((getattr(entry, kind) or {}).get(key))
+    """Returns a figure; robust accuracy that is an upper bound or not to be trusted says so."""
+    found = getattr(entry, kind) or {}
+    text = number(found.get(key))
+    if not text or not key.endswith("/robust_accuracy"):
+        return text
+    bound = "at most " * bool(found.get(key.replace("robust_accuracy", "upper_bound")))
+    return f"{bound}{text}{' (distrust)' * bool(found.get('attacked/flags'))}"
 
 
 def settings(point: dict[str, Any]) -> str:

@@ -6,17 +6,17 @@ Markdown with the sections that model hubs expect.
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from raybust.config import Leaf
 from raybust.disk.files import is_aside
 from raybust.identity import weights_digest
 from raybust.reporting.attacks import compare_attacks
 from raybust.reporting.certificates import table
 from raybust.search.leaderboard import UNITS
 from raybust.stages import attacked, certified
-from raybust.stages.current import Current
+from raybust.stages.current import changes_of
 from raybust.track.environment import environment
 from raybust.trained import Trained
 
@@ -43,19 +43,17 @@ session = onnxruntime.InferenceSession("model.onnx")
 }
 
 
-def card_of(trained: Trained, folder: Path, license_name: str | None, leaves: list[Leaf]) -> str:
+def card_of(trained: Trained, folder: Path, license_name: str | None) -> str:
     """Returns the card in Markdown.
 
     Args:
         trained: the network with its data.
         folder: of the exported networks.
         license_name: of the weights; None if it was not stated.
-        leaves: the settings of the call.
     """
     config, dataset = trained.config, trained.dataset
     channels, height, width = dataset.shape
     parameters = sum(parameter.numel() for parameter in trained.network.parameters())
-    spent = [f"{key}: {value}" for key, value in _method(trained).items()]
     lines = [
         f"# {trained.name}",
         f"License of the weights: {license_name or 'not stated'}.",
@@ -69,14 +67,11 @@ def card_of(trained: Trained, folder: Path, license_name: str | None, leaves: li
             f"- {line.removeprefix('data').strip()}"
             for line in dataset.understood(config.model.mean, config.model.std)
         ],
-        f"- method `{config.method.key}`" + (f": {', '.join(spent)}" if spent else ""),
-        f"- {config.train.optimizer}, learning rate {config.train.lr:g}, batch size"
-        f" {config.train.batch_size}, {config.train.budget[1]:g} {UNITS[config.train.budget[0]]},"
-        f" seed {config.seed}",
+        *_how(trained),
         "## What is proven",
-        *_proven(trained, leaves),
+        *_proven(trained),
         "## What was measured under attack",
-        *_attacked(trained, leaves),
+        *_attacked(trained),
         "## Origin",
         "- " + ", ".join(f"{name} {version}" for name, version in environment().items()),
         f"- SHA-256 of the weights, by name, type and shape: `{weights_digest(trained.network)}`",
@@ -88,26 +83,34 @@ def card_of(trained: Trained, folder: Path, license_name: str | None, leaves: li
     return text + "\n"
 
 
-def _method(trained: Trained) -> dict[str, object]:
-    from dataclasses import asdict
+def _how(trained: Trained) -> list[str]:
+    """Returns how the network was trained, as far as that is known."""
+    config = trained.config
+    if not trained.training_known:
+        return ["- trained elsewhere: method and settings are not known"]
+    fields = dataclasses.asdict(config.method)
+    told = [f"{key}: {value}" for key, value in fields.items() if not isinstance(value, dict)]
+    budget, amount = config.train.budget
+    return [
+        f"- method `{config.method.key}`" + (f": {', '.join(told)}" if told else ""),
+        f"- {config.train.optimizer}, learning rate {config.train.lr:g}, batch size"
+        f" {config.train.batch_size}, {amount:g} {UNITS[budget]}, seed {config.seed}",
+        *[f"- {note}" for note in trained.notes if note.startswith("warning: ")],
+    ]
 
-    found = asdict(trained.config.method)
-    return {key: value for key, value in found.items() if not isinstance(value, dict)}
 
-
-def _current(trained: Trained, kind: str, ending: str, leaves: list[Leaf]) -> list[Path]:
+def _current(trained: Trained, kind: str, ending: str) -> list[Path]:
     """Returns the results of this network on its present data."""
-    now = Current(leaves)
     found = sorted((trained.folder / kind).glob(f"*{ending}"))
     return [
         path
         for path in found
-        if not is_aside(path) and ".robustbench-" not in path.name and not now.changes(path)
+        if not is_aside(path) and ".robustbench-" not in path.name and not changes_of(trained, path)
     ]
 
 
-def _proven(trained: Trained, leaves: list[Leaf]) -> list[str]:
-    logs = _current(trained, certified.FOLDER, ".tsv", leaves)
+def _proven(trained: Trained) -> list[str]:
+    logs = _current(trained, certified.FOLDER, ".tsv")
     if not logs:
         return [f"Nothing yet: `raybust certify {trained.name}`."]
     text = table(logs, trained.config.certify.radii, [log.stem for log in logs])
@@ -118,8 +121,8 @@ def _proven(trained: Trained, leaves: list[Leaf]) -> list[str]:
     ]
 
 
-def _attacked(trained: Trained, leaves: list[Leaf]) -> list[str]:
-    found = _current(trained, attacked.FOLDER, ".json", leaves)
+def _attacked(trained: Trained) -> list[str]:
+    found = _current(trained, attacked.FOLDER, ".json")
     if not found:
         return [f"Nothing yet: `raybust evaluate {trained.name}`."]
     with TemporaryDirectory() as place:

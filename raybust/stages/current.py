@@ -185,6 +185,24 @@ def stale(board: Leaderboard) -> list[str]:
     return found
 
 
+def changes_of(trained: Trained, result: Path) -> list[str]:
+    """Returns how a result's function, images and labels differ from those of a network and its
+    data, one phrase each.
+
+    Args:
+        trained: the network with its data.
+        result: its file with the header, in a folder of certificates or attacks.
+    """
+    header = _header(result)
+    recorded = {key: header[key] for key in _RECORDED if header.get(key)}
+    if "weights" not in recorded:
+        return ["an unproven origin"]
+    if recorded["weights"] != identity.weights_digest(trained.network):
+        return ["other weights"]
+    now = _record(trained, header, result.parent.name == attacked.FOLDER)
+    return identity.differences(recorded, {key: now[key] for key in recorded})
+
+
 def _record(trained: Trained, header: Mapping[str, Any], attacks: bool) -> dict[str, Any]:
     """Returns what the header of a result would record now."""
     part, network = getattr(trained.dataset, header["split"]), trained.network

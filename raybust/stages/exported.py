@@ -18,17 +18,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from raybust.config import Leaf
 from raybust.disk import checkpoint, runs
 from raybust.disk.files import replace_text
 from raybust.disk.strip import newest_weights
 from raybust.errors import RequestError, WorkError
+from raybust.identity import weights_digest
 from raybust.stages.card import CARD, card_of
 from raybust.trained import Trained
 
 _TOLERANCE = 1e-5
 """Difference of logits that is tolerated, as a share of the largest."""
 _IMAGES = 8
+_WRITTEN = (checkpoint.WEIGHTS, checkpoint.MANIFEST, "model.pt2", "model.onnx")
 
 
 @dataclass(frozen=True)
@@ -52,17 +53,14 @@ class Export:
         return {"files": [str(path) for path in self.files], "difference": self.difference}
 
 
-def export(
-    trained: Trained, form: str, folder: Path, license_name: str | None, leaves: list[Leaf]
-) -> Export:
+def export(trained: Trained, form: str, folder: Path, license_name: str | None) -> Export:
     """Writes a network and its card.
 
     Args:
         trained: the network with its data.
         form: a key of `FORMS`.
-        folder: is created; files of earlier exports of the form are replaced.
+        folder: is created; files of another network in it are removed.
         license_name: of the weights, for the card.
-        leaves: the settings, by which results are compared with the network as it is now.
 
     Raises:
         RequestError: the form needs a package that is missing, or the network cannot be traced.
@@ -70,6 +68,10 @@ def export(
     """
     images, _ = trained.dataset.test.fetch(range(min(_IMAGES, len(trained.dataset.test))))
     folder.mkdir(parents=True, exist_ok=True)
+    card = folder / CARD
+    if not card.exists() or weights_digest(trained.network) not in card.read_text():
+        for name in _WRITTEN:  # of another network
+            (folder / name).unlink(missing_ok=True)
     with torch.no_grad():
         ours = trained.network(images)
         path, theirs = FORMS[form](trained, images, folder)
@@ -79,8 +81,7 @@ def export(
         raise WorkError(
             f"{path.name}: its logits differ from the run's by {difference:.2g}; it was removed"
         )
-    card = folder / CARD
-    replace_text(card, card_of(trained, folder, license_name, leaves))
+    replace_text(card, card_of(trained, folder, license_name))
     return Export((path, card), difference)
 
 

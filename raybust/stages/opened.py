@@ -19,12 +19,14 @@ from torch import Tensor, nn
 from raybust import config as configuration
 from raybust import data as datasets
 from raybust import methods, request
-from raybust.config import Leaf
+from raybust.config import Config, Leaf
 from raybust.data import Dataset
-from raybust.disk import runs
+from raybust.disk import checkpoint, runs
+from raybust.disk.strip import newest_weights
 from raybust.errors import RequestError
-from raybust.identity import weights_digest
-from raybust.trained import FOREIGN, Trained
+from raybust.identity import state_digest, weights_digest
+from raybust.stages.progress import Echo
+from raybust.trained import FOREIGN, SETTABLE, Trained
 
 Network = str | Path | Trained | nn.Module
 """A run's name, its folder, SWEEP/7, SWEEP/best, `models:/NAME@best`, a weights file, what `load`
@@ -34,7 +36,7 @@ _DATA = "data."
 
 
 def open_network(
-    model: Network, data: Any, settings: Sequence[str], out: str | Path | None
+    model: Network, data: Any, settings: Sequence[str], out: str | Path | None, echo: Echo
 ) -> tuple[Trained, TemporaryDirectory[str] | None]:
     """Returns a network with the data to measure it on, and the temporary folder of its results, or
     None if they are kept.
@@ -45,18 +47,33 @@ def open_network(
             own.
         settings: key=value.
         out: the folder of the runs; for a module or other data that of the results, or None.
+        echo: prints the network's notes.
 
     Raises:
         RequestError: there is no such network, or the data do not fit it.
     """
     if not isinstance(model, nn.Module):
-        trained = open_run(model, settings, out)
+        loaded = isinstance(model, Trained)
+        own = [one for one in settings if data is None or not one.startswith(_DATA)]
+        trained = open_run(model, own, None if loaded else out)
+        for note in trained.notes:
+            echo(note)
         if data is None:
+            if not len(trained.dataset.test):
+                raise RequestError(f"data: {trained.name} was loaded without its data; pass some")
+            if loaded and out is not None:
+                raise RequestError("out: results of a run go into its folder; leave it out")
+            _check_unchanged(trained)
             return trained, None
-        dataset = _dataset(data, settings, lambda images: trained.classes)
+        dataset = _dataset(data, settings, lambda images: trained.classes, trained.config)
         _check_fit(trained, dataset)
-        home = TemporaryDirectory(prefix="raybust-")
-        return replace(trained, dataset=dataset, folder=Path(home.name), uid=None), home
+        if loaded and out is not None:
+            name = f"{trained.folder.name}-{weights_digest(trained.network)[:8]}"
+            folder, home = Path(out).expanduser().absolute() / FOREIGN / name, None
+        else:
+            home = TemporaryDirectory(prefix="raybust-")
+            folder = Path(home.name)
+        return replace(trained, dataset=dataset, folder=folder, uid=None), home
     if data is None:
         raise RequestError("data: got None, expected images and labels to measure the module on")
     network = evaluated(model)
@@ -86,11 +103,15 @@ def open_run(
         RequestError: there is no such run, or it has no checkpoint yet.
     """
     if isinstance(model, Trained):
+        given = configuration.leaves_of_arguments(settings)
+        for leaf in given:
+            if not runs.belongs(leaf.key, SETTABLE) or leaf.key.startswith(_DATA):
+                raise RequestError(f"{leaf.key}: is fixed in what was loaded; load it with another")
         leaves = configuration.leaves_of(configuration.to_dict(model.config), model.name)
-        leaves += configuration.leaves_of_arguments(settings)
-        return replace(model, config=configuration.compose(leaves, methods.get))
-    given = {"out": None if out is None else str(out)}
-    return request.open_trained(str(model), settings, given, with_data=with_data)
+        config = configuration.compose([*leaves, *given], methods.get)
+        return replace(model, config=config, network=evaluated(model.network))
+    where = {"out": None if out is None else str(out)}
+    return request.open_trained(str(model), settings, where, with_data=with_data)
 
 
 def of_module(
@@ -144,16 +165,41 @@ def class_names(network: nn.Module, images: Tensor) -> list[str]:
     return [str(number) for number in range(logits.shape[1])]
 
 
+def _check_unchanged(trained: Trained) -> None:
+    """Rejects a network that is no longer that of its run: its results would go into the run.
+
+    Raises:
+        RequestError: its weights are not those of the run's newest checkpoint.
+    """
+    if trained.uid is None:
+        return
+    saved = checkpoint.read_weights(newest_weights(trained.folder, trained.name))
+    same = runs.read_identity(trained.folder).uid == trained.uid
+    if not same or state_digest(saved) != weights_digest(trained.network):
+        raise RequestError(
+            f"{trained.name}: is not what its run has now; load it again, or pass its `network` as"
+            " a module with data"
+        )
+
+
 def _dataset(
-    data: Any, settings: Sequence[str], classes_for: Callable[[Tensor], Sequence[str]]
+    data: Any,
+    settings: Sequence[str],
+    classes_for: Callable[[Tensor], Sequence[str]],
+    config: Config | None = None,
 ) -> Dataset:
-    """Returns the data that a call names or passes."""
+    """Returns the data that a call names or passes; what it does not say is as in `config`."""
     if isinstance(data, Dataset):
         return data
     if not isinstance(data, (str, Path)):
         return datasets.dataset_of(data, classes_for)
-    leaves = [leaf for leaf in configuration.leaves_of_arguments(settings)
-              if leaf.key.startswith(_DATA)]  # fmt: skip
+    plain = {} if config is None else {"data": configuration.to_dict(config)["data"]}
+    plain.get("data", {}).pop("path", None)
+    leaves = [
+        *configuration.leaves_of(plain, "the run"),
+        *(leaf for leaf in configuration.leaves_of_arguments(settings)
+          if leaf.key.startswith(_DATA)),
+    ]  # fmt: skip
     path = Path(data).expanduser()
     if str(data) not in datasets.names() and path.exists():
         leaves.append(Leaf("data.name", "npz" if path.is_file() else "image_folder", "data"))
@@ -171,3 +217,9 @@ def _check_fit(trained: Trained, dataset: Dataset) -> None:
     ):
         if ours != theirs:
             raise RequestError(f"data: has {what} {theirs}, expected {ours} for {trained.name}")
+    numbers = tuple(map(str, range(len(dataset.classes))))
+    if dataset.classes not in (trained.classes, numbers) and trained.classes != numbers:
+        raise RequestError(
+            f"data: has the classes {', '.join(dataset.classes)}, expected"
+            f" {', '.join(trained.classes)} in that order"
+        )

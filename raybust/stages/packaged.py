@@ -13,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import raybust
+from raybust.config import to_dict
 from raybust.disk import checkpoint
 from raybust.disk.files import to_json
 from raybust.track.model import save_model
@@ -40,19 +41,17 @@ def package(trained: Trained, saved: Path, folder: Path) -> bool:
     """
     manifest = checkpoint.read_manifest(saved)
     weights = manifest["files"][checkpoint.WEIGHTS]
-    section = trained.config.certify
+    plain = to_dict(trained.config)["certify"] | {"sigma": trained.sigma}
     about = {
         "raybust": raybust.__version__,
         "weights": weights,
         "classes": list(trained.classes),
-        "sigma": trained.sigma,
-        "n": section.n,
-        "alpha": section.alpha,
+        "certify": plain,
     }
     if (folder / ABOUT).exists() and (folder / ABOUT).read_text() == to_json(about):
         return False
     manifest["files"] = {checkpoint.WEIGHTS: weights}
-    manifest["config"]["certify"]["sigma"] = trained.sigma
+    manifest["config"]["certify"] = plain
     example = trained.dataset.test.fetch(range(_EXAMPLES))[0].numpy()
     with TemporaryDirectory(prefix=f".{MODEL}-", dir=folder.parent) as place:
         files = {"weights": Path(place, checkpoint.WEIGHTS)}
@@ -60,7 +59,9 @@ def package(trained: Trained, saved: Path, folder: Path) -> bool:
         os.link(saved / checkpoint.WEIGHTS, files["weights"])
         files["manifest"].write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
         made = Path(place, MODEL)
-        save_model(made, _CODE, files, example, protocol=about, metadata=about)
+        # MLflow takes no other keys than these; an empty name is none.
+        settings = {f"certify.{key}": value for key, value in plain.items()} | {"model.name": ""}
+        save_model(made, _CODE, files, example, config=settings, metadata=about)
         (made / ABOUT).write_text(to_json(about))
         shutil.rmtree(folder, ignore_errors=True)
         made.rename(folder)

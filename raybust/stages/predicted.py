@@ -29,7 +29,7 @@ from raybust.disk.files import put_aside, strict
 from raybust.errors import RequestError, WorkError
 from raybust.identity import Sent
 from raybust.stages.certified import complete, log_path, protocol_of
-from raybust.stages.measurement import Bench, Options, bench
+from raybust.stages.measurement import Bench, Options, bench, warn_of_instability
 from raybust.stages.progress import Echo, progress_bar
 from raybust.trained import Trained
 
@@ -52,7 +52,8 @@ class Prediction:
         label: name of the class; "" on abstention.
         number: its index; -1 on abstention.
         abstain: whether the votes do not decide the class.
-        radius: certified radius in the protocol's norm; 0 on abstention and without noise.
+        radius: certified radius; 0 on abstention and without noise.
+        norm: of the radius; "" without noise.
         bound: lower bound on the probability of the class under noise; its softmax without noise.
         draws: noisy copies that were classified; 0 without noise.
     """
@@ -62,6 +63,7 @@ class Prediction:
     number: int
     abstain: bool
     radius: float
+    norm: str
     bound: float
     draws: int
 
@@ -183,7 +185,10 @@ def predict(
         log = CertificateLog(path, protocol)
         complete(at, log)
     classes, target = trained.dataset.classes, trained.config.certify.radius
-    rows = tuple(_answer(row, name, classes) for row, name in zip(log.rows, names, strict=True))
+    rows = tuple(
+        _answer(row, name, classes, protocol.norm)
+        for row, name in zip(log.rows, names, strict=True)
+    )
     return Predictions(rows, _about(protocol), target, path)
 
 
@@ -203,6 +208,7 @@ def predict_plain(
         WorkError: the outputs are NaN.
     """
     trained = _on(trained, images)
+    warn_of_instability(trained.network, images, options.echo)
     found: dict[int, tuple[int, float]] = {}
     with bench(trained, options) as at:
         network = at.put()
@@ -218,6 +224,7 @@ def predict_plain(
             number=top,
             abstain=False,
             radius=0.0,
+            norm="",
             bound=share,
             draws=0,
         )
@@ -255,11 +262,11 @@ def _seed(path: Path) -> int:
         try:
             return int(json.loads(head.removeprefix("# "))["seed"])
         except (ValueError, KeyError, TypeError):
-            return 0  # opening the log says what is wrong with it
+            pass  # opening the log says what is wrong with it
     return secrets.randbelow(_SEEDS)
 
 
-def _answer(row: Row, name: str, classes: Sequence[str]) -> Prediction:
+def _answer(row: Row, name: str, classes: Sequence[str], norm: str) -> Prediction:
     abstain = row.predict == ABSTAIN
     return Prediction(
         image=name,
@@ -267,6 +274,7 @@ def _answer(row: Row, name: str, classes: Sequence[str]) -> Prediction:
         number=row.predict,
         abstain=abstain,
         radius=row.radius,
+        norm=norm,
         bound=row.p_lower,
         draws=row.draws,
     )
@@ -302,14 +310,12 @@ def _classify(
     return dict(zip(positions, zip(tops.tolist(), shares.tolist(), strict=True), strict=True))
 
 
-def read_images(
-    paths: Sequence[str], shape: tuple[int, int, int], echo: Echo
-) -> tuple[Part, list[str]]:
+def read_images(trained: Trained, paths: Sequence[str], echo: Echo) -> tuple[Part, list[str]]:
     """Returns images that a command names, and their names.
 
     Args:
+        trained: the network, whose images they become.
         paths: files and folders of images, or one npz with an array of images.
-        shape: (C, H, W) of the network's images.
         echo: prints what was left out.
 
     Raises:
@@ -318,7 +324,8 @@ def read_images(
     if len(paths) == 1 and paths[0].endswith(".npz"):
         part = data.read_array(Path(paths[0]))
         return part, [str(number) for number in range(len(part))]
-    pictures, left = data.read_pictures(paths, shape)
+    how = data.decoding_of(trained.config.data)
+    pictures, left = data.read_pictures(paths, trained.dataset.shape, how)
     for note in left:
         echo(note)
     here = f"{Path.cwd()}/"

@@ -69,7 +69,7 @@ def _register(
         "raybust.clean_examples": best.examples,
         **certificate(best),
         **{f"raybust.{key}": value for key, value in (best.attacked or {}).items()
-           if key.endswith("/robust_accuracy")},
+           if key.endswith(("/robust_accuracy", "/upper_bound")) or key == "attacked/flags"},
     }  # fmt: skip
     journal.register(
         board.sweep,

@@ -21,12 +21,14 @@ from raybust.reporting.attacks import compare_attacks
 from raybust.reporting.certificates import read_logs
 from raybust.reporting.comparison import by_norm, compare, move_into
 from raybust.reporting.corruptions import compare_corruptions
+from raybust.reporting.logs import read_log
 from raybust.reporting.naming import distinct, name_of
 from raybust.reporting.sweep_page import report_on
 from raybust.reporting.transfer import compare_transfer
 from raybust.request import compose, find
 from raybust.search.board import sweeps_of
 from raybust.stages.current import Current
+from raybust.stages.predicted import FOLDER as PREDICTED
 from raybust.stages.progress import Echo
 from raybust.stages.transfer import trainings_of
 
@@ -108,6 +110,11 @@ def _logs(
     """
     path = Path(text).absolute()
     if path.is_file():
+        made = read_log(path).protocol
+        if made is not None and made.dataset == PREDICTED:
+            raise RequestError(
+                f"{text}: has predictions of images without labels; nothing to report"
+            )
         if changed := current.changes(path):
             echo(f"warning: {path} is of {', '.join(changed)} than its run has now")
         return [(name_of(path), path)]

@@ -1,11 +1,12 @@
 """Models of MLflow: written as folders that MLflow loads and serves, and fetched from the registry.
 
 They are models from code: a Python file beside the weights, no pickle. A fetched model stays on
-disk, because a version of a registered model never changes.
+disk under a name of its own: versions recur in other stores and after a model was deleted.
 """
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,7 +29,7 @@ REGISTRY = "models:/"
 _PACKAGES = ("torch", "torchvision", "mlflow", "numpy", "pandas", "safetensors")
 _COLUMNS = (
     ("image", "string"), ("label", "string"), ("number", "long"), ("abstain", "boolean"),
-    ("radius", "double"), ("bound", "double"), ("draws", "long"),
+    ("radius", "double"), ("norm", "string"), ("bound", "double"), ("draws", "long"),
 )  # fmt: skip
 """Of the answers, with MLflow's types."""
 
@@ -39,7 +40,7 @@ def save_model(
     files: Mapping[str, Path],
     example: Any,
     *,
-    protocol: Mapping[str, Any],
+    config: Mapping[str, Any],
     metadata: Mapping[str, Any],
 ) -> None:
     """Writes an MLflow model; replaces what is in the folder.
@@ -49,7 +50,7 @@ def save_model(
         code: a Python file that sets the model.
         files: name to file, copied and passed to the model.
         example: float32 (N, C, H, W), input of the example.
-        protocol: default values of the parameters `n` and `alpha`.
+        config: default settings, which `load_model(..., model_config=...)` overrides.
         metadata: plain data for whoever looks at the model.
     """
     load_mlflow()
@@ -60,8 +61,8 @@ def save_model(
 
     parameters: Sequence[ParamSpec] = [
         ParamSpec("radius", "double", -1.0),
-        ParamSpec("n", "long", int(protocol["n"])),
-        ParamSpec("alpha", "double", float(protocol["alpha"])),
+        ParamSpec("n", "long", 0),
+        ParamSpec("alpha", "double", 0.0),
         ParamSpec("plain", "boolean", False),
     ]
     signature = ModelSignature(
@@ -78,6 +79,7 @@ def save_model(
         input_example=example,
         pip_requirements=[f"raybust=={raybust.__version__}", *map(_pinned, _PACKAGES)],
         metadata=dict(metadata),
+        model_config=dict(config),
     )
     _forget_paths(folder)
 
@@ -103,16 +105,18 @@ def fetch_model(uri: str, model: str, folder: Path) -> Path:
     try:
         client = open_client(uri)
         name, version = _version(client, model)
-        place = folder / f"{name}-{version}"
+        found = client.get_model_version(name, version)
+        made = f"{found.source} {found.creation_timestamp} {found.run_id}"
+        place = folder / f"{name}-{version}-{hashlib.sha256(made.encode()).hexdigest()[:8]}"
         if (place / "MLmodel").exists():
             return place
         folder.mkdir(parents=True, exist_ok=True)
         source = client.get_model_version_download_uri(name, version)
         with TemporaryDirectory(dir=folder, prefix=".") as part:
-            found = Path(download_artifacts(artifact_uri=source, dst_path=part, tracking_uri=uri))
-            if not (found / "artifacts").is_dir():
+            new = Path(download_artifacts(artifact_uri=source, dst_path=part, tracking_uri=uri))
+            if not (new / "artifacts").is_dir():
                 raise RequestError(f"{model}: was not packaged by raybust 0.2 or later")
-            found.rename(place)
+            new.rename(place)
     except RequestError:
         raise
     except Exception as error:

@@ -79,6 +79,11 @@ images = np.load(sys.argv[2])
 print(model.predict(images).to_csv(index=False))
 print(model.predict(images, params={"plain": True}).to_csv(index=False))
 print("ray" in sys.modules)
+other = mlflow.pyfunc.load_model(
+    "models:/found@best", model_config={"certify.sigma": 0.75, "certify.n": 300}
+)
+print()
+print(other.predict(images).to_csv(index=False))
 """
 
 
@@ -95,7 +100,8 @@ def test_mlflow_loads_the_model_in_a_fresh_process(sweep, out):
         capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    certified, plain, ray = done.stdout.strip().split("\n\n")
+    certified, plain, ray, other = done.stdout.strip().split("\n\n")
+    assert {row["draws"] for row in csv.DictReader(other.splitlines())} == {"300"}
     rows = list(csv.DictReader(certified.splitlines()))
     assert [row["image"] for row in rows] == ["0", "1", "2", "3"]
     assert {row["draws"] for row in rows} == {"200"}, "certify.n of the sweep"
@@ -155,3 +161,29 @@ def test_who_misses_a_constraint_and_who_was_not_measured_is_not_registered(swee
     assert register(board(sweep), ()) is None
     kinds = {entry["e"] for entry in kit.lines(sweep / runs.TRIALS / "0001" / REGISTERED)}
     assert "register" not in kinds, "its model is uploaded as any finalist's"
+
+
+def test_a_model_is_packaged_anew_for_another_protocol_and_fetched_from_its_own_store(sweep, out):
+    mine = shutil.ignore_patterns(f"{REGISTERED}*")
+    sweep = shutil.copytree(sweep, out / "found", ignore=mine)
+    trial = sweep / runs.TRIALS / "0000"
+    leaves = configuration.leaves_of_arguments(["certify.noise=uniform"])
+    trained = load_trained(trial, leaves)
+    newest = checkpoint.newest(trial)
+    assert package(trained, newest, trial / MODEL)
+    assert not package(trained, newest, trial / MODEL)
+    loaded = load_trained(trial / MODEL / "artifacts", [], with_data=False)
+    assert loaded.config.certify.noise == "uniform"
+    register(board(sweep, (0, 0.75)), ())
+    assert sync(sweep, kit.uri(out)).left == ()
+    first = track.fetch_model(kit.uri(out), "models:/found@best", out / "fetched")
+    open_client(kit.uri(out)).delete_registered_model("found")
+    (trial / REGISTERED).unlink()
+    (trial / f"{REGISTERED}.ack").unlink()
+    assert package(load_trained(trial, []), newest, trial / MODEL)
+    register(board(sweep, (0, 0.75)), ())
+    assert sync(sweep, kit.uri(out)).left == ()
+    second = track.fetch_model(kit.uri(out), "models:/found@best", out / "fetched")
+    assert first != second, "version 1 of a model that was deleted is not that of the new one"
+    config = load_trained(second / "artifacts", [], with_data=False).config
+    assert config.certify.noise == "gaussian"

@@ -309,3 +309,22 @@ def test_unknown():
     assert str(unknown("method", "pgdd", ["trades", "pgd"])) == (
         "unknown method 'pgdd'. Did you mean 'pgd'? Available: pgd, trades."
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "section", "field", "value"),
+    [
+        ("evaluate.eps=8/255", "evaluate", "eps", (8 / 255,)),
+        ("evaluate.eps=0.5", "evaluate", "eps", (0.5,)),
+        ("evaluate.eps=[2/255, 4/255]", "evaluate", "eps", (2 / 255, 4 / 255)),
+        ("train.lr=1/16", "train", "lr", 1 / 16),
+        ("attacked_fast.eps=8 / 255", "attacked_fast", "eps", 8 / 255),
+        ("train.clip_norm=1/2", "train", "clip_norm", 0.5),
+        ("data.background=1", "data", "background", (1.0,)),
+        ("evaluate.attacks=pgd", "evaluate", "attacks", ("pgd",)),
+        ("data.path=a/b", "data", "path", "a/b"),
+    ],
+)
+def test_a_fraction_is_a_number_and_one_value_a_list_of_one(text, section, field, value):
+    config = compose(leaves_of_arguments([text]), registry.get)
+    assert getattr(getattr(config, section), field) == value
