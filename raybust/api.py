@@ -280,7 +280,7 @@ def predict(
         quiet: print nothing.
 
     Raises:
-        RequestError: these are no images for the network.
+        RequestError: the images do not fit the network.
         WorkError: a task failed.
     """
     if not plain:
@@ -326,7 +326,7 @@ def _with_sigma(model: Network, settings: tuple[str, ...], sigma: float | None) 
     if sigma is not None:
         return (*settings, f"certify.sigma={float(sigma)!r}")
     if isinstance(model, nn.Module) and not any(s.startswith("certify.sigma=") for s in settings):
-        raise RequestError("sigma: a module does not tell its noise; pass sigma=0.5, for instance")
+        raise RequestError("sigma: cannot be inferred from a module; pass sigma=0.5, for instance")
     return settings
 
 
@@ -338,9 +338,7 @@ def _images(
         images = [images]
     if isinstance(images, (list, tuple)) and all(isinstance(one, (str, Path)) for one in images):
         if trained is None:
-            raise RequestError(
-                "images: a module does not tell the size of its images; pass an array"
-            )
+            raise RequestError("images: the size is not known for a module; pass an array")
         return predicted.read_images(trained, [str(one) for one in images], echo)
     part = datasets.images_of(images, None if trained is None else trained.dataset.shape)
     return part, [str(number) for number in range(len(part))]

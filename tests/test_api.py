@@ -271,7 +271,7 @@ def test_a_loaded_run_that_changed_does_not_write_into_its_run(mine):
 def test_settings_that_what_was_loaded_cannot_follow_are_refused(mine):
     w = raybust.load("mine", out=mine)
     for setting in ("data.path=other.npz", "model.width=99", "method.sigma=0.5", "data.name=npz"):
-        assert "load it with another" in ask(raybust.certify, w, None, setting)
+        assert "call raybust.load with it" in ask(raybust.certify, w, None, setting)
     w.network.train()
     assert raybust.certify(w, None, *FAST, quiet=True).rows, "measured in eval mode"
 

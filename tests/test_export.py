@@ -90,11 +90,14 @@ def test_the_card_has_the_figures_of_the_logs(place, cli):
         (("mien",), "Did you mean 'mine'"),
         (("mine", "--format", "pickle"), "'pickle'"),
         (("mine", "--to", "runs/mine/run.json"), "run.json"),
+        (("mine", "--to", "runs/mine/epoch-000003"), "which no export wrote"),
     ],
 )
 def test_mistakes(place, cli, words, said):
+    before = sorted(place.rglob("*"))
     done = cli("export", *words)
     assert done.code in (1, 2)
+    assert sorted(place.rglob("*")) == before
     assert said in done.err.splitlines()[-1]
     assert "Traceback" not in done.err
 

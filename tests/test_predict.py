@@ -137,7 +137,7 @@ def test_a_run_without_its_data_predicts(place, cli, tmp_path):
         (["mine", "runs/mine/run.json"], "cannot be read as an image"),
         (["mine", "empty"], "empty: no images there"),
         (["mine", "torn.npz"], "torn.npz: is not an npz file"),
-        (["mine", "two.npz"], "has the arrays a, b; call the one of the images"),
+        (["mine", "two.npz"], "has the arrays a, b; name the one of the images"),
         (["mine", "wide.npz"], "got (C, H, W) = (1, 9, 8), expected (1, 8, 8)"),
         (["mine", "dark.npz"], "expected uint8 or floats in [0, 1]"),
         (["mine", "pictures", "--plain", "--radius", "1"], "leave out --plain"),

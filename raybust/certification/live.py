@@ -31,7 +31,7 @@ _SMOOTHED = 0.9
 """Weight of the past in the average rate of draws (our choice)."""
 _WAIT_S = 0.5
 _LOOSE = 0.49
-"""An alpha at which any number of draws may be repeated."""
+"""Loose enough that no number of draws is rejected on replay."""
 
 
 class OverloadedError(RuntimeError):
@@ -115,7 +115,7 @@ class Live:
             ask: about each of them.
 
         Raises:
-            RequestError: they are no images for the network, or n draws certify nothing.
+            RequestError: they do not fit the network, or n draws certify nothing.
             OverloadedError: they do not all fit into the queue; none was taken.
         """
         check_images(images, self.protocol.shape)

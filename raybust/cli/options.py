@@ -17,7 +17,7 @@ _OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "out": (("--out",), {"help": "Folder for all output (default: runs)."}),
     "address": (("--address",), {"help": "Ray address, or a jobs URL (http://127.0.0.1:8265)."}),
     "detach": (("--detach",), {"is_flag": True, "help": "Submit to a jobs URL without waiting."}),
-    "workers": (("--workers",), {"type": int, "help": "DDP workers per run."}),
+    "workers": (("--workers",), {"type": int, "help": "DDP workers per run, or tasks at a time."}),
     "resume": (
         ("--resume/--no-resume",),
         {"default": True, "help": "Resume existing work (default), or start over."},

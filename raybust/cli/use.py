@@ -143,7 +143,7 @@ def export(
     "--replicas", type=click.IntRange(1), default=1, show_default=True, help="Copies at work."
 )
 @click.option(
-    "--queue", type=click.IntRange(1), default=256, show_default=True, help="Images that may wait."
+    "--queue", type=click.IntRange(1), default=256, show_default=True, help="Images at a replica."
 )
 @click.option(
     "--token-file",

@@ -56,7 +56,7 @@ def images_of(images: Any, shape: tuple[int, int, int] | None = None) -> Split:
 
     Args:
         images: as in `dataset_of`, or one image.
-        shape: (C, H, W) of an image, if known; only then one image is recognized.
+        shape: (C, H, W) of an image, if known: then one image of that shape is recognized, too.
 
     Raises:
         RequestError: they are not images.
@@ -81,7 +81,7 @@ def read_array(path: Path) -> Split:
             names = [name for name in _ARRAYS if name in archive.files] or archive.files
             if len(names) != 1 and names[0] not in _ARRAYS:
                 raise RequestError(
-                    f"{path}: has the arrays {', '.join(names)}; call the one of the images"
+                    f"{path}: has the arrays {', '.join(names)}; name the one of the images"
                     f" {' or '.join(_ARRAYS)}"
                 )
             array = archive[names[0]]
@@ -100,7 +100,7 @@ def empty(
     classes: Sequence[str],
     part: Split | None = None,
 ) -> Dataset:
-    """Returns a dataset that describes images, and has none but those of a part.
+    """Returns a dataset without images, or with one part used three times.
 
     Its normalization is the identity: a network's own comes with its weights.
 

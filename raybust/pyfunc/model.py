@@ -52,7 +52,7 @@ class CertifiedModel(PythonModel):
                 and no certificate.
 
         Raises:
-            RequestError: these are no images for the network.
+            RequestError: the images do not fit the network.
         """
         given = {key: value for key, value in (params or {}).items() if value is not None}
         settings = [f"certify.{key}={given[key]!r}" for key in ("n", "alpha") if given.get(key)]

@@ -1,7 +1,7 @@
 """The HTTP side of a served network: reads requests, asks the replicas, answers.
 
-A replica that dies has its requests asked again of another one. When all queues are full, a request
-is told when to come again.
+If a replica dies, its requests are retried on another. When the queue is full, a request is told
+when to come again.
 """
 
 import asyncio
@@ -169,7 +169,7 @@ class Gate:
             return await asyncio.to_thread(from_files, files, {**query, **texts}, self.limits)
         body = await self._body(request)
         if kind == "application/json":
-            return await asyncio.to_thread(from_json, body, self.limits)
+            return await asyncio.to_thread(from_json, body, query, self.limits)
         if kind in ("application/x-npy", "application/octet-stream"):
             return await asyncio.to_thread(from_npy, body, query, self.limits)
         if kind.startswith("image/"):
@@ -190,10 +190,12 @@ class Gate:
         return b"".join(parts)
 
     async def _answer(self, question: Question) -> JSONResponse:
-        """Asks the replicas, again if one dies; until the deadline if there is one."""
-        wait = max(_RETRY_S, question.ask.get("seconds", 0.0))
-        until = time.monotonic() + wait
+        """Asks a replica, and another one if it dies."""
+        began, due = time.monotonic(), question.ask.get("seconds")
+        until = began + max(_RETRY_S, due or 0.0)
         while True:
+            if due is not None:
+                question.ask["seconds"] = max(0.0, due - (time.monotonic() - began))
             try:
                 found = await self._ask(question)
                 break
@@ -209,7 +211,7 @@ class Gate:
                 return JSONResponse({"error": f"the network failed: {text}"}, 500)
         if "busy" in found:
             seconds = max(1, round(found["busy"]))
-            text = f"all queues are full; try again in {seconds} s"
+            text = f"the queue is full; try again in {seconds} s"
             return JSONResponse({"error": text}, 429, {"Retry-After": str(seconds)})
         if "refused" in found:
             return JSONResponse({"error": found["refused"]}, 422)

@@ -18,6 +18,7 @@ import torch
 from raybust import devices
 from raybust.certification import ABSTAIN, Protocol
 from raybust.certification.live import Ask, Certificate, Live, OverloadedError
+from raybust.data.decode import PLAIN, Decoding
 from raybust.errors import RequestError, WorkError
 from raybust.identity import Sent
 
@@ -34,6 +35,7 @@ class Served:
         cpus: of a replica.
         most: images that wait or are in flight at a replica.
         radii: of the test set at the protocol, 0 on abstention; empty if unknown.
+        decoding: how image files are decoded, as in training.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Served:
     cpus: float
     most: int
     radii: tuple[float, ...] = ()
+    decoding: Decoding = PLAIN
 
 
 class Replica:

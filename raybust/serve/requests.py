@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from raybust.data.decode import decode
+from raybust.data.decode import PLAIN, Decoding, decode
 from raybust.data.pictures import fitted
 from raybust.errors import RequestError
 
@@ -51,6 +51,7 @@ class Limits:
         alpha: default.
         images: at most in a request.
         size: bytes of a request at most.
+        decoding: how image files are decoded, as in training.
     """
 
     shape: Shape
@@ -58,6 +59,7 @@ class Limits:
     alpha: float
     images: int
     size: int
+    decoding: Decoding = PLAIN
 
 
 @dataclass(frozen=True)
@@ -116,8 +118,9 @@ def question_of(
     return Question(images, names, _flag(given, "plain"), ask)
 
 
-def from_json(body: bytes, limits: Limits) -> Question:
-    """Returns the question of a JSON object with `images`, nested lists of numbers.
+def from_json(body: bytes, given: Mapping[str, Any], limits: Limits) -> Question:
+    """Returns the question of a JSON object with `images`, nested lists of numbers; its fields win
+    over query parameters.
 
     Raises:
         BadRequestError: it is none.
@@ -133,7 +136,7 @@ def from_json(body: bytes, limits: Limits) -> Question:
     except (ValueError, TypeError, OverflowError):
         raise BadRequestError(422, "images: expected nested lists of numbers of one size") from None
     images = _shaped(array, limits.shape)
-    return question_of(images, _numbered(len(images)), fields, limits)
+    return question_of(images, _numbered(len(images)), {**given, **fields}, limits)
 
 
 def from_npy(body: bytes, given: Mapping[str, Any], limits: Limits) -> Question:
@@ -178,7 +181,7 @@ def from_files(
     images = []
     for name, content in files:
         try:
-            image = decode(Path(name), content=io.BytesIO(content), most=_MOST_PIXELS)
+            image = decode(Path(name), limits.decoding, io.BytesIO(content), _MOST_PIXELS)
         except RequestError as error:
             code = 413 if "expected at most" in str(error) else 415
             raise BadRequestError(code, str(error)) from None

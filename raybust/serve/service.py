@@ -59,7 +59,12 @@ def deploy(served: Served, *, replicas: int, gpus: float, token: str | None) -> 
         "protocol": {key: asdict(protocol)[key] for key in ("noise", "norm", "sigma", "weights")},
     }
     limits = Limits(
-        protocol.shape, protocol.n, protocol.alpha, min(_PER_REQUEST, served.most), _BYTES
+        protocol.shape,
+        protocol.n,
+        protocol.alpha,
+        min(_PER_REQUEST, served.most),
+        _BYTES,
+        served.decoding,
     )
     workers = serve.deployment(
         Replica,

@@ -1,4 +1,4 @@
-"""Exports a trained network, normalization included, for use without raybust, with a model card.
+"""Exports a trained network, normalization included, with a model card.
 
 A written network is read back, and its outputs on test images must be those of the run; one that
 computes something else is removed.
@@ -59,19 +59,18 @@ def export(trained: Trained, form: str, folder: Path, license_name: str | None) 
     Args:
         trained: the network with its data.
         form: a key of `FORMS`.
-        folder: is created; files of another network in it are removed.
+        folder: is created; an earlier export of another network is removed.
         license_name: of the weights, for the card.
 
     Raises:
-        RequestError: the form needs a package that is missing, or the network cannot be traced.
+        RequestError: the form needs a package that is missing, the network cannot be traced, or the
+            folder has files of its names that no export wrote.
         WorkError: the written network computes something else.
     """
     images, _ = trained.dataset.test.fetch(range(min(_IMAGES, len(trained.dataset.test))))
     folder.mkdir(parents=True, exist_ok=True)
     card = folder / CARD
-    if not card.exists() or weights_digest(trained.network) not in card.read_text():
-        for name in _WRITTEN:  # of another network
-            (folder / name).unlink(missing_ok=True)
+    _clear(folder, card, weights_digest(trained.network))
     with torch.no_grad():
         ours = trained.network(images)
         path, theirs = FORMS[form](trained, images, folder)
@@ -83,6 +82,22 @@ def export(trained: Trained, form: str, folder: Path, license_name: str | None) 
         )
     replace_text(card, card_of(trained, folder, license_name))
     return Export((path, card), difference)
+
+
+def _clear(folder: Path, card: Path, digest: str) -> None:
+    """Removes what an earlier export of another network wrote.
+
+    Raises:
+        RequestError: the folder has such files that no export wrote.
+    """
+    there = [folder / name for name in _WRITTEN if (folder / name).exists()]
+    if there and not card.exists():
+        raise RequestError(
+            f"--to: {folder} has {there[0].name}, which no export wrote; choose another folder"
+        )
+    if there and digest not in card.read_text():
+        for path in there:
+            path.unlink()
 
 
 def _safetensors(trained: Trained, images: Tensor, folder: Path) -> tuple[Path, Tensor]:

@@ -106,7 +106,9 @@ def open_run(
         given = configuration.leaves_of_arguments(settings)
         for leaf in given:
             if not runs.belongs(leaf.key, SETTABLE) or leaf.key.startswith(_DATA):
-                raise RequestError(f"{leaf.key}: is fixed in what was loaded; load it with another")
+                raise RequestError(
+                    f"{leaf.key}: cannot change after loading; call raybust.load with it"
+                )
         leaves = configuration.leaves_of(configuration.to_dict(model.config), model.name)
         config = configuration.compose([*leaves, *given], methods.get)
         return replace(model, config=config, network=evaluated(model.network))

@@ -1,7 +1,7 @@
 """Writes a trained network as a model that MLflow loads and serves.
 
 The model has the weights, a manifest from which the network is rebuilt, and two test images as its
-example; a model that says that it was made of the same is left as it is.
+example. An up-to-date model is not rewritten.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ import csv
 import html
 import io
 import json
+import math
 import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -127,7 +128,7 @@ class Predictions(Sequence[Prediction]):
         cells = [heads]
         for row in self.plain()[:count]:
             name = "(abstains)" if row["abstain"] else row["label"]
-            radius = f"{row['radius']:.4f}" if row["draws"] else "-"
+            radius = f"{math.floor(1e4 * row['radius']) / 1e4:.4f}" if row["draws"] else "-"
             safe = ["yes" if row["safe"] else "not proven"] if "safe" in row else []
             cells.append([
                 row["image"], name, radius, f"{row['bound']:.4f}", f"{row['draws']:,}", *safe

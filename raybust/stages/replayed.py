@@ -52,7 +52,8 @@ def _answers(file: Path) -> list[dict[str, Any]]:
         raise RequestError(f"{file}: there is no such file") from None
     except (ValueError, KeyError, TypeError, OSError):
         raise RequestError(
-            f"{file}: is no response of `raybust serve` to a request with audit=true"
+            f"{file}: has no answer to replay: expected a response of `raybust serve` to a request"
+            " with audit=true, whose deadline did not pass before the first look"
         ) from None
     answers: list[dict[str, Any]] = found
     return answers

@@ -16,6 +16,7 @@ from raybust import devices
 from raybust.certification import CertificateLog, Protocol
 from raybust.certification.protocol import make_protocol
 from raybust.cluster.session import nodes_of, session
+from raybust.data import decoding_of
 from raybust.disk.files import is_aside
 from raybust.errors import RequestError
 from raybust.identity import Sent, fixed_images, outputs_of, weights_digest
@@ -62,6 +63,11 @@ def serve(
     Raises:
         RequestError: a package is missing, the port is taken, or the network cannot be certified.
     """
+    if address is not None and address.startswith(("http://", "https://")):
+        raise RequestError(
+            f"--address: got the jobs URL {address}, expected a Ray address such as"
+            " ray://HOST:10001, or `auto` on a node of the cluster"
+        )
     check(listening, local=address is None)
     with session(address, verbose=verbose) as ray:
         from raybust.serve import service
@@ -76,6 +82,7 @@ def serve(
             trained.config.cluster.cpus_per_worker,
             listening.most,
             radii_of_test_set(trained, protocol),
+            decoding_of(trained.config.data),
         )
         token = secrets.token_urlsafe(_TOKEN_BYTES) if listening.token == "" else listening.token
         service.start(listening.host, listening.port, verbose=verbose)
@@ -168,7 +175,7 @@ def _welcome(
     url = f"http://{listening.host}:{listening.port}"
     header = f' -H "Authorization: Bearer {token}"' if token else ""
     lines = [
-        f"{trained.name} on {url} ({listening.replicas} replicas); Ctrl-C ends it",
+        f"{trained.name} on {url} (replicas: {listening.replicas}); Ctrl-C ends it",
         f"each answer: {protocol.noise} noise, sigma = {protocol.sigma:g}, at most"
         f" {protocol.n:,} draws, wrong with probability at most {protocol.alpha:g}",
         f"try it    curl{header} -F image=@photo.png {url}/predict",

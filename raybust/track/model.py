@@ -115,7 +115,9 @@ def fetch_model(uri: str, model: str, folder: Path) -> Path:
         with TemporaryDirectory(dir=folder, prefix=".") as part:
             new = Path(download_artifacts(artifact_uri=source, dst_path=part, tracking_uri=uri))
             if not (new / "artifacts").is_dir():
-                raise RequestError(f"{model}: was not packaged by raybust 0.2 or later")
+                raise RequestError(
+                    f"{model}: was not packaged by this version of raybust or a later one"
+                )
             new.rename(place)
     except RequestError:
         raise

@@ -1,7 +1,7 @@
 """Registers a run's weights once as a version of a registered model.
 
-The weights and other files are the run's own artifacts, without an MLflow flavor, because the torch
-flavor is a pickle.
+The files are the run's own artifacts: an MLflow model from code, because the torch flavor is a
+pickle.
 """
 
 from __future__ import annotations

@@ -206,6 +206,8 @@ def bad(images):
     yield npy(np.zeros((1, 3, 8, 8), np.float32)), form, "", 422, "expected (N, 1, 8, 8)"
     yield npy(np.zeros((1, 1, 8, 8), np.int64)), form, "", 422, "int64"
     yield npy(np.zeros((41, 1, 8, 8), np.uint8)), form, "", 413, "at most 40"
+    listed = json.dumps({"images": images[:1].tolist()}).encode()
+    yield listed, "application/json", "n=5", 422, "certifies nothing"
     yield one, form, "n=0", 422, "n: got '0'"
     yield one, form, "n=1001", 422, "1 to 1000"
     yield one, form, "n=5", 422, "certifies nothing"
@@ -302,6 +304,7 @@ def test_the_page_shows_class_and_radius(server, images, tmp_path):
         (("mine", "--no-token", "--token-file", "token"), "contradicts"),
         (("mine", "--token-file", "empty"), "is empty"),
         (("mine", "certify.n=3"), "certifies nothing"),
+        (("mine", "--address", "http://127.0.0.1:8265"), "got the jobs URL"),
         (("mine", "train.epochs=3"), "fixed by the training"),
     ],
 )
