@@ -65,7 +65,7 @@ dist: .venv-dist/ready  ## wheel and sdist in dist/, checked and tried in an emp
 	  tune.finalists=1 certify.examples=20 certify.n=1000 evaluate.examples=20
 
 clean:
-	rm -rf .venv .venv-docs .venv-dist build dist .pytest_cache .mypy_cache .ruff_cache .coverage .coverage.*
+	rm -rf .venv .venv-docs .venv-dist .cache build dist .pytest_cache .mypy_cache .ruff_cache .coverage .coverage.*
 
 venv: .venv/ready
 
