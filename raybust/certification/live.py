@@ -24,9 +24,9 @@ from raybust.certification.guards import check_images, check_mode
 from raybust.certification.log import Row
 from raybust.certification.protocol import Protocol
 from raybust.certification.schedule import Schedule
+from raybust.data.given import UNLABELED
 
 _KEYS = 2**62
-_NO_LABEL = -2
 _SMOOTHED = 0.9
 """Weight of the past in the average rate of draws (our choice)."""
 _WAIT_S = 0.5
@@ -121,7 +121,7 @@ class Live:
         check_images(images, self.protocol.shape)
         rule = _rule(self.protocol, ask.radius, ask.n, ask.alpha)
         pixels = Engine.pixels(images.to(self._device))
-        cases = [Case(secrets.randbelow(_KEYS), _NO_LABEL, one, rule) for one in pixels]
+        cases = [Case(secrets.randbelow(_KEYS), UNLABELED, one, rule) for one in pixels]
         futures: list[Future[Certificate]] = [Future() for _ in cases]
         with self._changed:
             if self.load + len(cases) > self.most:
@@ -255,7 +255,7 @@ def replay(
     """
     engine = Engine(network, protocol, image, index)
     fixed = Schedule(name="fixed", n=draws, alpha=_LOOSE)
-    case = Case(index, _NO_LABEL, Engine.pixels(image[None])[0], fixed)
+    case = Case(index, UNLABELED, Engine.pixels(image[None])[0], fixed)
     engine.admit(case)
     while not engine.is_idle:
         engine.advance()

@@ -216,7 +216,7 @@ class Gate:
         if "refused" in found:
             return JSONResponse({"error": found["refused"]}, 422)
         answers = [
-            {"image": name, **answer}
+            {**answer, "image": name}
             for name, answer in zip(question.names, found["answers"], strict=True)
         ]
         self._count(answers, full="radius" not in question.ask and not question.plain)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,8 +15,9 @@ import numpy as np
 import torch
 
 from raybust import devices
-from raybust.certification import ABSTAIN, Protocol
+from raybust.certification import Protocol
 from raybust.certification.live import Ask, Certificate, Live, OverloadedError
+from raybust.certification.prediction import Prediction, classify
 from raybust.data.decode import PLAIN, Decoding
 from raybust.errors import RequestError, WorkError
 from raybust.identity import Sent
@@ -71,7 +71,8 @@ class Replica:
         return True
 
     async def certify(self, images: np.ndarray, ask: dict[str, Any]) -> dict[str, Any]:
-        """Returns {"answers": [...]}, {"refused": why} or {"busy": seconds}.
+        """Returns {"answers": [...]} without the names of the images, {"refused": why} or
+        {"busy": seconds}.
 
         Args:
             images: float32 (N, C, H, W) in [0, 1].
@@ -95,26 +96,14 @@ class Replica:
 
     async def plain(self, images: np.ndarray) -> dict[str, Any]:
         """Returns the network's classes without noise; see `certify`."""
-        tops, shares = await asyncio.to_thread(self._classify, images)
-        rows = zip(tops, shares, strict=True)
-        return {"answers": [self._row(top, 0.0, share, 0) for top, share in rows]}
-
-    @torch.inference_mode()
-    def _classify(self, images: np.ndarray) -> tuple[list[int], list[float]]:
-        device = torch.device(self.served.protocol.device)
-        with devices.arithmetic(device, self.served.protocol.precision):
-            logits = self.network(torch.from_numpy(images).to(device)).double()
-        shares, tops = logits.softmax(1).max(1)
-        return tops.tolist(), shares.tolist()
+        pixels = torch.from_numpy(images).to(self.served.protocol.device)
+        found = await asyncio.to_thread(classify, self.network, pixels)
+        rows = (Prediction.plain("", top, share, self.served.classes) for top, share in found)
+        return {"answers": [row.fields(None) for row in rows]}
 
     def _answer(self, found: Certificate, ask: dict[str, Any]) -> dict[str, Any]:
-        row = found.row
-        if row is None:
-            answer = self._row(ABSTAIN, 0.0, 0.0, 0)
-        else:
-            answer = self._row(row.predict, row.radius, row.p_lower, row.draws)
-        if ask.get("radius") is not None:
-            answer["safe"] = not answer["abstain"] and answer["radius"] >= ask["radius"]
+        row, norm = found.row, found.protocol.norm
+        answer = Prediction.certified("", row, self.served.classes, norm).fields(ask.get("radius"))
         if ask.get("audit") and row is not None:
             answer["audit"] = {
                 "protocol": {**asdict(found.protocol), "outputs": ()},
@@ -128,15 +117,3 @@ class Replica:
                 "radius": row.radius,
             }
         return answer
-
-    def _row(self, number: int, radius: float, bound: float, draws: int) -> dict[str, Any]:
-        abstain = number == ABSTAIN
-        classes: Sequence[str] = self.served.classes
-        return {
-            "label": "" if abstain else classes[number],
-            "number": number,
-            "abstain": abstain,
-            "radius": radius,
-            "bound": bound,
-            "draws": draws,
-        }

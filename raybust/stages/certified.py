@@ -35,7 +35,7 @@ from raybust.reporting import certificates
 from raybust.reporting.figures import acr
 from raybust.reporting.logs import read_log
 from raybust.stages.measurement import Bench, Measurement, Options, bench, warn_of_few_classes
-from raybust.stages.progress import progress_bar
+from raybust.stages.progress import Echo, progress_bar
 from raybust.trained import Trained
 from raybust.training.objective import smoothing_sigma
 
@@ -83,9 +83,7 @@ def certify(trained: Trained, options: Options) -> Certified:
     """
     with bench(trained, options) as at:
         protocol = protocol_of(trained, at.device)
-        warning = sigma_warning(protocol.sigma, trained.trained_sigma)
-        if warning and trained.training_known:
-            options.echo(f"warning: {warning}")
+        warn_of_sigma(trained, protocol, options.echo)
         path = at.place(log_path(trained.folder, protocol, options.name))
         if not options.resume:
             put_aside(bare_path(path))
@@ -94,6 +92,13 @@ def certify(trained: Trained, options: Options) -> Certified:
         warn_of_few_classes(part, protocol.select(len(part)), options.echo)
         complete(at, log)
         return _publish(at, log)
+
+
+def warn_of_sigma(trained: Trained, protocol: Protocol, echo: Echo) -> None:
+    """Warns if a network was trained for another sigma than it is certified at."""
+    warning = sigma_warning(protocol.sigma, trained.trained_sigma)
+    if warning and trained.training_known:
+        echo(f"warning: {warning}")
 
 
 def complete(at: Bench, log: CertificateLog) -> None:

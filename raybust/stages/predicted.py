@@ -14,22 +14,22 @@ import json
 import math
 import secrets
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from raybust import data, devices
-from raybust.certification import ABSTAIN, CertificateLog, Protocol, Row, sigma_warning
+from raybust.certification import CertificateLog, Protocol
+from raybust.certification.prediction import Prediction, classify
 from raybust.config import Config
 from raybust.data import Part
 from raybust.data.listing import shown
 from raybust.disk.files import put_aside, strict
-from raybust.errors import RequestError, WorkError
+from raybust.errors import RequestError
 from raybust.identity import Sent
-from raybust.stages.certified import complete, log_path, protocol_of
+from raybust.stages.certified import complete, log_path, protocol_of, warn_of_sigma
 from raybust.stages.measurement import Bench, Options, bench, warn_of_instability
 from raybust.stages.progress import Echo, progress_bar
 from raybust.trained import Trained
@@ -42,31 +42,6 @@ _SEEDS = 2**62
 _SHARD = 256
 _SHOWN = 20
 """Rows that a notebook shows."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prediction:
-    """The answer for one image.
-
-    Attributes:
-        image: the file, or the number of the image.
-        label: name of the class; "" on abstention.
-        number: its index; -1 on abstention.
-        abstain: whether the votes do not decide the class.
-        radius: certified radius; 0 on abstention and without noise.
-        norm: of the radius; "" without noise.
-        bound: lower bound on the probability of the class under noise; its softmax without noise.
-        draws: noisy copies that were classified; 0 without noise.
-    """
-
-    image: str
-    label: str
-    number: int
-    abstain: bool
-    radius: float
-    norm: str
-    bound: float
-    draws: int
 
 
 @dataclass(frozen=True)
@@ -96,11 +71,7 @@ class Predictions(Sequence[Prediction]):
     def plain(self) -> list[dict[str, Any]]:
         """Returns the answers as dictionaries, with `safe` if a radius was asked about: whether no
         change within that radius changes the class."""
-        found = [strict(asdict(row)) for row in self.rows]
-        if self.radius is not None:
-            for row in found:
-                row["safe"] = not row["abstain"] and row["radius"] >= self.radius
-        return found
+        return [strict(row.fields(self.radius)) for row in self.rows]
 
     def frame(self) -> pandas.DataFrame:
         """Returns the answers as a pandas table."""
@@ -176,9 +147,7 @@ def predict(
     trained = _on(trained, images)
     with bench(trained, options) as at:
         protocol = protocol_of(trained, at.device)
-        warning = sigma_warning(protocol.sigma, trained.trained_sigma)
-        if warning and trained.training_known:
-            options.echo(f"warning: {warning}")
+        warn_of_sigma(trained, protocol, options.echo)
         path = _log_of(trained, protocol, options.name)
         if not options.resume:
             put_aside(path)
@@ -187,7 +156,7 @@ def predict(
         complete(at, log)
     classes, target = trained.dataset.classes, trained.config.certify.radius
     rows = tuple(
-        _answer(row, name, classes, protocol.norm)
+        Prediction.certified(name, row, classes, protocol.norm)
         for row, name in zip(log.rows, names, strict=True)
     )
     return Predictions(rows, _about(protocol), target, path)
@@ -219,16 +188,7 @@ def predict_plain(
                 bar.update(len(part))
     classes = trained.dataset.classes
     rows = tuple(
-        Prediction(
-            image=name,
-            label=classes[top],
-            number=top,
-            abstain=False,
-            radius=0.0,
-            norm="",
-            bound=share,
-            draws=0,
-        )
+        Prediction.plain(name, top, share, classes)
         for name, (_, (top, share)) in zip(names, sorted(found.items()), strict=True)
     )
     return Predictions(rows, "without noise: no certificate")
@@ -267,20 +227,6 @@ def _seed(path: Path) -> int:
     return secrets.randbelow(_SEEDS)
 
 
-def _answer(row: Row, name: str, classes: Sequence[str], norm: str) -> Prediction:
-    abstain = row.predict == ABSTAIN
-    return Prediction(
-        image=name,
-        label="" if abstain else classes[row.predict],
-        number=row.predict,
-        abstain=abstain,
-        radius=row.radius,
-        norm=norm,
-        bound=row.p_lower,
-        draws=row.draws,
-    )
-
-
 def _about(protocol: Protocol) -> str:
     """Returns how certificates were made, in one line."""
     ablated = protocol.noise == "ablation"
@@ -302,13 +248,8 @@ def _classify(
 ) -> dict[int, tuple[int, float]]:
     """The task: position to class and softmax."""
     devices.set_threads(config.cluster.cpus_per_worker)
-    network = sent.on(device)
-    with torch.inference_mode(), devices.arithmetic(torch.device(device)):
-        logits = network(images.to(device)).double()
-    if logits.isnan().any():
-        raise WorkError("the network's outputs are NaN; the training may have diverged")
-    shares, tops = logits.softmax(1).max(1)
-    return dict(zip(positions, zip(tops.tolist(), shares.tolist(), strict=True), strict=True))
+    found = classify(sent.on(device), images.to(device))
+    return dict(zip(positions, found, strict=True))
 
 
 def read_images(trained: Trained, paths: Sequence[str], echo: Echo) -> tuple[Part, list[str]]:

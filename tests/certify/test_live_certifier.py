@@ -11,7 +11,8 @@ from torch import nn
 
 from raybust.certification import Protocol
 from raybust.certification.live import Ask, Live, OverloadedError, protocol_for, replay
-from raybust.errors import RequestError
+from raybust.certification.prediction import classify
+from raybust.errors import RequestError, WorkError
 
 
 class Halves(nn.Module):
@@ -123,6 +124,16 @@ def test_many_threads_each_get_their_own_answers(live):
         one.join()
     means = [sum(a.row.count / a.row.n for a in found[number]) for number in sorted(found)]
     assert means == sorted(means), "the votes grow with the distance"
+
+
+def test_outputs_that_are_nan_have_no_class():
+    network = nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).eval()
+    assert [number for number, _ in classify(network, at(0.1, 3))] == [
+        int(network(at(0.1)).argmax())
+    ] * 3
+    network[1].weight.data.fill_(torch.nan)
+    with pytest.raises(WorkError, match="NaN"):
+        classify(network, at(0.1))
 
 
 class Breaks(nn.Module):
