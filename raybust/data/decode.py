@@ -53,6 +53,10 @@ class Decoding:
 PLAIN = Decoding()
 
 
+class TooLargeError(RequestError):
+    """An image has more pixels than allowed."""
+
+
 def decode(
     path: Path, how: Decoding = PLAIN, content: BinaryIO | None = None, most: int | None = None
 ) -> Image.Image:
@@ -65,12 +69,13 @@ def decode(
         most: pixels at most, checked before they are decoded.
 
     Raises:
+        TooLargeError: it has more than `most` pixels.
         RequestError: it is no image, or its values have no known range.
     """
     try:
         with Image.open(path if content is None else content) as file:
             if most is not None and file.width * file.height > most:
-                raise RequestError(
+                raise TooLargeError(
                     f"{path}: has {file.width} x {file.height} pixels, expected at most {most:,}"
                 )
             _scale_clear_gray(file)

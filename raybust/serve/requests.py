@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from raybust.data.decode import PLAIN, Decoding, decode
+from raybust.data.decode import PLAIN, Decoding, TooLargeError, decode
+from raybust.data.given import images_of
 from raybust.data.pictures import fitted
 from raybust.errors import RequestError
 
@@ -96,15 +97,7 @@ def question_of(
     strange = sorted(set(given) - set(_FIELDS))
     if strange:
         raise BadRequestError(422, f"unknown field {strange[0]!r}; known: {', '.join(_FIELDS)}")
-    if not len(images):
-        raise BadRequestError(422, "images: got none, expected at least one")
-    if len(images) > limits.images:
-        raise BadRequestError(
-            413, f"images: got {len(images)}, expected at most {limits.images} in a request"
-        )
-    low, high = float(images.min()), float(images.max())
-    if not (low >= 0 and high <= 1):
-        raise BadRequestError(422, f"images: got values from {low:g} to {high:g}, expected [0, 1]")
+    _check_count(len(images), limits)
     n = int(_number(given, "n", limits.n, 1, limits.n))
     ask: dict[str, Any] = {
         "n": n,
@@ -135,7 +128,7 @@ def from_json(body: bytes, given: Mapping[str, Any], limits: Limits) -> Question
         array = np.asarray(fields.pop("images"), dtype=np.float32)
     except (ValueError, TypeError, OverflowError):
         raise BadRequestError(422, "images: expected nested lists of numbers of one size") from None
-    images = _shaped(array, limits.shape)
+    images = _images(array, limits.shape)
     return question_of(images, _numbered(len(images)), {**given, **fields}, limits)
 
 
@@ -151,11 +144,7 @@ def from_npy(body: bytes, given: Mapping[str, Any], limits: Limits) -> Question:
             raise ValueError("an archive")
     except (ValueError, EOFError, OSError) as error:
         raise BadRequestError(400, f"not an array of numpy: {error}") from None
-    if array.dtype == np.uint8:
-        array = array.astype(np.float32) / 255
-    elif array.dtype.kind != "f":
-        raise BadRequestError(422, f"images: got {array.dtype}, expected uint8 or floats in [0, 1]")
-    images = _shaped(array.astype(np.float32), limits.shape)
+    images = _images(array, limits.shape)
     return question_of(images, _numbered(len(images)), given, limits)
 
 
@@ -172,39 +161,41 @@ def from_files(
     Raises:
         BadRequestError: one is no image, or has too many pixels.
     """
-    if not files:
-        raise BadRequestError(422, "images: got none, expected at least one")
-    if len(files) > limits.images:
-        raise BadRequestError(
-            413, f"images: got {len(files)}, expected at most {limits.images} in a request"
-        )
+    _check_count(len(files), limits)
     images = []
     for name, content in files:
         try:
             image = decode(Path(name), limits.decoding, io.BytesIO(content), _MOST_PIXELS)
+        except TooLargeError as error:
+            raise BadRequestError(413, str(error)) from None
         except RequestError as error:
-            code = 413 if "expected at most" in str(error) else 415
-            raise BadRequestError(code, str(error)) from None
+            raise BadRequestError(415, str(error)) from None
         images.append(fitted(image, limits.shape).numpy().astype(np.float32) / 255)
     return question_of(np.stack(images), tuple(name for name, _ in files), given, limits)
 
 
-def _shaped(array: np.ndarray, shape: Shape) -> np.ndarray:
-    """Returns images (N, C, H, W): also of one image, of gray ones without a channel axis, and of
-    those with channels last."""
-    channels, height, width = shape
-    last = (height, width, channels)
-    if array.shape in (shape, last) or (channels == 1 and array.shape == shape[1:]):
-        array = array[None]
-    if channels == 1 and array.ndim == 3 and array.shape[1:] == shape[1:]:
-        array = array[:, None]
-    elif array.ndim == 4 and array.shape[1:] == last and array.shape[1:] != shape:
-        array = array.transpose(0, 3, 1, 2)
-    if array.ndim != 4 or array.shape[1:] != shape:
+def _images(array: np.ndarray, shape: Shape) -> np.ndarray:
+    """Returns an array as images float32 (N, C, H, W), read as `raybust.predict` reads arrays."""
+    try:
+        part = images_of(array, shape)
+    except RequestError as error:
+        raise BadRequestError(422, str(error)) from None
+    if part.shape != shape:
         raise BadRequestError(
             422, f"images: got shape {array.shape}, expected (N, {', '.join(map(str, shape))})"
         )
-    return np.ascontiguousarray(array)
+    found: np.ndarray = part.fetch(range(len(part)))[0].numpy()
+    return found
+
+
+def _check_count(count: int, limits: Limits) -> None:
+    """Rejects a request without images, or with too many."""
+    if not count:
+        raise BadRequestError(422, "images: got none, expected at least one")
+    if count > limits.images:
+        raise BadRequestError(
+            413, f"images: got {count}, expected at most {limits.images} in a request"
+        )
 
 
 def _numbered(count: int) -> tuple[str, ...]:
