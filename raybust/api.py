@@ -285,8 +285,7 @@ def predict(
     """
     if not plain:
         settings = _with_sigma(model, settings, sigma)
-    if radius is not None:
-        settings = (*settings, f"certify.radius={float(radius)!r}", "certify.schedule=sequence")
+    settings = (*settings, *predicted.settings_of(radius))
     echo, home = _echo(quiet), TemporaryDirectory(prefix="raybust-")
     if isinstance(model, nn.Module):
         network, (part, names) = evaluated(model), _images(images, None, echo)
@@ -301,8 +300,7 @@ def predict(
     options = Options(echo, None, workers)
     if plain:
         return predicted.predict_plain(trained, part, names, options)
-    given = configuration.leaves_of_arguments(settings)
-    seed = next((int(leaf.value) for leaf in given if leaf.key == "certify.seed"), None)
+    seed = predicted.seed_of(configuration.leaves_of_arguments(settings))
     return replace(predicted.predict(trained, part, names, options, seed=seed), home=home)
 
 

@@ -88,12 +88,15 @@ def _check_fields(leaves: Sequence[Leaf]) -> None:
 
     names = [str(leaf.value) for leaf in leaves if leaf.key == "method.name"]
     chosen = names[-1] if names else "standard"
+    asked = [leaf for leaf in leaves if leaf.key.startswith("method.")]
+    if chosen not in registry.names() or len(asked) == len(names):
+        return
     fields = {name: {field.name for field in dataclasses.fields(registry.get(name))}
               for name in registry.names()}  # fmt: skip
-    for leaf in leaves:
-        section, _, field = leaf.key.partition(".")
+    for leaf in asked:
+        field = leaf.key.removeprefix("method.")
         having = [name for name, known in fields.items() if field in known]
-        if section == "method" and having and chosen in fields and field not in fields[chosen]:
+        if having and field not in fields[chosen]:
             raise RequestError(
                 f"{leaf.key}: method {chosen} has no {field}; set method.name to one that has it:"
                 f" {', '.join(having)} ({leaf.source})"
@@ -127,7 +130,7 @@ def find(run: str, leaves: Sequence[Leaf]) -> Any:
     out = runs.out_folder(config)
     if run.startswith(track.REGISTRY):
         uri = track.resolve_uri(config.track, out)
-        return track.fetch_model(uri, run, out / _MODELS) / "artifacts"
+        return track.fetch_model(uri, run, out / _MODELS)
     if run.endswith(_BEST) and not Path(run).exists():
         return _best_trial(find(run.removesuffix(_BEST), leaves))
     if re.fullmatch(r"[0-9a-f]{32}", run):

@@ -35,9 +35,6 @@ _SAMPLE = 200
 FOREIGN = "_weights"
 """Folder of the results of anything but runs; no run can have that name."""
 
-PACKAGED = "artifacts"
-"""Folder of the checkpoint in a registered model."""
-
 SETTABLE = (
     "certify",
     "evaluate",
@@ -245,7 +242,7 @@ def foreign_folder(config: Config, path: Path) -> Path:
     with a name that no run can have."""
     digest = hashlib.sha256(os.path.abspath(path).encode()).hexdigest()[:8]
     run = path.parent.name + "-" if (path.parent / IDENTITY).exists() else ""
-    name = path.parent.name if path.name == PACKAGED else path.stem
+    name = path.parent.name if (path.parent / "MLmodel").exists() else path.stem
     return out_folder(config) / FOREIGN / f"{run}{name}-{digest}"
 
 

@@ -161,7 +161,7 @@ def test_a_write_error_leaves_the_older_checkpoints_as_they_were(tmp_path, monke
         elif stage == "state":
             patch.setattr(torch, "save", full)
         elif stage == "manifest":
-            patch.setattr(checkpoint.Path, "write_text", full)
+            patch.setattr(checkpoint, "replace_text", full)
         elif stage == "sync":
             patch.setattr(os, "fsync", full)
         else:

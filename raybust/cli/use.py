@@ -67,14 +67,13 @@ def predict(
         raise RequestError(f"predict: got only {' '.join(images)}, expected images")
     if plain and radius is not None:
         raise RequestError("--radius: needs noise; leave out --plain")
-    if radius is not None:
-        settings = (*settings, f"certify.radius={radius!r}", "certify.schedule=sequence")
     leaves, _ = read_leaves(settings, given)
     if submitted(address, leaves, detach):
         return
     from raybust.stages import checks, predicted
     from raybust.stages.measurement import Options
 
+    settings = (*settings, *predicted.settings_of(radius))
     trained = open_trained(run, settings, given, with_data=False)
     checks.check_certify(
         trained.config, trained.dataset.shape, checks.device_before(trained.config, address)
@@ -91,7 +90,7 @@ def predict(
     if plain:
         found = predicted.predict_plain(trained, part, names, how)
     else:
-        seed = next((leaf.value for leaf in leaves if leaf.key == "certify.seed"), None)
+        seed = predicted.seed_of(leaves)
         found = predicted.predict(trained, part, names, how, seed=seed)
     written = {"table": found.text, "csv": found.csv, "jsonl": found.lines}[form]()
     click.echo(written.rstrip("\n"))

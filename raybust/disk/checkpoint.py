@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import raybust
+from raybust.disk.files import replace_text
 from raybust.errors import RequestError
 
 FORMAT = 1
@@ -57,7 +58,12 @@ def write(
     digests = {name: digest_of(folder / name) for name in (WEIGHTS, STATE)}
     versions = {"raybust": raybust.__version__, "torch": torch.__version__}
     record = {"format": FORMAT, "files": digests, "versions": versions, **manifest}
-    (folder / MANIFEST).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+    write_manifest(folder, record)
+
+
+def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Writes or replaces a checkpoint's manifest."""
+    replace_text(folder / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True) + "\n")
 
 
 def write_weights(weights: Mapping[str, Tensor], path: Path) -> None:

@@ -42,8 +42,7 @@ def strip(folder: Path, *, weights: bool) -> None:
     manifest = json.loads((newest / checkpoint.MANIFEST).read_text())
     removed = {name: manifest["files"].pop(name) for name in gone if name in manifest["files"]}
     manifest["removed"] = {**manifest.get("removed", {}), **removed}
-    text = json.dumps(manifest, indent=1, sort_keys=True) + "\n"
-    replace_text(newest / checkpoint.MANIFEST, text)  # first, so that a kill leaves it intact
+    checkpoint.write_manifest(newest, manifest)  # first, so that a kill leaves it intact
     for name in gone:
         (newest / name).unlink(missing_ok=True)
     for path in there:

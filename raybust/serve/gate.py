@@ -51,7 +51,6 @@ form fields, or query parameters: radius, n, alpha, deadline_ms, plain, audit.
 app = FastAPI(title="raybust", description=_ABOUT, docs_url=None, redoc_url=None)
 
 
-@serve.deployment
 @serve.ingress(app)
 class Gate:
     """Answers HTTP.

@@ -75,7 +75,8 @@ def deploy(served: Served, *, replicas: int, gpus: float, token: str | None) -> 
         graceful_shutdown_timeout_s=_GRACE_S,
         ray_actor_options={"num_cpus": served.cpus, "num_gpus": gpus},
     ).bind(served)
-    gate = Gate.options(  # type: ignore[attr-defined]
+    gate = serve.deployment(
+        Gate,
         max_ongoing_requests=_ONGOING,
         graceful_shutdown_timeout_s=_GRACE_S,
         ray_actor_options={"num_cpus": _GATE_CPUS},

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-import json
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -67,6 +66,7 @@ def export(trained: Trained, form: str, folder: Path, license_name: str | None) 
             folder has files of its names that no export wrote.
         WorkError: the written network computes something else.
     """
+    _check_packages(form)
     images, _ = trained.dataset.test.fetch(range(min(_IMAGES, len(trained.dataset.test))))
     folder.mkdir(parents=True, exist_ok=True)
     card = folder / CARD
@@ -82,6 +82,15 @@ def export(trained: Trained, form: str, folder: Path, license_name: str | None) 
         )
     replace_text(card, card_of(trained, folder, license_name))
     return Export((path, card), difference)
+
+
+def _check_packages(form: str) -> None:
+    needed = ("onnx", "onnxscript") if form == "onnx" else ()
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
+    if missing:
+        raise RequestError(
+            f"--format onnx: needs {' and '.join(missing)}: pip install 'raybust[onnx]'"
+        )
 
 
 def _clear(folder: Path, card: Path, digest: str) -> None:
@@ -109,8 +118,7 @@ def _safetensors(trained: Trained, images: Tensor, folder: Path) -> tuple[Path, 
     if saved is not None:
         manifest = checkpoint.read_manifest(saved)
         manifest["files"] = {checkpoint.WEIGHTS: checkpoint.digest_of(path)}
-        text = json.dumps(manifest, indent=1, sort_keys=True) + "\n"
-        replace_text(folder / checkpoint.MANIFEST, text)
+        checkpoint.write_manifest(folder, manifest)
     read = copy.deepcopy(trained.network)
     read.load_state_dict(checkpoint.read_weights(folder))
     return path, read(images)
@@ -130,11 +138,6 @@ def _torch(trained: Trained, images: Tensor, folder: Path) -> tuple[Path, Tensor
 
 def _onnx(trained: Trained, images: Tensor, folder: Path) -> tuple[Path, Tensor]:
     """Writes ONNX for any number of images."""
-    missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise RequestError(
-            f"--format onnx: needs {' and '.join(missing)}: pip install raybust[onnx]"
-        )
     import onnx
     from onnx.reference import ReferenceEvaluator
 

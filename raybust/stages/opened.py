@@ -195,10 +195,10 @@ def _dataset(
         return data
     if not isinstance(data, (str, Path)):
         return datasets.dataset_of(data, classes_for)
-    plain = {} if config is None else {"data": configuration.to_dict(config)["data"]}
-    plain.get("data", {}).pop("path", None)
+    plain = {} if config is None else configuration.to_dict(config)
     leaves = [
-        *configuration.leaves_of(plain, "the run"),
+        *(leaf for leaf in configuration.leaves_of(plain, "the run")
+          if leaf.key.startswith(_DATA) and leaf.key != "data.path"),
         *(leaf for leaf in configuration.leaves_of_arguments(settings)
           if leaf.key.startswith(_DATA)),
     ]  # fmt: skip

@@ -6,7 +6,6 @@ example. An up-to-date model is not rewritten.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -57,7 +56,7 @@ def package(trained: Trained, saved: Path, folder: Path) -> bool:
         files = {"weights": Path(place, checkpoint.WEIGHTS)}
         files["manifest"] = Path(place, checkpoint.MANIFEST)
         os.link(saved / checkpoint.WEIGHTS, files["weights"])
-        files["manifest"].write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+        checkpoint.write_manifest(Path(place), manifest)
         made = Path(place, MODEL)
         # MLflow takes no other keys than these; an empty name is none.
         settings = {f"certify.{key}": value for key, value in plain.items()} | {"model.name": ""}

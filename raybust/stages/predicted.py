@@ -23,7 +23,7 @@ from torch import Tensor
 from raybust import data, devices
 from raybust.certification import CertificateLog, Protocol
 from raybust.certification.prediction import Prediction, classify
-from raybust.config import Config
+from raybust.config import Config, Leaf
 from raybust.data import Part
 from raybust.data.listing import shown
 from raybust.disk.files import put_aside, strict
@@ -120,6 +120,18 @@ class Predictions(Sequence[Prediction]):
         left = len(self.rows) - _SHOWN
         more = f"\n({left} more)" if left > 0 else ""
         return f"<pre>{html.escape(self.table(_SHOWN))}{more}\n\n{html.escape(self.about)}</pre>"
+
+
+def settings_of(radius: float | None) -> tuple[str, ...]:
+    """Returns the settings that decide one radius, as cheaply as possible; none for None."""
+    if radius is None:
+        return ()
+    return f"certify.radius={float(radius)!r}", "certify.schedule=sequence"
+
+
+def seed_of(leaves: Sequence[Leaf]) -> int | None:
+    """Returns the seed that a call asks for, or None."""
+    return next((int(leaf.value) for leaf in leaves if leaf.key == "certify.seed"), None)
 
 
 def predict(

@@ -23,6 +23,8 @@ from raybust.track.uri import sqlite_file
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+ARTIFACTS = "artifacts"
+"""Folder below a model in which MLflow keeps the model's files."""
 REGISTRY = "models:/"
 """Start of the URI of a registered model."""
 
@@ -85,7 +87,7 @@ def save_model(
 
 
 def fetch_model(uri: str, model: str, folder: Path) -> Path:
-    """Downloads a model of MLflow unless it is there; returns its folder.
+    """Downloads a model of MLflow unless it is there; returns the folder of its checkpoint.
 
     Args:
         uri: the store.
@@ -109,12 +111,12 @@ def fetch_model(uri: str, model: str, folder: Path) -> Path:
         made = f"{found.source} {found.creation_timestamp} {found.run_id}"
         place = folder / f"{name}-{version}-{hashlib.sha256(made.encode()).hexdigest()[:8]}"
         if (place / "MLmodel").exists():
-            return place
+            return place / ARTIFACTS
         folder.mkdir(parents=True, exist_ok=True)
         source = client.get_model_version_download_uri(name, version)
         with TemporaryDirectory(dir=folder, prefix=".") as part:
             new = Path(download_artifacts(artifact_uri=source, dst_path=part, tracking_uri=uri))
-            if not (new / "artifacts").is_dir():
+            if not (new / ARTIFACTS).is_dir():
                 raise RequestError(
                     f"{model}: was not packaged by this version of raybust or a later one"
                 )
@@ -124,7 +126,7 @@ def fetch_model(uri: str, model: str, folder: Path) -> Path:
     except Exception as error:
         kind = RequestError if is_gone(error) or is_permanent(error) else WorkError
         raise kind(f"{model}: {reason_of(error, uri)}") from error
-    return place
+    return place / ARTIFACTS
 
 
 def _version(client: MlflowClient, model: str) -> tuple[str, str]:

@@ -141,14 +141,14 @@ def test_the_best_finalist_becomes_a_version_once(sweep, out):
     assert run.data.tags["raybust.run_key"] == runs.read_identity(trial).uid
     fetched = track.fetch_model(kit.uri(out), "models:/found@best", out / "fetched")
     assert fetched == track.fetch_model(kit.uri(out), "models:/found/1", out / "fetched")
-    assert weights.read_bytes() == (fetched / "artifacts" / checkpoint.WEIGHTS).read_bytes()
-    found = {path.name for path in fetched.rglob("*") if path.is_file()}
+    assert weights.read_bytes() == (fetched / checkpoint.WEIGHTS).read_bytes()
+    found = {path.name for path in fetched.parent.rglob("*") if path.is_file()}
     assert found == {
         "MLmodel", "loader.py", "raybust.json", "model.safetensors", "manifest.json",
         "input_example.json", "serving_input_example.json", "requirements.txt", "conda.yaml",
         "python_env.yaml",
     }, "no pickle"  # fmt: skip
-    assert str(sweep) not in "".join(path.read_text() for path in fetched.glob("*.*"))
+    assert str(sweep) not in "".join(path.read_text() for path in fetched.parent.glob("*.*"))
     other = client.get_run(ensured(client, runs.read_identity(sweep / runs.TRIALS / "0001").uid))
     names = {one.path for one in client.list_artifacts(other.info.run_id, "model")}
     assert "model/MLmodel" in names, "every finalist has a model"
@@ -185,5 +185,5 @@ def test_a_model_is_packaged_anew_for_another_protocol_and_fetched_from_its_own_
     assert sync(sweep, kit.uri(out)).left == ()
     second = track.fetch_model(kit.uri(out), "models:/found@best", out / "fetched")
     assert first != second, "version 1 of a model that was deleted is not that of the new one"
-    config = load_trained(second / "artifacts", [], with_data=False).config
+    config = load_trained(second, [], with_data=False).config
     assert config.certify.noise == "gaussian"
