@@ -1,15 +1,16 @@
 """`raybust serve`: a network behind HTTP, whose every answer carries a certified radius.
 
-The server runs on Ray Serve, on this machine or on the cluster at an address, until it is
-interrupted.
+The server runs on Ray Serve, on this machine or on the cluster at an address, until Ctrl-C or
+SIGTERM.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import secrets
+import signal
 import socket
-import time
+import threading
 from dataclasses import dataclass, replace
 
 from raybust import devices
@@ -51,7 +52,7 @@ class Listening:
 def serve(
     trained: Trained, listening: Listening, *, address: str | None, verbose: bool, echo: Echo
 ) -> None:
-    """Serves a network until interrupted.
+    """Serves a network until Ctrl-C or SIGTERM.
 
     Args:
         trained: the network; section `certify` has the defaults of a request.
@@ -84,14 +85,17 @@ def serve(
             radii_of_test_set(trained, protocol),
             decoding_of(trained.config.data),
         )
+        told = threading.Event()
+        for one in (signal.SIGINT, signal.SIGTERM):  # after Ray, which sets its own
+            signal.signal(one, lambda *_: told.set())
         token = secrets.token_urlsafe(_TOKEN_BYTES) if listening.token == "" else listening.token
         service.start(listening.host, listening.port, verbose=verbose)
         try:
             service.deploy(served, replicas=listening.replicas, gpus=gpus, token=token)
             for line in _welcome(trained, listening, token, protocol):
                 echo(line)
-            while True:
-                time.sleep(1)
+            told.wait()
+            echo("stopping; requests in flight are answered first")
         finally:
             service.stop()
 

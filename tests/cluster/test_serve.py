@@ -5,6 +5,7 @@ import io
 import json
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -80,9 +81,9 @@ class Server:
         assert status == 200, found
         return found["predictions"]
 
-    def stop(self):
-        self.process.send_signal(2)
-        self.process.wait(60)
+    def stop(self, how):
+        self.process.send_signal(how)
+        return self.process.wait(120)
 
 
 def npy(array):
@@ -122,7 +123,7 @@ def server(tmp_path_factory):
     subprocess.run([*RAYBUST, *map(str, certify)], check=True, capture_output=True, cwd=out)
     opened = Server(out, "--queue", "40")
     yield opened
-    opened.stop()
+    assert opened.stop(signal.SIGTERM) == 0
     left = [one for one in psutil.process_iter() if str(out) in " ".join(one.cmdline())]
     assert not left, "nothing is left of a server that was ended"
 
