@@ -33,6 +33,7 @@ from raybust.stages.opened import (
     open_run,
 )
 from raybust.stages.predicted import Predictions
+from raybust.stages.progress import silent
 from raybust.stages.reports import Report
 from raybust.trained import Trained
 
@@ -343,4 +344,4 @@ def _images(
 
 
 def _echo(quiet: bool) -> Callable[[str], None]:
-    return (lambda text: None) if quiet else (lambda text: print(text, file=sys.stderr))
+    return silent if quiet else (lambda text: print(text, file=sys.stderr))

@@ -15,6 +15,10 @@ from ray.autoscaler._private.kuberay.autoscaling_config import (
 )
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from raybust import methods
+from raybust.config import compose, leaves_of_arguments
+from raybust.stages import serving
+
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "examples"
 LAUNCHED = ("gcp", "local")
@@ -35,7 +39,8 @@ def only(commands, part):
 
 def test_every_example_is_tested_here():
     names = {path.name for path in EXAMPLES.iterdir()}
-    assert names == {"gcp.yaml", "kuberay.yaml", "local.yaml", "plugin", "slurm.sh"}
+    files = {"gcp.yaml", "kuberay-serve.yaml", "kuberay.yaml", "local.yaml", "slurm.sh"}
+    assert names == files | {"notebooks", "plugin"}, "notebooks in tests/cluster"
 
 
 # --- read by `ray up` -----------------------------------------------------------------------------
@@ -167,6 +172,37 @@ def test_kubernetes_is_pinned_closed_and_durable():
     for pod in pods():
         assert {"claimName": "raybust"} in [v.get("persistentVolumeClaim") for v in pod["volumes"]]
     assert found["RayJob"]["spec"]["entrypoint"].startswith("raybust tune ")
+
+
+def test_ray_service_serves_by_the_same_cluster():
+    service = read("kuberay-serve")
+    job = kinds()["RayJob"]["spec"]["rayClusterSpec"]
+    cluster = service["spec"]["rayClusterConfig"]
+    assert (service["apiVersion"], service["kind"]) == ("ray.io/v1", "RayService")
+    assert service["spec"].keys() == {"serveConfigV2", "rayClusterConfig"}
+    assert cluster.keys() <= RAY_CLUSTER
+    for key in ("rayVersion", "authOptions", "autoscalerOptions"):
+        assert cluster[key] == job[key]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        pod = group["template"]["spec"]
+        assert group.keys() <= GROUP
+        assert pod.keys() <= POD
+        (container,) = pod["containers"]
+        assert container.keys() <= CONTAINER
+        names = {volume["name"] for volume in pod["volumes"]}
+        assert {mount["name"] for mount in container["volumeMounts"]} <= names
+
+
+def test_ray_serve_reads_the_config_of_the_service():
+    schema = pytest.importorskip("ray.serve.schema", reason="needs raybust[serve]")
+    text = read("kuberay-serve")["spec"]["serveConfigV2"]
+    config = schema.ServeDeploySchema.model_validate(yaml.safe_load(text))
+    (application,) = config.applications
+    assert application.import_path == "raybust.stages.serving:build"
+    assert set(application.args) <= set(serving.KEYS)
+    assert serving.replicas_of(application.args["replicas"]) == (1, 4)
+    assert application.args["token_file"] == "/etc/raybust/token"
+    compose([*leaves_of_arguments(application.args["settings"])], methods.get)
 
 
 # --- Slurm ----------------------------------------------------------------------------------------

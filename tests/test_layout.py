@@ -47,7 +47,7 @@ TABLE = {
     "track": "config disk | yaml (mlflow numpy)",
     "serve": (
         "config data devices certification identity"
-        " | fastapi numpy prometheus_client ray scipy starlette torch"
+        " | fastapi numpy prometheus_client ray scipy starlette swagger_ui_bundle torch"
     ),
     "pyfunc": "api config trained | mlflow numpy pandas",
     "request": "(config disk methods search track trained)",

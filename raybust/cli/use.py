@@ -139,14 +139,18 @@ def export(
     "--port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="Port of HTTP."
 )
 @click.option(
-    "--replicas", type=click.IntRange(1), default=1, show_default=True, help="Copies at work."
+    "--replicas",
+    default="1",
+    metavar="N or N-M",
+    show_default=True,
+    help="Copies at work; a range follows the load.",
 )
 @click.option(
     "--queue", type=click.IntRange(1), default=256, show_default=True, help="Images at a replica."
 )
 @click.option(
     "--token-file",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=click.Path(path_type=Path),
     help="File with the token of all requests (default: a new one, printed).",
 )
 @click.option("--no-token", is_flag=True, help="Answer whoever reaches the port.")
@@ -158,21 +162,17 @@ def serve(
     verbose: bool,
     host: str,
     port: int,
-    replicas: int,
+    replicas: str,
     queue: int,
     token_file: Path | None,
     no_token: bool,
     **given: Any,
 ) -> None:
     """Answer over HTTP, each answer with a certified radius."""
-    if no_token and token_file is not None:
-        raise RequestError("--no-token: contradicts --token-file; leave out one of them")
-    token = "" if token_file is None else token_file.read_text().strip()
-    if token_file is not None and not token:
-        raise RequestError(f"--token-file: {token_file} is empty")
     from raybust.stages import checks, serving
 
-    where = serving.Listening(host, port, replicas, None if no_token else token, queue)
+    token = serving.token_of(token_file, no_token=no_token)
+    where = serving.Listening(host, port, serving.replicas_of(replicas), token, token_file, queue)
     trained = open_trained(run, settings, given, with_data=False)
     device = checks.device_before(trained.config, address)
     checks.check_certify(trained.config, trained.dataset.shape, device)

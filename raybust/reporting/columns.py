@@ -73,9 +73,12 @@ def _seen(optimized: str, metric: str, entry: TrialRecord) -> str:
 
 
 def _reached(kind: str, key: str, entry: TrialRecord) -> str:
-    """Returns a figure; robust accuracy that is an upper bound or not to be trusted says so."""
+    """Returns a figure; an average certified radius with its interval; robust accuracy that is an
+    upper bound or not to be trusted says so."""
     found = getattr(entry, kind) or {}
     text = number(found.get(key))
+    if f"{key}_low" in found:
+        return f"{text} [{number(found[f'{key}_low'])}, {number(found[f'{key}_high'])}]"
     if not text or not key.endswith("/robust_accuracy"):
         return text
     bound = "at most " * bool(found.get(key.replace("robust_accuracy", "upper_bound")))

@@ -71,6 +71,11 @@ class Leaderboard:
     command: str = ""
     notes: tuple[str, ...] = ()
 
+    def _repr_markdown_(self) -> str:
+        """Shows the table that the sweep wrote, in a notebook."""
+        path = self.folder / f"{NAME}.md"
+        return path.read_text() if path.exists() else f"{self.sweep}: no trial has finished"
+
     @property
     def best(self) -> TrialRecord | None:
         """The trial that the search ranks first, or None."""

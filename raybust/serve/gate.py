@@ -26,6 +26,7 @@ from ray.exceptions import RayActorError, RayError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from starlette.formparsers import MultiPartException
 
+from raybust.serve.openapi import PREDICT, SECURED, describe
 from raybust.serve.requests import (
     BadRequestError,
     Limits,
@@ -41,14 +42,10 @@ _RETRY_S = 30.0
 """Time for which a request is asked again when replicas die."""
 _PAUSE_S = 0.1
 _LATENCIES = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
-_ABOUT = """Classes with certified radii.
-
-POST /predict takes JSON {"images": [...]} with nested lists of numbers in [0, 1], an array of numpy
-(application/x-npy), image files (multipart/form-data, or one as image/*). Optional fields, as JSON,
-form fields, or query parameters: radius, n, alpha, deadline_ms, plain, audit.
-"""
+_ABOUT = "Classes with certified radii: no change of an image within its radius changes the class."
 
 app = FastAPI(title="raybust", description=_ABOUT, docs_url=None, redoc_url=None)
+describe(app)
 
 
 @serve.ingress(app)
@@ -97,18 +94,18 @@ class Gate:
             return JSONResponse({"status": "starting"}, 503)
         return JSONResponse({"status": "ready"})
 
-    @app.get("/model")
+    @app.get("/model", openapi_extra=SECURED)
     async def model(self, request: Request) -> JSONResponse:
         """Returns what is served, and how its answers compare with the test set's."""
         refused = self._refusal(request)
         return refused or JSONResponse({**self.about, "watch": self.watch.plain()})
 
-    @app.get("/")
+    @app.get("/", include_in_schema=False)
     async def page(self) -> HTMLResponse:
         """Returns a page that asks about an image."""
         return HTMLResponse(_PAGE.read_text(encoding="utf-8"))
 
-    @app.get("/metrics")
+    @app.get("/metrics", openapi_extra=SECURED)
     async def metrics(self, request: Request) -> Response:
         """Returns counters in the format of Prometheus."""
         refused = self._refusal(request)
@@ -120,7 +117,7 @@ class Gate:
             self.window.labels(name).set(math.nan if value is None else value)
         return Response(generate_latest(self.registry), media_type=CONTENT_TYPE_LATEST)
 
-    @app.post("/predict")
+    @app.post("/predict", openapi_extra=PREDICT)
     async def predict(self, request: Request) -> JSONResponse:
         """Returns class, radius and bound of each image."""
         began = time.perf_counter()

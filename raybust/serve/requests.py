@@ -23,7 +23,7 @@ from raybust.errors import RequestError
 
 Shape = tuple[int, int, int]
 
-_FIELDS = ("radius", "n", "alpha", "deadline_ms", "plain", "audit")
+FIELDS = ("radius", "n", "alpha", "deadline_ms", "plain", "audit")
 _MOST_PIXELS = 50_000_000
 """Of an image file, before it is decoded (our choice)."""
 _TRUE, _FALSE = ("true", "1", "yes"), ("false", "0", "no")
@@ -94,9 +94,9 @@ def question_of(
     Raises:
         BadRequestError: a field is unknown or out of range, or there are no images or too many.
     """
-    strange = sorted(set(given) - set(_FIELDS))
+    strange = sorted(set(given) - set(FIELDS))
     if strange:
-        raise BadRequestError(422, f"unknown field {strange[0]!r}; known: {', '.join(_FIELDS)}")
+        raise BadRequestError(422, f"unknown field {strange[0]!r}; known: {', '.join(FIELDS)}")
     _check_count(len(images), limits)
     n = int(_number(given, "n", limits.n, 1, limits.n))
     ask: dict[str, Any] = {

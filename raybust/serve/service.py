@@ -22,6 +22,9 @@ _PER_REQUEST = 64
 _BYTES = 64 * 2**20
 _GATE_CPUS = 0.1
 _ONGOING = 1000
+_TARGET = 8
+"""Requests in flight at a replica above which another one is started, where that is allowed (our
+choice)."""
 _GRACE_S = 60.0
 """Seconds for which a replica that is replaced may finish what it has."""
 
@@ -39,12 +42,27 @@ def start(host: str, port: int, *, verbose: bool) -> None:
     serve.start(http_options={"host": host, "port": port, "request_timeout_s": None})
 
 
-def deploy(served: Served, *, replicas: int, gpus: float, token: str | None) -> None:
+def deploy(served: Served, *, replicas: tuple[int, int], gpus: float, token: str | None) -> None:
     """Serves a network, or replaces the one that is served; returns when it answers.
 
     Args:
+        served: see `application`.
+        replicas: see `application`.
+        gpus: see `application`.
+        token: see `application`.
+    """
+    bound = application(served, replicas=replicas, gpus=gpus, token=token)
+    serve.run(bound, name=APPLICATION, route_prefix="/")
+
+
+def application(
+    served: Served, *, replicas: tuple[int, int], gpus: float, token: str | None
+) -> serve.Application:
+    """Returns the application that serves a network.
+
+    Args:
         served: the network.
-        replicas: number of replicas.
+        replicas: number of replicas, at least and at most; Ray Serve follows the load.
         gpus: of each.
         token: that each request must carry, or None.
     """
@@ -66,22 +84,24 @@ def deploy(served: Served, *, replicas: int, gpus: float, token: str | None) -> 
         _BYTES,
         served.decoding,
     )
+    least, most = replicas
+    scaling = {"min_replicas": least, "max_replicas": most, "target_ongoing_requests": _TARGET}
     workers = serve.deployment(
         Replica,
         name="Replica",
-        num_replicas=replicas,
+        num_replicas=least if least == most else "auto",
+        autoscaling_config=None if least == most else scaling,
         max_ongoing_requests=_ONGOING,
         health_check_period_s=2,
         graceful_shutdown_timeout_s=_GRACE_S,
         ray_actor_options={"num_cpus": served.cpus, "num_gpus": gpus},
     ).bind(served)
-    gate = serve.deployment(
+    return serve.deployment(
         Gate,
         max_ongoing_requests=_ONGOING,
         graceful_shutdown_timeout_s=_GRACE_S,
         ray_actor_options={"num_cpus": _GATE_CPUS},
     ).bind(workers, about, limits, token)
-    serve.run(gate, name=APPLICATION, route_prefix="/")
 
 
 def stop() -> None:

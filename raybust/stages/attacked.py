@@ -240,7 +240,7 @@ def _rows(at: Bench, table: AttackTable) -> list[AttackRow]:
     )
     done = len(table.rows) // len(protocol.threats)
     what = "attacked" if protocol.view == HEADLINE else f"attacked, {protocol.view}"
-    with progress_bar(protocol.examples, what, done) as bar:
+    with progress_bar(protocol.examples, what, at.options.echo, done) as bar:
         for rows in at.pool.run(_shard, calls):
             table.append(rows)
             bar.update(len(rows) // len(protocol.threats))

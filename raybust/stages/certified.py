@@ -211,7 +211,7 @@ def _run(at: Bench, log: CertificateLog, todo: list[int]) -> None:
         (network, _examples(split, part), protocol, config)
         for part in in_shards(todo, at.pool.room)
     )
-    with progress_bar(len(todo), "certified") as bar:
+    with progress_bar(len(todo), "certified", at.options.echo) as bar:
         for rows in at.pool.run(_shard, calls):
             log.append(rows)
             bar.update(len(rows))
@@ -239,7 +239,8 @@ def _shard(sent: Sent, examples: Examples, protocol: Protocol, config: Config) -
 def _publish(at: Bench, log: CertificateLog) -> Certified:
     """Writes curve and table next to the rows and sends everything to MLflow."""
     protocol, path, radii = log.protocol, log.path, at.trained.config.certify.radii
-    metrics = summarize(log.rows, radii, "certified")
+    metrics, average = summarize(log.rows, radii, "certified"), acr(read_log(path))
+    metrics |= {"certified/acr_low": average.low, "certified/acr_high": average.high}
     files = {"rows": path, "curve": path.with_suffix(".png"), "table": path.with_suffix(".md")}
     labels = [at.trained.name]
     certificates.draw_curve([path], files["curve"], labels=labels)
@@ -249,7 +250,6 @@ def _publish(at: Bench, log: CertificateLog) -> Certified:
     text = f"{text.rstrip()}\n\nNoise: {protocol.noise}, {amount}; radii in {protocol.norm}.\n"
     files["table"].write_text(text)
     at.publish(path, log.header, metrics, files.values())
-    average = acr(read_log(path))
     details = {
         "log": str(path),
         "curve": str(files["curve"]),

@@ -76,7 +76,7 @@ def evaluate(trained: Trained, options: Options) -> Measurement:
             log.check_images(part, section, classes)
         images, network = at.pool.put((part, classes)), at.put()
         calls = ((network, images, share, at.device, config) for share in todo)
-        with progress_bar(_SHARES * cells, "cells", len(log.shares) * cells) as bar:
+        with progress_bar(_SHARES * cells, "cells", options.echo, len(log.shares) * cells) as bar:
             for entry in at.pool.run(_do, calls) if todo else ():
                 log.append(entry)
                 bar.update(cells)

@@ -13,7 +13,7 @@ from types import TracebackType
 from raybust.config import Config
 from raybust.reporting.columns import ACCURACY, number, settings
 from raybust.search.records import FINISHED, TrialRecord
-from raybust.stages.progress import progress_bar
+from raybust.stages.progress import Echo, progress_bar, silent
 
 _STATES = {"COMPLETE": "finished", "PRUNED": "stopped early", "FAIL": "failed"}
 _HEADS = ("trial", "state", "method", "budget", "{metric}", "best", "val. accuracy", "settings")
@@ -25,10 +25,11 @@ class Table:
 
     Args:
         config: the sweep's.
+        echo: of the command; a silent one prints no rows either.
         records: trials of an earlier start, among which may be the best so far.
     """
 
-    def __init__(self, config: Config, records: Sequence[TrialRecord] = ()) -> None:
+    def __init__(self, config: Config, echo: Echo, records: Sequence[TrialRecord] = ()) -> None:
         part = config.tune
         self._config = config
         self._best: TrialRecord | None = None
@@ -38,7 +39,8 @@ class Table:
         finished = [record for record in records if record.state in FINISHED]
         for record in finished:
             self._consider(record)
-        self._bar = progress_bar(part.trials, "trials", len(finished))
+        self._silent = echo is silent
+        self._bar = progress_bar(part.trials, "trials", echo, len(finished))
         self._headed = False
 
     def __enter__(self) -> Table:
@@ -112,6 +114,8 @@ class Table:
 
     def _write(self, cells: Sequence[str]) -> None:
         """Prints a row; columns are as wide as their widest cell so far."""
+        if self._silent:
+            return
         self._fit(cells)
         placed = [
             cell.rjust(width) if at in _RIGHT else cell.ljust(width)

@@ -194,7 +194,7 @@ def predict_plain(
     found: dict[int, tuple[int, float]] = {}
     with bench(trained, options) as at:
         network = at.put()
-        with progress_bar(len(images), "classified") as bar:
+        with progress_bar(len(images), "classified", options.echo) as bar:
             for part in at.pool.run(_classify, _calls(at, network, images)):
                 found |= part
                 bar.update(len(part))

@@ -47,11 +47,16 @@ def note_growth(config: Config, ray: Any, echo: Echo) -> None:
         )
 
 
-def progress_bar(total: int, what: str, initial: int = 0) -> Any:
-    """Returns a tqdm bar on standard error; without a terminal only `write` prints anything."""
+def silent(text: str) -> None:
+    """Prints nothing: the `Echo` of a call that is to be quiet."""
+
+
+def progress_bar(total: int, what: str, echo: Echo, initial: int = 0) -> Any:
+    """Returns a tqdm bar on standard error, for a terminal or a notebook; elsewhere, and if `echo`
+    is `silent`, only `write` prints anything."""
     from tqdm import tqdm
 
-    quiet = not sys.stderr.isatty()
+    quiet = echo is silent or not (sys.stderr.isatty() or "ipykernel" in sys.modules)
     return tqdm(total=total, initial=initial, desc=what, disable=quiet, dynamic_ncols=True)
 
 

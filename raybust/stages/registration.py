@@ -100,6 +100,27 @@ def certificate(entry: TrialRecord) -> dict[str, object]:
     return tags
 
 
+def describe_sweep(board: Leaderboard, *, registered: bool) -> str:
+    """Returns the description of a sweep's run in Markdown, with links for MLflow's pages.
+
+    Args:
+        board: the sweep.
+        registered: whether its winner is a registered model.
+    """
+    best = board.winner or board.entries[0]
+    lines = [
+        f"{board.state} Best by {board.metric}: trial {best.number}, {best.method},"
+        f" {settings(best.point)}: {number(best.value)} on the validation part."
+    ]
+    if best.log is not None:
+        lines.append(f"On the test set: ACR {acr(read_log(best.log))}.")
+    if registered:
+        uri = f"{track.REGISTRY}{board.sweep}@best"
+        lines.append(f"Registered as [{uri}](#/models/{board.sweep}).")
+    lines.append("Artifacts: `leaderboard.md`, `report.html`. Trials: child runs.")
+    return "\n\n".join(lines)
+
+
 def describe(board: Leaderboard, entry: TrialRecord, digest: str) -> str:
     """Returns the description of a registered version in Markdown.
 

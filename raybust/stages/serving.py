@@ -1,17 +1,20 @@
 """`raybust serve`: a network behind HTTP, whose every answer carries a certified radius.
 
 The server runs on Ray Serve, on this machine or on the cluster at an address, until Ctrl-C or
-SIGTERM.
+SIGTERM. `build` is the same for a config file of Ray Serve, as Kubernetes' RayService has one.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import re
 import secrets
 import signal
 import socket
 import threading
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from raybust import devices
 from raybust.certification import CertificateLog, Protocol
@@ -19,15 +22,22 @@ from raybust.certification.protocol import make_protocol
 from raybust.cluster.session import nodes_of, session
 from raybust.data import decoding_of
 from raybust.disk.files import is_aside
-from raybust.errors import RequestError
+from raybust.errors import RequestError, unknown
 from raybust.identity import Sent, fixed_images, outputs_of, weights_digest
 from raybust.reporting.logs import read_log
 from raybust.stages import certified
+from raybust.stages.opened import open_run
 from raybust.stages.progress import Echo
 from raybust.trained import Trained
 
+if TYPE_CHECKING:
+    from raybust.serve.service import Served
+
 _LOOPBACK = "127.0.0.1"
 _TOKEN_BYTES = 24
+_MOST = 256
+KEYS = ("run", "settings", "out", "replicas", "queue", "token_file", "no_token")
+"""Of the `args` in a config file of Ray Serve."""
 
 
 @dataclass(frozen=True)
@@ -37,16 +47,18 @@ class Listening:
     Attributes:
         host: address.
         port: of HTTP.
-        replicas: number of replicas.
+        replicas: number of replicas, at least and at most.
         token: of all requests; "" for a new one, None for none.
+        token_file: where the user keeps it, or None.
         most: images that wait or are in flight at a replica.
     """
 
     host: str = _LOOPBACK
     port: int = 8000
-    replicas: int = 1
+    replicas: tuple[int, int] = (1, 1)
     token: str | None = ""
-    most: int = 256
+    token_file: Path | None = None
+    most: int = _MOST
 
 
 def serve(
@@ -74,17 +86,7 @@ def serve(
         from raybust.serve import service
 
         gpus = nodes_of(ray).gpus(trained.config)
-        protocol = protocol_of(trained, devices.of_tasks(gpus))
-        served = service.Served(
-            trained.name,
-            Sent.of(trained.network, trained.dataset.shape),
-            trained.classes,
-            protocol,
-            trained.config.cluster.cpus_per_worker,
-            listening.most,
-            radii_of_test_set(trained, protocol),
-            decoding_of(trained.config.data),
-        )
+        served = served_of(trained, listening.most, gpus)
         told = threading.Event()
         for one in (signal.SIGINT, signal.SIGTERM):  # after Ray, which sets its own
             signal.signal(one, lambda *_: told.set())
@@ -92,12 +94,109 @@ def serve(
         service.start(listening.host, listening.port, verbose=verbose)
         try:
             service.deploy(served, replicas=listening.replicas, gpus=gpus, token=token)
-            for line in _welcome(trained, listening, token, protocol):
+            for line in _welcome(trained, listening, token, served.protocol):
                 echo(line)
             told.wait()
             echo("stopping; requests in flight are answered first")
         finally:
             service.stop()
+
+
+def build(given: dict[str, Any]) -> Any:
+    """Returns the application that a config file of Ray Serve describes by its `args`.
+
+    Args:
+        given: `run`, as for `raybust serve`, and `token_file`, or `no_token: true`; optionally
+            `settings`, a list of key=value, `out`, `replicas` such as "1-4", and `queue`.
+
+    Raises:
+        RequestError: a key is unknown or missing, or the network cannot be certified.
+    """
+    import ray
+
+    from raybust.serve import service
+
+    strange = sorted(set(given) - set(KEYS))
+    if strange:
+        raise unknown("key of args", strange[0], list(KEYS))
+    if "run" not in given:
+        raise RequestError("args: got no `run`; name the run or model to serve")
+    token = token_of(given.get("token_file"), no_token=bool(given.get("no_token")))
+    if token == "":
+        raise RequestError("args: got no `token_file`; name one, or set `no_token: true`")
+    trained = open_run(given["run"], given.get("settings", ()), given.get("out"), with_data=False)
+    gpus = nodes_of(ray).gpus(trained.config)
+    return service.application(
+        served_of(trained, int(given.get("queue", _MOST)), gpus),
+        replicas=replicas_of(str(given.get("replicas", 1))),
+        gpus=gpus,
+        token=token,
+    )
+
+
+def served_of(trained: Trained, most: int, gpus: float) -> Served:
+    """Returns what the replicas need of a network.
+
+    Args:
+        trained: the network.
+        most: images that wait or are in flight at a replica.
+        gpus: of a replica.
+
+    Raises:
+        RequestError: the network cannot be certified.
+    """
+    from raybust.serve.service import Served
+
+    protocol = protocol_of(trained, devices.of_tasks(gpus))
+    return Served(
+        trained.name,
+        Sent.of(trained.network, trained.dataset.shape),
+        trained.classes,
+        protocol,
+        trained.config.cluster.cpus_per_worker,
+        most,
+        radii_of_test_set(trained, protocol),
+        decoding_of(trained.config.data),
+    )
+
+
+def replicas_of(text: str) -> tuple[int, int]:
+    """Returns the least and the largest number of replicas of "2" or "1-4".
+
+    Raises:
+        RequestError: it is neither.
+    """
+    found = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
+    least, most = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+    if not 1 <= least <= most:
+        raise RequestError(
+            f"--replicas: got {text!r}, expected a number such as 2, or a range such as 1-4 that"
+            " follows the load"
+        )
+    return least, most
+
+
+def token_of(path: str | Path | None, *, no_token: bool) -> str | None:
+    """Returns the token of all requests; "" for a new one, None for none.
+
+    Args:
+        path: of a file with the token.
+        no_token: whether none is wanted.
+
+    Raises:
+        RequestError: both are given, or the file cannot be read or is empty.
+    """
+    if path is None:
+        return None if no_token else ""
+    if no_token:
+        raise RequestError("--no-token: contradicts --token-file; leave out one of them")
+    try:
+        token = Path(path).read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f"--token-file: {path} cannot be read ({error})") from None
+    if not token:
+        raise RequestError(f"--token-file: {path} is empty")
+    return token
 
 
 def check(listening: Listening, *, local: bool) -> None:
@@ -177,13 +276,15 @@ def _welcome(
     trained: Trained, listening: Listening, token: str | None, protocol: Protocol
 ) -> list[str]:
     url = f"http://{listening.host}:{listening.port}"
-    header = f' -H "Authorization: Bearer {token}"' if token else ""
+    replicas = "-".join(map(str, dict.fromkeys(listening.replicas)))
+    shown = f"$(cat {listening.token_file})" if listening.token_file else token
+    header = f' -H "Authorization: Bearer {shown}"' if token else ""
     lines = [
-        f"{trained.name} on {url} (replicas: {listening.replicas}); Ctrl-C ends it",
+        f"{trained.name} on {url} (replicas: {replicas}); Ctrl-C ends it",
         f"each answer: {protocol.noise} noise, sigma = {protocol.sigma:g}, at most"
         f" {protocol.n:,} draws, wrong with probability at most {protocol.alpha:g}",
         f"try it    curl{header} -F image=@photo.png {url}/predict",
-        f"look at   {url}/{f'#token={token}' if token else ''}",
+        f"look at   {url}/{f'#token={token}' if token and not listening.token_file else ''}",
     ]
     if token is None:
         lines.insert(1, "warning: no token: whoever reaches the port is answered")

@@ -34,7 +34,7 @@ from raybust.stages import finalists
 from raybust.stages.checks import check_finalists, check_sweep, device_before
 from raybust.stages.live import Table
 from raybust.stages.progress import Echo, note_growth, print_data
-from raybust.stages.registration import register
+from raybust.stages.registration import describe_sweep, register
 from raybust.stages.space_on_disk import check_space, largest_network
 from raybust.stages.tracking import load_ahead, open_store, sending_rest
 from raybust.trained import changed_function, check_function
@@ -229,7 +229,7 @@ def _search(plan: sweep.Sweep, uri: str, echo: Echo) -> None:
     if done:
         trials = plan.config.tune.trials
         echo(f"resuming {plan.folder.name}: {done} of {trials} trials are finished")
-    with Table(plan.config, records) as table:
+    with Table(plan.config, echo, records) as table:
 
         def listener(record: TrialRecord, running: int) -> None:
             table.row(record, running)
@@ -322,6 +322,8 @@ def _publish(journal: track.Journal, config: Config, board: Leaderboard) -> Lead
         values["best/test_accuracy"] = best.accuracy
     found = {k: v for k, v in (values | certified | attacked).items() if v is not None}
     journal.metrics(found, step=journal.attempt)  # so the last start's best is the newest step
-    if register(board, config.tune.constraints) is not None:
+    registered = register(board, config.tune.constraints) is not None
+    if registered:
         journal.tags({"raybust.model": f"models:/{board.sweep}@best"})
+    journal.tags({track.NOTE: describe_sweep(board, registered=registered)})
     return board

@@ -6,7 +6,7 @@ Only this package imports mlflow, and only inside functions, so importing `raybu
 from raybust.track.client import load_mlflow
 from raybust.track.environment import environment
 from raybust.track.flush import Flusher, SyncResult, log_to_run, lost, sync, unsent
-from raybust.track.journal import Journal, Status
+from raybust.track.journal import NOTE, Journal, Status
 from raybust.track.model import REGISTRY, fetch_model
 from raybust.track.registry import BOUNDS, DATA, FIDELITY, METRIC, MODE, VALUE
 from raybust.track.store import FoundRun, find_run, prepare, ui_command
@@ -18,6 +18,7 @@ __all__ = [
     "FIDELITY",
     "METRIC",
     "MODE",
+    "NOTE",
     "REGISTRY",
     "VALUE",
     "Flusher",

@@ -22,6 +22,9 @@ from raybust.errors import RequestError
 SUFFIX = "journal.jsonl"
 """`sync` replays files with this suffix; a copy kept in a checkpoint needs another name."""
 
+NOTE = "mlflow.note.content"
+"""Tag that MLflow's pages show as a run's description, in Markdown."""
+
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 """How a run ended."""
 

@@ -52,12 +52,12 @@ def main(place):
 
     with session(None, verbose=False):
         service.start("127.0.0.1", PORT, verbose=False)
-        service.deploy(first, replicas=1, gpus=0, token=None)
+        service.deploy(first, replicas=(1, 1), gpus=0, token=None)
         clients = [threading.Thread(target=client) for _ in range(4)]
         for one in clients:
             one.start()
         time.sleep(3)
-        service.deploy(second, replicas=1, gpus=0, token=None)
+        service.deploy(second, replicas=(1, 1), gpus=0, token=None)
         time.sleep(5)
         over.set()
         for one in clients:

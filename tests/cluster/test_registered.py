@@ -2,15 +2,23 @@
 
 import csv
 import hashlib
+import json
+import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
 
 import kit
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from waiting import wait
 
 from raybust import config as configuration
 from raybust import data, track
@@ -20,7 +28,7 @@ from raybust.reporting import acr, read_log
 from raybust.search.leaderboard import Leaderboard
 from raybust.search.records import TrialRecord
 from raybust.stages.packaged import MODEL, package
-from raybust.stages.registration import REGISTERED, register
+from raybust.stages.registration import REGISTERED, describe_sweep, register
 from raybust.track import sync
 from raybust.track.client import open_client
 from raybust.trained import load_trained
@@ -109,6 +117,55 @@ def test_mlflow_loads_the_model_in_a_fresh_process(sweep, out):
     assert [int(row["number"]) for row in csv.DictReader(plain.splitlines())] == tops
     assert ray == "False"
     assert "Traceback" not in done.stderr
+
+
+def test_mlflow_serves_the_model(sweep, out):
+    sweep = shutil.copytree(sweep, out / "found", ignore=shutil.ignore_patterns(f"{REGISTERED}*"))
+    register(board(sweep, (0, 0.75)), ())
+    assert sync(sweep, kit.uri(out)).left == ()
+    trained = load_trained(sweep / runs.TRIALS / "0000", [])
+    images = trained.dataset.test.fetch(range(3))[0]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/found@best",
+               "--env-manager", "local", "-p", str(port)]  # fmt: skip
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": kit.uri(out), "PATH": path}
+    with (out / "server.log").open("w") as log:
+        server = subprocess.Popen(
+            command, env=environment, stdout=log, stderr=log, start_new_session=True
+        )
+    try:
+        wait(lambda: answers(f"http://127.0.0.1:{port}/ping"), 300, "MLflow's server answers")
+        body = {"inputs": images.tolist(), "params": {"plain": True}}
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/invocations",
+            json.dumps(body).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=120) as found:
+            rows = json.load(found)["predictions"]
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+    assert [row["number"] for row in rows] == trained.network(images).argmax(1).tolist()
+
+
+def answers(url):
+    try:
+        return urllib.request.urlopen(url, timeout=5).status == 200
+    except (OSError, urllib.error.URLError):
+        return False
+
+
+def test_the_description_of_a_sweep_leads_to_its_model(sweep):
+    made = board(sweep, (0, 0.75), (1, 0.99))
+    text = describe_sweep(made, registered=True)
+    assert "Best by certified_fast/acr: trial 0, gaussian, lr=0.05: 0.5000" in text
+    assert "[models:/found@best](#/models/found)" in text
+    assert f"ACR {acr(read_log(sweep / 'log.tsv'))}" in text
+    assert "models:/" not in describe_sweep(made, registered=False)
 
 
 def test_the_best_finalist_becomes_a_version_once(sweep, out):

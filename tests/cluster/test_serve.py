@@ -22,9 +22,11 @@ from browser import CHROMIUM, open_tab, wait_for
 from PIL import Image
 from small_run import small_run
 
-from raybust import data
+from raybust import RequestError, data
 from raybust.config import compose
 from raybust.methods import get
+from raybust.serve.requests import FIELDS
+from raybust.stages import serving
 
 TOKEN = "a-token-of-the-tests"
 RAYBUST = [sys.executable, "-m", "raybust"]
@@ -299,6 +301,21 @@ def test_the_page_shows_class_and_radius(server, images, tmp_path):
         wait_for(tab, "document.getElementById('error').textContent.includes('no image')")
 
 
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_the_description_is_complete_and_has_a_page(server):
+    status, found, _ = server.ask("/openapi.json", token=None)
+    assert status == 200
+    assert set(found["paths"]) == {"/health", "/ready", "/model", "/metrics", "/predict"}
+    asked = found["paths"]["/predict"]["post"]
+    assert {one["name"] for one in asked["parameters"]} == set(FIELDS)
+    assert len(asked["requestBody"]["content"]) == 4
+    assert {"200", "401", "413", "415", "422", "429"} <= set(asked["responses"])
+    with open_tab(f"{server.url}/docs") as tab:
+        wait_for(tab, "document.querySelectorAll('.opblock').length == 5")
+        loaded = tab.evaluate("performance.getEntriesByType('resource').map(one => one.name)")
+        assert all(name.startswith((server.url, "data:", "blob:")) for name in loaded)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -306,6 +323,9 @@ def test_the_page_shows_class_and_radius(server, images, tmp_path):
         (("mine", "--port", "PORT"), "choose another with --port"),
         (("mine", "--no-token", "--token-file", "token"), "contradicts"),
         (("mine", "--token-file", "empty"), "is empty"),
+        (("mine", "--token-file", "absent"), "cannot be read"),
+        (("mine", "--replicas", "4-1"), "a range such as 1-4"),
+        (("mine", "--replicas", "none"), "a range such as 1-4"),
         (("mine", "certify.n=3"), "certifies nothing"),
         (("mine", "--address", "http://127.0.0.1:8265"), "got the jobs URL"),
         (("mine", "train.epochs=3"), "fixed by the training"),
@@ -318,6 +338,21 @@ def test_mistakes_are_one_line(server, cli, words, said, monkeypatch):
     done = cli("serve", *given, "--out", server.out)
     assert (done.code, done.out) == (2, "")
     assert said in done.err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"run": "mine", "no_token": True, "replica": 2}, "Did you mean 'replicas'"),
+        ({"no_token": True}, "got no `run`"),
+        ({"run": "mine"}, "got no `token_file`"),
+        ({"run": "mine", "token_file": "token", "no_token": True}, "contradicts"),
+        ({"run": "mien", "no_token": True}, "Did you mean 'mine'"),
+    ],
+)
+def test_mistakes_in_a_config_file_of_ray_serve(server, given, said):
+    with pytest.raises(RequestError, match=re.escape(said)):
+        serving.build({"out": str(server.out), **given})
 
 
 def replicas(server):
