@@ -44,7 +44,7 @@ TABLE = {
         "devices config data disk identity methods models certification evaluate numerics | torch"
     ),
     "trained": "config data disk evaluate identity methods models training | torch",
-    "track": "config disk | yaml (mlflow numpy)",
+    "track": "config disk | yaml (joblib mlflow numpy)",
     "serve": (
         "config data devices certification identity"
         " | fastapi numpy prometheus_client ray scipy starlette swagger_ui_bundle torch"

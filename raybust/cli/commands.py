@@ -21,7 +21,7 @@ from raybust.cli.output import (
     print_table,
     print_trained,
 )
-from raybust.cli.submission import runs_locally, submitted
+from raybust.cli.submission import load_ahead, runs_locally, submitted
 from raybust.disk.files import to_json
 from raybust.errors import RequestError
 from raybust.request import compose, open_trained, read_leaves
@@ -45,6 +45,7 @@ def train(
     leaves, block = read_leaves(settings, given)
     if block is not None:
         raise RequestError(f"{settings[0]}: is a search space; use `raybust tune {settings[0]}`")
+    load_ahead(address, dry_run)
     config = compose(leaves)
     from raybust.stages import checks
 
@@ -82,6 +83,7 @@ def tune(
         raise RequestError(
             f"{space}: has no `search` block; add one, or use `raybust train {space}`"
         )
+    load_ahead(address, dry_run)
     from raybust.stages import checks
 
     local = runs_locally(address)
@@ -134,6 +136,7 @@ def certify(
     leaves, _ = read_leaves(settings, given)
     if not dry_run and submitted(address, leaves, detach):  # the job looks up RUN
         return
+    load_ahead(address, dry_run or only is not None)
     from raybust.stages import certified, checks
     from raybust.stages.measurement import Options
 
@@ -181,6 +184,7 @@ def evaluate(
     leaves, _ = read_leaves(settings, given)
     if not dry_run and submitted(address, leaves, detach):
         return
+    load_ahead(address, dry_run)
     from raybust.stages import attacked, checks, corrupted
     from raybust.stages.measurement import Options
 

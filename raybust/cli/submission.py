@@ -18,6 +18,14 @@ def runs_locally(address: str | None) -> bool:
     return address is None or not address.startswith(("http://", "https://"))
 
 
+def load_ahead(address: str | None, dry_run: bool) -> None:
+    """Imports MLflow beside the command's own imports, if the command will use it here."""
+    if runs_locally(address) and not dry_run:
+        from raybust import track
+
+        track.engage()
+
+
 def submitted(address: str | None, leaves: Sequence[Leaf], detach: bool = False) -> bool:
     """Submits this command as a job if the address is a jobs URL; returns whether it is one.
 

@@ -20,7 +20,7 @@ from raybust.disk import checkpoint
 from raybust.disk.runs import JOURNAL
 from raybust.errors import WorkError
 from raybust.identity import agree
-from raybust.track import Flusher, Journal, environment
+from raybust.track import Flusher, Following, Journal, environment
 from raybust.track.environment import ENVIRONMENT
 from raybust.track.journal import decode
 from raybust.training import initial
@@ -75,9 +75,22 @@ class Job:
 
 
 class RunLog:
-    """A run's journal and its flusher, which keeps the network out of the training thread."""
+    """A run's journal and its flusher, which keeps the network out of the training thread.
 
-    def __init__(self, job: Job, config: Config, uri: str) -> None:
+    Args:
+        job: the run.
+        config: its configuration.
+        uri: the store.
+        deliver: makes the flusher: in a thread, or in the process beside a command.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        config: Config,
+        uri: str,
+        deliver: type[Flusher] | type[Following] = Flusher,
+    ) -> None:
         self._journal = Journal(Path(job.folder) / JOURNAL)
         self._journal.start(
             run_key=job.uid,
@@ -90,7 +103,7 @@ class RunLog:
         )  # fmt: skip
         self._journal.text(yaml.safe_dump(job.config, sort_keys=False), "config.yaml")
         self._journal.text(yaml.safe_dump(environment(), sort_keys=False), ENVIRONMENT)
-        self._flusher = Flusher(self._journal.path, uri)
+        self._flusher = deliver(self._journal.path, uri)
         self._is_trial = job.parent is not None
 
     def group(self, backend: str, hosts: list[str]) -> None:

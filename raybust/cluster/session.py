@@ -120,6 +120,13 @@ def nodes_of(ray: Any) -> Nodes:
     return Nodes(alive, (*heads, *workers) if workers else ())
 
 
+def connected_nodes() -> Nodes:
+    """Returns the nodes of the cluster on which this process runs, as in a task."""
+    import ray
+
+    return nodes_of(ray)
+
+
 def must_grow(config: Config, ray: Any) -> bool:
     """Whether one run needs nodes that the autoscaler has yet to add."""
     return nodes_of(ray).capacity(config) < config.cluster.workers

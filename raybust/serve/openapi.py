@@ -1,6 +1,7 @@
 """The server's OpenAPI description of `POST /predict`, and the page at /docs that shows it.
 
-FastAPI cannot derive it, because the request is read by its content type.
+FastAPI cannot derive the description, because the server reads a request by its content type. The
+page's script comes from an installed package, so it works without a network.
 """
 
 from __future__ import annotations

@@ -46,7 +46,6 @@ from raybust.evaluate import (
 from raybust.evaluate.robustness import show_eps
 from raybust.identity import Sent
 from raybust.models import Fronted
-from raybust.reporting.attacks import draw_robust_curve
 from raybust.stages.checks import device_before
 from raybust.stages.measurement import (
     Bench,
@@ -291,6 +290,8 @@ def _publish(at: Bench, summaries: Sequence[Summary], table: AttackTable) -> Mea
     label, norm = at.trained.folder.name, headline.protocol.norm
     curves = {label: curve_points(headline)}
     curves |= {f"{label}, {one.protocol.view}": curve_points(one) for one in others}
+    from raybust.reporting.attacks import draw_robust_curve  # matplotlib, which takes a second
+
     draw_robust_curve(curves, files["curve"], norm=norm)
     files |= _records(at.trained, headline, path)
     metrics = {key: value for one in summaries for key, value in one.metrics().items()}

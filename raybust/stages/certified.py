@@ -31,8 +31,6 @@ from raybust.data import Part
 from raybust.disk.files import put_aside
 from raybust.errors import RequestError, WorkError
 from raybust.identity import Sent
-from raybust.reporting import certificates
-from raybust.reporting.figures import acr
 from raybust.reporting.logs import read_log
 from raybust.stages.measurement import Bench, Measurement, Options, bench, warn_of_few_classes
 from raybust.stages.progress import Echo, progress_bar
@@ -238,6 +236,8 @@ def _shard(sent: Sent, examples: Examples, protocol: Protocol, config: Config) -
 
 def _publish(at: Bench, log: CertificateLog) -> Certified:
     """Writes curve and table next to the rows and sends everything to MLflow."""
+    from raybust.reporting import acr, certificates  # matplotlib, which takes a second
+
     protocol, path, radii = log.protocol, log.path, at.trained.config.certify.radii
     metrics, average = summarize(log.rows, radii, "certified"), acr(read_log(path))
     metrics |= {"certified/acr_low": average.low, "certified/acr_high": average.high}

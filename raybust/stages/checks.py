@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raybust import config as configuration
 from raybust import data, devices, methods, models, track
@@ -20,13 +20,12 @@ from raybust.data import Dataset
 from raybust.disk import runs
 from raybust.errors import RequestError
 from raybust.evaluate import check_classes, make_attack_protocol
-from raybust.search.database import check_form
-from raybust.search.goals import check_goals
-from raybust.search.sampler import check_sampler
-from raybust.search.space import Space
 from raybust.track.uri import sqlite_file
 from raybust.training import initial
 from raybust.training.objective import smoothing_sigma
+
+if TYPE_CHECKING:
+    from raybust.search.space import Space
 
 
 def check_training(config: Config, *, local: bool) -> None:
@@ -57,6 +56,10 @@ def check_sweep(
         address: of a Ray cluster; None for the embedded one.
         local: whether the driver runs on this machine.
     """
+    from raybust.search.goals import check_goals
+    from raybust.search.sampler import check_sampler
+    from raybust.search.space import Space
+
     config = configuration.compose(leaves, methods.get)
     space = Space.parse(block)
     space.check(leaves, methods.get)
@@ -109,6 +112,8 @@ def check_places(config: Config, *, local: bool = True) -> None:
                 f" store; put {instead}"
             )
     if config.tune.storage is not None:
+        from raybust.search.database import check_form
+
         check_form(config.tune.storage)
     if not local:
         if config.track.uri:

@@ -167,7 +167,8 @@ class Bench:
         if self.trained.uid is None:
             return
         step, folder = step_of(path, header), path.parent.name
-        track.log_to_run(
+        track.call(
+            track.log_to_run,
             path.with_suffix(".journal.jsonl"),
             self.uri,
             self.trained.uid,

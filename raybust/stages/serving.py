@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from raybust import devices
 from raybust.certification import CertificateLog, Protocol
 from raybust.certification.protocol import make_protocol
-from raybust.cluster.session import nodes_of, session
+from raybust.cluster.session import connected_nodes, nodes_of, session
 from raybust.data import decoding_of
 from raybust.disk.files import is_aside
 from raybust.errors import RequestError, unknown
@@ -112,8 +112,6 @@ def build(given: dict[str, Any]) -> Any:
     Raises:
         RequestError: a key is unknown or missing, or the network cannot be certified.
     """
-    import ray
-
     from raybust.serve import service
 
     strange = sorted(set(given) - set(KEYS))
@@ -125,7 +123,7 @@ def build(given: dict[str, Any]) -> Any:
     if token == "":
         raise RequestError("args: got no `token_file`; name one, or set `no_token: true`")
     trained = open_run(given["run"], given.get("settings", ()), given.get("out"), with_data=False)
-    gpus = nodes_of(ray).gpus(trained.config)
+    gpus = connected_nodes().gpus(trained.config)
     return service.application(
         served_of(trained, int(given.get("queue", _MOST)), gpus),
         replicas=replicas_of(str(given.get("replicas", 1))),

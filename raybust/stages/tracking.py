@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,22 +16,18 @@ _RESTORE_S = 60.0
 """Time limit for sending everything to a new store; the next command continues."""
 
 
-def load_ahead() -> None:
-    """Imports MLflow in a thread while Ray starts: both take seconds."""
-    threading.Thread(target=track.load_mlflow, daemon=True).start()
-
-
 def open_store(config: Config, out: Path, echo: Echo) -> str:
     """Prepares the store and returns its URI; warns if the server is unreachable."""
     uri = track.resolve_uri(config.track, out)
-    warning = track.prepare(uri, out, config.track.experiment)
+    warning = track.call(track.prepare, uri, out, config.track.experiment)
     if warning:
         echo(f"warning: {warning}")
-    elif missing := track.lost(out, uri):
+    elif missing := track.call(track.lost, out, uri):
         echo(f"this MLflow store lacks runs that were sent to another one: sending {len(missing)}")
         deadline = time.monotonic() + _RESTORE_S
         for path in missing:
-            track.sync(path, uri, out, deadline_s=max(deadline - time.monotonic(), 0))
+            left = max(deadline - time.monotonic(), 0)
+            track.call(track.sync, path, uri, out, deadline_s=left)
     return uri
 
 
@@ -44,7 +39,7 @@ def sending_rest(folder: Path, uri: str, out: Path, echo: Echo) -> Iterator[None
         yield
     except WorkError as error:
         failure = error
-    result = track.sync(folder, uri, out)
+    result = track.call(track.sync, folder, uri, out)
     for journal, reason in result.left:
         echo(
             f"warning: {journal} is not in MLflow yet ({reason}); rerun the same command to send it"

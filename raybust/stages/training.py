@@ -14,7 +14,7 @@ from pathlib import Path
 from torch import Tensor
 
 from raybust import config as configuration
-from raybust import data, models
+from raybust import data, models, track
 from raybust.cluster.runlog import Job, end_if_open
 from raybust.cluster.session import nodes_of, session, slots
 from raybust.config import Config
@@ -24,7 +24,7 @@ from raybust.identity import code_of
 from raybust.stages.checks import check_places
 from raybust.stages.place import check_fit, suffices
 from raybust.stages.progress import Echo, epoch_lines, note_growth, print_data
-from raybust.stages.tracking import load_ahead, open_store, sending_rest
+from raybust.stages.tracking import open_store, sending_rest
 from raybust.stages.training_here import train_here
 from raybust.trained import check_function
 from raybust.training import initial
@@ -52,6 +52,7 @@ def train(config: Config, *, address: str | None, resume: bool, verbose: bool, e
         RequestError: the request is invalid; nothing was started.
         WorkError: training failed; the last good checkpoint is kept.
     """
+    track.engage()
     dataset = data.load(config.data)
     out = runs.out_folder(config)
     folder = out / (config.name or default_name(config))
@@ -74,7 +75,6 @@ def train(config: Config, *, address: str | None, resume: bool, verbose: bool, e
         with locked(folder), sending_rest(folder, open_store(config, out, echo), out, echo):
             end_if_open(folder, "finished", weights=True)
             return folder
-    load_ahead()
     with _trainer(config, dataset, address, verbose=verbose, echo=echo) as run:
         uri = open_store(config, out, echo)
         with locked(folder), sending_rest(folder, uri, out, echo):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from raybust import devices
+from raybust import devices, track
 from raybust.cluster.runlog import Job, RunLog
 from raybust.config import Config
 from raybust.data import Dataset
@@ -33,7 +33,7 @@ def train_here(config: Config, job: Job, uri: str, *, dataset: Dataset) -> None:
     """
     folder = Path(job.folder)
     (folder / RAY_RECORD).unlink(missing_ok=True)  # lacks the checkpoints that are written here
-    log, cause = RunLog(job, config, uri), None
+    log, cause = RunLog(job, config, uri, track.Following), None
     try:
         with threads(config):
             failure = _train(config, dataset, folder, log)

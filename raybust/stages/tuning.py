@@ -36,7 +36,7 @@ from raybust.stages.live import Table
 from raybust.stages.progress import Echo, note_growth, print_data
 from raybust.stages.registration import describe_sweep, register
 from raybust.stages.space_on_disk import check_space, largest_network
-from raybust.stages.tracking import load_ahead, open_store, sending_rest
+from raybust.stages.tracking import open_store, sending_rest
 from raybust.trained import changed_function, check_function
 from raybust.training import initial
 from raybust.training.objective import assemble, code_of_training
@@ -82,7 +82,7 @@ def tune(
     if resume:
         _check_earlier(folder, plain, inputs, dataset)
     earlier, driver = _warm_start_trials(config, space, out), sweep.driver_cpus(config)
-    load_ahead()
+    track.engage()
     with session(address, verbose=verbose, dashboard=driver > 0) as ray:
         room = slots(config, nodes := nodes_of(ray), driver)
         check_finalists(config, *images, device=devices.of_tasks(nodes.gpus(config)))
@@ -298,7 +298,7 @@ def _parent(job: Job, config: Config, uri: str) -> Iterator[track.Journal]:
         },
         params={f"tune.{key}": value for key, value in tuned.items()} | params_of(job.config),
     )
-    flusher = track.Flusher(journal.path, uri)
+    flusher = track.Following(journal.path, uri)
     try:
         yield journal
         journal.end("FINISHED")

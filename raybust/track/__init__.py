@@ -3,6 +3,7 @@
 Only this package imports mlflow, and only inside functions, so importing `raybust.track` is cheap.
 """
 
+from raybust.track.clerk import Following, call, engage
 from raybust.track.client import load_mlflow
 from raybust.track.environment import environment
 from raybust.track.flush import Flusher, SyncResult, log_to_run, lost, sync, unsent
@@ -22,10 +23,13 @@ __all__ = [
     "REGISTRY",
     "VALUE",
     "Flusher",
+    "Following",
     "FoundRun",
     "Journal",
     "Status",
     "SyncResult",
+    "call",
+    "engage",
     "environment",
     "fetch_model",
     "find_run",
