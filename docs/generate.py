@@ -14,7 +14,6 @@ import functools
 import importlib
 import inspect
 import itertools
-import math
 import pkgutil
 import re
 import shutil
@@ -30,7 +29,7 @@ import yaml
 import raybust
 from raybust import data, methods, models
 from raybust.cli import cli
-from raybust.config import Config, domain
+from raybust.config import Config, default_of, domain
 from raybust.errors import RequestError
 
 DOCS = Path(__file__).parent
@@ -45,7 +44,6 @@ ROOT_PAGES = ("CHANGELOG", "CONTRIBUTING", "SECURITY")
 _BESIDE = {"cli"}
 """Packages whose `__all__` is no API: the command line has a page of its own."""
 _WORDS = {str: "text", int: "integer", float: "number", bool: "true or false", dict: "mapping"}
-_LEVELS = 255
 _ARXIV = re.compile(r"arXiv[: ](\d{4}\.\d{4,5})")
 
 
@@ -312,7 +310,7 @@ def _keys(cls: type, fields: Any, prefix: str, owner: str = "") -> str:
         within = "; ".join(part for part in (bounds, unit) if part)
         told = field.metadata.get("doc", "The method that this one wraps.")
         linked = f"[`{key}`](#{anchor}){{ #{anchor} .key }}"
-        rows.append((linked, _cell(type_words(hints[field.name])), f"`{_default(field)}`",
+        rows.append((linked, _cell(type_words(hints[field.name])), f"`{default_of(field)}`",
                      _cell(within), _linked(_cell(told))))  # fmt: skip
     return _table(("key", "type", "default", "domain", "meaning"), rows)
 
@@ -337,31 +335,6 @@ def type_words(hint: Any) -> str:
 def _plural(words: str) -> str:
     head, space, rest = words.partition(" ")
     return f"{head}s{space}{rest}"
-
-
-def _default(field: dataclasses.Field[Any]) -> str:
-    """Returns a default as YAML has it; 255ths also as such."""
-    if callable(field.default_factory):
-        return str(field.default_factory().key)
-    value = field.default
-    parts = value if isinstance(value, tuple) else (value,)
-    shown = ", ".join(map(_number, parts))
-    return f"[{shown}]" if isinstance(value, tuple) else shown
-
-
-def _number(value: Any) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if not isinstance(value, float):
-        return str(value)
-    if math.isinf(value):
-        return ".inf"
-    levels = value * _LEVELS
-    if levels >= 1 and abs(levels - round(levels)) < 1e-9 and round(value, 4) != value:
-        return f"{value:.4g} ({round(levels)}/{_LEVELS})"
-    return f"{value:g}"
 
 
 def _table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:

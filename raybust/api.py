@@ -31,6 +31,7 @@ from raybust.stages.opened import (
     of_module,
     open_network,
     open_run,
+    with_sigma,
 )
 from raybust.stages.predicted import Predictions
 from raybust.stages.progress import silent
@@ -157,7 +158,7 @@ def certify(
         RequestError: the network cannot be certified, or the results there are of another one.
         WorkError: a task failed; finished rows are kept.
     """
-    settings = _with_sigma(model, settings, sigma)
+    settings = with_sigma(model, settings, sigma)
     trained, home = open_network(model, data, settings, out, _echo(quiet))
     device = checks.device_before(trained.config, address)
     checks.check_certify(trained.config, trained.dataset.shape, device)
@@ -285,8 +286,8 @@ def predict(
         WorkError: a task failed.
     """
     if not plain:
-        settings = _with_sigma(model, settings, sigma)
-    settings = (*settings, *predicted.settings_of(radius))
+        settings = with_sigma(model, settings, sigma)
+    settings = predicted.with_radius(settings, radius)
     echo, home = _echo(quiet), TemporaryDirectory(prefix="raybust-")
     if isinstance(model, nn.Module):
         network, (part, names) = evaluated(model), _images(images, None, echo)
@@ -318,15 +319,6 @@ def report(*names: str | Path, out: str | Path | None = None, name: str = "repor
     """
     leaves, _ = request.read_leaves((), {"out": out and str(out), "name": name})
     return reports.report([str(one) for one in names], leaves, _echo(False))
-
-
-def _with_sigma(model: Network, settings: tuple[str, ...], sigma: float | None) -> tuple[str, ...]:
-    """Returns the settings with sigma, which a module has to be given."""
-    if sigma is not None:
-        return (*settings, f"certify.sigma={float(sigma)!r}")
-    if isinstance(model, nn.Module) and not any(s.startswith("certify.sigma=") for s in settings):
-        raise RequestError("sigma: cannot be inferred from a module; pass sigma=0.5, for instance")
-    return settings
 
 
 def _images(

@@ -148,13 +148,14 @@ def find(run: str, leaves: Sequence[Leaf]) -> Any:
 
 
 def _best_trial(sweep: Path) -> Path:
-    """Returns the folder of a sweep's winner, or of its best trial while there are no finalists."""
+    """Returns the folder of a sweep's best trial: that of highest rank among those that meet the
+    constraints and could be measured, or have not been yet."""
     from raybust.disk import runs
     from raybust.search.board import board_of
 
     board = board_of(sweep)
-    feasible = (entry for entry in board.entries if entry.feasible is not False)
-    best = board.winner or next(feasible, None)
+    found = (one for one in board.entries if one.feasible is not False and not one.reason)
+    best = next(found, None)
     if best is None:
         raise RequestError(
             f"{sweep.name}/best: no trial of {sweep.name} has finished and meets the constraints;"

@@ -180,6 +180,16 @@ def _check_dataset(name: str, manifest: Mapping[str, Any], dataset: Dataset) -> 
                 f"{name}: was trained on {trained}, but dataset {dataset.name} has {found};"
                 " choose a matching dataset"
             )
+    ours, theirs = list(manifest["classes"]), list(dataset.classes)
+    numbers = [str(number) for number in range(len(ours))]
+    if ours != theirs and numbers not in (ours, theirs):
+        at = next(
+            at for at, pair in enumerate(zip(ours, theirs, strict=True)) if len(set(pair)) > 1
+        )
+        raise RequestError(
+            f"{name}: class {at} was {ours[at]!r} in training, but is {theirs[at]!r} in dataset"
+            f" {dataset.name}, so its labels may mean other classes; restore names and order"
+        )
 
 
 def _changes(
@@ -189,11 +199,6 @@ def _changes(
     if "outputs" not in manifest:  # written by raybust 0.1
         return ()
     found = []
-    if dataset is not None and list(dataset.classes) != list(manifest["classes"]):
-        found.append(
-            f"warning: the names of the classes of {name} have changed since training; results use"
-            " those of the training"
-        )
     if not same_function(network, manifest):
         found.append(
             f"warning: {name} no longer computes what it did when trained: its code or a library"

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -293,9 +294,103 @@ def test_classes_of_other_names_or_order_are_refused(mine, tmp_path):
     )
     assert "in that order" in text
     np.savez(tmp_path / "own.npz", **{**arrays, "class_names": names[::-1]})
-    changed = raybust.load("named", out=mine)
-    assert changed.classes == tuple(names)
-    assert any("names of the classes" in note for note in changed.notes)
+    assert "class 0 was 'class 9' in training, but is 'class 0'" in ask(
+        raybust.load, "named", out=mine
+    )
+
+
+class Changed(nn.Module):
+    """A network changed by a function of its logits."""
+
+    def __init__(self, network, change):
+        super().__init__()
+        self.network, self.change = network, change
+
+    def forward(self, images):
+        return self.change(self.network(images))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda z: z[:, :1], "at least 2 classes; turn a single logit"),
+        (lambda z: z.argmax(1, keepdim=True), "at least 2 classes"),
+        (lambda z: (z > 0).int(), "columns of torch.int32"),
+        (lambda z: z[:1].repeat(2, 1), "expected logits (1, K)"),
+        (lambda z: z / 0, "not finite"),
+        (lambda z: [z], "gives list"),
+    ],
+)
+def test_what_gives_no_logits_of_classes_is_refused(own, change, said):
+    images, labels = digits_test()
+    network = Changed(own, change)
+    for function, given in (
+        (raybust.certify, (images, labels)), (raybust.attack, (images, labels)),
+        (raybust.predict, images[:3]),
+    ):  # fmt: skip
+        more = {} if function is raybust.attack else {"sigma": 0.25}
+        assert said in ask(function, network, given, **more)
+
+
+def test_networks_that_cannot_be_measured_are_refused_in_one_line(own):
+    images, labels = digits_test()
+    stays = Changed(own, lambda z: z)
+    stays.train = lambda mode=True: stays
+    stays.training = True
+    old = nn.utils.weight_norm(nn.Linear(64, 10))
+    old(torch.rand(1, 64))
+    for network, said in (
+        (stays, "stays in training mode"),
+        (nn.Sequential(nn.Flatten(), old), "cannot be copied"),
+    ):
+        assert said in ask(raybust.certify, network, (images, labels), sigma=0.25)
+
+
+def test_a_network_that_cannot_be_sent_is_certified_in_one_process(capsys):
+    network = nn.Sequential(
+        nn.Flatten(), nn.utils.parametrizations.spectral_norm(nn.Linear(64, 10))
+    )
+    images, labels = digits_test()
+    found = [
+        raybust.certify(network, (images[:6], labels[:6]), "certify.n=200", sigma=0.25, workers=n)
+        for n in (1, 2)
+    ]
+    assert [row.counts for row in found[0].rows] == [row.counts for row in found[1].rows]
+    assert "cannot be sent to other processes" in capsys.readouterr().err
+
+
+def test_a_loaded_run_with_another_function_or_other_images_does_not_write_into_its_run(mine):
+    def loaded():
+        return raybust.load("mine", out=mine)
+
+    hooked, other = loaded(), loaded()
+    hooked.network.register_forward_hook(lambda module, inputs, output: output.roll(1, 1))
+    other = replace(other, dataset=replace(other.dataset, test=other.dataset.train))
+    for network in (hooked, other):
+        assert "load it again" in ask(raybust.certify, network, None, "certify.n=200")
+
+
+def test_sigma_is_given_once(own):
+    images, labels = digits_test()
+    said = ask(raybust.certify, own, (images, labels), "certify.sigma=0.5", sigma=0.25)
+    assert "leave out one of them" in said
+
+
+def test_images_that_are_nearly_black_are_noted(own, capsys):
+    images, labels = digits_test()
+    levels = (images * 16).to(torch.uint8)
+    raybust.certify(own, (levels[:3], labels[:3]), "certify.n=100", sigma=0.25)
+    assert "nearly black" in capsys.readouterr().err
+
+
+def test_a_pair_of_examples_is_a_dataset_of_two(own):
+    images, labels = digits_test()
+    two = tuple((images[at], int(labels[at])) for at in range(2))
+    found = [
+        raybust.certify(own, data, "certify.n=100", sigma=0.25)
+        for data in (two, list(two), (images[:2], labels[:2]))
+    ]
+    assert len({str([row.counts for row in one.rows]) for one in found}) == 1
 
 
 @pytest.mark.parametrize("labels", ["text", "one-hot", "halves"])

@@ -139,3 +139,16 @@ def test_a_card_never_has_figures_or_files_of_other_weights(place, cli):
     assert "Nothing yet" in card
     assert "| abstain |" not in card
     assert not (place / "there" / "model.pt2").exists(), first[:0]
+
+
+def test_a_file_of_another_function_with_the_same_weights_is_removed(place, cli, monkeypatch):
+    """Another normalization: the weights and their digest stay."""
+    state = raybust.load("mine").network.state_dict()
+    bare = {key: value for key, value in state.items() if not key.endswith(("mean", "std"))}
+    torch.save(bare, "w.pth")
+    ask = ("export", "w.pth", "model.width=8", "--to", "there")
+    assert cli(*ask, "--format", "torch").code == 0
+    assert cli(*ask).code == 0
+    assert (place / "there" / "model.pt2").exists(), "the same network in another form"
+    assert cli(*ask, "model.mean=[0.1]", "model.std=[0.9]").code == 0
+    assert not (place / "there" / "model.pt2").exists()

@@ -307,7 +307,7 @@ MAIN = "from raybust.cli import main\ntry:\n    main({!r}.split())\nexcept Syste
     [
         "import raybust",
         MAIN.format("--help"),
-        MAIN.format("train --help"),
+        MAIN.format("ui --help"),
         MAIN.format("trian"),
     ],
     ids=["import", "help", "help of a command", "unknown command"],
@@ -320,6 +320,17 @@ def test_nothing_heavy_is_loaded(code):
     loaded = set(json.loads(done.stdout.splitlines()[-1]))
     assert "raybust" in loaded
     assert not loaded & set(HEAVY)
+
+
+def test_help_with_settings_loads_the_schema_alone():
+    report = "\nimport sys\nprint('\\n', *sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", MAIN.format("train --help") + report],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "train.lr=" in done.stdout
+    loaded = set(done.stdout.splitlines()[-1].split())
+    assert loaded & set(HEAVY) == {"omegaconf", "yaml"}
 
 
 def test_config_loads_no_stage():

@@ -87,6 +87,22 @@ def test_forms_of_output(place, cli):
     assert {(one["draws"], one["radius"]) for one in plain} == {(0, 0.0)}
 
 
+def test_full_radii_whatever_the_certificates_of_the_run_were_for(place, cli):
+    """A run that was trained with `certify.intent=radii` predicts full radii, too."""
+    ask = ("predict", "mine", "pictures", *FAST, "certify.seed=1", "--format", "jsonl")
+    full = answers(cli(*ask))
+    identity = place / "runs" / "mine" / "run.json"
+    for path in (identity, *place.glob("runs/mine/epoch-*/manifest.json")):
+        plain = json.loads(path.read_text())
+        plain["config"]["certify"] |= {"intent": "radii", "radii": [0.05]}
+        path.write_text(json.dumps(plain))
+    assert answers(cli(*ask)) == full
+    early = cli(
+        "predict", "mine", "pictures", *FAST, "certify.intent=radii", "certify.radii=[0.05]"
+    )
+    assert "only until 0.05 is decided" in early.out
+
+
 def test_the_same_command_resumes_with_its_own_secret_seed(place, cli):
     first = cli("predict", "mine", "pictures", *FAST, "--format", "jsonl")
     (path,) = place.glob("runs/mine/predicted/*.tsv")

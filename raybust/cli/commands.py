@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from raybust.cli.group import cli
+from raybust.cli.group import Command, cli
 from raybust.cli.options import options, result_name
 from raybust.cli.output import (
     browse_command,
@@ -27,7 +27,12 @@ from raybust.errors import RequestError
 from raybust.request import compose, open_trained, read_leaves
 
 
-@cli.command()
+@cli.command(
+    cls=Command,
+    sections=("data", "model", "train"),
+    more="Also method.*, see `raybust methods NAME`, and certified_fast.*, attacked_fast.*,"
+    " cluster.*, track.*: see docs/configuration.md.",
+)
 @click.argument("settings", nargs=-1, metavar="[CONFIG.yaml] [key=value ...]")
 @options("name", "out", "address", "detach", "workers", "resume", "dry_run", "verbose", "as_json")
 def train(
@@ -61,7 +66,11 @@ def train(
     print_trained(folder, config, address, as_json)
 
 
-@cli.command()
+@cli.command(
+    cls=Command,
+    sections=("tune",),
+    more="Also everything that `train`, `certify` and `evaluate` have.",
+)
 @click.argument("space", metavar="SPACE")
 @click.argument("settings", nargs=-1, metavar="[key=value ...]")
 @options("name", "out", "address", "detach", "workers", "resume", "dry_run", "verbose", "as_json")
@@ -110,7 +119,7 @@ def tune(
         click.echo(f"{leaderboard.text(result)}\nbrowse it           {browse_command(config)}")
 
 
-@cli.command()
+@cli.command(cls=Command, sections=("certify",))
 @click.argument("run", metavar="RUN")
 @click.argument("settings", nargs=-1, metavar="[key=value ...]")
 @options("out", "address", "detach", "workers", "resume", "dry_run", "verbose", "as_json")
@@ -158,7 +167,7 @@ def certify(
     click.echo(to_json(found.plain()) if as_json else found.text())
 
 
-@cli.command()
+@cli.command(cls=Command, sections=("evaluate", "corruptions"))
 @click.argument("run", metavar="RUN")
 @click.argument("settings", nargs=-1, metavar="[key=value ...]")
 @options("out", "address", "detach", "workers", "resume", "dry_run", "verbose", "as_json")

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from raybust.cli.group import cli
+from raybust.cli.group import Command, cli
 from raybust.cli.options import options, result_name
 from raybust.cli.output import echo, print_notes
 from raybust.cli.submission import submitted
@@ -20,7 +20,7 @@ from raybust.errors import RequestError
 from raybust.request import open_trained, read_leaves
 
 
-@cli.command()
+@cli.command(cls=Command, sections=("certify",))
 @click.argument("run", metavar="RUN")
 @click.argument("images", nargs=-1, required=True, metavar="IMAGES... [key=value ...]")
 @options("out", "address", "detach", "workers", "resume", "verbose")
@@ -73,7 +73,7 @@ def predict(
     from raybust.stages import checks, predicted
     from raybust.stages.measurement import Options
 
-    settings = (*settings, *predicted.settings_of(radius))
+    settings = predicted.with_radius(settings, radius)
     trained = open_trained(run, settings, given, with_data=False)
     checks.check_certify(
         trained.config, trained.dataset.shape, checks.device_before(trained.config, address)
@@ -130,7 +130,7 @@ def export(
     click.echo(to_json(found.plain()) if as_json else found.text())
 
 
-@cli.command()
+@cli.command(cls=Command, sections=("certify",))
 @click.argument("run", metavar="RUN")
 @click.argument("settings", nargs=-1, metavar="[key=value ...]")
 @options("out", "address", "verbose")

@@ -12,7 +12,7 @@ from raybust.config.compose import (
     to_dict,
 )
 from raybust.config.include import expand
-from raybust.config.options import Section, domain, option
+from raybust.config.options import Section, default_of, domain, option
 from raybust.config.schema import Config
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "MethodTypes",
     "Section",
     "compose",
+    "default_of",
     "difference",
     "domain",
     "expand",

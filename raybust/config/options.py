@@ -23,6 +23,7 @@ _BOUNDS: dict[str, tuple[Callable[[float, float], bool], str]] = {
 }
 
 
+_LEVELS = 255
 _LARGEST_SIGMA = 10.0
 """Noise beyond which nothing of an image in [0, 1] is left (our choice)."""
 
@@ -57,6 +58,31 @@ def option(
 def domain(metadata: Mapping[str, Any]) -> str:
     """Returns a field's bounds as text, for instance "> 0, <= 1", or "" if it has none."""
     return ", ".join(f"{_BOUNDS[key][1]} {metadata[key]:g}" for key in _BOUNDS if key in metadata)
+
+
+def default_of(field: dataclasses.Field[Any]) -> str:
+    """Returns a field's default as YAML has it; 255ths also as such."""
+    if callable(field.default_factory):
+        return str(field.default_factory().key)
+    value = field.default
+    parts = value if isinstance(value, tuple) else (value,)
+    shown = ", ".join(map(_shown, parts))
+    return f"[{shown}]" if isinstance(value, tuple) else shown
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if not isinstance(value, float):
+        return str(value)
+    if math.isinf(value):
+        return ".inf"
+    levels = value * _LEVELS
+    if levels >= 1 and abs(levels - round(levels)) < 1e-9 and round(value, 4) != value:
+        return f"{value:.4g} ({round(levels)}/{_LEVELS})"
+    return f"{value:g}"
 
 
 def out_of_domain(value: Any, metadata: Mapping[str, Any]) -> str | None:

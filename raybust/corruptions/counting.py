@@ -18,7 +18,7 @@ from raybust.corruptions.noise import NoisySplit
 from raybust.corruptions.published import published
 from raybust.corruptions.results import Cell, Corrupted, Kind
 from raybust.data import Part
-from raybust.errors import RequestError, unknown
+from raybust.errors import RequestError, WorkError, unknown
 from raybust.numerics.lp_sets import Row, named
 
 SETS = ("C1", "C2", "C3", "iCE")
@@ -214,6 +214,8 @@ def _count(
             )
         top, predicted = logits.max(1)
         broken = logits.isnan().any(1)
+        if broken.any():
+            raise WorkError(f"the network gives NaN for {int(broken.sum())} of {len(at)} images")
         hits = (predicted == labels.to(device)) & ~broken
         confidence = torch.where(top.isinf(), 1.0, logits.softmax(1).amax(1)).where(~broken, 0.0)
         correct += hits.sum()

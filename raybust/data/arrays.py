@@ -165,12 +165,12 @@ def parts_of_arrays(
                 f"{where}x_train has images of (C, H, W) = {splits['train'].shape}, x_{name} of "
                 f"{splits[name].shape}; expected the same shape in both"
             )
-        notes += _dark(splits[name], f"x_{name}")
+        notes += dark(splits[name], f"x_{name}")
     validation = next((splits[name] for name in own or ()), None)
     return Parts(names, splits["train"], splits["test"], validation, notes=tuple(notes))
 
 
-def _dark(split: Split, name: str) -> list[str]:
+def dark(split: Split, name: str) -> list[str]:
     """Returns a note if the largest value is far below the maximum pixel value."""
     largest = float(split.images.max())
     if largest > _DARK * split.scale:

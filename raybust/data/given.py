@@ -7,6 +7,7 @@ labels are predicted, not measured.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -16,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from raybust.data.arrays import check_images
+from raybust.data.arrays import check_images, dark
 from raybust.data.decode import rgb
 from raybust.data.labels import class_indices
 from raybust.data.splits import Dataset, Split
@@ -48,7 +49,8 @@ def dataset_of(data: Any, classes_for: Callable[[Tensor], Sequence[str]]) -> Dat
     pixels, scale = check_images(_array(images), "images")
     classes = classes_for(pixels[:1].to(torch.float32) / scale)
     part = Split(pixels, _labels(labels, len(pixels), classes), torch.arange(len(pixels)), scale)
-    return empty(NAME, part.shape, classes, part)
+    found, dark_note = empty(NAME, part.shape, classes, part), dark(part, "images")
+    return replace(found, notes=("", *dark_note)) if dark_note else found
 
 
 def images_of(images: Any, shape: tuple[int, int, int] | None = None) -> Split:
@@ -122,7 +124,14 @@ def _is_pair(data: Any) -> bool:
     is a dataset of two examples."""
     if not isinstance(data, (tuple, list)) or len(data) != 2:
         return False
-    return not (isinstance(data, list) and all(isinstance(one, tuple) for one in data))
+    return not all(
+        isinstance(one, (tuple, list)) and len(one) == 2 and np.ndim(one[1]) == 0 < _depth(one[0])
+        for one in data
+    )
+
+
+def _depth(image: Any) -> int:
+    return 2 if isinstance(image, Image.Image) else np.ndim(image)
 
 
 def _collected(data: Any) -> tuple[Any, Any]:

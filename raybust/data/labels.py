@@ -37,7 +37,9 @@ def read_labels(
     """
     notes: list[str] = []
     given = {"train": train, **others}
-    _check_columns(given, where)
+    columns = {name: array.shape[1] for name, array in given.items() if _is_wide(array)}
+    if "train" in columns and classes is None:
+        classes = [str(number) for number in range(columns["train"])]
     parts = {name: _flat(array, f"{where}y_{name}", notes) for name, array in given.items()}
     if classes is None and all(_numerals(part) for part in parts.values()):
         notes.append("labels are numbers as texts: read as integers")
@@ -49,6 +51,8 @@ def read_labels(
         classes = texts
         notes.append(f"labels are texts: {len(texts)} classes in {order}")
     count = _classes(parts["train"], classes, f"{where}y_train", notes)
+    for name, width in columns.items():
+        _check_columns(width, count, f"{where}y_{name}")
     found = {}
     for name, part in parts.items():
         if part.dtype.kind not in "iu":
@@ -74,6 +78,8 @@ def class_indices(labels: np.ndarray, classes: Sequence[str], where: str) -> Ten
     Raises:
         RequestError: a label is of no class.
     """
+    if _is_wide(labels):
+        _check_columns(labels.shape[1], len(classes), where)
     found = _flat(labels, where, [])
     if found.dtype.kind in "US":
         found = _numbers(found, classes, where)
@@ -109,17 +115,18 @@ def _flat(array: np.ndarray, where: str, notes: list[str]) -> np.ndarray:
     return array
 
 
-def _check_columns(parts: dict[str, np.ndarray], where: str) -> None:
-    """Refuses parts whose one-hot labels have different numbers of columns: which column is which
-    class is then unknown."""
-    widths = {name: array.shape[1] for name, array in parts.items() if array.ndim == 2}
-    wide = {name: width for name, width in widths.items() if width > 1}
-    for name, width in wide.items():
-        if width != wide.get("train", width):
-            raise RequestError(
-                f"{where}y_{name}: got one-hot labels of {width} columns, but y_train has"
-                f" {wide['train']}; give every class a column in every part"
-            )
+def _is_wide(array: np.ndarray) -> bool:
+    return bool(array.ndim == 2 and array.shape[1] > 1)
+
+
+def _check_columns(width: int, count: int, where: str) -> None:
+    """Refuses one-hot labels with another number of columns than there are classes: which column is
+    which class is then unknown."""
+    if width != count:
+        raise RequestError(
+            f"{where}: got one-hot labels of {width} columns for {count} classes; give every class"
+            " a column in every part"
+        )
 
 
 def _numerals(part: np.ndarray) -> bool:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from raybust.config.assess import Evaluate
 from raybust.data import Part
+from raybust.errors import WorkError
 from raybust.numerics.bounds import clopper_pearson_lower, clopper_pearson_upper
 
 
@@ -52,9 +53,14 @@ def clean_accuracy(
         part: the part of the data that `config` names.
         config: part and number of examples.
         device: the network's device.
+
+    Raises:
+        WorkError: an output is NaN.
     """
     count = min(len(part), config.examples or len(part))
-    hits = correct(network, part, range(count), batch=config.batch, device=device)
+    hits = correct(
+        network, part, range(count), batch=config.batch, device=device, nan_is_wrong=False
+    )
     k = int(hits.sum())
     low, high = clopper_pearson_lower(k, count, 0.025), clopper_pearson_upper(k, count, 0.025)
     return Accuracy(config.split, count, k / count, float(low), float(high))
@@ -68,6 +74,7 @@ def correct(
     *,
     batch: int,
     device: torch.device | str,
+    nan_is_wrong: bool = True,
 ) -> Tensor:
     """Returns for each example whether the network's top class is its label: bool (N,), on the CPU.
 
@@ -77,12 +84,22 @@ def correct(
         positions: positions of the N examples in the split.
         batch: images per forward pass.
         device: the network's device.
+        nan_is_wrong: whether an image whose outputs are NaN counts as wrong, as in training, which
+            watches for it; else it is an error.
+
+    Raises:
+        WorkError: an output is NaN.
     """
     assert not network.training, "accuracy needs the network in eval mode"
     hits = []
     for start in range(0, len(positions), batch):
         images, labels = split.fetch(torch.as_tensor(positions[start : start + batch]))
         logits = network(images.to(device))
+        broken = logits.isnan().any(1)
+        if not nan_is_wrong and broken.any():
+            raise WorkError(
+                f"the network gives NaN for {int(broken.sum())} of {len(images)} images"
+            )
         # argmax treats NaN as the largest.
-        hits.append((logits.argmax(1) == labels.to(device)) & ~logits.isnan().any(1))
+        hits.append((logits.argmax(1) == labels.to(device)) & ~broken)
     return torch.cat(hits).cpu() if hits else torch.empty(0, dtype=torch.bool)

@@ -21,6 +21,7 @@ from raybust.numerics.attacks import has_gradient
 MARGIN = 0.002
 """Share of the examples by which a weaker attack may beat a stronger one (from AutoAttack)."""
 
+_SINGLE_STEP = {"fgsm"}
 _SURVIVORS, _FLAT = 0.01, 0.01
 _SAME, _BATCH, _SIMPLEX = 1e-5, 1e-3, 1e-5
 
@@ -31,7 +32,8 @@ class Flag:
 
     Attributes:
         name: `random`, `softmax`, `batch`, `no_gradient`, `flat_gradients`, `black_box`,
-            `minimum_norm`, `moving`, `steps`, `large_eps`, `reference`, `oblivious`, `transfer`.
+            `minimum_norm`, `moving`, `steps`, `single_step`, `large_eps`, `reference`, `oblivious`,
+            `transfer`.
         text: the observation and what it may mean, one line.
     """
 
@@ -100,6 +102,11 @@ def flags_of_rows(rows: Sequence[AttackRow], protocol: AttackProtocol) -> list[F
         found.append(
             Flag("flat_gradients", f"the gradient is 0 or NaN at {share:.1%} of the images that "
                  "the network gets right: gradient attacks start blind")
+        )  # fmt: skip
+    if set(protocol.attacks) <= _SINGLE_STEP:
+        found.append(
+            Flag("single_step", "only a single step was tried: attacks of several steps lower the"
+                 " number; add apgd-ce or apgd-t")
         )  # fmt: skip
     for eps in protocol.eps:
         found += _at_radius([row for row in rows if row.eps == eps], eps, protocol)

@@ -49,7 +49,8 @@ def compare_attacks(named: Sequence[tuple[str, Path]], folder: Path) -> Comparis
             f"{', '.join(row['attacks'])} | "
             f"{row['norm']} {row['eps']:.4g} | {100 * row['clean']:.2f} | "
             f"{robust} [{low}, {high}] | "
-            f"{row['examples']} {row['split']} | {', '.join(row['flags']) or 'none'} |"
+            f"{row['examples']} {row['split']} of {row['dataset']} | "
+            f"{', '.join(row['flags']) or 'none'} |"
         )
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "attacked.md"
@@ -124,6 +125,7 @@ def _figures(label: str, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
             "upper_bound": point.get("upper_bound", False),
             "examples": protocol["examples"],
             "split": protocol["split"],
+            "dataset": protocol["dataset"],
             "effort": _effort(protocol),
             "flags": [flag["name"] for flag in summary["flags"]],
         }

@@ -78,7 +78,8 @@ def _reached(kind: str, key: str, entry: TrialRecord) -> str:
     found = getattr(entry, kind) or {}
     text = number(found.get(key))
     if f"{key}_low" in found:
-        return f"{text} [{number(found[f'{key}_low'])}, {number(found[f'{key}_high'])}]"
+        at_least = "≥ " * bool(found.get(f"{key}_understated"))
+        return f"{at_least}{text} [{number(found[f'{key}_low'])}, {number(found[f'{key}_high'])}]"
     if not text or not key.endswith("/robust_accuracy"):
         return text
     bound = "at most " * bool(found.get(key.replace("robust_accuracy", "upper_bound")))

@@ -42,11 +42,12 @@ def compare_corruptions(named: Sequence[tuple[str, Path]], folder: Path) -> Comp
         shown = {k: v for k, v in whole["metrics"].items() if not _DETAIL.fullmatch(k)}
         clean = {"clean error": whole["metrics"]["error/clean"]}
         examples = whole["protocol"]["examples"] or "all"
-        figures.append({"run": label, "corruptions": " ".join(kinds), "split": asked["split"],
+        figures.append({"run": label, "corruptions": " ".join(kinds),
+                        "dataset": asked["dataset"], "split": asked["split"],
                         "examples": examples, **clean, **shown})  # fmt: skip
         notes += [f"{label}: {note}." for note in whole.get("notes", [])]
     heads = list(dict.fromkeys(key for row in figures for key in row))
-    lines = [f"| {' | '.join(heads)} |", "|---|---|---|" + "---:|" * (len(heads) - 3)]
+    lines = [f"| {' | '.join(heads)} |", "|---|---|---|---|" + "---:|" * (len(heads) - 4)]
     for row in figures:
         cells = [markdown(_show(row.get(head, "-"))) for head in heads]
         lines.append(f"| {' | '.join(cells)} |")

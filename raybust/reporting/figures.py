@@ -122,10 +122,14 @@ def abstention(log: Log) -> float:
 
 
 def acr(log: Log) -> Acr:
-    """Returns the average certified radius with a bootstrap interval over the examples."""
-    values = log.radius * log.correct
+    """Returns the average certified radius with a bootstrap interval over the examples, which does
+    not depend on the order of the rows. Where all rows are equal, see `_ends_of_equal`."""
+    order = np.argsort(log.idx, kind="stable")
+    values = (log.radius * log.correct)[order]
     ends = [math.nan, math.nan]
-    if len(values):
+    if len(values) and np.ptp(values) == 0:
+        ends = _ends_of_equal(log, float(values[0]))
+    elif len(values):
         generator = np.random.default_rng(0)
         means = [generator.choice(values, len(values)).mean() for _ in range(_RESAMPLES)]
         ends = np.quantile(means, [0.025, 0.975]).tolist()
@@ -139,6 +143,22 @@ def acr(log: Log) -> Acr:
         targets=log.protocol.targets if log.protocol else (),
         noise=_noise(log.protocol) if log.protocol else "",
     )
+
+
+def _ends_of_equal(log: Log, value: float) -> list[float]:
+    """Returns the interval of a mean whose N rows are equal, where a bootstrap has no width: with
+    confidence 97.5 % at most 1 - 0.025^(1/N) of the examples are others (Clopper and Pearson), and
+    their radii are between 0 and the largest that the draws can prove (our choice)."""
+    others = 1 - 0.025 ** (1 / len(log))
+    made = budget(log)
+    if log.protocol:
+        rule, last = log.protocol.rule, len(log.protocol.rule.times) - 1
+        largest = log.protocol.smoothing.radius(rule.lower(log.protocol.n, log.protocol.n, last))
+    elif made:
+        largest = gaussian_radius(made.alpha ** (1 / made.n), made.sigma)
+    else:
+        largest = math.nan
+    return [(1 - others) * value, value + others * (max(largest, value) - value)]
 
 
 def _noise(protocol: Protocol) -> str:

@@ -59,7 +59,9 @@ class Transfer:
 
     def text(self) -> str:
         """Returns the output of the command line."""
-        rank = f"rank correlation with the prediction (in brackets): {self.correlation:.3f}"
+        known = not math.isnan(self.correlation)
+        value = f"{self.correlation:.3f}" if known else "not defined, because no row varies"
+        rank = f"rank correlation with the prediction (in brackets): {value}"
         return "\n".join([self.markdown, rank, *map(str, self.files)])
 
     def plain(self) -> dict[str, Any]:
@@ -146,7 +148,11 @@ def transfer_table(trainings: Sequence[Training], shape: Shape) -> str:
         max((_size(*row, shape) for row in one.rows if row[0]), default=0) for one in trainings
     ]
     lines.append(["rms of training noise", *(f"{size:.3f}" if size else "-" for size in sizes)])
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    told = (
+        "\nAccuracy in percent of the best of its row, not of the images; in brackets the predicted"
+        " share of that norm's noises that the training covers.\n"
+    )
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines) + told
 
 
 def compare_transfer(trainings: Sequence[Training], shape: Shape, folder: Path) -> Transfer:

@@ -215,8 +215,11 @@ class Gate:
             {**answer, "image": name}
             for name, answer in zip(question.names, found["answers"], strict=True)
         ]
-        self._count(answers, full="radius" not in question.ask and not question.plain)
-        return JSONResponse({"predictions": answers, **self.about["protocol"]})
+        asked = question.ask
+        usual = "radius" not in asked and asked["alpha"] == self.limits.alpha
+        self._count(answers, full=usual and not question.plain)
+        alpha = {} if question.plain else {"alpha": asked["alpha"]}
+        return JSONResponse({"predictions": answers, **alpha, **self.about["protocol"]})
 
     async def _ask(self, question: Question) -> dict[str, Any]:
         if question.plain:

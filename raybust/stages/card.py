@@ -7,11 +7,12 @@ Markdown with the sections that model hubs expect.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from raybust.disk.files import is_aside
-from raybust.identity import weights_digest
+from raybust.identity import fixed_images, outputs_of, weights_digest
 from raybust.reporting.attacks import compare_attacks
 from raybust.reporting.certificates import table
 from raybust.search.leaderboard import UNITS
@@ -75,12 +76,20 @@ def card_of(trained: Trained, folder: Path, license_name: str | None) -> str:
         "## Origin",
         "- " + ", ".join(f"{name} {version}" for name, version in environment().items()),
         f"- SHA-256 of the weights, by name, type and shape: `{weights_digest(trained.network)}`",
+        f"- SHA-256 of its outputs on fixed images: `{function_digest(trained)}`",
         f"- digest of the data: `{dataset.digest}`",
     ]
     text = "\n\n".join(lines).replace("\n\n- ", "\n- ")
     for head in ("Training", "Origin"):
         text = text.replace(f"## {head}\n- ", f"## {head}\n\n- ")
     return text + "\n"
+
+
+def function_digest(trained: Trained) -> str:
+    """Returns the digest of a network's outputs on fixed images, to four decimals. Equal weights in
+    another `forward`, or behind another normalization, have another one."""
+    outputs = outputs_of(trained.network, fixed_images(trained.dataset.shape))
+    return hashlib.sha256(" ".join(f"{one:.4f}" for one in outputs).encode()).hexdigest()
 
 
 def _how(trained: Trained) -> list[str]:

@@ -238,16 +238,22 @@ def _publish(at: Bench, log: CertificateLog) -> Certified:
     """Writes curve and table next to the rows and sends everything to MLflow."""
     from raybust.reporting import acr, certificates  # matplotlib, which takes a second
 
-    protocol, path, radii = log.protocol, log.path, at.trained.config.certify.radii
+    protocol, path = log.protocol, log.path
+    radii = protocol.targets or at.trained.config.certify.radii
     metrics, average = summarize(log.rows, radii, "certified"), acr(read_log(path))
     metrics |= {"certified/acr_low": average.low, "certified/acr_high": average.high}
+    if protocol.targets:
+        metrics["certified/acr_understated"] = 1.0
     files = {"rows": path, "curve": path.with_suffix(".png"), "table": path.with_suffix(".md")}
     labels = [at.trained.name]
     certificates.draw_curve([path], files["curve"], labels=labels)
     text = certificates.table([path], radii=radii, labels=labels)
     ablated = protocol.noise == "ablation"
     amount = f"keep = {protocol.keep}" if ablated else f"sigma = {protocol.sigma:g}"
-    text = f"{text.rstrip()}\n\nNoise: {protocol.noise}, {amount}; radii in {protocol.norm}.\n"
+    exact = "" if protocol.precision == "float32" else f"; computed in {protocol.precision}"
+    text = (
+        f"{text.rstrip()}\n\nNoise: {protocol.noise}, {amount}; radii in {protocol.norm}{exact}.\n"
+    )
     files["table"].write_text(text)
     at.publish(path, log.header, metrics, files.values())
     details = {

@@ -21,8 +21,7 @@ from raybust.disk import checkpoint, runs
 from raybust.disk.files import replace_text
 from raybust.disk.strip import newest_weights
 from raybust.errors import RequestError, WorkError
-from raybust.identity import weights_digest
-from raybust.stages.card import CARD, card_of
+from raybust.stages.card import CARD, card_of, function_digest
 from raybust.trained import Trained
 
 _TOLERANCE = 1e-5
@@ -70,7 +69,7 @@ def export(trained: Trained, form: str, folder: Path, license_name: str | None) 
     images, _ = trained.dataset.test.fetch(range(min(_IMAGES, len(trained.dataset.test))))
     folder.mkdir(parents=True, exist_ok=True)
     card = folder / CARD
-    _clear(folder, card, weights_digest(trained.network))
+    _clear(folder, card, function_digest(trained))
     with torch.no_grad():
         ours = trained.network(images)
         path, theirs = FORMS[form](trained, images, folder)

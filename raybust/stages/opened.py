@@ -21,18 +21,19 @@ from raybust import data as datasets
 from raybust import methods, request
 from raybust.config import Config, Leaf
 from raybust.data import Dataset
-from raybust.disk import checkpoint, runs
-from raybust.disk.strip import newest_weights
+from raybust.disk import runs
 from raybust.errors import RequestError
-from raybust.identity import state_digest, weights_digest
+from raybust.identity import agree, fixed_images, outputs_of, weights_digest
 from raybust.stages.progress import Echo
-from raybust.trained import FOREIGN, SETTABLE, Trained
+from raybust.trained import FOREIGN, SETTABLE, Trained, load_trained
 
 Network = str | Path | Trained | nn.Module
 """A run's name, its folder, SWEEP/7, SWEEP/best, `models:/NAME@best`, a weights file, what `load`
 returned, or a module from images (B, C, H, W) in [0, 1] to logits (B, K)."""
 
 _DATA = "data."
+_FEWEST = 2
+"""Classes of a classifier."""
 
 
 def open_network(
@@ -67,6 +68,7 @@ def open_network(
             return trained, None
         dataset = _dataset(data, settings, lambda images: trained.classes, trained.config)
         _check_fit(trained, dataset)
+        _print_notes(dataset, echo)
         if loaded and out is not None:
             name = f"{trained.folder.name}-{weights_digest(trained.network)[:8]}"
             folder, home = Path(out).expanduser().absolute() / FOREIGN / name, None
@@ -78,10 +80,19 @@ def open_network(
         raise RequestError("data: got None, expected images and labels to measure the module on")
     network = evaluated(model)
     dataset = _dataset(data, settings, lambda images: class_names(network, images))
+    given = len(class_names(network, dataset.test.fetch([0])[0]))
+    _print_notes(dataset, echo)
+    if given != len(dataset.classes):
+        raise RequestError(f"model: has {given} classes, but the data have {len(dataset.classes)}")
     if out is not None:
         return of_module(network, dataset, settings, out), None
     home = TemporaryDirectory(prefix="raybust-")
     return of_module(network, dataset, settings, home.name), home
+
+
+def _print_notes(dataset: Dataset, echo: Echo) -> None:
+    for note in filter(None, dataset.notes):
+        echo(f"data  {note}")
 
 
 def open_run(
@@ -116,6 +127,29 @@ def open_run(
     return request.open_trained(str(model), settings, where, with_data=with_data)
 
 
+def with_sigma(model: Network, settings: tuple[str, ...], sigma: float | None) -> tuple[str, ...]:
+    """Returns the settings with sigma.
+
+    Args:
+        model: the network.
+        settings: key=value.
+        sigma: of the call.
+
+    Raises:
+        RequestError: a module without sigma, or sigma given twice.
+    """
+    named = [text for text in settings if text.startswith("certify.sigma=")]
+    if sigma is not None:
+        if named:
+            raise RequestError(
+                f"sigma: got sigma={sigma:g} and {named[-1]!r}; leave out one of them"
+            )
+        return (*settings, f"certify.sigma={float(sigma)!r}")
+    if isinstance(model, nn.Module) and not named:
+        raise RequestError("sigma: cannot be inferred from a module; pass sigma=0.5, for instance")
+    return settings
+
+
 def of_module(
     network: nn.Module, dataset: Dataset, settings: Sequence[str], folder: str | Path
 ) -> Trained:
@@ -138,8 +172,25 @@ def of_module(
 
 
 def evaluated(model: nn.Module) -> nn.Module:
-    """Returns a copy of a module on the CPU, in eval mode."""
-    return copy.deepcopy(model).cpu().eval()
+    """Returns a copy of a module on the CPU, in eval mode.
+
+    Raises:
+        RequestError: it cannot be copied, holds what is no tensor, or stays in training mode.
+    """
+    try:
+        copied = copy.deepcopy(model).cpu().eval()
+    except Exception as error:
+        text = " ".join(str(error).split())[:200]
+        raise RequestError(f"model: cannot be copied ({text})") from error
+    strange = [key for key, value in copied.state_dict().items() if not isinstance(value, Tensor)]
+    if strange:
+        raise RequestError(
+            f"model: {strange[0]} is no tensor; quantized networks are not supported, pass the"
+            " floating-point one"
+        )
+    if copied.training:
+        raise RequestError("model: stays in training mode after model.eval()")
+    return copied
 
 
 def class_names(network: nn.Module, images: Tensor) -> list[str]:
@@ -158,26 +209,45 @@ def class_names(network: nn.Module, images: Tensor) -> list[str]:
             logits = network(images)
     except Exception as error:
         raise RequestError(f"model: fails on images of (C, H, W) = {shape}: {error}") from error
-    if not isinstance(logits, Tensor) or logits.ndim != 2:
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise RequestError(
             f"model: gives {found} for {len(images)} images of (C, H, W) = {shape}, expected logits"
             f" ({len(images)}, K)"
         )
+    if not logits.isfinite().all():
+        raise RequestError("model: gives logits that are not finite on the first image")
+    if logits.shape[1] < _FEWEST or not logits.is_floating_point():
+        raise RequestError(
+            f"model: gives {logits.shape[1]} columns of {logits.dtype} an image, expected one logit"
+            f" for each of at least {_FEWEST} classes; turn a single logit z into (0, z)"
+        )
     return [str(number) for number in range(logits.shape[1])]
 
 
 def _check_unchanged(trained: Trained) -> None:
-    """Rejects a network that is no longer that of its run: its results would go into the run.
+    """Rejects a network or data that are no longer those of the run: the results would go into it.
 
     Raises:
-        RequestError: its weights are not those of the run's newest checkpoint.
+        RequestError: weights, function or data differ from those of the run as it is now.
     """
     if trained.uid is None:
         return
-    saved = checkpoint.read_weights(newest_weights(trained.folder, trained.name))
-    same = runs.read_identity(trained.folder).uid == trained.uid
-    if not same or state_digest(saved) != weights_digest(trained.network):
+    leaves = [
+        leaf for leaf in configuration.leaves_of(configuration.to_dict(trained.config), "the run")
+        if leaf.key.startswith(_DATA) and leaf.key in SETTABLE
+    ]  # fmt: skip
+    now, images = (
+        load_trained(trained.folder, leaves, trusted=True),
+        fixed_images(trained.dataset.shape),
+    )
+    same = (
+        runs.read_identity(trained.folder).uid == trained.uid
+        and weights_digest(now.network) == weights_digest(trained.network)
+        and agree(outputs_of(now.network, images), outputs_of(trained.network, images))
+        and now.dataset.digest == trained.dataset.digest
+    )
+    if not same:
         raise RequestError(
             f"{trained.name}: is not what its run has now; load it again, or pass its `network` as"
             " a module with data"

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from pickle import PicklingError
 from typing import Any, Protocol
 
 import torch
@@ -166,8 +167,13 @@ class Here:
                 if call is None:
                     return
                 yield self._do(task, call)
-        except BrokenProcessPool:
-            self._echo("warning: a helper process died; the command goes on in one process")
+        except (BrokenProcessPool, PicklingError) as error:
+            why = (
+                "a helper process died"
+                if isinstance(error, BrokenProcessPool)
+                else ("the network cannot be sent to other processes")
+            )
+            self._echo(f"warning: {why}; the command goes on in one process")
             yield from (self._do(task, call) for call in (*begun.values(), *left))
         finally:
             pool.shutdown(kill_workers=True)
@@ -215,7 +221,7 @@ def _one_line() -> Iterator[None]:
     """Turns a task's exception into one line."""
     try:
         yield
-    except BrokenProcessPool:
+    except (BrokenProcessPool, PicklingError):
         raise
     except Exception as error:
         found = task_error(error)

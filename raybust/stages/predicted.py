@@ -122,11 +122,17 @@ class Predictions(Sequence[Prediction]):
         return f"<pre>{html.escape(self.table(_SHOWN))}{more}\n\n{html.escape(self.about)}</pre>"
 
 
-def settings_of(radius: float | None) -> tuple[str, ...]:
-    """Returns the settings that decide one radius, as cheaply as possible; none for None."""
-    if radius is None:
-        return ()
-    return f"certify.radius={float(radius)!r}", "certify.schedule=sequence"
+def with_radius(settings: Sequence[str], radius: float | None) -> tuple[str, ...]:
+    """Returns the settings of a prediction: those that decide one radius as cheaply as possible, or
+    for None those of full radii, whatever the run's own certificates were for.
+
+    Args:
+        settings: key=value of the call.
+        radius: the only radius of interest, or None.
+    """
+    if radius is not None:
+        return *settings, f"certify.radius={float(radius)!r}", "certify.schedule=sequence"
+    return "certify.intent=acr", "certify.radius=null", "certify.schedule=auto", *settings
 
 
 def seed_of(leaves: Sequence[Leaf]) -> int | None:
@@ -243,9 +249,11 @@ def _about(protocol: Protocol) -> str:
     """Returns how certificates were made, in one line."""
     ablated = protocol.noise == "ablation"
     amount = f"keep = {protocol.keep}" if ablated else f"sigma = {protocol.sigma:g}"
+    wanted = ", ".join(f"{target:g}" for target in protocol.targets)
+    early = f", only until {wanted} is decided: other radii may be larger" if wanted else ""
     return (
-        f"radii in {protocol.norm}; {protocol.noise} noise, {amount}, up to {protocol.n:,} draws;"
-        f" each answer is wrong with probability at most {protocol.alpha:g}"
+        f"radii in {protocol.norm}; {protocol.noise} noise, {amount}, up to {protocol.n:,} draws"
+        f"{early}; each answer is wrong with probability at most {protocol.alpha:g}"
     )
 
 

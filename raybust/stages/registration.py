@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
-from raybust import track
+from raybust import config as configuration
+from raybust import methods, track
 from raybust.disk import checkpoint, runs
 from raybust.reporting import acr, read_log
 from raybust.reporting.columns import number, settings
@@ -17,6 +19,7 @@ from raybust.search.leaderboard import Leaderboard
 from raybust.search.records import TrialRecord
 from raybust.stages.packaged import ABOUT, MODEL, files_of
 from raybust.track import Journal
+from raybust.training.objective import smoothing_sigma
 
 REGISTERED = f"registered.{runs.JOURNAL}"
 """Journal of the registration, in the trial's folder."""
@@ -63,7 +66,7 @@ def _register(
         track.BOUNDS: ", ".join(bounds),
         track.VALUE: best.value,
         track.DATA: identity.data.partition("+")[0],
-        track.FIDELITY: f"{board.search} sigma: {identity.config['certify']['sigma']}",
+        track.FIDELITY: f"{board.search} sigma: {_sigma(best, identity.config)}",
         "raybust.dataset": identity.config["data"]["name"],
         "raybust.clean_accuracy": best.accuracy,
         "raybust.clean_examples": best.examples,
@@ -81,6 +84,14 @@ def _register(
     )
 
 
+def _sigma(best: TrialRecord, plain: dict[str, Any]) -> str:
+    """Returns the noise of the search's certificates: that of the training where it is searched,
+    as then sweeps compare whatever noise was best in each."""
+    if "method.sigma" in best.point and plain["certify"]["sigma"] is None:
+        return "searched"
+    return f"{smoothing_sigma(configuration.from_dict(plain, methods.get)):g}"
+
+
 def certificate(entry: TrialRecord) -> dict[str, object]:
     """Returns the summary of an entry's certificates as tags, with its protocol."""
     if entry.log is None:
@@ -95,6 +106,8 @@ def certificate(entry: TrialRecord) -> dict[str, object]:
         "raybust.skip": found.skip,
     }
     if protocol is not None:
+        if protocol.targets:
+            tags["raybust.acr_understated"] = True
         keys = ("noise", "norm", "sigma", "n0", "n", "alpha", "split", "weights")
         tags |= {f"raybust.{key}": getattr(protocol, key) for key in keys}
     return tags

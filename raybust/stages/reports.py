@@ -92,7 +92,7 @@ def report(texts: Sequence[str], leaves: Sequence[Leaf], echo: Echo) -> Report:
             needed = not new and not noisy and not own_page
             logs += _logs(text, leaves, current, echo, needed=needed)
     if corrupted or attacks or logs:
-        found += _written(corrupted, attacks, logs, config.certify.radii, folder)
+        found += _written(corrupted, attacks, logs, config.certify.radii, folder, echo=echo)
     return Report(tuple(found))
 
 
@@ -174,7 +174,13 @@ def _trial_label(result: Path, named: Path) -> str:
 
 
 def _written(
-    corrupted: Named, attacks: Named, logs: Named, radii: Sequence[float], folder: Path
+    corrupted: Named,
+    attacks: Named,
+    logs: Named,
+    radii: Sequence[float],
+    folder: Path,
+    *,
+    echo: Echo,
 ) -> list[Any]:
     """Writes the report beside its folder, then moves it there: one that fails changes nothing."""
     found: list[Any] = []
@@ -183,8 +189,12 @@ def _written(
         new = Path(place)
         if corrupted:
             found.append(compare_corruptions(corrupted, new))
-            trainings, shape = trainings_of([path for _, path in corrupted])
-            found += [compare_transfer(trainings, shape, new)] if trainings else []
+            try:
+                trainings, shape = trainings_of([path for _, path in corrupted])
+            except RequestError as error:
+                echo(f"warning: no transfer matrix: {error}")
+            else:
+                found += [compare_transfer(trainings, shape, new)] if trainings else []
         if attacks:
             found.append(compare_attacks(attacks, new))
         paths = [path for _, path in logs]

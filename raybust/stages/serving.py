@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raybust import devices
+from raybust import data, devices
 from raybust.certification import CertificateLog, Protocol
 from raybust.certification.protocol import make_protocol
 from raybust.cluster.session import connected_nodes, nodes_of, session
@@ -26,6 +26,7 @@ from raybust.errors import RequestError, unknown
 from raybust.identity import Sent, fixed_images, outputs_of, weights_digest
 from raybust.reporting.logs import read_log
 from raybust.stages import certified
+from raybust.stages.current import changes_of
 from raybust.stages.opened import open_run
 from raybust.stages.progress import Echo
 from raybust.trained import Trained
@@ -247,13 +248,16 @@ def protocol_of(trained: Trained, device: str) -> Protocol:
 
 def radii_of_test_set(trained: Trained, protocol: Protocol) -> tuple[float, ...]:
     """Returns the radii of the test set as the server would answer them, 0 on abstention, from the
-    votes that `certify` counted; none if it did not use the server's noise and draws.
+    votes that `certify` counted; none if it did not use the server's noise and draws, or not the
+    whole of what it was asked to certify. Function, images and labels are compared with what the
+    run has now; none if its data are not at hand.
 
     Args:
         trained: the network.
         protocol: of the server.
     """
     rule, smoothing = protocol.rule, protocol.smoothing
+    found: tuple[float, ...] = ()
     keys = ("noise", "norm", "sigma", "keep", "n", "n0", "weights")
     for path in sorted((trained.folder / certified.FOLDER).glob("*.tsv")):
         log = read_log(path)
@@ -262,12 +266,19 @@ def radii_of_test_set(trained: Trained, protocol: Protocol) -> tuple[float, ...]
             continue
         if any(getattr(made, key) != getattr(protocol, key) for key in keys):
             continue
+        try:
+            if not len(trained.dataset.test):
+                trained = replace(trained, dataset=data.load(trained.config.data))
+        except RequestError:
+            return ()
         rows = CertificateLog(path, made).rows
-        if all(row.draws == protocol.n for row in rows):
+        whole = len(rows) == len(made.select(len(trained.dataset.test)))
+        drawn = all(row.draws == protocol.n for row in rows)
+        if whole and drawn and len(rows) > len(found) and not changes_of(trained, path):
             last = len(rule.times) - 1
             votes = (dict(row.counts).get(row.top, 0) for row in rows)
-            return tuple(smoothing.radius(rule.lower(v, protocol.n, last)) for v in votes)
-    return ()
+            found = tuple(smoothing.radius(rule.lower(v, protocol.n, last)) for v in votes)
+    return found
 
 
 def _welcome(

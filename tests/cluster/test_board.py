@@ -12,9 +12,11 @@ import pytest
 
 from raybust import config as configuration
 from raybust import methods
+from raybust.config import leaves_of_arguments
 from raybust.disk import runs
 from raybust.errors import RequestError, WorkError
 from raybust.reporting import leaderboard
+from raybust.request import find
 from raybust.search.board import SEARCH, board_of, importances, make_board, write_space
 from raybust.search.leaderboard import Leaderboard
 from raybust.search.records import TrialRecord
@@ -132,6 +134,32 @@ def test_what_finalists_reached_is_kept_and_not_measured_again(sweep, cli):
     plain["protocol"] = "as the last start measured them"
     (folder / "leaderboard.json").write_text(json.dumps(plain))
     assert board_of(folder).protocol == "as the last start measured them"
+
+
+def test_the_best_of_an_extended_sweep_is_not_that_of_the_earlier_finalists(sweep, cli):
+    study, folder = sweep()
+    tell(study, folder, 0.5)
+    report(cli, folder)
+    plain = json.loads((folder / "leaderboard.json").read_text())
+    plain["entries"][0] |= FINAL
+    (folder / "leaderboard.json").write_text(json.dumps(plain))
+    place = leaves_of_arguments([f"out={folder.parent}"])
+    assert find("search/best", place).name == "0000"
+    tell(study, folder, 0.75)
+    assert find("search/best", place).name == "0001"
+
+
+def test_an_average_of_early_stops_is_a_bound(sweep, cli):
+    study, folder = sweep()
+    tell(study, folder, 0.5)
+    report(cli, folder)
+    plain = json.loads((folder / "leaderboard.json").read_text())
+    reached = {"certified/acr": 0.1578, "certified/acr_low": 0.1, "certified/acr_high": 0.2}
+    reached["certified/acr_understated"] = 1.0
+    plain["entries"][0] |= FINAL | {"certified": reached}
+    (folder / "leaderboard.json").write_text(json.dumps(plain))
+    assert "≥ 0.1578 [0.1000, 0.2000]" in report(cli, folder).out
+    assert "≥ 0.1578 [0.1000, 0.2000]" in (folder / "report.html").read_text()
 
 
 @pytest.mark.parametrize(

@@ -22,9 +22,11 @@ from browser import CHROMIUM, open_tab, wait_for
 from PIL import Image
 from small_run import small_run
 
+import raybust
 from raybust import RequestError, data
 from raybust.config import compose
 from raybust.methods import get
+from raybust.reporting import read_log
 from raybust.serve.requests import FIELDS
 from raybust.stages import serving
 
@@ -256,6 +258,10 @@ def test_more_than_the_queue_is_told_when_to_come_again(server, images):
 
 def test_metrics_and_the_watch(server, images):
     whole = data.load(compose([], get).data).test.fetch(range(60))[0].numpy()
+    before = server.ask("/model")[1]["watch"]["answers"]
+    _, found, _ = server.ask("/predict?alpha=0.4", npy(whole[:5]), "application/x-npy")
+    assert found["alpha"] == 0.4
+    assert server.ask("/model")[1]["watch"]["answers"] == before, "of another alpha"
     for _ in range(9):  # the window then holds little else
         server.array(whole[:30])
         server.array(whole[30:])
@@ -338,6 +344,36 @@ def test_mistakes_are_one_line(server, cli, words, said, monkeypatch):
     done = cli("serve", *given, "--out", server.out)
     assert (done.code, done.out) == (2, "")
     assert said in done.err.splitlines()[-1]
+
+
+def test_answers_are_compared_with_the_test_set_alone(tmp_path, cli, images, monkeypatch):
+    """Not with a log of other images, of a part of the examples, or of another noise."""
+    monkeypatch.chdir(tmp_path)
+    labels = np.arange(12) % 10
+    noise = np.random.default_rng(0).random(images.shape, np.float32)
+    for name, test in (("own", images), ("noise", noise)):
+        np.savez(f"{name}.npz", x_train=np.repeat(images, 5, 0), y_train=np.tile(labels, 5),
+                 x_test=test, y_test=labels)  # fmt: skip
+    small_run(tmp_path / "runs" / "mine", data__name="npz", data__path="own.npz",
+              data__validation=0.4, train__batch_size=4)  # fmt: skip
+    for more in (
+        ("data.path=noise.npz", "--name", "a-first"), ("certify.n=400",),
+        ("certify.examples=5", "--name", "part"), (),
+    ):  # fmt: skip
+        done = cli("certify", "mine", "certify.n=500", *more)
+        assert done.code == 0, done.err
+
+    def radii():
+        trained = raybust.load("mine", "certify.n=500")
+        return serving.radii_of_test_set(trained, serving.protocol_of(trained, "cpu"))
+
+    (log,) = tmp_path.glob("runs/mine/certified/test*n500.tsv")
+    assert len(radii()) == len(read_log(log)) == 12
+    log.unlink()
+    assert len(radii()) == 5
+    Path("own.npz").unlink()
+    shutil.copy("noise.npz", "own.npz")
+    assert len(radii()) == 12, "the test set of the run is now that of a-first"
 
 
 @pytest.mark.parametrize(

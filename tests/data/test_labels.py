@@ -9,6 +9,7 @@ import pytest
 
 from raybust.config.schema import Data
 from raybust.data import load
+from raybust.data.labels import class_indices
 from raybust.errors import RequestError
 
 DRAW = np.random.default_rng(0)
@@ -169,8 +170,18 @@ def test_test_images_of_the_training_set_are_told(path):
 def test_one_hot_labels_of_fewer_columns_in_a_part_are_refused(path):
     """As get_dummies makes them of a part that lacks a class: the columns are then shifted."""
     few = np.eye(2)[np.arange(15) % 2]
-    with pytest.raises(RequestError, match="y_test: got one-hot labels of 2 columns, but y_train"):
+    with pytest.raises(RequestError, match="y_test: got one-hot labels of 2 columns for 3"):
         write(path, y_train=np.eye(3)[Y], y_test=few)
+    with pytest.raises(RequestError, match="y_test: got one-hot labels of 2 columns for 3"):
+        write(path, y_train=Y, y_test=few)
+    with pytest.raises(RequestError, match="labels: got one-hot labels of 2 columns for 3"):
+        class_indices(few, ["a", "b", "c"], "labels")
+
+
+def test_a_column_without_an_image_is_a_class(path):
+    found = write(path, y_train=np.eye(5)[Y], y_test=np.eye(5)[Y[:15]])
+    assert found.classes == tuple("01234")
+    assert any("classes have no training image: 3, 4" in note for note in found.notes)
 
 
 @pytest.mark.parametrize("kind", ["U", "S"])

@@ -57,11 +57,11 @@ def test_rows_name_their_protocol_and_views_stand_before_the_headline(path, tmp_
     lines = found.markdown.splitlines()[2:]
     assert lines[0] == (
         "| one | adaptive, pgd 20 steps, square 500 queries, 1 restart | pgd, square | linf 0.1 |"
-        " 90.00 | 50.00 [35.53, 64.47] | 50 test | none |"
+        " 90.00 | 50.00 [35.53, 64.47] | 50 test of digits | none |"
     )
     views = [line.split(" | ")[1].partition(",")[0] for line in lines[1:]]
     assert views == ["alone", "oblivious", "adaptive"]
-    assert lines[2].endswith("| 70.00 [55.39, 82.14] | 50 test | oblivious |")
+    assert lines[2].endswith("| 70.00 [55.39, 82.14] | 50 test of digits | oblivious |")
     assert found.files == (tmp_path / "report" / "attacked.md",)
     plain = json.loads(json.dumps(found.plain()))
     assert [row["front"] for row in plain["attacks"]] == ["", "", "B", "B"]

@@ -1,9 +1,11 @@
 """Tables and figures of our own and other people's logs."""
 
+import math
 import re
 
 import pytest
 import torch
+from scipy.stats import norm
 from torch import nn
 
 from raybust.certification import CertificateLog, Protocol, certify_examples
@@ -59,6 +61,47 @@ def test_markdown(paths):
     assert "n = 500, alpha = 0.001" in lines[2]
     assert lines[3].startswith("| b | 50.0 | 50.0 | 25.0 | 25.0 | 0.2500 [")
     assert "n and alpha unknown; 4 examples, skip 20" in lines[3]
+
+
+def test_numbers_of_a_log_that_stopped_early_are_bounds(tmp_path):
+    """Only the target was decided: at other radii, and of abstentions, a bound is known."""
+    path = ours(tmp_path / "early.tsv", targets=(0.1,), schedule="looks")
+    cells = table([path], (0.0, 0.1, 0.25)).splitlines()[2].split(" | ")
+    assert [cell.startswith("≥ ") for cell in cells[1:4]] == [True, False, True]
+    assert cells[4].startswith("≤ ")
+    assert cells[5].startswith("≥ ")
+    text = latex_table([read_log(path), read_log(path)], (0.0, 0.1))
+    assert text.count(r"$\geq$") == 4
+    assert text.count(r"\textbf") == 2, "the decided radius alone has a best"
+
+
+def test_the_interval_of_equal_rows_has_a_width(tmp_path):
+    """None of forty correct: up to 1 - 0.025^(1/40) of all may be, at up to the largest radius."""
+    path = tmp_path / "none.tsv"
+    head = "idx\tlabel\tpredict\tradius\tcorrect\ttime\n"
+    path.write_text(head + "".join(f"{at}\t1\t2\t0.3\t0\t1\n" for at in range(4)))
+    unknown = acr(read_log(path))
+    assert (unknown.value, unknown.low) == (0.0, 0.0)
+    assert math.isnan(unknown.high), "without n the largest radius is not known"
+    log = CertificateLog(tmp_path / "own.tsv", Protocol(sigma=0.5, shape=(1, 2, 2), n=500))
+    network = nn.Sequential(nn.Flatten(), nn.Linear(4, 3)).eval()
+    with torch.no_grad():
+        network[1].weight.zero_()
+        network[1].bias.copy_(torch.tensor([9.0, 0.0, 0.0]))
+    images = torch.rand(40, 1, 2, 2)
+    log.append(list(certify_examples(network, images, torch.ones(40), range(40), log.protocol)))
+    found = acr(read_log(log.path))
+    others = 1 - 0.025 ** (1 / 40)
+    assert (found.value, found.low) == (0.0, 0.0)
+    assert found.high == pytest.approx(others * 0.5 * norm.ppf(0.001 ** (1 / 500)), rel=1e-6)
+
+
+def test_the_interval_does_not_depend_on_the_order_of_the_rows(paths, tmp_path):
+    head, *rows = paths[1].read_text().splitlines(keepends=True)
+    other = tmp_path / "shuffled.tsv"
+    other.write_text(head + "".join(rows[::-1]))
+    first, second = (acr(read_log(path)) for path in (paths[1], other))
+    assert (first.low, first.high) == (second.low, second.high)
 
 
 def test_warnings_stand_under_the_table(tmp_path):
