@@ -54,14 +54,19 @@ def _packaged(path: str) -> str:
     if Path(path).exists():
         return path
     name = path.removeprefix("search_spaces/").removesuffix(".yaml")
-    package = Path(__file__).parent
-    homes = [home / "search_spaces" for home in (package, package.parent)]  # wheel, checkout
-    shipped = {file.stem: file for home in homes for file in home.glob("*.yaml")}
+    shipped = spaces()
     if name in shipped:
         return str(shipped[name])
     if path == name and path.isidentifier():
         raise unknown("file or search space", path, [n for n in sorted(shipped) if n[0] != "_"])
     return path
+
+
+def spaces() -> dict[str, Path]:
+    """Returns the packaged search spaces: name to file."""
+    package = Path(__file__).parent
+    homes = [home / "search_spaces" for home in (package, package.parent)]  # wheel, checkout
+    return {file.stem: file for home in homes for file in sorted(home.glob("*.yaml"))}
 
 
 def compose(leaves: Sequence[Leaf]) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from raybust.cli import completion
 from raybust.cli.group import Command, cli
 from raybust.cli.options import options, result_name
 from raybust.cli.output import (
@@ -33,7 +34,12 @@ from raybust.request import compose, open_trained, read_leaves
     more="Also method.*, see `raybust methods NAME`, and certified_fast.*, attacked_fast.*,"
     " cluster.*, track.*: see docs/configuration.md.",
 )
-@click.argument("settings", nargs=-1, metavar="[CONFIG.yaml] [key=value ...]")
+@click.argument(
+    "settings",
+    nargs=-1,
+    metavar="[CONFIG.yaml] [key=value ...]",
+    shell_complete=completion.settings,
+)
 @options("name", "out", "address", "detach", "workers", "resume", "dry_run", "verbose", "as_json")
 def train(
     *,
@@ -71,8 +77,8 @@ def train(
     sections=("tune",),
     more="Also everything that `train`, `certify` and `evaluate` have.",
 )
-@click.argument("space", metavar="SPACE")
-@click.argument("settings", nargs=-1, metavar="[key=value ...]")
+@click.argument("space", metavar="SPACE", shell_complete=completion.search_spaces)
+@click.argument("settings", nargs=-1, metavar="[key=value ...]", shell_complete=completion.settings)
 @options("name", "out", "address", "detach", "workers", "resume", "dry_run", "verbose", "as_json")
 def tune(
     *,
@@ -120,8 +126,8 @@ def tune(
 
 
 @cli.command(cls=Command, sections=("certify",))
-@click.argument("run", metavar="RUN")
-@click.argument("settings", nargs=-1, metavar="[key=value ...]")
+@click.argument("run", metavar="RUN", shell_complete=completion.runs)
+@click.argument("settings", nargs=-1, metavar="[key=value ...]", shell_complete=completion.settings)
 @options("out", "address", "detach", "workers", "resume", "dry_run", "verbose", "as_json")
 @result_name
 @click.option("--only", type=int, help="Recompute and compare the row of one example.")
@@ -168,8 +174,8 @@ def certify(
 
 
 @cli.command(cls=Command, sections=("evaluate", "corruptions"))
-@click.argument("run", metavar="RUN")
-@click.argument("settings", nargs=-1, metavar="[key=value ...]")
+@click.argument("run", metavar="RUN", shell_complete=completion.runs)
+@click.argument("settings", nargs=-1, metavar="[key=value ...]", shell_complete=completion.settings)
 @options("out", "address", "detach", "workers", "resume", "dry_run", "verbose", "as_json")
 @result_name
 def evaluate(
@@ -212,7 +218,13 @@ def evaluate(
 
 
 @cli.command()
-@click.argument("logs", nargs=-1, required=True, metavar="LOG.tsv|RUN ... [key=value ...]")
+@click.argument(
+    "logs",
+    nargs=-1,
+    required=True,
+    metavar="LOG.tsv|RUN ... [key=value ...]",
+    shell_complete=completion.runs,
+)
 @options("name", "out", "as_json")
 def report(logs: tuple[str, ...], as_json: bool, **given: Any) -> None:
     """Compare certification logs, ours or others', or write the page of a sweep.

@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from raybust.cli import completion
 from raybust.cli.group import Command, cli
 from raybust.cli.options import options, result_name
 from raybust.cli.output import echo, print_notes
@@ -21,7 +22,7 @@ from raybust.request import open_trained, read_leaves
 
 
 @cli.command(cls=Command, sections=("certify",))
-@click.argument("run", metavar="RUN")
+@click.argument("run", metavar="RUN", shell_complete=completion.runs)
 @click.argument("images", nargs=-1, required=True, metavar="IMAGES... [key=value ...]")
 @options("out", "address", "detach", "workers", "resume", "verbose")
 @result_name
@@ -97,8 +98,8 @@ def predict(
 
 
 @cli.command()
-@click.argument("run", metavar="RUN")
-@click.argument("settings", nargs=-1, metavar="[key=value ...]")
+@click.argument("run", metavar="RUN", shell_complete=completion.runs)
+@click.argument("settings", nargs=-1, metavar="[key=value ...]", shell_complete=completion.settings)
 @options("out", "as_json")
 @click.option("--to", "folder", metavar="FOLDER", help="Folder to write (default: export/RUN).")
 @click.option(
@@ -131,8 +132,8 @@ def export(
 
 
 @cli.command(cls=Command, sections=("certify",))
-@click.argument("run", metavar="RUN")
-@click.argument("settings", nargs=-1, metavar="[key=value ...]")
+@click.argument("run", metavar="RUN", shell_complete=completion.runs)
+@click.argument("settings", nargs=-1, metavar="[key=value ...]", shell_complete=completion.settings)
 @options("out", "address", "verbose")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
