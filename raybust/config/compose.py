@@ -303,7 +303,12 @@ def _meant(value: Any, hint: Any) -> Any:
         return [_meant(item, kinds[0]) for item in items]
     if float not in (hint, *get_args(hint)) or not isinstance(value, str):
         return value
-    found = _FRACTION.fullmatch(value)
+    return fraction(value)
+
+
+def fraction(value: Any) -> Any:
+    """Returns the number of a fraction such as 8/255; any other value as it is."""
+    found = _FRACTION.fullmatch(value) if isinstance(value, str) else None
     return float(found[1]) / float(found[2]) if found and float(found[2]) else value
 
 

@@ -20,6 +20,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 
+from raybust.config import fraction
 from raybust.errors import RequestError, unknown
 
 _KINDS = ("float", "int", "choice")
@@ -158,13 +159,14 @@ def parse_domain(name: str, entry: Any, above: Sequence[Domain]) -> Domain:
     values = entry[kind]
     if not isinstance(values, list) or not values:
         raise RequestError(f"search: {key}: {kind}: got {values!r}, expected a list")
+    number = fraction if kind == "float" else lambda value: value
     domain = Domain(
         key,
         kind,
-        tuple(values),
+        tuple(map(number, values)),
         log=entry.get("log", False),
-        step=entry.get("step"),
-        default=entry.get("default"),
+        step=number(entry.get("step")),
+        default=number(entry.get("default")),
         when=_conditions(key, entry.get("when") or {}, above),
     )
     wrong = _wrong_range(domain) if kind != "choice" else None

@@ -233,6 +233,16 @@ def test_the_largest_value_of_a_key(text, largest):
     assert parse(text).largest("train.epochs", 30) == largest
 
 
+def test_fractions_are_numbers():
+    (domain,) = parse("method.eps: {float: [2/255, 16/255], default: 8/255}").domains
+    assert (domain.values, domain.default) == ((2 / 255, 16 / 255), 8 / 255)
+    (steps,) = parse("method.eps: {float: [2/255, 8/255], step: 2/255}").domains
+    assert steps.grid() == pytest.approx([2 / 255, 4 / 255, 6 / 255, 8 / 255])
+    parse("method.eps: {choice: [4/255, 8/255]}").check(
+        [Leaf("method.name", "pgd", "here")], methods.get
+    )
+
+
 def test_check_refuses_a_key_that_is_fixed_as_well():
     with pytest.raises(RequestError, match=r"train.lr: is also set to 0.1 \(command line\)"):
         parse(TEXT).check([Leaf("train.lr", 0.1, "command line")], methods.get)
