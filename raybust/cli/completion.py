@@ -1,6 +1,7 @@
 """What the shell completes: keys and values of settings, runs, search spaces.
 
-Nothing slow is imported: methods are the files of their package, runs the folders of `runs`.
+A shell asks at each tab, so nothing slow is imported: methods are the files of their package, runs
+the folders of `runs`.
 """
 
 from __future__ import annotations

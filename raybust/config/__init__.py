@@ -5,7 +5,6 @@ from raybust.config.compose import (
     MethodTypes,
     compose,
     difference,
-    fraction,
     from_dict,
     leaves_of,
     leaves_of_arguments,
@@ -13,7 +12,7 @@ from raybust.config.compose import (
     to_dict,
 )
 from raybust.config.include import expand
-from raybust.config.options import Section, default_of, domain, option
+from raybust.config.options import Section, default_of, domain, fraction, option
 from raybust.config.schema import Config
 
 __all__ = [

@@ -19,6 +19,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from raybust.config.options import fraction
 from raybust.config.schema import Config
 from raybust.errors import RequestError
 
@@ -35,7 +36,6 @@ _UNREADABLE = (
     AttributeError,
     RecursionError,
 )
-_FRACTION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*/\s*(\d+(?:\.\d+)?)\s*")
 _SHOWN = 80
 
 
@@ -304,12 +304,6 @@ def _meant(value: Any, hint: Any) -> Any:
     if float not in (hint, *get_args(hint)) or not isinstance(value, str):
         return value
     return fraction(value)
-
-
-def fraction(value: Any) -> Any:
-    """Returns the number of a fraction such as 8/255; any other value as it is."""
-    found = _FRACTION.fullmatch(value) if isinstance(value, str) else None
-    return float(found[1]) / float(found[2]) if found and float(found[2]) else value
 
 
 def _hint(tree: Any, key: str) -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import operator
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, get_args, get_type_hints
 
@@ -23,6 +24,7 @@ _BOUNDS: dict[str, tuple[Callable[[float, float], bool], str]] = {
 }
 
 
+_FRACTION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*/\s*(\d+(?:\.\d+)?)\s*")
 _LEVELS = 255
 _LARGEST_SIGMA = 10.0
 """Noise beyond which nothing of an image in [0, 1] is left (our choice)."""
@@ -58,6 +60,12 @@ def option(
 def domain(metadata: Mapping[str, Any]) -> str:
     """Returns a field's bounds as text, for instance "> 0, <= 1", or "" if it has none."""
     return ", ".join(f"{_BOUNDS[key][1]} {metadata[key]:g}" for key in _BOUNDS if key in metadata)
+
+
+def fraction(value: Any) -> Any:
+    """Returns the number of a fraction such as 8/255; any other value as it is."""
+    found = _FRACTION.fullmatch(value) if isinstance(value, str) else None
+    return float(found[1]) / float(found[2]) if found and float(found[2]) else value
 
 
 def default_of(field: dataclasses.Field[Any]) -> str:
