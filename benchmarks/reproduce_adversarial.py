@@ -77,7 +77,8 @@ def composed(setting: Setting, method: tuple[str, ...], seed: int, *more: str) -
     attack = (f"{inner}eps={setting.eps}", f"{inner}steps={setting.steps}", f"{inner}warmup=0.3")
     chosen = [f"method.{text}" for text in method]
     fast = ["attacked_fast.every=1", f"attacked_fast.eps={setting.eps}", "certified_fast.every=0"]
-    settings = [*setting.settings, *chosen, *attack, *fast, f"seed={seed}", *more]
+    plain = ["train.lr=0.05", "train.clip_norm=null"]  # as published: no clipping
+    settings = [*plain, *setting.settings, *chosen, *attack, *fast, f"seed={seed}", *more]
     return configuration.compose(configuration.leaves_of_arguments(settings), methods.get)
 
 

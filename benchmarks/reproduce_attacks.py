@@ -47,7 +47,10 @@ STUDENT = {1: 12.71, 2: 4.303, 4: 2.776}
 
 def train(settings: tuple[str, ...], seed: int) -> tuple[nn.Module, Dataset]:
     """Returns the network that some settings train, in eval mode, and its data."""
-    shared = ("model.width=16", "train.epochs=30", "train.batch_size=64", f"seed={seed}")
+    shared = (
+        "model.width=16", "train.epochs=30", "train.batch_size=64", "train.lr=0.05",
+        "train.clip_norm=null", f"seed={seed}",
+    )  # fmt: skip
     leaves = configuration.leaves_of_arguments([*shared, *settings])
     config: Config = configuration.compose(leaves, methods.get)
     dataset = data.load(config.data)

@@ -59,7 +59,10 @@ DATA = {
     },
 }  # fmt: skip
 RADII = (0.0, 0.25, 0.5)
-SHARED = ("model.width=16", "train.batch_size=160", "train.batch_classes=10")
+SHARED = (
+    "model.width=16", "train.batch_size=160", "train.batch_classes=10", "train.lr=0.05",
+    "train.clip_norm=null",
+)  # fmt: skip
 GEODESIC = ("penalty=0", "warmup=0", "points=3")
 ARMS: dict[str, tuple[str, ...] | None] = {
     "base": None,

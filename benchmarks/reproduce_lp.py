@@ -161,7 +161,8 @@ def main() -> int:
     given = parser.parse_intermixed_args()
     folder = given.out / given.data
     folder.mkdir(parents=True, exist_ok=True)
-    base = [*COMMAND[given.data], "certified_fast.every=0", *given.overrides]
+    plain = ["train.lr=0.05", "train.clip_norm=null"]  # as published: no clipping
+    base = [*plain, *COMMAND[given.data], "certified_fast.every=0", *given.overrides]
     config = compose(leaves_of_arguments([*base, "method.name=standard"]), get)
     dataset = load(config.data)
     plan = trainings(dataset.shape)

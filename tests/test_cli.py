@@ -251,3 +251,17 @@ def test_search_spaces_by_name(cli, tmp_path, monkeypatch):
     assert "Did you mean 'quickstart'" in wrong.err
     (tmp_path / "quickstart").write_text("search: {train.lr: {float: [0.1, 0.2]}}\n")
     assert "1 dimensions" in cli("tune", "quickstart", "--dry-run").out, "a file comes first"
+
+
+def test_a_run_that_learns_nothing_says_so(tmp_path, cli):
+    """After the second epoch and at the end; a run that learns says nothing."""
+    words = ("train", "train.epochs=3", "model.width=4", "certified_fast.every=0")
+    lost = cli(*words, "train.lr=1e-9", "--name", "lost", "--out", tmp_path)
+    said = [line for line in lost.err.splitlines() if "predicting the largest class alone" in line]
+    assert [line.partition(" epochs")[0] for line in said] == [
+        "warning: after 2",
+        "warning: after 3",
+    ]
+    assert "now 1e-09" in said[0]
+    found = cli(*words, "train.epochs=3", "--name", "found", "--out", tmp_path)
+    assert (found.code, "largest class alone" in found.err) == (0, False)

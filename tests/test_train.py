@@ -25,6 +25,7 @@ from raybust.training.objective import Objective, assemble
 from raybust.training.optimizer import schedule
 
 GOLDEN = Path(__file__).parent / "golden.json"
+MNIST = Path(__file__).parents[2] / "shared" / "data" / "mnist.npz"
 CPU = torch.device("cpu")
 CLOCKS = ("train/seconds", "train/images_per_second", "validation/seconds")
 SMALL = (
@@ -166,6 +167,7 @@ def test_the_rate_of_each_step_is_that_of_its_share_of_the_run(digits, monkeypat
 def test_sgd_is_a_hand_written_loop(momentum):
     """Nesterov momentum, weight decay on matrices and kernels only, in double precision."""
     config = make(
+        "train.clip_norm=null",
         "method.name=standard", "data.augment=none", "train.lr=0.1", "train.epochs=1",
         f"train.momentum={momentum}", "train.weight_decay=0.03",
     )  # fmt: skip
@@ -228,7 +230,7 @@ def test_clipping_bounds_the_gradient(digits):
     plain = ("train.lr=1", "train.momentum=0", "train.weight_decay=0", "train.schedule=constant")
     moves = {}
     for bound in (None, 0.01, 1e6):
-        config = make(*plain, *([f"train.clip_norm={bound}"] if bound else []))
+        config = make(*plain, f"train.clip_norm={bound or 'null'}")
         trainer = Trainer(config, digits, CPU)
         before = flat(trainer.network)
         trainer.step(*first_batches(digits, config, 1)[0], 0.0)
@@ -518,7 +520,7 @@ def golden_losses(digits):
     that rounding differences between machines do not show in ten digits."""
     torch.set_default_dtype(torch.float64)
     try:
-        config = make("method.name=gaussian", "train.lr=0.05", "seed=0")
+        config = make("method.name=gaussian", "train.lr=0.05", "train.clip_norm=null", "seed=0")
         trainer = Trainer(config, digits, CPU)
         trainer.generator.manual_seed(0)
         return [
@@ -764,3 +766,31 @@ def test_an_update_that_breaks_the_network_is_seen_before_it_is_kept(part):
     failure = trainer.train_epoch()
     assert "the network became NaN or infinite in epoch 1" in failure
     assert trainer.epoch == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "rate"),
+    [
+        (("train.batch_size=128",), 0.05),
+        (("train.optimizer=adamw", "train.batch_size=128"), 0.002),
+        (("train.batch_size=32",), 0.025),
+        (("train.batch_size=32", "train.lr=0.4"), 0.4),
+    ],
+)
+def test_the_default_rate_follows_optimizer_and_batch(settings, rate):
+    assert make(*settings).train.rate == pytest.approx(rate)
+
+
+@pytest.mark.skipif(not MNIST.exists(), reason="needs the shared data")
+def test_defaults_train_where_unclipped_steps_end_at_chance():
+    """Issue of a first run: with the default rate and no clipping, accuracy stays at 0.11."""
+    settings = ["data.name=npz", f"data.path={MNIST}", "data.limit=4000", "train.epochs=2",
+                "train.batch_size=128", "model.width=32",
+                "method.name=gaussian", "method.sigma=0.5", "certified_fast.every=0"]  # fmt: skip
+    found = {}
+    for more in ((), ("train.clip_norm=null",)):
+        config = make(*settings, *more)
+        (*_, last) = fit(config, data.load(config.data), CPU)
+        found[more] = last.metrics["validation/accuracy"]
+    assert found[()] > 0.6
+    assert found["train.clip_norm=null",] < 0.2

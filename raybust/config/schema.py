@@ -6,6 +6,7 @@ hyperparameters, and `raybust.config.compose` puts it in the field `method`.
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -16,6 +17,8 @@ from raybust.config.options import Section, option
 from raybust.config.tune import Tune
 from raybust.errors import unknown
 
+_RATES, _BATCH = {"sgd": 0.05, "adamw": 0.002}, 128
+"""Default peak learning rates, and the batch size that they are for."""
 _LONGEST_NAME = 200
 """Bytes. Folder names may have 255; lock files and runs moved aside need some of them."""
 
@@ -103,7 +106,12 @@ class Train(Section):
         ge=1,
     )
     optimizer: Literal["sgd", "adamw"] = option("sgd", "SGD with Nesterov momentum, or AdamW.")
-    lr: float = option(0.05, "Peak learning rate.", gt=0)
+    lr: float | None = option(
+        None,
+        "Peak learning rate; default: 0.05 for sgd and 0.002 for adamw, times the square root of"
+        " `batch_size` / 128.",
+        gt=0,
+    )
     momentum: float = option(0.9, "Momentum of SGD, beta1 of AdamW.", ge=0, lt=1)
     weight_decay: float = option(5e-4, "Weight decay, applied to matrices and kernels only.", ge=0)
     schedule: Literal["cosine", "step", "one_cycle", "constant"] = option(
@@ -120,7 +128,12 @@ class Train(Section):
         " into memory; batch norm and methods that combine images see one part at a time.",
         ge=1,
     )
-    clip_norm: float | None = option(None, "Maximum gradient norm; default: no clipping.", gt=0)
+    clip_norm: float | None = option(
+        2.0,
+        "Maximum gradient norm, without which the default rate of sgd ends at chance on some data;"
+        " null: no clipping.",
+        gt=0,
+    )
     ema: float = option(
         0.0,
         "Per-step decay of the weight average, which replaces the weights; 0: off.",
@@ -132,6 +145,14 @@ class Train(Section):
     )
     compile: bool = option(False, "Whether to torch.compile the network.")
     keep: int = option(2, "Number of newest checkpoints to keep.", ge=2)
+
+    @property
+    def rate(self) -> float:
+        """The peak learning rate: `lr`, or a default that trains every shipped network on small
+        images (our choice)."""
+        if self.lr is not None:
+            return self.lr
+        return _RATES[self.optimizer] * math.sqrt(self.batch_size / _BATCH)
 
     @property
     def budget(self) -> tuple[str, float]:

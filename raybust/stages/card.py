@@ -102,7 +102,7 @@ def _how(trained: Trained) -> list[str]:
     budget, amount = config.train.budget
     return [
         f"- method `{config.method.key}`" + (f": {', '.join(told)}" if told else ""),
-        f"- {config.train.optimizer}, learning rate {config.train.lr:g}, batch size"
+        f"- {config.train.optimizer}, learning rate {config.train.rate:g}, batch size"
         f" {config.train.batch_size}, {amount:g} {UNITS[budget]}, seed {config.seed}",
         *[f"- {note}" for note in trained.notes if note.startswith("warning: ")],
     ]

@@ -7,10 +7,12 @@ folder.
 from __future__ import annotations
 
 import json
+import math
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,8 @@ Echo = Callable[[str], None]
 """Prints one line for the user."""
 
 _POLL_S = 0.3
+_LOOKED_AT = 2
+"""Epoch after which a network should be better than chance (our choice)."""
 _EPOCH = (
     ("train/loss", "loss"),
     ("validation/accuracy", "validation accuracy"),
@@ -60,9 +64,52 @@ def progress_bar(total: int, what: str, echo: Echo, initial: int = 0) -> Any:
     return tqdm(total=total, initial=initial, desc=what, disable=quiet, dynamic_ncols=True)
 
 
+@dataclass(frozen=True)
+class Chance:
+    """The accuracy of a network that predicts one class whatever the image.
+
+    Attributes:
+        share: of the largest class in the validation part.
+        examples: number of its examples.
+        config: of the run.
+    """
+
+    share: float
+    examples: int
+    config: Config
+
+    @classmethod
+    def of(cls, config: Config, dataset: Dataset) -> Chance:
+        """Returns the accuracy for a dataset."""
+        counts = dataset.validation.labels.bincount()
+        total = int(counts.sum())
+        return cls(int(counts.max()) / total, total, config)
+
+    def warning(self, epoch: int, accuracy: float) -> str | None:
+        """Returns a warning about an epoch whose accuracy is within two standard errors of chance,
+        after the second and after the last one.
+
+        Args:
+            epoch: number of the epoch, from 1.
+            accuracy: of the validation part.
+        """
+        train = self.config.train
+        last = train.budget[0] == "epoch" and epoch == train.epochs
+        error = math.sqrt(self.share * (1 - self.share) / self.examples)
+        if not (epoch == _LOOKED_AT or last) or accuracy > self.share + 2 * error:
+            return None
+        return (
+            f"warning: after {epoch} epochs, validation accuracy {accuracy:.4f} is no better than"
+            f" predicting the largest class alone ({self.share:.4f}); lower train.lr (now"
+            f" {train.rate:g}) or train.clip_norm (now {train.clip_norm}), set train.warmup=0.1,"
+            " train for longer, or check the labels"
+        )
+
+
 @contextmanager
-def epoch_lines(folder: Path, echo: Echo) -> Iterator[None]:
-    """Prints a line for each epoch that a worker appends to the run's journal."""
+def epoch_lines(folder: Path, echo: Echo, chance: Chance) -> Iterator[None]:
+    """Prints a line for each epoch that a worker appends to the run's journal, and a warning if it
+    learns nothing."""
     path = folder / runs.JOURNAL
     stop = threading.Event()
     start = path.stat().st_size if path.exists() else 0
@@ -78,7 +125,7 @@ def epoch_lines(folder: Path, echo: Echo) -> Iterator[None]:
                         if not line.endswith(b"\n"):
                             break
                         offset += len(line)
-                        _print_entry(json.loads(line), echo)
+                        _print_entry(json.loads(line), echo, chance)
             if last:
                 return
 
@@ -91,9 +138,12 @@ def epoch_lines(folder: Path, echo: Echo) -> Iterator[None]:
         thread.join(timeout=5)
 
 
-def _print_entry(entry: dict[str, Any], echo: Echo) -> None:
+def _print_entry(entry: dict[str, Any], echo: Echo, chance: Chance) -> None:
     if entry.get("e") == "metrics":
-        echo(epoch_line(entry["step"], entry["values"]))
+        epoch, values = entry["step"], entry["values"]
+        echo(epoch_line(epoch, values))
+        if warning := chance.warning(epoch, float(values["validation/accuracy"])):
+            echo(warning)
     elif "raybust.hosts" in entry.get("tags", {}):
         echo(group_line(entry["tags"]))
 

@@ -104,7 +104,7 @@ class Trainer:
             progress: completed fraction of the run, in [0, 1).
         """
         train = self.config.train
-        rate = train.lr * schedule(train, progress)
+        rate = train.rate * schedule(train, progress)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         images = images.contiguous(memory_format=torch.channels_last)
@@ -289,7 +289,8 @@ class Trainer:
         kept = f"the checkpoint of epoch {self.epoch}" if self.epoch else "no checkpoint"
         return (
             f"{what} in epoch {self.epoch + 1}, by step {step}; {kept} was kept; "
-            f"lower train.lr (now {self.config.train.lr:g}) or set train.clip_norm"
+            f"lower train.lr (now {self.config.train.rate:g}) or train.clip_norm"
+            f" (now {self.config.train.clip_norm or 'null: no clipping'})"
         )
 
 

@@ -66,8 +66,8 @@ def optimizer(train: Train, network: nn.Module) -> torch.optim.Optimizer:
         {"params": undecayed, "weight_decay": 0.0},
     ]
     if train.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=train.lr, betas=(train.momentum, 0.999), fused=True)
+        return torch.optim.AdamW(groups, lr=train.rate, betas=(train.momentum, 0.999), fused=True)
     nesterov = train.momentum > 0
     return torch.optim.SGD(
-        groups, lr=train.lr, momentum=train.momentum, nesterov=nesterov, fused=True
+        groups, lr=train.rate, momentum=train.momentum, nesterov=nesterov, fused=True
     )
