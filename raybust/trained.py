@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -181,15 +181,28 @@ def _check_dataset(name: str, manifest: Mapping[str, Any], dataset: Dataset) -> 
                 " choose a matching dataset"
             )
     ours, theirs = list(manifest["classes"]), list(dataset.classes)
-    numbers = [str(number) for number in range(len(ours))]
-    if ours != theirs and numbers not in (ours, theirs):
-        at = next(
-            at for at, pair in enumerate(zip(ours, theirs, strict=True)) if len(set(pair)) > 1
-        )
+    at = first_other_class(ours, theirs)
+    if at is not None:
         raise RequestError(
             f"{name}: class {at} was {ours[at]!r} in training, but is {theirs[at]!r} in dataset"
             f" {dataset.name}, so its labels may mean other classes; restore names and order"
         )
+
+
+def first_other_class(ours: Sequence[str], theirs: Sequence[str]) -> int | None:
+    """Returns the first class whose label may mean another class in another data set, or None. Data
+    without names of classes number them.
+
+    Args:
+        ours: names of K classes, in order.
+        theirs: K names of the other data set.
+    """
+    numbers = [str(number) for number in range(len(ours))]
+    unnamed = numbers in (list(ours), list(theirs)) and set(ours) != set(theirs)
+    if unnamed:
+        return None
+    pairs = zip(ours, theirs, strict=True)
+    return next((at for at, (one, other) in enumerate(pairs) if one != other), None)
 
 
 def _changes(

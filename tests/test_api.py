@@ -1,6 +1,7 @@
 """The functions of the package: the command line's rows, for any module and any data in memory."""
 
 import gc
+import io
 import json
 import math
 import shutil
@@ -368,6 +369,43 @@ def test_a_loaded_run_with_another_function_or_other_images_does_not_write_into_
     other = replace(other, dataset=replace(other.dataset, test=other.dataset.train))
     for network in (hooked, other):
         assert "load it again" in ask(raybust.certify, network, None, "certify.n=200")
+
+
+@pytest.mark.parametrize("names", ["numbers as texts", "numbers"])
+def test_the_same_names_in_another_order_are_refused(mine, tmp_path, names):
+    """Folders sort as texts: 0, 1, 10, 2; labels of arrays are numbers."""
+    labels = np.arange(110) % 11
+    x = np.random.default_rng(0).random((110, 8, 8), np.float32)
+    np.savez(tmp_path / "numbers.npz", x_train=x, y_train=labels, x_test=x, y_test=labels)
+    ordered = sorted(map(str, range(11)))
+    texts = [ordered.index(str(label)) for label in labels]
+    np.savez(tmp_path / "texts.npz", x_train=x, y_train=texts, x_test=x, y_test=texts,
+             class_names=ordered)  # fmt: skip
+    first, second = ("texts", "numbers") if names == "numbers" else ("numbers", "texts")
+    small_run(mine / "eleven", data__name="npz", data__path=str(tmp_path / f"{first}.npz"),
+              data__validation=0.4, train__batch_size=4)  # fmt: skip
+    said = ask(raybust.certify, "eleven", str(tmp_path / f"{second}.npz"), "data.validation=0.4",
+               out=mine)  # fmt: skip
+    assert "in that order" in said
+    shutil.copy(tmp_path / f"{second}.npz", tmp_path / f"{first}.npz")
+    assert "class 2 was" in ask(raybust.load, "eleven", out=mine)
+
+
+def test_pil_images_in_a_list_are_read_as_pictures(own):
+    """Of a palette, of another color space and turned by EXIF, as single ones are."""
+    images, _ = digits_test()
+    gray = [Image.fromarray((one[0].numpy() * 255).round().astype(np.uint8)) for one in images[:6]]
+    colors = [one.convert("RGB") for one in gray]
+    palette = [one.convert("P") for one in gray]
+    arrays = [data.images_of(one).fetch(range(6))[0] for one in (colors, palette)]
+    assert torch.equal(*arrays)
+    turned = gray[0].transpose(Image.Transpose.ROTATE_90)
+    turned.getexif()[0x0112] = 6
+    content = io.BytesIO()
+    turned.save(content, "png", exif=turned.getexif())
+    read = data.images_of([Image.open(content)]).fetch([0])[0]
+    assert torch.equal(read, data.images_of([gray[0]]).fetch([0])[0])
+    assert "2 sizes or modes" in ask(data.images_of, [gray[0], colors[0]])
 
 
 def test_sigma_is_given_once(own):

@@ -183,9 +183,11 @@ class Live:
         try:
             done = self._engine.advance()
         except Exception as error:  # what is in flight cannot be told apart from its cause
-            for _, future in self._active.values():
+            with self._changed:
+                failed = list(self._active.values())
+                self._active.clear()
+            for _, future in failed:
                 future.set_exception(error)
-            self._active.clear()
             self._engine = self._new_engine()
             return
         draws = self.protocol.batch / (time.perf_counter() - began)
@@ -209,7 +211,8 @@ class Live:
                     future.set_result(self._answer(case, ask))
 
     def _finish(self, case: Case) -> None:
-        ask, future = self._active.pop(case)
+        with self._changed:  # `submit` reads it from other threads
+            ask, future = self._active.pop(case)
         future.set_result(self._answer(case, ask))
 
     def _answer(self, case: Case, ask: Ask) -> Certificate:

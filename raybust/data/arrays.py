@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import itertools
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -182,15 +183,21 @@ def dark(split: Split, name: str) -> list[str]:
 
 
 def _shared_images(parts: Parts) -> list[str]:
-    """Returns a note if test images are also in the training set, byte for byte."""
-    train, test = (part for part in (parts.train, parts.test))
-    assert isinstance(train, Split)
-    assert isinstance(test, Split)
-    if train.images.nbytes + test.images.nbytes > _COMPARED or train.scale != test.scale:
+    """Returns a note for each two parts that have images in common, byte for byte."""
+    every = {"test": parts.test, "validation": parts.validation, "training": parts.train}
+    splits = {name: part for name, part in every.items() if isinstance(part, Split)}
+    if sum(part.images.nbytes for part in splits.values()) > _COMPARED:
         return []
-    known = {image.tobytes() for image in train.images.numpy()}
-    count = sum(image.tobytes() in known for image in test.images.numpy())
-    return [f"{count} of {len(test)} test images are also in the training set"] if count else []
+    notes = []
+    for (name, one), (where, other) in itertools.combinations(splits.items(), 2):
+        if one.scale != other.scale:
+            continue
+        known = {image.tobytes() for image in other.images.numpy()}
+        count = sum(image.tobytes() in known for image in one.images.numpy())
+        if count:
+            also = f"the {where} {'set' if where == 'training' else 'part'}"
+            notes.append(f"{count} of {len(one)} {name} images are also in {also}")
+    return notes
 
 
 def check_images(array: np.ndarray, where: str) -> tuple[Tensor, float]:

@@ -14,7 +14,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from raybust.data.arrays import check_images, dark
@@ -162,7 +162,16 @@ def _collected(data: Any) -> tuple[Any, Any]:
 
 def _array(values: Any) -> np.ndarray:
     if isinstance(values, Image.Image):
-        return np.asarray(values if values.mode in ("L", "RGB") else rgb(values))
+        upright = ImageOps.exif_transpose(values)
+        return np.asarray(upright if upright.mode in ("L", "RGB") else rgb(upright))
+    if isinstance(values, (list, tuple)) and any(isinstance(one, Image.Image) for one in values):
+        arrays = [_array(one) for one in values]
+        shapes = {array.shape for array in arrays}
+        if len(shapes) != 1:
+            raise RequestError(
+                f"images: got PIL images of {len(shapes)} sizes or modes, expected one"
+            )
+        return np.stack(arrays)
     if isinstance(values, Tensor):
         values = values.detach().cpu()
         values = values.float() if values.dtype == torch.bfloat16 else values

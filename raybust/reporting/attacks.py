@@ -16,6 +16,7 @@ from raybust.disk.files import read_json
 from raybust.errors import RequestError
 from raybust.evaluate import HEADLINE, AttackProtocol, AttackRow, summarize
 from raybust.identity import fields_of
+from raybust.reporting.certificates import different_images
 from raybust.reporting.comparison import Comparison
 from raybust.reporting.naming import markdown
 from raybust.reporting.plots import COLORS, canvas, save_curves
@@ -33,9 +34,12 @@ def compare_attacks(named: Sequence[tuple[str, Path]], folder: Path) -> Comparis
         named: label and summary of each.
         folder: folder of the table, created if missing.
     """
-    figures = []
+    figures, known = [], []
     for label, path in named:
         whole = read_json(path)
+        asked = whole["protocol"]
+        known.append((label, asked["dataset"], (asked["split"], asked["examples"]),
+                      (asked.get("data"), asked.get("labels"))))  # fmt: skip
         for one in (*whole.get("views", {}).values(), whole):
             _check(path, one)
             figures += _figures(label, one)
@@ -54,7 +58,8 @@ def compare_attacks(named: Sequence[tuple[str, Path]], folder: Path) -> Comparis
         )
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "attacked.md"
-    file.write_text("\n".join(lines) + "\n")
+    notes = [f"\n> {markdown(name)}: {what}" for name, what in different_images(known).items()]
+    file.write_text("\n".join([*lines, *notes]) + "\n")
     return Comparison(file.read_text(), tuple(figures), (file,), kind="attacks")
 
 
@@ -142,8 +147,9 @@ def _effort(protocol: Mapping[str, Any]) -> str:
         for name, key in steps.items()
         if any(attack.startswith(name) for attack in protocol["attacks"])
     ]
-    runs = protocol["restarts"]
-    return ", ".join([*parts, f"{runs} restart{'s' * (runs != 1)}"])
+    runs, passes = protocol["restarts"], protocol.get("eot", 1)
+    averaged = [f"gradients of {passes} passes"] * (passes != 1)
+    return ", ".join([*parts, f"{runs} restart{'s' * (runs != 1)}", *averaged])
 
 
 def draw_robust_curve(curves: Mapping[str, Curve], path: str | Path, *, norm: str) -> Path:

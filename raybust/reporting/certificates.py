@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from raybust.reporting.logs import Log, read_log
 from raybust.reporting.plots import plot_curves
@@ -29,17 +30,31 @@ def other_images(logs: Sequence[Log]) -> dict[str, str]:
     """Returns, by the name of the log, what is of other images or labels than the first log that
     names its own, though both would have the same ones by their headers or data sets."""
     known = [(log.name, log.protocol) for log in logs if log.protocol and log.protocol.data]
-    found = {}
-    for name, other in known[1:]:
-        earlier, first = known[0]
-        chosen = [(p.split, p.skip, p.examples) for p in (first, other)]
-        if first.dataset != other.dataset:
-            what = f"the data set {other.dataset}, not {first.dataset}"
-        elif chosen[0] == chosen[1] and (first.data, first.labels) != (other.data, other.labels):
+    return different_images(
+        [(name, p.dataset, (p.split, p.skip, p.examples), (p.data, p.labels)) for name, p in known]
+    )
+
+
+def different_images(
+    results: Sequence[tuple[str, str, tuple[Any, ...], tuple[Any, ...]]],
+) -> dict[str, str]:
+    """Returns, by name, what is of another data set than the first result, or of other images or
+    labels than the first one that chose its examples alike.
+
+    Args:
+        results: name, data set, how the examples were chosen, and digests of images and labels.
+    """
+    found: dict[str, str] = {}
+    firsts: dict[tuple[Any, ...], tuple[str, tuple[Any, ...]]] = {}
+    for name, dataset, chosen, digests in results:
+        first, same = firsts.setdefault((dataset, chosen), (name, digests))
+        if dataset != results[0][1]:
+            what, first = f"the data set {dataset}, not {results[0][1]}", results[0][0]
+        elif digests != same:
             what = "other images or labels"
         else:
             continue
-        found[name] = f"is of {what}, compared with {earlier}"
+        found[name] = f"is of {what}, compared with {first}"
     return found
 
 

@@ -68,7 +68,7 @@ def by_norm(logs: Sequence[Log]) -> dict[str, list[Log]]:
     """Returns logs by the norm of their radii: different norms share no table and no axis."""
     found: dict[str, list[Log]] = {}
     for log in logs:
-        found.setdefault(log.protocol.norm if log.protocol else "l2", []).append(log)
+        found.setdefault(log.norm, []).append(log)
     return found
 
 
@@ -115,7 +115,7 @@ def _figures(log: Log, radii: Sequence[float], other: str | None) -> dict[str, A
             for radius, share in zip(radii, certified_accuracy(log, radii), strict=True)
         },
         "noise": log.protocol.noise if log.protocol else None,
-        "norm": log.protocol.norm if log.protocol else None,
+        "norm": log.norm,
         "sigma": log.sigma,
         "split": log.protocol.split if log.protocol else None,
         "dataset": log.protocol.dataset if log.protocol else None,

@@ -15,6 +15,7 @@ from typing import Any
 from raybust.corruptions import read_counts
 from raybust.disk.files import read_json
 from raybust.errors import RequestError
+from raybust.reporting.certificates import different_images
 from raybust.reporting.comparison import Comparison
 from raybust.reporting.naming import markdown
 
@@ -32,13 +33,16 @@ def compare_corruptions(named: Sequence[tuple[str, Path]], folder: Path) -> Comp
     Raises:
         RequestError: a result contradicts its counts.
     """
-    figures, notes = [], []
+    figures, notes, known = [], [], []
     for label, path in named:
         whole = read_json(path)
         _check(path, whole["metrics"])
         asked = whole["protocol"]
-        kinds = [*asked["sets"], *["rows"] * bool(asked["rows"])]
-        kinds += ["published"] * bool(asked["folder"]) + ["generated"] * bool(asked["generated"])
+        kinds = [*asked["sets"], *(f"p={p:g} eps={eps:g}" for p, eps in asked["rows"])]
+        kinds += [f"published ({asked['folder']})"] * bool(asked["folder"])
+        kinds += ["generated"] * bool(asked["generated"])
+        known.append((label, asked["dataset"], (asked["split"], asked["examples"]),
+                      (asked.get("data"), asked.get("labels"))))  # fmt: skip
         shown = {k: v for k, v in whole["metrics"].items() if not _DETAIL.fullmatch(k)}
         clean = {"clean error": whole["metrics"]["error/clean"]}
         examples = whole["protocol"]["examples"] or "all"
@@ -46,6 +50,7 @@ def compare_corruptions(named: Sequence[tuple[str, Path]], folder: Path) -> Comp
                         "dataset": asked["dataset"], "split": asked["split"],
                         "examples": examples, **clean, **shown})  # fmt: skip
         notes += [f"{label}: {note}." for note in whole.get("notes", [])]
+    notes += [f"{name}: {what}" for name, what in different_images(known).items()]
     heads = list(dict.fromkeys(key for row in figures for key in row))
     lines = [f"| {' | '.join(heads)} |", "|---|---|---|---|" + "---:|" * (len(heads) - 4)]
     for row in figures:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr
+from scipy.special import ndtr, ndtri
 from scipy.stats import binom
 
 from raybust.certification import Protocol
@@ -24,6 +24,9 @@ ALPHAS = (0.1, 0.05, 0.01, 0.005, 0.001, 0.0001)
 SIGMAS = (0.12, 0.25, 0.5, 0.75, 1.0)
 """Candidate budgets of a log, and sigmas if the path does not name one (our choice)."""
 _RESAMPLES = 2000
+_FITS, _REPEATED, _CHANCE = 0.98, 3, 1e-8
+"""Share of the radii on a ladder, rows that make a largest radius an atom, and the probability of
+fitting by chance (our choices)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +168,8 @@ def _noise(protocol: Protocol) -> str:
     amount = (
         f"keep = {protocol.keep}" if protocol.noise == "ablation" else f"sigma = {protocol.sigma:g}"
     )
-    return f"{protocol.noise} noise, {amount}, {protocol.norm}; {protocol.split} set"
+    exact = "" if protocol.precision == "float32" else f", computed in {protocol.precision}"
+    return f"{protocol.noise} noise, {amount}, {protocol.norm}{exact}; {protocol.split} set"
 
 
 def budget(log: Log) -> Budget | None:
@@ -173,19 +177,21 @@ def budget(log: Log) -> Budget | None:
     (Clopper-Pearson, Gaussian noise, fixed n) contains most of its rows.
 
     Ties go to the ladder with the smallest maximum, that is, the fewest draws. None if no ladder
-    contains 98% of at least ten radii.
+    contains 98% of at least ten radii, or if any radii would lie on it: printed with three digits,
+    those of a large n are too close to each other (see `_tells`).
     """
     if log.protocol:
         p = log.protocol
         return Budget(n=p.n, alpha=p.alpha, sigma=p.sigma, share=1.0, inferred=False)
-    if int((log.predict >= 0).sum()) < 10:
+    if log.norm != "l2" or int((log.predict >= 0).sum()) < 10:
         return None
     tried = [
         (share, -gaussian_radius(alpha ** (1 / n), sigma), n, alpha, sigma)
         for sigma in ((log.sigma,) if log.sigma else SIGMAS)
         for n in SAMPLES
         for alpha in ALPHAS
-        if (share := float(on_ladder(log, n, alpha, sigma).mean())) >= 0.98
+        if (share := float(on_ladder(log, n, alpha, sigma).mean())) >= _FITS
+        and _tells(log, n, alpha, sigma)
     ]
     if not tried:
         return None
@@ -197,12 +203,39 @@ def budget(log: Log) -> Budget | None:
     return Budget(n=n, alpha=alpha, sigma=sigma, share=share, inferred=True, alphas=tuple(fits))
 
 
+def _tells(log: Log, n: int, alpha: float, sigma: float) -> bool:
+    """Returns whether radii on a ladder are evidence for it.
+
+    Where several rows have the largest radius, all their votes agreed: it must be the ladder's
+    largest, and then is evidence enough. Otherwise each different radius that fits would do so by
+    chance with the share of the real line around it that rounds to a step of the ladder: all must
+    fit whose share is below 1/2, and the product of the shares be below 1e-8 (our choices).
+    """
+    found = log.predict >= 0
+    radii, where, counts = np.unique(log.radius[found], return_index=True, return_counts=True)
+    rounding = log.rounding[found][where] + 1e-9
+    largest = gaussian_radius(alpha ** (1 / n), sigma)
+    if counts[-1] >= _REPEATED:
+        return bool(abs(radii[-1] - largest) <= 2 * rounding[-1])
+    k = np.minimum(binom.isf(alpha, n, np.clip(ndtr(radii / sigma), 0.5, 1 - 1e-12)) + 1, n)
+    step = (
+        ndtri(clopper_pearson_lower(np.minimum(k, n), n, alpha))
+        - ndtri(clopper_pearson_lower(np.minimum(k, n) - 1, n, alpha))
+    ) * sigma
+    fits = on_ladder(log, n, alpha, sigma)[where]
+    chance = np.minimum(1.0, 3 * rounding / np.maximum(step, 1e-12))
+    if not fits[chance < 1 / 2].all():
+        return False
+    return bool(np.log(np.where(fits, chance, 1.0)).sum() < math.log(_CHANCE))
+
+
 def on_ladder(log: Log, n: int, alpha: float, sigma: float) -> NDArray[np.bool_]:
     """Returns for each row that does not abstain whether some count k of n gives its radius, to
     the printed digits: bool (M,)."""
     found = log.predict >= 0
+    # Rounded to the nearest digit, or down, as in our own exports.
     low, high = (
-        ndtr((log.radius[found] + sign * (log.rounding[found] + 1e-9)) / sigma) for sign in (-1, 1)
+        ndtr((log.radius[found] + sign * (log.rounding[found] + 1e-9)) / sigma) for sign in (-1, 2)
     )
     k = binom.isf(alpha, n, np.maximum(low, 0.5)) + 1  # the smallest with a bound >= low
     bound = clopper_pearson_lower(np.minimum(k, n), n, alpha)
@@ -210,14 +243,20 @@ def on_ladder(log: Log, n: int, alpha: float, sigma: float) -> NDArray[np.bool_]
     return possible
 
 
-def votes(log: Log, made: Budget) -> Floats:
-    """Returns the share of draws that voted for each row's class, recovered from its radius, (N,);
-    1/2 on abstention, where it is unknown.
+def votes(log: Log) -> Floats | None:
+    """Returns the share of draws that voted for each row's class, (N,): from the rows, or recovered
+    from the radii of a Gaussian L2 log, then 1/2 on abstention. None if it is not known.
 
     Args:
-        log: a log with Gaussian noise and L2 radii.
-        made: its n, alpha and sigma.
+        log: any log.
     """
+    if len(log) and not np.isnan(log.share).any():
+        return log.share
+    made = budget(log)
+    if made is None or log.norm != "l2" or (log.protocol and log.protocol.noise != "gaussian"):
+        return None
+    if log.protocol and log.protocol.schedule != "fixed":
+        return None
     p = np.maximum(ndtr((log.radius - log.rounding) / made.sigma), 0.5)
     k = np.minimum(binom.isf(made.alpha, made.n, p) + 1, made.n)
     return np.where(log.predict >= 0, k / made.n, 0.5)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
@@ -24,7 +24,9 @@ from raybust.reporting.naming import name_of
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-_SIGMA = re.compile(r"(?<![a-z])(?:sigma|test|noise)[_-]?(\d*\.?\d+)")
+_SIGMA = re.compile(r"(?<![a-z])(?:sigma|noise)[_-]?(\d*\.?\d+)")
+_SIGMA_OF_TEST = re.compile(r"(?<![a-z])test[_-]?(\d*\.?\d+)")
+_NORM = re.compile(r"(?<![a-z0-9])(linf|l2|l1|l0)(?![a-z0-9])")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +45,8 @@ class Log:
         time: seconds.
         protocol: from the header; None in other people's logs.
         sigma: from the header, else from the path, else None.
+        norm: of the radii: from the header, else from the file's name (linf, l1, l0), else l2.
+        share: of the draws that voted for the class, where the rows state it; NaN elsewhere.
         warnings: corrections made on reading, one sentence each.
     """
 
@@ -57,6 +61,8 @@ class Log:
     time: Floats
     protocol: Protocol | None = None
     sigma: float | None = None
+    norm: str = "l2"
+    share: Floats = field(default_factory=lambda: np.empty(0))
     warnings: tuple[str, ...] = field(default=())
 
     def __len__(self) -> int:
@@ -128,7 +134,8 @@ def _log(
     idx = np.array([int(row["idx"]) for row in rows], dtype=int)
     warnings += _incomplete(idx, label, protocol)
     stem = name_of(path)
-    guess = _SIGMA.findall("/".join([*path.parts[-3:-1], stem]))
+    place = "/".join([*path.parts[-3:-1], stem])
+    guess = _SIGMA.findall(place) or _SIGMA_OF_TEST.findall(place)
     return Log(
         name=name or stem,
         path=path,
@@ -141,8 +148,23 @@ def _log(
         time=np.array([parse_time(row["time"]) for row in rows]),
         protocol=protocol,
         sigma=protocol.sigma if protocol else float(guess[-1]) if guess else None,
+        norm=protocol.norm if protocol else _norm_in(stem),
+        share=np.array([_share(row) for row in rows]),
         warnings=tuple(warnings),
     )
+
+
+def _norm_in(name: str) -> str:
+    found = _NORM.search(name.lower())
+    return found[1] if found else "l2"
+
+
+def _share(row: Mapping[str, str]) -> float:
+    """Returns the share of the draws that voted for the class, by one of our rows."""
+    try:
+        return int(row["count"]) / int(row["n"])
+    except (KeyError, ValueError, ZeroDivisionError):
+        return math.nan
 
 
 def _incomplete(

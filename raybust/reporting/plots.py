@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from raybust.errors import RequestError
-from raybust.reporting.figures import acr, budget, certified_accuracy, votes
+from raybust.reporting.figures import acr, certified_accuracy, votes
 from raybust.reporting.logs import Floats, Log
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -84,16 +84,17 @@ def plot_votes(logs: Sequence[Log], path: str | Path) -> Path:
     correctly certified examples; returns the path.
 
     Args:
-        logs: logs of Gaussian noise whose n and alpha are known or can be inferred.
+        logs: those whose rows state the votes, or Gaussian L2 logs whose n and alpha can be
+            inferred; others are left out.
         path: the .png or .pdf to write.
     """
     shown = _shown(logs)
     figure, (axes,) = canvas(6.4, 3.9 + 0.35 * len(shown))
     for number, log in enumerate(shown):
-        made = budget(log)
-        if made is None:
+        known = votes(log)
+        if known is None:
             continue
-        shares = np.sort(votes(log, made)[log.correct])
+        shares = np.sort(known[log.correct])
         height = 1.0 - np.arange(len(shares)) / len(log) - (len(log) - len(shares)) / len(log)
         axes.step(
             shares,
@@ -139,7 +140,7 @@ def _legend(log: Log) -> str:
 
 
 def _norm(logs: Sequence[Log]) -> str:
-    norms = sorted({log.protocol.norm if log.protocol else "l2" for log in logs})
+    norms = sorted({log.norm for log in logs})
     if len(norms) > 1:
         raise RequestError(
             f"the logs have radii in different norms ({', '.join(norms)}); report them separately"

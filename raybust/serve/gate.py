@@ -231,7 +231,7 @@ class Gate:
     def _count(self, answers: list[dict[str, Any]], *, full: bool) -> None:
         for answer in answers:
             if full and answer["draws"] == self.limits.n:
-                self.watch.add(answer["radius"])
+                self.watch.add(-1.0 if answer["abstain"] else answer["radius"])
             self.images.labels("abstained" if answer["abstain"] else "answered").inc()
             self.draws.inc(answer["draws"])
             self.radii.inc(answer["radius"])

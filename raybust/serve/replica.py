@@ -34,7 +34,7 @@ class Served:
         protocol: how it certifies; `n` and `alpha` are the defaults of a request.
         cpus: of a replica.
         most: images that wait or are in flight at a replica.
-        radii: of the test set at the protocol, 0 on abstention; empty if unknown.
+        radii: of the test set at the protocol, -1 on abstention; empty if unknown.
         decoding: how image files are decoded, as in training.
     """
 

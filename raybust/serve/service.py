@@ -67,6 +67,7 @@ def application(
         token: that each request must carry, or None.
     """
     protocol = served.protocol
+    amount = "keep" if protocol.noise == "ablation" else "sigma"
     about: dict[str, Any] = {
         "model": served.name,
         "classes": list(served.classes),
@@ -74,7 +75,7 @@ def application(
         "n": protocol.n,
         "alpha": protocol.alpha,
         "radii": list(served.radii),
-        "protocol": {key: asdict(protocol)[key] for key in ("noise", "norm", "sigma", "weights")},
+        "protocol": {key: asdict(protocol)[key] for key in ("noise", "norm", amount, "weights")},
     }
     limits = Limits(
         protocol.shape,

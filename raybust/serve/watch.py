@@ -8,7 +8,7 @@ set's by an exact binomial test, the radii by a Mann-Whitney test, both two-side
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ class Watch:
     """The latest answers beside the test set's.
 
     Attributes:
-        radii: of the test set at the server's protocol, 0 on abstention; empty if unknown.
+        radii: of the test set at the server's protocol, -1 on abstention; empty if unknown.
     """
 
     radii: Sequence[float]
@@ -34,17 +34,17 @@ class Watch:
         self.latest: deque[float] = deque(maxlen=WINDOW)
 
     def add(self, radius: float) -> None:
-        """Adds an answer of full radius, 0 on abstention."""
+        """Adds an answer of full radius, -1 on abstention."""
         self.latest.append(radius)
 
     def plain(self) -> dict[str, Any]:
         """Returns the comparison: `drift` is true, false, or None while it is not known."""
         count = len(self.latest)
-        abstained = sum(radius == 0 for radius in self.latest)
+        abstained = sum(radius < 0 for radius in self.latest)
         found: dict[str, Any] = {
             "answers": count,
             "abstention": abstained / count if count else None,
-            "mean_radius": sum(self.latest) / count if count else None,
+            "mean_radius": _mean(self.latest) if count else None,
             "test_abstention": None,
             "test_mean_radius": None,
             "drift": None,
@@ -53,9 +53,9 @@ class Watch:
             return found | {
                 "text": "No drift test: the test set was not certified at this protocol."
             }
-        total, zeros = len(self.radii), sum(radius == 0 for radius in self.radii)
+        total, zeros = len(self.radii), sum(radius < 0 for radius in self.radii)
         found["test_abstention"] = zeros / total
-        found["test_mean_radius"] = sum(self.radii) / total
+        found["test_mean_radius"] = _mean(self.radii)
         if count < LEAST:
             return found | {"text": f"Drift test after {LEAST} answers; {count} so far."}
         # One more of each kind, so that a share of 0 or 1 does not make one answer impossible.
@@ -71,3 +71,7 @@ class Watch:
             f" abstentions {found['abstention']:.3f} against {found['test_abstention']:.3f},"
             f" mean radius {found['mean_radius']:.3f} against {found['test_mean_radius']:.3f}."
         }
+
+
+def _mean(radii: Collection[float]) -> float:
+    return sum(max(radius, 0.0) for radius in radii) / len(radii)

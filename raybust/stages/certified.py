@@ -115,8 +115,11 @@ def complete(at: Bench, log: CertificateLog) -> None:
 
 
 def bare_path(log: Path) -> Path:
-    """Returns the file of a log with Cohen's six columns."""
-    return log.parent / "cohen" / log.name
+    """Returns the file of a log with Cohen's six columns, whose name has the norm of its radii: the
+    columns do not."""
+    norm = read_log(log).norm if log.exists() else "l2"
+    stem = log.stem if norm == "l2" or f"_{norm}" in log.stem else f"{log.stem}_{norm}"
+    return log.parent / "cohen" / f"{stem}{log.suffix}"
 
 
 def _missing(at: Bench, log: CertificateLog, chosen: list[int]) -> list[int]:

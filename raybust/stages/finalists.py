@@ -101,6 +101,16 @@ def _figures(
     package(trained, saved, trained.folder / MODEL)
 
 
+def _smoothing(finalist: TrialRecord) -> str:
+    """Returns noise, norm and early stopping of a finalist's certificates, by their header."""
+    made = None if finalist.log is None else read_log(finalist.log).protocol
+    if made is None:
+        return ""
+    wanted = ", ".join(f"{target:g}" for target in made.targets)
+    early = f"drawn only to decide {wanted}, " if wanted else ""
+    return f"{made.noise} noise, {made.norm} radii, {early}"
+
+
 def protocol(config: Config, finalists: Sequence[TrialRecord]) -> str:
     """Describes in one line how the finalists were measured and on how many examples; "" for
     none."""
@@ -113,7 +123,8 @@ def protocol(config: Config, finalists: Sequence[TrialRecord]) -> str:
     rows = "" if one.log is None else f"{len(read_log(one.log))} "
     text = (
         f"clean accuracy of {clean}; certificates of {rows}{part.split} examples, skip {part.skip},"
-        f" by randomized smoothing with n0 = {part.n0}, n = {part.n}, alpha = {part.alpha:g};"
+        f" by randomized smoothing with {_smoothing(one)}n0 = {part.n0}, n = {part.n},"
+        f" alpha = {part.alpha:g};"
     )
     if attack.attacks:
         radii = ", ".join(f"{eps:.3g}" for eps in attack.eps)

@@ -25,7 +25,7 @@ from raybust.disk import runs
 from raybust.errors import RequestError
 from raybust.identity import agree, fixed_images, outputs_of, weights_digest
 from raybust.stages.progress import Echo
-from raybust.trained import FOREIGN, SETTABLE, Trained, load_trained
+from raybust.trained import FOREIGN, SETTABLE, Trained, first_other_class, load_trained
 
 Network = str | Path | Trained | nn.Module
 """A run's name, its folder, SWEEP/7, SWEEP/best, `models:/NAME@best`, a weights file, what `load`
@@ -289,8 +289,7 @@ def _check_fit(trained: Trained, dataset: Dataset) -> None:
     ):
         if ours != theirs:
             raise RequestError(f"data: has {what} {theirs}, expected {ours} for {trained.name}")
-    numbers = tuple(map(str, range(len(dataset.classes))))
-    if dataset.classes not in (trained.classes, numbers) and trained.classes != numbers:
+    if first_other_class(trained.classes, dataset.classes) is not None:
         raise RequestError(
             f"data: has the classes {', '.join(dataset.classes)}, expected"
             f" {', '.join(trained.classes)} in that order"

@@ -34,18 +34,26 @@ def check_answers(trained: Trained, images: Part, file: Path) -> str:
             of images.
         WorkError: an answer is not reproduced.
     """
-    answers = _answers(file)
+    answers, alpha = _answers(file)
     if len(answers) != len(images):
         raise RequestError(f"{file}: has {len(answers)} answers for {len(images)} images")
     lines = []
     for position, answer in enumerate(answers):
+        told = answer["audit"]["protocol"]["alpha"]
+        if told != alpha:
+            raise WorkError(
+                f"{answer['image']}: was not reproduced: the response states alpha = {alpha}, its"
+                f" protocol {told}"
+            )
         lines.append(_check(trained, images.fetch([position])[0][0], answer, file))
     return "\n".join(lines)
 
 
-def _answers(file: Path) -> list[dict[str, Any]]:
+def _answers(file: Path) -> tuple[list[dict[str, Any]], float]:
+    """Returns the answers of a response, and the alpha that it states."""
     try:
-        found = json.loads(file.read_text())["predictions"]
+        response = json.loads(file.read_text())
+        found, alpha = response["predictions"], response["alpha"]
         for one in found:
             Protocol.from_json(json.dumps(one["audit"]["protocol"]))
     except FileNotFoundError:
@@ -56,7 +64,7 @@ def _answers(file: Path) -> list[dict[str, Any]]:
             " with audit=true, whose deadline did not pass before the first look"
         ) from None
     answers: list[dict[str, Any]] = found
-    return answers
+    return answers, float(alpha)
 
 
 def _check(trained: Trained, image: Any, answer: dict[str, Any], file: Path) -> str:
@@ -81,11 +89,16 @@ def _check(trained: Trained, image: Any, answer: dict[str, Any], file: Path) -> 
     keys: Sequence[str] = ("top", "n0_count", "count", "p_lower", "radius")
     told = tuple(audit[key] for key in keys)
     number = top if bound > 0.5 else -1
-    if found != told or (answer["number"], answer["radius"]) != (number, radius):
-        raise WorkError(
-            f"{answer['image']}: was not reproduced: the answer has {told}, recomputed {found}"
-        )
+    answered = {
+        "number": number, "abstain": number < 0, "radius": radius, "bound": bound,
+        "label": trained.classes[number] if number >= 0 else "", "norm": protocol.norm,
+    }  # fmt: skip
+    wrong = [f"{key} {answer.get(key)}, not {value}" for key, value in answered.items()
+             if answer.get(key) != value]  # fmt: skip
+    if found != told or wrong:
+        differs = "; ".join(wrong) or f"{told}, not {found}"
+        raise WorkError(f"{answer['image']}: was not reproduced: the answer has {differs}")
     return (
-        f"{answer['image']}: reproduced: {answer['label'] or 'abstains'}, radius {radius:g} from"
-        f" {count} of {audit['n']} draws"
+        f"{answer['image']}: reproduced: {answered['label'] or 'abstains'}, radius {radius:g} from"
+        f" {count} of {audit['n']} draws, alpha = {protocol.alpha:g}"
     )

@@ -247,7 +247,7 @@ def protocol_of(trained: Trained, device: str) -> Protocol:
 
 
 def radii_of_test_set(trained: Trained, protocol: Protocol) -> tuple[float, ...]:
-    """Returns the radii of the test set as the server would answer them, 0 on abstention, from the
+    """Returns the radii of the test set as the server would answer them, -1 on abstention, from the
     votes that `certify` counted; none if it did not use the server's noise and draws, or not the
     whole of what it was asked to certify. Function, images and labels are compared with what the
     run has now; none if its data are not at hand.
@@ -277,8 +277,14 @@ def radii_of_test_set(trained: Trained, protocol: Protocol) -> tuple[float, ...]
         if whole and drawn and len(rows) > len(found) and not changes_of(trained, path):
             last = len(rule.times) - 1
             votes = (dict(row.counts).get(row.top, 0) for row in rows)
-            found = tuple(smoothing.radius(rule.lower(v, protocol.n, last)) for v in votes)
+            bounds = (rule.lower(v, protocol.n, last) for v in votes)
+            found = tuple(smoothing.radius(p) if p > 0.5 else -1.0 for p in bounds)
     return found
+
+
+def _amount(protocol: Protocol) -> str:
+    kept = protocol.noise == "ablation"
+    return f"{protocol.keep} pixels kept" if kept else f"sigma = {protocol.sigma:g}"
 
 
 def _welcome(
@@ -290,7 +296,7 @@ def _welcome(
     header = f' -H "Authorization: Bearer {shown}"' if token else ""
     lines = [
         f"{trained.name} on {url} (replicas: {replicas}); Ctrl-C ends it",
-        f"each answer: {protocol.noise} noise, sigma = {protocol.sigma:g}, at most"
+        f"each answer: {protocol.noise} noise, {_amount(protocol)}, at most"
         f" {protocol.n:,} draws, wrong with probability at most {protocol.alpha:g}",
         f"try it    curl{header} -F image=@photo.png {url}/predict",
         f"look at   {url}/{f'#token={token}' if token and not listening.token_file else ''}",

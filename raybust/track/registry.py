@@ -14,6 +14,7 @@ from raybust.track.names import TAG_LIMIT, safe_key, safe_model, safe_value
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+_OWN = "raybust."
 DIGEST = "raybust.digest"
 BEST = "best"
 """Alias of the best registered version: `models:/NAME@best`."""
@@ -58,6 +59,9 @@ def register_version(client: MlflowClient, run_id: str, entry: Mapping[str, Any]
     if found:
         version = str(max(int(one.version) for one in found))
         client.update_model_version(name, version, description=text)
+        for key in client.get_model_version(name, version).tags:
+            if key.startswith(_OWN) and key not in tags:  # of an earlier measurement
+                client.delete_model_version_tag(name, version, key)
         for key, value in tags.items():
             client.set_model_version_tag(name, version, key, value)
     else:

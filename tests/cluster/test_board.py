@@ -12,6 +12,7 @@ import pytest
 
 from raybust import config as configuration
 from raybust import methods
+from raybust.certification import Protocol
 from raybust.config import leaves_of_arguments
 from raybust.disk import runs
 from raybust.errors import RequestError, WorkError
@@ -217,6 +218,11 @@ def test_how_many_examples_the_finalists_were_measured_on(sweep):
     assert "clean accuracy of all 359 test examples" in text
     assert "attacks" not in text
     assert finalists.protocol(config, [replace(entry, accuracy=None)]) == ""
+    made = Protocol(sigma=0.5, shape=(1, 8, 8), n=200, noise="uniform", norm="l1",
+                    schedule="looks", targets=(0.1, 0.5))  # fmt: skip
+    log.write_text(f"# {made.to_json()}\n" + log.read_text().splitlines(keepends=True)[0])
+    text = finalists.protocol(config, [entry])
+    assert "with uniform noise, l1 radii, drawn only to decide 0.1, 0.5, n0 =" in text
 
 
 def test_a_folder_that_was_moved_keeps_its_trials(sweep):

@@ -1,6 +1,7 @@
 """`raybust serve`: a real server in a process of its own, asked over HTTP."""
 
 import concurrent.futures
+import copy
 import io
 import json
 import re
@@ -174,9 +175,15 @@ def test_an_answer_with_audit_is_recomputed_and_a_forged_one_is_not(server, imag
     done = replay(found)
     assert (done.returncode, done.stdout.count("reproduced")) == (0, 3), done.stderr
     assert sum(found["predictions"][0]["audit"]["votes"].values()) == 1000
-    found["predictions"][1]["audit"]["count"] += 1
-    done = replay(found)
-    assert (done.returncode, "was not reproduced" in done.stderr) == (1, True)
+    for where, key, value in (
+        ("answer", "label", "7"), ("answer", "bound", 0.99), ("answer", "norm", "linf"),
+        ("audit", "count", 1), ("response", "alpha", 0.3),
+    ):  # fmt: skip
+        forged = copy.deepcopy(found)
+        changed = forged["predictions"][1]
+        {"response": forged, "answer": changed, "audit": changed["audit"]}[where][key] = value
+        done = replay(forged)
+        assert (done.returncode, "was not reproduced" in done.stderr) == (1, True), key
 
 
 def test_the_token_guards_everything_but_health_and_the_page(server, images):
@@ -274,7 +281,7 @@ def test_metrics_and_the_watch(server, images):
     assert watch["answers"] >= 60
     assert len(model["radii"]) == 60
     assert watch["drift"] is False, watch["text"]
-    assert watch["test_mean_radius"] == pytest.approx(np.mean(model["radii"]))
+    assert watch["test_mean_radius"] == pytest.approx(np.maximum(model["radii"], 0).mean())
     for _ in range(42):
         server.array(np.random.default_rng(0).random(images.shape, np.float32))
     watch = server.ask("/model")[1]["watch"]

@@ -164,7 +164,9 @@ def test_images_of_other_types(path):
 def test_test_images_of_the_training_set_are_told(path):
     assert any("15 of 15 test images are also in the training set" in note
                for note in write(path, x_test=X[:15]).notes)  # fmt: skip
-    assert not any("also in the training set" in note for note in write(path).notes)
+    assert not any("also in" in note for note in write(path).notes)
+    found = write(path, x_val=X[:9] // 2, y_val=Y[:9], x_test=X[:15] // 2).notes
+    assert "9 of 15 test images are also in the validation part" in found
 
 
 def test_one_hot_labels_of_fewer_columns_in_a_part_are_refused(path):

@@ -49,6 +49,16 @@ def path(tmp_path):
     return path
 
 
+def test_other_images_and_averaged_gradients_are_told(path, tmp_path, monkeypatch):
+    other = tmp_path / "other.json"
+    changed = dataclasses.replace(PROTOCOL, data="d" * 8, labels="l" * 8, eot=4)
+    monkeypatch.setattr(f"{__name__}.PROTOCOL", changed)
+    write(other, {HEADLINE: 25})
+    found = compare_attacks([("one", path), ("two", other)], tmp_path / "report")
+    assert "> two: is of other images or labels, compared with one" in found.markdown
+    assert "1 restart, gradients of 4 passes" in found.markdown
+
+
 def test_rows_name_their_protocol_and_views_stand_before_the_headline(path, tmp_path):
     whole = tmp_path / "whole.json"
     robust = {"alone": 20, "oblivious": 35, HEADLINE: 22}

@@ -17,9 +17,12 @@ from raybust.reporting import (
     latex_table,
     plot_votes,
     read_log,
+    read_logs,
     steps,
     table,
+    votes,
 )
+from raybust.reporting.certificates import other_images
 
 THEIRS = (
     "idx\tlabel\tpredict\tradius\tcorrect\ttime\n"
@@ -167,6 +170,27 @@ def test_logs_of_other_images_are_not_compared_silently(tmp_path, changes, said)
     text = table(logs, radii=(0.0,))
     assert ("compared with" in text) == (said is not None)
     assert said is None or said in text
+
+
+def test_each_log_is_compared_with_one_of_as_many_examples(tmp_path):
+    logs = [
+        ours(tmp_path / "first.tsv", split="test", examples=30, data="a", labels=""),
+        ours(tmp_path / "second.tsv", split="test", examples=20, data="b", labels=""),
+        ours(tmp_path / "third.tsv", split="test", examples=20, data="c", labels=""),
+    ]
+    found = other_images(read_logs(logs))
+    assert found == {"third": "is of other images or labels, compared with second"}
+
+
+def test_votes_are_those_of_the_rows(tmp_path):
+    """Of any noise and schedule; a log of another norm without rows' votes has none."""
+    for changes in ({"norm": "linf"}, {"targets": (0.1,), "schedule": "looks"}):
+        log = read_log(ours(tmp_path / "own.tsv", **changes))
+        assert votes(log) == pytest.approx(log.share)
+        (tmp_path / "own.tsv").unlink()
+    bare = tmp_path / "bare_linf.tsv"
+    bare.write_text(THEIRS)
+    assert votes(read_log(bare)) is None
 
 
 def test_a_radius_beyond_n_is_refused_in_cohens_columns_too(tmp_path):

@@ -1,9 +1,11 @@
 """All variants of logs in circulation, with published ones as an oracle."""
 
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import beta, norm
 
 from raybust.errors import RequestError
 from raybust.reporting import (
@@ -86,10 +88,48 @@ def test_bootstrap_interval_is_that_of_the_standard_error(published):
     assert found.high - found.low == pytest.approx(2 * 1.96 * error, rel=0.1)
 
 
+@pytest.mark.parametrize("certain", [(4, 1), (20, 0.5)], ids=["spread", "near certain"])
+@pytest.mark.parametrize("down", [False, True], ids=["nearest", "down"])
+@pytest.mark.parametrize("n", [200, 500, 1000, 2000, 5000, 10_000, 50_000, 100_000])
+def test_an_inferred_n_is_the_true_one_or_none(tmp_path, n, down, certain):
+    """By Clopper and Pearson's bound from scipy, written with three digits, as logs are."""
+    drawn = np.random.default_rng(n)
+    counts = drawn.binomial(n, drawn.beta(*certain, 400))
+    lines = [HEAD]
+    for index, count in enumerate(counts):
+        bound = beta.ppf(0.001, count, n - count + 1) if count else 0.0
+        if bound <= 0.5:
+            lines.append(f"{index}\t1\t-1\t0.0\t0\t1\n")
+            continue
+        radius = 0.25 * norm.ppf(bound)
+        unit = 10 ** (math.floor(math.log10(radius)) - 2)
+        shown = f"{math.floor(radius / unit) * unit if down else radius:.3}"
+        lines.append(f"{index}\t1\t1\t{shown}\t1\t1\n")
+    path = tmp_path / "theirs_sigma_0.25.tsv"
+    path.write_text("".join(lines))
+    found = budget(read_log(path))
+    assert found is None or found.n == n
+    if n in (1000, 100_000) and (n == 1000 or certain[0] == 20):
+        assert found is not None, "enough evidence"
+
+
+def test_the_norm_of_a_log_without_a_header_is_in_its_name(tmp_path):
+    norms = {"mine_linf_sigma_0.25": "linf", "l1-uniform": "l1", "model1": "l2", "plain": "l2"}
+    for name, norm_of in norms.items():
+        path = tmp_path / f"{name}.tsv"
+        path.write_text(HEAD + "0\t1\t1\t0.5\t1\t1\n")
+        assert read_log(path).norm == norm_of
+
+
+def test_the_sigma_of_a_name_is_not_the_number_of_test_images(tmp_path):
+    path = tmp_path / "cifar_sigma_0.5_test_500.tsv"
+    path.write_text(HEAD + "0\t1\t1\t0.5\t1\t1\n")
+    assert read_log(path).sigma == 0.5
+
+
 def test_votes_are_recovered(published):
     log, _ = published
-    made = budget(log)
-    shares = votes(log, made)
+    shares = votes(log)
     assert shares.min() == 0.5
     assert (np.diff(shares[np.argsort(log.radius)]) >= 0).all()
     assert shares[log.radius == log.radius.max()].min() == 1.0

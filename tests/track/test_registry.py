@@ -102,6 +102,17 @@ def test_a_new_certificate_of_the_same_weights_is_the_same_version(store, tmp_pa
     assert (version.description, version.tags["raybust.n"]) == ("better", "100000")
 
 
+def test_what_a_new_measurement_does_not_have_is_gone(store, tmp_path):
+    """A figure of an earlier protocol would stand beside the new ones; tags of others stay."""
+    deliver(record(tmp_path, **{"raybust.acr_understated": "True"}), store)
+    (version,) = versions(store)
+    open_client(store).set_model_version_tag("sweep", version.version, "reviewed", "yes")
+    deliver(record(tmp_path, description="drawn in full"), store)
+    (version,) = versions(store)
+    assert "raybust.acr_understated" not in version.tags
+    assert version.tags["reviewed"] == "yes"
+
+
 def test_other_weights_are_another_version(store, tmp_path):
     deliver(record(tmp_path), store)
     deliver(record(tmp_path, content=b"others"), store)
