@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from types import TracebackType
+from typing import Any
 
 from raybust.config import Config
 from raybust.reporting.columns import ACCURACY, number, settings
@@ -42,6 +43,10 @@ class Table:
         self._silent = echo is silent
         self._bar = progress_bar(part.trials, "trials", echo, len(finished))
         self._headed = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leaves out the bar: Ray copies what a sweep calls, and some streams have no copy."""
+        return {key: value for key, value in vars(self).items() if key != "_bar"}
 
     def __enter__(self) -> Table:
         return self

@@ -60,8 +60,13 @@ def progress_bar(total: int, what: str, echo: Echo, initial: int = 0) -> Any:
     is `silent`, only `write` prints anything."""
     from tqdm import tqdm
 
-    quiet = echo is silent or not (sys.stderr.isatty() or "ipykernel" in sys.modules)
+    quiet = echo is silent or not (sys.stderr.isatty() or _in_notebook())
     return tqdm(total=total, initial=initial, desc=what, disable=quiet, dynamic_ncols=True)
+
+
+def _in_notebook() -> bool:
+    shell = sys.modules.get("IPython")
+    return shell is not None and shell.get_ipython() is not None
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,13 @@ import sys
 import termios
 from pathlib import Path
 
+import cloudpickle
 import kit
 import pytest
 
 from raybust.search.records import TrialRecord
 from raybust.stages.live import Table
+from raybust.stages.progress import silent
 
 
 def record(number, state="COMPLETE", value=0.5, epoch=3, feasible=None, reason=None, **point):
@@ -40,7 +42,7 @@ def config(tmp_path):
 
 
 def test_rows_are_aligned_under_one_header(config, capsys):
-    with Table(config) as table:
+    with Table(config, print) as table:
         table.row(record(0))
         table.row(record(1, "PRUNED", 0.25, 1))
         table.row(record(2, "FAIL", None, 0, reason="the loss became nan"))
@@ -61,7 +63,7 @@ def test_rows_are_aligned_under_one_header(config, capsys):
 
 
 def test_the_best_counts_no_early_stop_and_no_missed_constraint(config, capsys):
-    with Table(config, [record(0, value=0.3), record(1, "RUNNING", 0.99)]) as table:
+    with Table(config, print, [record(0, value=0.3), record(1, "RUNNING", 0.99)]) as table:
         table.row(record(1, "PRUNED", 0.9, 1))
         table.row(record(2, value=0.8, feasible=False))
         table.row(record(3, value=0.4, feasible=True))
@@ -72,7 +74,7 @@ def test_the_best_counts_no_early_stop_and_no_missed_constraint(config, capsys):
 
 
 def test_less_is_better(tmp_path, capsys):
-    with Table(kit.config(tmp_path, "tune.mode=min")) as table:
+    with Table(kit.config(tmp_path, "tune.mode=min"), print) as table:
         table.row(record(0, value=0.3))
         table.row(record(1, value=0.2))
         table.row(record(2, value=0.4))
@@ -82,16 +84,16 @@ def test_less_is_better(tmp_path, capsys):
 
 
 def test_a_budget_that_is_searched_and_a_budget_of_passes(tmp_path, capsys, config):
-    with Table(config) as table:
+    with Table(config, print) as table:
         table.row(record(0, epoch=4, train__epochs=8))
     assert " 4/8 " in rows(capsys)[1]
-    with Table(kit.config(tmp_path, "train.passes=3")) as table:
+    with Table(kit.config(tmp_path, "train.passes=3"), print) as table:
         table.row(record(0))
     assert " 50% " in rows(capsys)[1]
 
 
 def test_a_long_method_moves_no_later_row_out_of_line(config, capsys):
-    with Table(config) as table:
+    with Table(config, print) as table:
         table.row(record(0, method__name="interpolated_adversarial"))
         table.row(record(1, method__name="pgd"))
     _, *lines = rows(capsys)
@@ -101,9 +103,10 @@ def test_a_long_method_moves_no_later_row_out_of_line(config, capsys):
 TERMINAL = """
 import sys
 sys.path[:0] = {path!r}
+import cloudpickle
 import kit
 from test_live import Table, record
-with Table(kit.config("runs", "tune.trials=6")) as table:
+with Table(kit.config("runs", "tune.trials=6"), print) as table:
     for number in range(3):
         table.row(record(number, value=number / 10), running=2)
 """
@@ -131,3 +134,14 @@ def test_on_a_terminal_a_bar_says_what_is_running_and_what_is_best(tmp_path):
     assert "2 running, best 0.2000 (trial 2)" in text
     assert "3/6" in text
     assert text.count("certified_fast/acr") == 1
+
+
+def test_it_can_be_copied_and_a_silent_one_prints_nothing(config, capsys, monkeypatch):
+    """Ray copies what a sweep calls; the stream of a bar may have no copy."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    with Table(config, print) as table:
+        assert cloudpickle.loads(cloudpickle.dumps(table.row))
+    capsys.readouterr()
+    with Table(config, silent) as table:
+        table.row(record(0))
+    assert rows(capsys) == []
