@@ -16,6 +16,7 @@ from raybust import config as configuration
 from raybust import methods
 from raybust.errors import RequestError, WorkError
 from raybust.stages.place import Here, suffices, threads
+from raybust.track import clerk
 
 
 def config_of(**cluster):
@@ -48,6 +49,11 @@ def test_every_result_comes_once_from_this_process_and_helpers(here):
     assert {count for _, _, count in found} == {1}
     assert said == []
     wait(lambda: not helpers(), 30, "the helpers are gone")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _without_the_process_of_mlflow():
+    clerk._dismiss()
 
 
 def helpers():

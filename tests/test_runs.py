@@ -227,7 +227,7 @@ def test_what_may_change_on_a_resume_does_not_change_a_default_name():
         leaves = [Leaf(key.replace("__", "."), value, "test") for key, value in values.items()]
         return runs.fixed_digits(to_dict(compose(leaves, methods.get)))
 
-    same = [{"name": "x"}, {"out": "x"}, {"track__uri": "sqlite:///x.db"}, {"train__lr": 0.05},
+    same = [{"name": "x"}, {"out": "x"}, {"track__uri": "sqlite:///x.db"}, {"train__momentum": 0.9},
             {"cluster__cpus_per_worker": 2}, {"certify__n": 500}, {"tune__trials": 3}]  # fmt: skip
     assert {digits(**values) for values in same} == {digits()}
     others = [{"seed": 1}, {"train__lr": 0.1}, {"data__limit": 5}, {"method__name": "gaussian"},

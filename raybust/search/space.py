@@ -20,6 +20,7 @@ from raybust.search.domain import Domain, Suggester, parse_domain
 Point = dict[str, Any]
 """Searched keys to values; inactive keys are absent."""
 
+_RATE = "train.lr"
 _METHOD = "method.name"
 _OF_THE_SWEEP = (
     "name", "out", "tune", "track", "cluster",
@@ -212,6 +213,8 @@ def at(leaves: Sequence[Leaf], point: Mapping[str, Any], methods: MethodTypes) -
 
 
 def _value_at(config: Config, key: str) -> Any:
+    if key == _RATE:
+        return config.train.rate  # not null, the default that follows optimizer and batch
     value: Any = to_dict(config)
     for part in key.split("."):
         value = value[part]

@@ -168,12 +168,11 @@ class Here:
                     return
                 yield self._do(task, call)
         except (BrokenProcessPool, PicklingError) as error:
-            why = (
-                "a helper process died"
-                if isinstance(error, BrokenProcessPool)
-                else ("the network cannot be sent to other processes")
-            )
-            self._echo(f"warning: {why}; the command goes on in one process")
+            if isinstance(error, BrokenProcessPool):
+                said = "a helper process died; the command goes on in one process"
+            else:
+                said = "the network cannot be sent to other processes; the command goes on in one"
+            self._echo(f"warning: {said}")
             yield from (self._do(task, call) for call in (*begun.values(), *left))
         finally:
             pool.shutdown(kill_workers=True)
