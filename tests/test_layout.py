@@ -24,6 +24,7 @@ TABLE = {
     "__main__": "cli",
     "errors": "",
     "plugins": "",
+    "beside": "",
     "devices": "| torch",
     "config": "| omegaconf yaml",
     "identity": "devices | torch",
@@ -44,7 +45,7 @@ TABLE = {
         "devices config data disk identity methods models certification evaluate numerics | torch"
     ),
     "trained": "config data disk evaluate identity methods models training | torch",
-    "track": "config disk | yaml (joblib mlflow numpy)",
+    "track": "beside config disk | yaml (joblib mlflow numpy)",
     "serve": (
         "config data devices certification identity"
         " | fastapi numpy prometheus_client ray scipy starlette swagger_ui_bundle torch"
@@ -62,8 +63,8 @@ TABLE = {
         " | psutil torch ray yaml (aiohttp)"
     ),
     "stages": (
-        "devices config data disk identity methods models numerics training certification evaluate"
-        " corruptions trained track search reporting cluster request (serve)"
+        "beside devices config data disk identity methods models numerics training certification"
+        " evaluate corruptions trained track search reporting cluster request (serve)"
         " | torch joblib optuna (onnx pandas tqdm)"
     ),
     "cli": (

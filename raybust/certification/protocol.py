@@ -100,6 +100,11 @@ class Protocol:
             raise RequestError(f"certify.n0: got {self.n0}, expected >= 1")
         _ = self.smoothing, self.rule  # both validate themselves
 
+    @property
+    def amount(self) -> str:
+        """How much noise, in words: its sigma, or the pixels that ablation keeps."""
+        return f"keep = {self.keep}" if self.noise == "ablation" else f"sigma = {self.sigma:g}"
+
     @cached_property
     def smoothing(self) -> Smoothing:
         """The smoothing distribution."""

@@ -58,24 +58,22 @@ def _items(texts: Iterable[str]) -> list[CompletionItem]:
 
 
 def _keys() -> list[str]:
-    from raybust.config import Config
+    from raybust.cli.keys import section_types
 
-    found = ["method.name"]
-    for section, kind in get_type_hints(Config).items():
-        fields = get_type_hints(kind) if hasattr(kind, "__dataclass_fields__") else None
-        found += [section] if fields is None else [f"{section}.{field}" for field in fields]
-    return sorted({one for one in found if one != "method"})
+    found = [f"{name}.{field}" for name, kind in section_types().items()
+             for field in get_type_hints(kind)]  # fmt: skip
+    return sorted(["method.name", "name", "out", "seed", *found])
 
 
 def _values(key: str) -> list[str]:
-    from raybust.config import Config
+    from raybust.cli.keys import section_types
 
     if key == "method.name":
         files = (Path(__file__).parents[1] / "methods").glob("*.py")
         return sorted({path.stem for path in files} - _NO_METHODS)
     section, _, field = key.partition(".")
-    kind = get_type_hints(Config).get(section)
-    hint = get_type_hints(kind).get(field) if hasattr(kind, "__dataclass_fields__") else None
+    kind = section_types().get(section)
+    hint = None if kind is None else get_type_hints(kind).get(field)
     if hint is bool:
         return ["true", "false"]
     return [one for one in get_args(hint) if isinstance(one, str)]

@@ -130,8 +130,7 @@ class Train(Section):
     )
     clip_norm: float | None = option(
         2.0,
-        "Maximum gradient norm, without which the default rate of sgd ends at chance on some data;"
-        " null: no clipping.",
+        "Maximum gradient norm; null: no clipping.",
         gt=0,
     )
     ema: float = option(
@@ -148,8 +147,7 @@ class Train(Section):
 
     @property
     def rate(self) -> float:
-        """The peak learning rate: `lr`, or a default that trains every shipped network on small
-        images (our choice)."""
+        """The peak learning rate: `lr`, or the default of optimizer and batch (our choice)."""
         if self.lr is not None:
             return self.lr
         return _RATES[self.optimizer] * math.sqrt(self.batch_size / _BATCH)

@@ -37,9 +37,7 @@ def compare_attacks(named: Sequence[tuple[str, Path]], folder: Path) -> Comparis
     figures, known = [], []
     for label, path in named:
         whole = read_json(path)
-        asked = whole["protocol"]
-        known.append((label, asked["dataset"], (asked["split"], asked["examples"]),
-                      (asked.get("data"), asked.get("labels"))))  # fmt: skip
+        known.append((label, whole["protocol"]))
         for one in (*whole.get("views", {}).values(), whole):
             _check(path, one)
             figures += _figures(label, one)

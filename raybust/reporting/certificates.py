@@ -6,7 +6,7 @@ labels are not those of the first.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,27 +29,26 @@ def read_logs(paths: Sequence[str | Path], labels: Sequence[str] | None = None) 
 def other_images(logs: Sequence[Log]) -> dict[str, str]:
     """Returns, by the name of the log, what is of other images or labels than the first log that
     names its own, though both would have the same ones by their headers or data sets."""
-    known = [(log.name, log.protocol) for log in logs if log.protocol and log.protocol.data]
-    return different_images(
-        [(name, p.dataset, (p.split, p.skip, p.examples), (p.data, p.labels)) for name, p in known]
-    )
+    own = [(log.name, vars(log.protocol)) for log in logs if log.protocol and log.protocol.data]
+    return different_images(own)
 
 
-def different_images(
-    results: Sequence[tuple[str, str, tuple[Any, ...], tuple[Any, ...]]],
-) -> dict[str, str]:
+def different_images(results: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, str]:
     """Returns, by name, what is of another data set than the first result, or of other images or
     labels than the first one that chose its examples alike.
 
     Args:
-        results: name, data set, how the examples were chosen, and digests of images and labels.
+        results: name and protocol of each, with `dataset`, `split`, `examples`, and where they
+            have them `skip`, `data` and `labels`.
     """
     found: dict[str, str] = {}
     firsts: dict[tuple[Any, ...], tuple[str, tuple[Any, ...]]] = {}
-    for name, dataset, chosen, digests in results:
-        first, same = firsts.setdefault((dataset, chosen), (name, digests))
-        if dataset != results[0][1]:
-            what, first = f"the data set {dataset}, not {results[0][1]}", results[0][0]
+    for name, asked in results:
+        dataset, digests = asked["dataset"], (asked.get("data"), asked.get("labels"))
+        chosen = dataset, asked["split"], asked["examples"], asked.get("skip")
+        first, same = firsts.setdefault(chosen, (name, digests))
+        if dataset != results[0][1]["dataset"]:
+            what, first = f"the data set {dataset}, not {results[0][1]['dataset']}", results[0][0]
         elif digests != same:
             what = "other images or labels"
         else:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from raybust.search.leaderboard import Leaderboard
 from raybust.numerics.balls.threat import show_eps
+from raybust.reporting.naming import AT_LEAST
 from raybust.search.records import TrialRecord
 
 ACCURACY = "validation/accuracy"
@@ -78,7 +79,7 @@ def _reached(kind: str, key: str, entry: TrialRecord) -> str:
     found = getattr(entry, kind) or {}
     text = number(found.get(key))
     if f"{key}_low" in found:
-        at_least = "≥ " * bool(found.get(f"{key}_understated"))
+        at_least = AT_LEAST * bool(found.get(f"{key}_understated"))
         return f"{at_least}{text} [{number(found[f'{key}_low'])}, {number(found[f'{key}_high'])}]"
     if not text or not key.endswith("/robust_accuracy"):
         return text

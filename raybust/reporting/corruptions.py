@@ -41,8 +41,7 @@ def compare_corruptions(named: Sequence[tuple[str, Path]], folder: Path) -> Comp
         kinds = [*asked["sets"], *(f"p={p:g} eps={eps:g}" for p, eps in asked["rows"])]
         kinds += [f"published ({asked['folder']})"] * bool(asked["folder"])
         kinds += ["generated"] * bool(asked["generated"])
-        known.append((label, asked["dataset"], (asked["split"], asked["examples"]),
-                      (asked.get("data"), asked.get("labels"))))  # fmt: skip
+        known.append((label, asked))
         shown = {k: v for k, v in whole["metrics"].items() if not _DETAIL.fullmatch(k)}
         clean = {"clean error": whole["metrics"]["error/clean"]}
         examples = whole["protocol"]["examples"] or "all"

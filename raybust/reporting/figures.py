@@ -165,11 +165,10 @@ def _ends_of_equal(log: Log, value: float) -> list[float]:
 
 
 def _noise(protocol: Protocol) -> str:
-    amount = (
-        f"keep = {protocol.keep}" if protocol.noise == "ablation" else f"sigma = {protocol.sigma:g}"
-    )
     exact = "" if protocol.precision == "float32" else f", computed in {protocol.precision}"
-    return f"{protocol.noise} noise, {amount}, {protocol.norm}{exact}; {protocol.split} set"
+    return (
+        f"{protocol.noise} noise, {protocol.amount}, {protocol.norm}{exact}; {protocol.split} set"
+    )
 
 
 def budget(log: Log) -> Budget | None:
@@ -219,8 +218,7 @@ def _tells(log: Log, n: int, alpha: float, sigma: float) -> bool:
         return bool(abs(radii[-1] - largest) <= 2 * rounding[-1])
     k = np.minimum(binom.isf(alpha, n, np.clip(ndtr(radii / sigma), 0.5, 1 - 1e-12)) + 1, n)
     step = (
-        ndtri(clopper_pearson_lower(np.minimum(k, n), n, alpha))
-        - ndtri(clopper_pearson_lower(np.minimum(k, n) - 1, n, alpha))
+        ndtri(clopper_pearson_lower(k, n, alpha)) - ndtri(clopper_pearson_lower(k - 1, n, alpha))
     ) * sigma
     fits = on_ladder(log, n, alpha, sigma)[where]
     chance = np.minimum(1.0, 3 * rounding / np.maximum(step, 1e-12))

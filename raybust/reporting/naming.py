@@ -13,6 +13,9 @@ _LATEX = {
 }  # fmt: skip
 _MARKDOWN = {"\\": "\\\\", "|": "\\|", "`": "\\`", "*": "\\*", "<": "&lt;"}
 
+AT_LEAST, AT_MOST = "≥ ", "≤ "
+"""Before a number that is only a bound."""
+
 
 def name_of(path: Path) -> str:
     """Returns the file name without a log extension; `sigma_0.25` keeps its dot."""

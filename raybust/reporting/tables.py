@@ -10,10 +10,7 @@ from collections.abc import Sequence
 
 from raybust.reporting.figures import abstention, acr, certified_accuracy
 from raybust.reporting.logs import Log
-from raybust.reporting.naming import latex, markdown
-
-AT_LEAST, AT_MOST = "≥ ", "≤ "
-"""Before a number that is only a bound."""
+from raybust.reporting.naming import AT_LEAST, AT_MOST, latex, markdown
 
 
 def markdown_table(logs: Sequence[Log], radii: Sequence[float]) -> str:

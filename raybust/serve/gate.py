@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -26,7 +26,7 @@ from ray.exceptions import RayActorError, RayError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from starlette.formparsers import MultiPartException
 
-from raybust.serve.openapi import PREDICT, SECURED, describe
+from raybust.serve.openapi import PREDICT, SECURED, Described
 from raybust.serve.requests import (
     BadRequestError,
     Limits,
@@ -44,8 +44,7 @@ _PAUSE_S = 0.1
 _LATENCIES = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _ABOUT = "Classes with certified radii: no change of an image within its radius changes the class."
 
-app = FastAPI(title="raybust", description=_ABOUT, docs_url=None, redoc_url=None)
-describe(app)
+app = Described(title="raybust", description=_ABOUT)
 
 
 @serve.ingress(app)

@@ -23,7 +23,15 @@ from raybust.errors import RequestError
 
 Shape = tuple[int, int, int]
 
-FIELDS = ("radius", "n", "alpha", "deadline_ms", "plain", "audit")
+FIELDS: dict[str, dict[str, Any]] = {
+    "radius": {"type": "number", "minimum": 0, "description": "the only radius of interest"},
+    "n": {"type": "integer", "minimum": 1, "description": "draws at most"},
+    "alpha": {"type": "number", "description": "probability that the answer is wrong, at most"},
+    "deadline_ms": {"type": "number", "minimum": 0, "description": "answer by then"},
+    "plain": {"type": "boolean", "description": "without noise: no radius"},
+    "audit": {"type": "boolean", "description": "also return what recomputes the answer"},
+}
+"""Fields of a request beside the images, as OpenAPI describes them."""
 _MOST_PIXELS = 50_000_000
 """Of an image file, before it is decoded (our choice)."""
 _TRUE, _FALSE = ("true", "1", "yes"), ("false", "0", "no")

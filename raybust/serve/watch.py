@@ -51,7 +51,8 @@ class Watch:
         }
         if not self.radii:
             return found | {
-                "text": "No drift test: the test set was not certified at this protocol."
+                "text": "No drift test: no certificates of the test set at this protocol, or its"
+                " data are not here to compare them with."
             }
         total, zeros = len(self.radii), sum(radius < 0 for radius in self.radii)
         found["test_abstention"] = zeros / total

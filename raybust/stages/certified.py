@@ -61,7 +61,7 @@ class Certified(Measurement):
 
     def export_cohen(self) -> Path:
         """Writes the log with Cohen's six columns into the folder `cohen`; returns the file."""
-        target = bare_path(self.log)
+        target = bare_path(self.log, self.details["protocol"]["norm"])
         target.parent.mkdir(exist_ok=True)
         write_cohen(self.rows, target)
         return target
@@ -84,7 +84,7 @@ def certify(trained: Trained, options: Options) -> Certified:
         warn_of_sigma(trained, protocol, options.echo)
         path = at.place(log_path(trained.folder, protocol, options.name))
         if not options.resume:
-            put_aside(bare_path(path))
+            put_aside(bare_path(path, protocol.norm))
         log = CertificateLog(path, protocol)
         part = getattr(trained.dataset, protocol.split)
         warn_of_few_classes(part, protocol.select(len(part)), options.echo)
@@ -114,12 +114,16 @@ def complete(at: Bench, log: CertificateLog) -> None:
     log.finish()
 
 
-def bare_path(log: Path) -> Path:
+def bare_path(log: Path, norm: str) -> Path:
     """Returns the file of a log with Cohen's six columns, whose name has the norm of its radii: the
-    columns do not."""
-    norm = read_log(log).norm if log.exists() else "l2"
-    stem = log.stem if norm == "l2" or f"_{norm}" in log.stem else f"{log.stem}_{norm}"
-    return log.parent / "cohen" / f"{stem}{log.suffix}"
+    columns do not.
+
+    Args:
+        log: the log.
+        norm: of its radii.
+    """
+    named = norm == "l2" or f"_{norm}" in log.stem
+    return log.parent / "cohen" / (log.name if named else f"{log.stem}_{norm}{log.suffix}")
 
 
 def _missing(at: Bench, log: CertificateLog, chosen: list[int]) -> list[int]:
@@ -251,12 +255,8 @@ def _publish(at: Bench, log: CertificateLog) -> Certified:
     labels = [at.trained.name]
     certificates.draw_curve([path], files["curve"], labels=labels)
     text = certificates.table([path], radii=radii, labels=labels)
-    ablated = protocol.noise == "ablation"
-    amount = f"keep = {protocol.keep}" if ablated else f"sigma = {protocol.sigma:g}"
-    exact = "" if protocol.precision == "float32" else f"; computed in {protocol.precision}"
-    text = (
-        f"{text.rstrip()}\n\nNoise: {protocol.noise}, {amount}; radii in {protocol.norm}{exact}.\n"
-    )
+    noise = f"Noise: {protocol.noise}, {protocol.amount}; radii in {protocol.norm}."
+    text = f"{text.rstrip()}\n\n{noise}\n"
     files["table"].write_text(text)
     at.publish(path, log.header, metrics, files.values())
     details = {

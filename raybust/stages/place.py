@@ -9,10 +9,7 @@ from __future__ import annotations
 import copy
 import itertools
 import os
-import signal
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -24,14 +21,13 @@ from joblib.externals.loky import ProcessPoolExecutor, cpu_count
 from joblib.externals.loky.process_executor import BrokenProcessPool
 
 from raybust import devices
+from raybust.beside import live_with
 from raybust.cluster.session import Nodes, nodes_of, session, slots
 from raybust.cluster.tasks import gpu_workers, room_for, run_tasks, single_task_config
 from raybust.config import Config
 from raybust.errors import task_error
 from raybust.identity import Sent
 from raybust.stages.progress import Echo, note_growth
-
-_WATCH_S = 0.5
 
 Task = Callable[..., Any]
 
@@ -202,17 +198,9 @@ class OnRay:
 
 
 def _become_helper(command: int, cpus: float) -> None:
-    """In a helper: ignores Ctrl-C, which reaches the whole process group, because the command ends
-    its helpers; ends with a command that was killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """In a helper: lives with the command, with the threads of one worker."""
+    live_with(command)
     devices.set_threads(cpus)
-
-    def watch() -> None:
-        while os.getppid() == command:
-            time.sleep(_WATCH_S)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 @contextmanager

@@ -247,13 +247,12 @@ def _seed(path: Path) -> int:
 
 def _about(protocol: Protocol) -> str:
     """Returns how certificates were made, in one line."""
-    ablated = protocol.noise == "ablation"
-    amount = f"keep = {protocol.keep}" if ablated else f"sigma = {protocol.sigma:g}"
     wanted = ", ".join(f"{target:g}" for target in protocol.targets)
     early = f", only until {wanted} is decided: other radii may be larger" if wanted else ""
     return (
-        f"radii in {protocol.norm}; {protocol.noise} noise, {amount}, up to {protocol.n:,} draws"
-        f"{early}; each answer is wrong with probability at most {protocol.alpha:g}"
+        f"radii in {protocol.norm}; {protocol.noise} noise, {protocol.amount}, up to"
+        f" {protocol.n:,} draws{early};"
+        f" each answer is wrong with probability at most {protocol.alpha:g}"
     )
 
 

@@ -25,7 +25,7 @@ Echo = Callable[[str], None]
 """Prints one line for the user."""
 
 _POLL_S = 0.3
-_LOOKED_AT = 2
+LOOKED_AT = 2
 """Epoch after which a network should be better than chance (our choice)."""
 _EPOCH = (
     ("train/loss", "loss"),
@@ -91,18 +91,16 @@ class Chance:
         return cls(int(counts.max()) / total, total, config)
 
     def warning(self, epoch: int, accuracy: float) -> str | None:
-        """Returns a warning about an epoch whose accuracy is within two standard errors of chance,
-        after the second and after the last one.
+        """Returns a warning if an accuracy is within two standard errors of chance.
 
         Args:
-            epoch: number of the epoch, from 1.
+            epoch: number of completed epochs.
             accuracy: of the validation part.
         """
-        train = self.config.train
-        last = train.budget[0] == "epoch" and epoch == train.epochs
         error = math.sqrt(self.share * (1 - self.share) / self.examples)
-        if not (epoch == _LOOKED_AT or last) or accuracy > self.share + 2 * error:
+        if accuracy > self.share + 2 * error:
             return None
+        train = self.config.train
         return (
             f"warning: after {epoch} epochs, validation accuracy {accuracy:.4f} is no better than"
             f" predicting the largest class alone ({self.share:.4f}); lower train.lr (now"
@@ -147,7 +145,8 @@ def _print_entry(entry: dict[str, Any], echo: Echo, chance: Chance) -> None:
     if entry.get("e") == "metrics":
         epoch, values = entry["step"], entry["values"]
         echo(epoch_line(epoch, values))
-        if warning := chance.warning(epoch, float(values["validation/accuracy"])):
+        accuracy = float(values["validation/accuracy"])
+        if epoch == LOOKED_AT and (warning := chance.warning(epoch, accuracy)):
             echo(warning)
     elif "raybust.hosts" in entry.get("tags", {}):
         echo(group_line(entry["tags"]))

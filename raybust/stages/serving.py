@@ -123,10 +123,15 @@ def build(given: dict[str, Any]) -> Any:
     token = token_of(given.get("token_file"), no_token=bool(given.get("no_token")))
     if token == "":
         raise RequestError("args: got no `token_file`; name one, or set `no_token: true`")
-    trained = open_run(given["run"], given.get("settings", ()), given.get("out"), with_data=False)
+    settings, most = given.get("settings", []), given.get("queue", _MOST)
+    if not isinstance(settings, list):
+        raise RequestError(f"args: settings: got {settings!r}, expected a list of key=value")
+    if not isinstance(most, int) or most < 1:
+        raise RequestError(f"args: queue: got {most!r}, expected a number of images from 1")
+    trained = open_run(str(given["run"]), settings, given.get("out"), with_data=False)
     gpus = connected_nodes().gpus(trained.config)
     return service.application(
-        served_of(trained, int(given.get("queue", _MOST)), gpus),
+        served_of(trained, most, gpus),
         replicas=replicas_of(str(given.get("replicas", 1))),
         gpus=gpus,
         token=token,
@@ -169,7 +174,7 @@ def replicas_of(text: str) -> tuple[int, int]:
     least, most = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
     if not 1 <= least <= most:
         raise RequestError(
-            f"--replicas: got {text!r}, expected a number such as 2, or a range such as 1-4 that"
+            f"replicas: got {text!r}, expected a number such as 2, or a range such as 1-4 that"
             " follows the load"
         )
     return least, most
@@ -282,11 +287,6 @@ def radii_of_test_set(trained: Trained, protocol: Protocol) -> tuple[float, ...]
     return found
 
 
-def _amount(protocol: Protocol) -> str:
-    kept = protocol.noise == "ablation"
-    return f"{protocol.keep} pixels kept" if kept else f"sigma = {protocol.sigma:g}"
-
-
 def _welcome(
     trained: Trained, listening: Listening, token: str | None, protocol: Protocol
 ) -> list[str]:
@@ -296,7 +296,7 @@ def _welcome(
     header = f' -H "Authorization: Bearer {shown}"' if token else ""
     lines = [
         f"{trained.name} on {url} (replicas: {replicas}); Ctrl-C ends it",
-        f"each answer: {protocol.noise} noise, {_amount(protocol)}, at most"
+        f"each answer: {protocol.noise} noise, {protocol.amount}, at most"
         f" {protocol.n:,} draws, wrong with probability at most {protocol.alpha:g}",
         f"try it    curl{header} -F image=@photo.png {url}/predict",
         f"look at   {url}/{f'#token={token}' if token and not listening.token_file else ''}",

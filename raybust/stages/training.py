@@ -23,7 +23,7 @@ from raybust.disk.lock import locked
 from raybust.identity import code_of
 from raybust.stages.checks import check_places
 from raybust.stages.place import check_fit, suffices
-from raybust.stages.progress import Chance, Echo, epoch_lines, note_growth, print_data
+from raybust.stages.progress import LOOKED_AT, Chance, Echo, epoch_lines, note_growth, print_data
 from raybust.stages.tracking import open_store, sending_rest
 from raybust.stages.training_here import train_here
 from raybust.trained import check_function
@@ -87,9 +87,21 @@ def train(config: Config, *, address: str | None, resume: bool, verbose: bool, e
             echo(f"{folder.name}: {start}, {config.cluster.workers} workers, in {folder}")
             code = code_of(network, dataset.shape)
             job = Job(plain, str(folder), identity.uid, folder.name, inputs=inputs, code=code)
-            with epoch_lines(folder, echo, Chance.of(config, dataset)):
+            chance = Chance.of(config, dataset)
+            with epoch_lines(folder, echo, chance):
                 run(config, job, uri)
+            _warn_at_end(folder, chance, echo)
     return folder
+
+
+def _warn_at_end(folder: Path, chance: Chance, echo: Echo) -> None:
+    """Warns about a run that ended no better than chance, unless its last line did."""
+    newest = checkpoint.newest(folder)
+    if newest is None or (epoch := checkpoint.epoch_of(newest)) == LOOKED_AT:
+        return
+    accuracy = checkpoint.read_manifest(newest)["metrics"]["validation/accuracy"]
+    if warning := chance.warning(epoch, accuracy):
+        echo(warning)
 
 
 @contextmanager

@@ -8,20 +8,16 @@ from __future__ import annotations
 
 import atexit
 import os
-import signal
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from raybust.beside import live_with
 from raybust.track.client import load_mlflow
 from raybust.track.flush import Flusher
 
 if TYPE_CHECKING:
     from joblib.externals.loky import ProcessPoolExecutor
-
-_WATCH_S = 0.5
 
 _Result = TypeVar("_Result")
 _processes: list[ProcessPoolExecutor] = []
@@ -34,7 +30,7 @@ def engage() -> None:
     from joblib.externals.loky import ProcessPoolExecutor
 
     if not _processes:
-        _processes.append(ProcessPoolExecutor(1, initializer=_begin, initargs=(os.getpid(),)))
+        _processes.append(ProcessPoolExecutor(1, initializer=live_with, initargs=(os.getpid(),)))
         _processes[0].submit(load_mlflow)
         atexit.register(_dismiss)
 
@@ -82,19 +78,6 @@ class Following:
 def _dismiss() -> None:
     while _processes:
         _processes.pop().shutdown(kill_workers=True)
-
-
-def _begin(command: int) -> None:
-    """In the process: ignores Ctrl-C, which reaches the whole process group, because the command
-    may still need it; ends with a command that was killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def watch() -> None:
-        while os.getppid() == command:
-            time.sleep(_WATCH_S)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _called(

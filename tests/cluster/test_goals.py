@@ -26,16 +26,20 @@ def metric(name):
 
 @pytest.mark.parametrize("name", ["gaussian/any", "certified_fast/acr", "train/seconds"])
 def test_metrics_of_the_loop_and_of_the_method(tmp_path, name):
-    check(tmp_path, LR, *metric(name))
+    config, _ = check(tmp_path, LR, *metric(name))
+    assert config.tune.metric == name
 
 
 @pytest.mark.parametrize("name", ["geodesic/distance", "covariance/radius", "pgd/any", "macer/any"])
 def test_metrics_of_every_method_and_base_that_is_searched(tmp_path, name):
-    check(tmp_path, WRAPPED, *metric(name))
+    config, _ = check(tmp_path, WRAPPED, *metric(name))
+    assert config.tune.metric == name
 
 
 def test_metrics_of_a_base_that_a_searched_method_has_by_default(tmp_path):
-    check(tmp_path, {"method.name": {"choice": ["beckman", "macer"]}}, *metric("pgd/any"))
+    block = {"method.name": {"choice": ["beckman", "macer"]}}
+    config, _ = check(tmp_path, block, *metric("pgd/any"))
+    assert config.tune.metric == "pgd/any"
 
 
 @pytest.mark.parametrize(

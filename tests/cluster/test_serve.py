@@ -28,6 +28,7 @@ from raybust import RequestError, data
 from raybust.config import compose
 from raybust.methods import get
 from raybust.reporting import read_log
+from raybust.serve.openapi import ANSWER, RESPONSE
 from raybust.serve.requests import FIELDS
 from raybust.stages import serving
 
@@ -324,6 +325,12 @@ def test_the_description_is_complete_and_has_a_page(server):
     asked = found["paths"]["/predict"]["post"]
     assert {one["name"] for one in asked["parameters"]} == set(FIELDS)
     assert len(asked["requestBody"]["content"]) == 4
+    _, answered, _ = server.ask(
+        "/predict?audit=true&radius=0.1", npy(np.zeros((1, 1, 8, 8), np.float32)),
+        "application/x-npy",
+    )  # fmt: skip
+    assert set(answered) == set(RESPONSE) - {"keep"}
+    assert set(answered["predictions"][0]) == set(ANSWER)
     assert {"200", "401", "413", "415", "422", "429"} <= set(asked["responses"])
     with open_tab(f"{server.url}/docs") as tab:
         wait_for(tab, "document.querySelectorAll('.opblock').length == 5")
@@ -393,6 +400,8 @@ def test_answers_are_compared_with_the_test_set_alone(tmp_path, cli, images, mon
         ({"run": "mine"}, "got no `token_file`"),
         ({"run": "mine", "token_file": "token", "no_token": True}, "contradicts"),
         ({"run": "mien", "no_token": True}, "Did you mean 'mine'"),
+        ({"run": "mine", "no_token": True, "settings": "certify.n=9"}, "expected a list"),
+        ({"run": "mine", "no_token": True, "queue": "many"}, "expected a number of images"),
     ],
 )
 def test_mistakes_in_a_config_file_of_ray_serve(server, given, said):
