@@ -1,6 +1,9 @@
-"""Waiting for what another process brings about."""
+"""Waiting for what another process brings about, and the names of processes that may end."""
 
+import contextlib
 import time
+
+import psutil
 
 
 def wait(condition, seconds, what):
@@ -12,3 +15,12 @@ def wait(condition, seconds, what):
             return value
         assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
         time.sleep(0.05)
+
+
+def names(processes):
+    """The name of each process by its id; one that has ended meanwhile is left out."""
+    found = {}
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found[process.pid] = process.name()
+    return found

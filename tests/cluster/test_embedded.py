@@ -9,7 +9,7 @@ import time
 import psutil
 import pytest
 import ray
-from waiting import wait
+from waiting import names, wait
 
 from raybust.cluster import embedded
 from raybust.errors import RequestError, WorkError
@@ -136,8 +136,8 @@ def test_a_server_that_dies_ends_a_sweep_in_one_line(new_out, server):
     trials = out / "bereft/trials"
     wait(lambda: list(trials.glob("*/epoch-*")), 180, "a checkpoint")
     children = psutil.Process(process.pid).children(recursive=True)
-    (victim,) = [child for child in children if child.name() == server]
-    victim.send_signal(signal.SIGKILL)
+    (victim,) = [pid for pid, name in names(children).items() if name == server]
+    os.kill(victim, signal.SIGKILL)
     killed = time.monotonic()
     _, said = process.communicate(timeout=60)
     assert time.monotonic() - killed < 10
@@ -149,6 +149,6 @@ def test_a_server_that_dies_ends_a_sweep_in_one_line(new_out, server):
     )
     assert "Traceback" not in said
     _, alive = psutil.wait_procs(children, timeout=20)
-    assert [child.name() for child in alive] == []
+    assert names(alive) == {}
     again = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert again.returncode == 0, again.stderr

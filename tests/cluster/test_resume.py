@@ -13,7 +13,7 @@ import kit
 import optuna
 import psutil
 import pytest
-from waiting import wait
+from waiting import names, wait
 
 from raybust.disk import checkpoint
 
@@ -50,7 +50,7 @@ class Command:
 
     def stop(self, number):
         children = psutil.Process(self.process.pid).children(recursive=True)
-        agents = {child.pid for child in children if "Agent" in child.name()}
+        agents = {pid for pid, name in names(children).items() if "Agent" in name}
         self.process.send_signal(number)
         out, err = self.process.communicate(timeout=60)
         _, alive = psutil.wait_procs([c for c in children if c.pid not in agents], timeout=30)

@@ -1,9 +1,11 @@
 """A laptop, a head and a worker, and the cluster that `ray up` creates from them."""
 
+import contextlib
 import shutil
 import subprocess
 import sys
 
+import psutil
 import yaml
 from isolated import ROOT
 from waiting import wait
@@ -85,8 +87,9 @@ class Lab:
 
     def close_tunnel(self):
         for process in self.laptop.processes():
-            if process.name() == "ssh" and "-N" in process.cmdline():
-                process.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if process.name() == "ssh" and "-N" in process.cmdline():
+                    process.kill()
         self.tunnel.wait()
 
     def answer(self, url, host=None):

@@ -11,7 +11,7 @@ import subprocess
 import pytest
 import torch
 from lab import JOBS
-from waiting import wait
+from waiting import names, wait
 
 from raybust import config as configuration
 from raybust.disk import checkpoint
@@ -188,7 +188,7 @@ def test_down_ends_rays_processes_there_and_nothing_elsewhere(lab):
         lab.laptop.run("ray exec mine.yaml '~/raybust_services.sh stop'")
         lab.laptop.run("ray down -y mine.yaml")
         lab.laptop.run(f"ssh -o StrictHostKeyChecking=no root@{lab.worker.address} ray stop")
-        left = [p.name() for host in (lab.head, lab.worker) for p in host.processes()]
+        left = names([*lab.head.processes(), *lab.worker.processes()]).values()
         assert not [name for name in left if re.search("raylet|gcs_server|mlflow", name)], left
         assert outside.poll() is None
     finally:
