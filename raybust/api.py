@@ -22,6 +22,7 @@ from raybust.data import Part
 from raybust.errors import RequestError
 from raybust.search.leaderboard import Leaderboard
 from raybust.stages import attacked, certified, checks, corrupted, predicted, reports, training
+from raybust.stages.bars import silent
 from raybust.stages.certified import Certified
 from raybust.stages.measurement import Measurement, Options
 from raybust.stages.opened import (
@@ -34,7 +35,6 @@ from raybust.stages.opened import (
     with_sigma,
 )
 from raybust.stages.predicted import Predictions
-from raybust.stages.progress import silent
 from raybust.stages.reports import Report
 from raybust.trained import Trained
 

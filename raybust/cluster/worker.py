@@ -39,7 +39,7 @@ from raybust.cluster.autoscaler import potential_workers
 from raybust.cluster.runlog import Job, RunLog
 from raybust.cluster.session import must_grow, nodes_of
 from raybust.config import Config
-from raybust.disk import checkpoint
+from raybust.disk import checkpoint, pulse
 from raybust.disk.runs import RAY_RECORD
 from raybust.errors import WorkError, why_failed
 from raybust.training.fit import Progress, fit
@@ -111,7 +111,8 @@ def train_worker(plain: dict[str, Any], *, uri: str) -> str | None:
         if log is not None and len(hosts) > 1:
             log.group(dist.get_backend(), hosts)
         failure = None
-        for progress in fit(config, dataset, device, resume):
+        watch = pulse.Recorder(folder) if first and job.parent is None else None
+        for progress in fit(config, dataset, device, resume, watch):
             failure = progress.failure
             if failure is None and job.parent is not None:
                 failure = missing_metric(config, progress)

@@ -46,6 +46,7 @@ from raybust.evaluate import (
 from raybust.evaluate.robustness import show_eps
 from raybust.identity import Sent
 from raybust.models import Fronted
+from raybust.stages.bars import Echo, progress_bar
 from raybust.stages.checks import device_before
 from raybust.stages.measurement import (
     Bench,
@@ -55,7 +56,6 @@ from raybust.stages.measurement import (
     warn_of_few_classes,
     warn_of_instability,
 )
-from raybust.stages.progress import Echo, progress_bar
 from raybust.trained import Trained
 
 FOLDER = "attacked"

@@ -32,8 +32,8 @@ from raybust.disk.files import put_aside
 from raybust.errors import RequestError, WorkError
 from raybust.identity import Sent
 from raybust.reporting.logs import read_log
+from raybust.stages.bars import Echo, progress_bar
 from raybust.stages.measurement import Bench, Measurement, Options, bench, warn_of_few_classes
-from raybust.stages.progress import Echo, progress_bar
 from raybust.trained import Trained
 from raybust.training.objective import smoothing_sigma
 

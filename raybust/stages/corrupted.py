@@ -32,6 +32,7 @@ from raybust.corruptions import (
 from raybust.data import Part
 from raybust.disk.files import replace_text
 from raybust.identity import Sent
+from raybust.stages.bars import progress_bar
 from raybust.stages.measurement import (
     Bench,
     Measurement,
@@ -40,7 +41,6 @@ from raybust.stages.measurement import (
     warn_of_few_classes,
     warn_of_instability,
 )
-from raybust.stages.progress import progress_bar
 from raybust.trained import Trained
 
 FOLDER = "corrupted"

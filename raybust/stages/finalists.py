@@ -20,9 +20,9 @@ from raybust.reporting import read_log
 from raybust.search.leaderboard import Leaderboard
 from raybust.search.records import TrialRecord
 from raybust.stages import attacked, certified
+from raybust.stages.bars import Echo
 from raybust.stages.measurement import Options, bench
 from raybust.stages.packaged import MODEL, package
-from raybust.stages.progress import Echo
 from raybust.trained import load_trained
 
 _LONGEST = 300

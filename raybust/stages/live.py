@@ -14,7 +14,7 @@ from typing import Any
 from raybust.config import Config
 from raybust.reporting.columns import ACCURACY, number, settings
 from raybust.search.records import FINISHED, TrialRecord
-from raybust.stages.progress import Echo, progress_bar, silent
+from raybust.stages.bars import Echo, progress_bar, silent
 
 _STATES = {"COMPLETE": "finished", "PRUNED": "stopped early", "FAIL": "failed"}
 _HEADS = ("trial", "state", "method", "budget", "{metric}", "best", "val. accuracy", "settings")

@@ -26,8 +26,8 @@ from raybust.disk.lock import locked
 from raybust.errors import RequestError
 from raybust.evaluate import flags_of_network
 from raybust.identity import Sent
+from raybust.stages.bars import Echo
 from raybust.stages.place import Pool, open_pool, threads
-from raybust.stages.progress import Echo
 from raybust.stages.tracking import open_store
 from raybust.trained import Trained
 

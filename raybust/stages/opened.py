@@ -24,7 +24,7 @@ from raybust.data import Dataset
 from raybust.disk import runs
 from raybust.errors import RequestError
 from raybust.identity import agree, fixed_images, outputs_of, weights_digest
-from raybust.stages.progress import Echo
+from raybust.stages.bars import Echo
 from raybust.trained import FOREIGN, SETTABLE, Trained, first_other_class, load_trained
 
 Network = str | Path | Trained | nn.Module

@@ -27,7 +27,8 @@ from raybust.cluster.tasks import gpu_workers, room_for, run_tasks, single_task_
 from raybust.config import Config
 from raybust.errors import task_error
 from raybust.identity import Sent
-from raybust.stages.progress import Echo, note_growth
+from raybust.stages.bars import Echo
+from raybust.stages.progress import note_growth
 
 Task = Callable[..., Any]
 

@@ -29,9 +29,9 @@ from raybust.data.listing import shown
 from raybust.disk.files import put_aside, strict
 from raybust.errors import RequestError
 from raybust.identity import Sent
+from raybust.stages.bars import Echo, progress_bar
 from raybust.stages.certified import complete, log_path, protocol_of, warn_of_sigma
 from raybust.stages.measurement import Bench, Options, bench, warn_of_instability
-from raybust.stages.progress import Echo, progress_bar
 from raybust.trained import Trained
 
 if TYPE_CHECKING:

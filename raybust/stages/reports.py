@@ -27,9 +27,9 @@ from raybust.reporting.sweep_page import report_on
 from raybust.reporting.transfer import compare_transfer
 from raybust.request import compose, find
 from raybust.search.board import sweeps_of
+from raybust.stages.bars import Echo
 from raybust.stages.current import Current
 from raybust.stages.predicted import FOLDER as PREDICTED
-from raybust.stages.progress import Echo
 from raybust.stages.transfer import trainings_of
 
 Named = list[tuple[str, Path]]

@@ -26,9 +26,9 @@ from raybust.errors import RequestError, unknown
 from raybust.identity import Sent, fixed_images, outputs_of, weights_digest
 from raybust.reporting.logs import read_log
 from raybust.stages import certified
+from raybust.stages.bars import Echo
 from raybust.stages.current import changes_of
 from raybust.stages.opened import open_run
-from raybust.stages.progress import Echo
 from raybust.trained import Trained
 
 if TYPE_CHECKING:

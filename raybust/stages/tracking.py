@@ -10,7 +10,7 @@ from pathlib import Path
 from raybust import track
 from raybust.config import Config
 from raybust.errors import WorkError
-from raybust.stages.progress import Echo
+from raybust.stages.bars import Echo
 
 _RESTORE_S = 60.0
 """Time limit for sending everything to a new store; the next command continues."""

@@ -21,9 +21,11 @@ from raybust.config import Config
 from raybust.disk import checkpoint, runs
 from raybust.disk.lock import locked
 from raybust.identity import code_of
+from raybust.stages.bars import Echo
 from raybust.stages.checks import check_places
+from raybust.stages.epochs import LOOKED_AT, Chance, epoch_lines
 from raybust.stages.place import check_fit, suffices
-from raybust.stages.progress import LOOKED_AT, Chance, Echo, epoch_lines, note_growth, print_data
+from raybust.stages.progress import note_growth, print_data
 from raybust.stages.tracking import open_store, sending_rest
 from raybust.stages.training_here import train_here
 from raybust.trained import check_function

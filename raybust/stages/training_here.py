@@ -12,7 +12,7 @@ from raybust import devices, track
 from raybust.cluster.runlog import Job, RunLog
 from raybust.config import Config
 from raybust.data import Dataset
-from raybust.disk import checkpoint
+from raybust.disk import checkpoint, pulse
 from raybust.disk.runs import RAY_RECORD
 from raybust.errors import WorkError, why_failed
 from raybust.stages.place import own_device, threads
@@ -52,7 +52,8 @@ def _train(config: Config, dataset: Dataset, folder: Path, log: RunLog) -> str |
     """Runs the loop; returns why it stopped, or None if it finished."""
     device = own_device(config)
     devices.limit_memory(device, config.cluster.gpus_per_worker or 1)
-    for progress in fit(config, dataset, device, checkpoint.newest(folder)):
+    watch = pulse.Recorder(folder)
+    for progress in fit(config, dataset, device, checkpoint.newest(folder), watch):
         if progress.failure is not None:
             log.end("failed", detail=progress.failure)
             return progress.failure

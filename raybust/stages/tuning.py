@@ -31,9 +31,10 @@ from raybust.search.records import FINISHED, TrialRecord
 from raybust.search.space import Point, Space
 from raybust.search.study import POINT, Study
 from raybust.stages import finalists
+from raybust.stages.bars import Echo
 from raybust.stages.checks import check_finalists, check_sweep, device_before
 from raybust.stages.live import Table
-from raybust.stages.progress import Echo, note_growth, print_data
+from raybust.stages.progress import note_growth, print_data
 from raybust.stages.registration import describe_sweep, register
 from raybust.stages.space_on_disk import check_space, largest_network
 from raybust.stages.tracking import open_store, sending_rest

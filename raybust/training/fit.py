@@ -15,6 +15,7 @@ import torch
 from raybust import devices
 from raybust.config import Config
 from raybust.data import Dataset
+from raybust.disk.pulse import Pulse
 from raybust.errors import WorkError
 from raybust.training.loop import Trainer
 from raybust.training.ranks import Ranks
@@ -40,7 +41,11 @@ class Progress:
 
 
 def fit(
-    config: Config, dataset: Dataset, device: torch.device, resume: Path | None = None
+    config: Config,
+    dataset: Dataset,
+    device: torch.device,
+    resume: Path | None = None,
+    watch: Callable[[Pulse], None] | None = None,
 ) -> Iterator[Progress]:
     """Trains, yielding after every epoch.
 
@@ -49,9 +54,13 @@ def fit(
         dataset: result of `raybust.data.load`.
         device: this rank's device.
         resume: checkpoint folder to resume from.
+        watch: called after every step.
     """
     try:
-        yield from _epochs(Trainer(config, dataset, device, resume))
+        trainer = Trainer(config, dataset, device, resume)
+        if watch is not None:
+            trainer.watch = watch
+        yield from _epochs(trainer)
     except torch.OutOfMemoryError as error:
         reason = _out_of_memory(config, device, error)
     else:

@@ -10,6 +10,7 @@ import copy
 import functools
 import math
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from raybust import devices
 from raybust.config import Config
 from raybust.data import Batches, Dataset, mix
 from raybust.disk import checkpoint
+from raybust.disk.pulse import Pulse
 from raybust.errors import WorkError
 from raybust.identity import code_of, fixed_images, outputs_of, same_function
 from raybust.training import initial
@@ -41,6 +43,7 @@ class Trainer:
     Attributes:
         epoch: number of completed epochs.
         share: spent fraction of the run's budget (epochs, passes or seconds).
+        watch: called after every step.
         network: the network being trained, unwrapped.
         average: network with averaged weights if `train.ema` is on, else `network` itself.
     """
@@ -61,6 +64,7 @@ class Trainer:
         self.generator = torch.Generator(device)
         self.epoch, self.share, self._previous_share = 0, 0.0, 0.0
         self.metrics: dict[str, float] = {}
+        self.watch: Callable[[Pulse], None] = lambda pulse: None
         self._sums: dict[str, tuple[Tensor, int]] = {}
         torch.manual_seed(config.seed)
         self.network = assemble(config, dataset)
@@ -163,6 +167,8 @@ class Trainer:
             loss_sum += self.step(images, labels, self.share)
             self.share = self._spent(number, previous + time.perf_counter() - started)
             over = self.done or number == self.batches.steps
+            steps = number if over else self.batches.steps
+            self.watch(Pulse(self.epoch + 1, number, steps, self.share))
             if over or number % _CHECK_EVERY == 0:
                 mean = self.ranks.mean(loss_sum / number)
                 if not math.isfinite(mean):

@@ -14,8 +14,8 @@ import kit
 import pytest
 
 from raybust.search.records import TrialRecord
+from raybust.stages.bars import silent
 from raybust.stages.live import Table
-from raybust.stages.progress import silent
 
 
 def record(number, state="COMPLETE", value=0.5, epoch=3, feasible=None, reason=None, **point):
