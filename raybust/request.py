@@ -89,10 +89,11 @@ def _check_fields(leaves: Sequence[Leaf]) -> None:
     """
     import dataclasses
 
+    from raybust import config as configuration
     from raybust import methods as registry
 
     names = [str(leaf.value) for leaf in leaves if leaf.key == "method.name"]
-    chosen = names[-1] if names else "standard"
+    chosen = names[-1] if names else configuration.USUAL_METHOD
     asked = [leaf for leaf in leaves if leaf.key.startswith("method.")]
     if chosen not in registry.names() or len(asked) == len(names):
         return

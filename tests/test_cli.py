@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from small_run import small_run
 
 from raybust import config as configuration
 from raybust import methods
@@ -245,7 +246,8 @@ def test_search_spaces_by_name(cli, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     by_path = cli("tune", "search_spaces/quickstart.yaml", "--dry-run")
     for name in ("quickstart", "quickstart.yaml"):
-        assert cli("tune", name, "--dry-run").out == by_path.out
+        named = cli("tune", name, "--dry-run").out
+        assert named.replace(f"({name})", "(search_spaces/quickstart.yaml)") == by_path.out
     wrong = cli("tune", "quickstrt", "--dry-run")
     assert wrong.code == 2
     assert "Did you mean 'quickstart'" in wrong.err
@@ -265,3 +267,35 @@ def test_a_run_that_learns_nothing_says_so(tmp_path, cli):
     assert "now 1e-09" in said[0]
     found = cli(*words, "train.epochs=3", "--name", "found", "--out", tmp_path)
     assert (found.code, "largest class alone" in found.err) == (0, False)
+
+
+def test_a_dry_run_begins_with_what_differs(cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text("train: {epochs: 3, batch_size: 128}\nmethod: {name: gaussian}\n")
+    shown = cli("train", "mine.yaml", "method.sigma=1/2", "--workers", "2", "--dry-run").out
+    assert shown.splitlines()[:5] == [
+        "# Differs from the defaults:",
+        "#   method.name: gaussian   (mine.yaml)",
+        "#   method.sigma: 0.5       (command line)",
+        "#   train.epochs: 3         (mine.yaml)",
+        "#   cluster.workers: 2      (--workers)",
+    ]
+    assert "tune" not in yaml.safe_load(shown)
+    whole = yaml.safe_load(cli("train", "mine.yaml", "--dry-run", "--verbose").out)
+    assert {"tune", "certify", "evaluate", "corruptions"} < set(whole)
+    assert cli("train", "--dry-run").out.startswith("# Everything is the default.\n")
+
+
+@pytest.mark.parametrize(
+    ("command", "section"), [("certify", "certify.n=5000"), ("evaluate", "evaluate.steps=3")]
+)
+def test_a_dry_run_of_a_measurement_tells_the_runs_values_from_the_users(
+    cli, tmp_path, command, section
+):
+    small_run(tmp_path / "mine", train__lr=0.01)
+    shown = cli(command, "mine", section, "--out", tmp_path, "--dry-run").out
+    told = [line for line in shown.splitlines() if line.startswith("#   ")]
+    key, value = section.split("=")
+    assert any(f"{key}: {value} " in line and "(command line)" in line for line in told)
+    assert any("train.lr: 0.01 " in line and "(mine)" in line for line in told)
+    assert "train" not in yaml.safe_load(shown)

@@ -87,7 +87,7 @@ ALONE = {
 }
 STAGE = {"out", "address", "detach", "workers", "resume", "dry_run", "verbose", "as_json"}
 OPTIONS = {
-    "train": STAGE | {"name"},
+    "train": STAGE | {"name", "find_lr"},
     "tune": STAGE | {"name"},
     "certify": STAGE | {"result", "only", "cohen"},
     "evaluate": STAGE | {"result"},

@@ -16,16 +16,22 @@ from raybust.cli.options import options, result_name
 from raybust.cli.output import (
     browse_command,
     echo,
-    print_config,
     print_disk,
     print_notes,
     print_table,
     print_trained,
 )
+from raybust.cli.resolved import print_config
 from raybust.cli.submission import load_ahead, runs_locally, submitted
 from raybust.disk.files import to_json
 from raybust.errors import RequestError
 from raybust.request import compose, open_trained, read_leaves
+
+_WHERE = ("cluster", "track")
+_TRAINING = ("data", "model", "method", "train", "certified_fast", "attacked_fast", *_WHERE)
+_CERTIFYING = ("certify", *_WHERE)
+_ATTACKING = ("evaluate", "corruptions", *_WHERE)
+_SWEEP = (*_TRAINING, "certify", "evaluate", "tune")
 
 
 @cli.command(
@@ -41,6 +47,9 @@ from raybust.request import compose, open_trained, read_leaves
     shell_complete=completion.settings,
 )
 @options("name", "out", "address", "detach", "workers", "resume", "dry_run", "verbose", "as_json")
+@click.option(
+    "--find-lr", is_flag=True, help="Suggest a learning rate by a range test of 200 steps."
+)
 def train(
     *,
     settings: tuple[str, ...],
@@ -50,6 +59,7 @@ def train(
     dry_run: bool,
     verbose: bool,
     as_json: bool,
+    find_lr: bool,
     **given: Any,
 ) -> None:
     """Train one network; run again to resume."""
@@ -62,7 +72,15 @@ def train(
 
     checks.check_training(config, local=runs_locally(address))
     if dry_run:
-        print_config(config, as_json)
+        print_config(config, leaves, _TRAINING, whole=verbose, as_json=as_json)
+        return
+    if find_lr:
+        if address is not None:
+            raise RequestError("--find-lr: got --address too; it runs in this process; drop one")
+        from raybust.stages import rates
+
+        found = rates.find_rate(config, echo)
+        click.echo(to_json(found.plain()) if as_json else found.text())
         return
     if submitted(address, leaves, detach):
         return
@@ -104,7 +122,7 @@ def tune(
     local = runs_locally(address)
     config, domains = checks.check_sweep(leaves, block, address=address, local=local)
     if dry_run:
-        print_config(config, as_json)
+        print_config(config, leaves, _SWEEP, whole=verbose, as_json=as_json)
         if not as_json:
             print_table(("key", "domain", "default", "when"), list(domains.rows()))
             always = sum(not domain.when for domain in domains.domains)
@@ -159,7 +177,7 @@ def certify(
     device = checks.device_before(trained.config, address)
     checks.check_certify(trained.config, trained.dataset.shape, device)
     if dry_run:
-        print_config(trained.config, as_json)
+        print_config(trained.config, leaves, _CERTIFYING, whole=verbose, as_json=as_json, base=run)
         return
     if only is not None:
         click.echo(certified.recompute(trained, only, result))
@@ -207,7 +225,7 @@ def evaluate(
     device = checks.device_before(trained.config, address)
     checks.check_evaluate(trained.config, trained.dataset, device)
     if dry_run:
-        print_config(trained.config, as_json)
+        print_config(trained.config, leaves, _ATTACKING, whole=verbose, as_json=as_json, base=run)
         return
     print_notes(trained)
     stage = corrupted if trained.config.corruptions.asked else attacked

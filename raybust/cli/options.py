@@ -1,4 +1,8 @@
-"""Options shared by the commands; everything else is key=value on the schema."""
+"""Options shared by the commands; everything else is key=value on the schema.
+
+An option is for what is not part of an experiment: where the work runs, what happens to earlier
+work of that name, how the result is printed.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +27,10 @@ _OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
         {"default": True, "help": "Resume existing work (default), or start over."},
     ),
     "dry_run": (("--dry-run",), {"is_flag": True, "help": "Validate and print; run nothing."}),
-    "verbose": (("--verbose",), {"is_flag": True, "help": "Show Ray's output."}),
+    "verbose": (
+        ("--verbose",),
+        {"is_flag": True, "help": "Show Ray's output; with --dry-run, every setting."},
+    ),
     "as_json": (("--json", "as_json"), {"is_flag": True, "help": "Print the result as JSON."}),
 }
 

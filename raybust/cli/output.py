@@ -84,17 +84,6 @@ def _out_option(config: Any) -> list[str]:
     return [] if config.out == type(config).out else ["--out", config.out]
 
 
-def print_config(config: Any, as_json: bool) -> None:
-    """Prints the resolved configuration, as YAML or JSON."""
-    import yaml
-
-    from raybust import config as configuration
-
-    plain = configuration.to_dict(config)
-    text = to_json(plain) if as_json else yaml.safe_dump(plain, sort_keys=False)
-    click.echo(text.rstrip())
-
-
 def print_disk(config: Any, space: Any) -> None:
     """Prints how much disk a sweep needs, if that is known without the data and without the code of
     other packages."""

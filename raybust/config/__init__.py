@@ -1,6 +1,7 @@
 """Configuration: the typed schema, YAML and key=value merged into it, errors that name the key."""
 
 from raybust.config.compose import (
+    USUAL_METHOD,
     Leaf,
     MethodTypes,
     compose,
@@ -16,6 +17,7 @@ from raybust.config.options import Section, default_of, domain, fraction, option
 from raybust.config.schema import Config
 
 __all__ = [
+    "USUAL_METHOD",
     "Config",
     "Leaf",
     "MethodTypes",

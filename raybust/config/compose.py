@@ -37,6 +37,8 @@ _UNREADABLE = (
     RecursionError,
 )
 _SHOWN = 80
+USUAL_METHOD = "standard"
+"""The method of a configuration that names none."""
 
 
 class Leaf(NamedTuple):
@@ -230,7 +232,7 @@ def _schema(cls: type, prefix: str, leaves: Sequence[Leaf], methods: MethodTypes
         full = f"{prefix}{f.name}"
         nested = None
         if f.name in ("method", "base"):
-            default = f.default_factory().key if callable(f.default_factory) else "standard"
+            default = f.default_factory().key if callable(f.default_factory) else USUAL_METHOD
             name = next(
                 (leaf.value for leaf in reversed(leaves) if leaf.key == f"{full}.name"), default
             )

@@ -107,8 +107,7 @@ class Trainer:
             labels: int64 (B,).
             progress: completed fraction of the run, in [0, 1).
         """
-        train = self.config.train
-        rate = train.rate * schedule(train, progress)
+        train, rate = self.config.train, self.rate(progress)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         images = images.contiguous(memory_format=torch.channels_last)
@@ -133,6 +132,10 @@ class Trainer:
         if train.ema:
             _update_average(self.average, self.network, train.ema)
         return torch.stack(losses).sum()
+
+    def rate(self, progress: float) -> float:
+        """Returns the learning rate at a completed fraction of the run."""
+        return self.config.train.rate * schedule(self.config.train, progress)
 
     def _reduced_at(self, last: bool) -> AbstractContextManager[None]:
         """Context of a backward pass in which DDP averages gradients over the ranks only at a
