@@ -71,6 +71,8 @@ def open_tab(url, width=1000, height=1100, dark=False):
                     feature = {"name": "prefers-color-scheme", "value": "dark"}
                     tab.send("Emulation.setEmulatedMedia", features=[feature])
                 tab.send("Page.navigate", url=url)
+                while not tab.evaluate("location.href != 'about:blank' && document.body != null"):
+                    time.sleep(0.05)
                 yield tab
         finally:
             process.kill()

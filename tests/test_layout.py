@@ -52,7 +52,7 @@ TABLE = {
     ),
     "pyfunc": "api config trained | mlflow numpy pandas",
     "request": "(config disk methods search track trained)",
-    "search": "config disk methods track | optuna sqlalchemy yaml",
+    "search": "config disk methods track | optuna sqlalchemy yaml (optuna_dashboard)",
     "reporting": (
         "certification config corruptions disk evaluate identity numerics search"
         " | numpy scipy matplotlib (plotly)"
@@ -104,7 +104,7 @@ OPTIONS = {
         "no_token",
     },
     "export": {"out", "as_json", "folder", "form", "license_name"},
-    "ui": {"out", "dry_run", "port"},
+    "ui": {"out", "dry_run", "port", "opened"},
     "methods": {"as_json", "diagnose", "theory"},
     "datasets": {"as_json"},
     "models": {"as_json"},

@@ -10,36 +10,41 @@ from pathlib import Path
 
 import click
 
+from raybust.cli import completion
 from raybust.cli.group import cli
 from raybust.cli.options import options
 from raybust.cli.output import echo, print_diagnosis, print_rows, print_theory
 from raybust.cli.submission import submitted
 from raybust.errors import RequestError, WorkError
-from raybust.request import compose, open_trained, read_leaves
+from raybust.request import compose, find, open_trained, read_leaves
 
 
 @cli.command()
+@click.argument("sweep", required=False, metavar="[SWEEP]", shell_complete=completion.runs)
 @options("out", "dry_run")
 @click.option(
-    "--port", type=click.IntRange(1, 65535), default=5000, show_default=True, help="Local port."
+    "--port", type=click.IntRange(1, 65534), default=5000, show_default=True, help="Local port."
 )
-def ui(out: str | None, dry_run: bool, port: int) -> None:
-    """Open the MLflow UI."""
-    import os
-    import subprocess
-
+@click.option(
+    "--open/--no-open", "opened", default=True, help="Open a browser (default), or print links."
+)
+def ui(sweep: str | None, out: str | None, dry_run: bool, port: int, opened: bool) -> None:
+    """Show the runs in MLflow, and a sweep in Optuna's dashboard too."""
     from raybust import track
     from raybust.disk import runs
 
-    config = compose(read_leaves((), {"out": out})[0])
-    folder = runs.out_folder(config)
-    uri = track.resolve_uri(config.track, folder)
-    command, environment = track.ui_command(uri, folder, port)
+    leaves = read_leaves((), {"out": out})[0]
+    config = compose(leaves)
+    folder = None if sweep is None else find(sweep, leaves)
     if dry_run:
-        click.echo(" ".join(command))
+        place = runs.out_folder(config)
+        click.echo(
+            " ".join(track.ui_command(track.resolve_uri(config.track, place), place, port)[0])
+        )
         return
-    echo(f"MLflow UI of {track.safe_uri(uri)} on http://127.0.0.1:{port} (Ctrl-C to stop)")
-    raise SystemExit(subprocess.run(command, env={**os.environ, **environment}).returncode)  # noqa: S603
+    from raybust.stages import browsing
+
+    raise SystemExit(browsing.browse(config, folder, port, echo, opened=opened))
 
 
 @cli.command()

@@ -20,7 +20,7 @@ from raybust.disk import checkpoint
 from raybust.disk.runs import JOURNAL
 from raybust.errors import WorkError
 from raybust.identity import agree
-from raybust.track import Flusher, Following, Journal, environment
+from raybust.track import Flusher, Following, Journal, environment, source_tags
 from raybust.track.environment import ENVIRONMENT
 from raybust.track.journal import decode
 from raybust.training import initial
@@ -97,9 +97,10 @@ class RunLog:
             experiment=config.track.experiment,
             name=job.name,
             tags={"raybust.method": config.method.key, "raybust.dataset": config.data.name,
-                  "raybust.folder": job.folder, **dict(job.tags)},
+                  "raybust.folder": job.folder, **source_tags(), **dict(job.tags)},
             params=params_of(job.config),
             parent_key=job.parent,
+            dataset=dataset_of(job, config),
         )  # fmt: skip
         self._journal.text(yaml.safe_dump(job.config, sort_keys=False), "config.yaml")
         self._journal.text(yaml.safe_dump(environment(), sort_keys=False), ENVIRONMENT)
@@ -165,6 +166,15 @@ def is_open(folder: Path) -> bool:
     entries = map(decode, path.read_bytes().splitlines()) if path.exists() else ()
     states = [e["e"] for e in entries if e is not None and e["e"] in ("start", "resume", "end")]
     return bool(states) and states[-1] != "end"
+
+
+def dataset_of(job: Job, config: Config) -> dict[str, str] | None:
+    """Returns what a run learns from, for MLflow; None if its digest is not known."""
+    digest = job.inputs.partition("+")[0]
+    if not digest:
+        return None
+    source = config.data.path or config.data.name
+    return {"name": config.data.name, "digest": digest, "source": source}
 
 
 def params_of(plain: dict[str, Any]) -> dict[str, str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from raybust import devices
+from raybust import devices, track
 from raybust.certification import (
     CertificateLog,
     Protocol,
@@ -258,7 +258,8 @@ def _publish(at: Bench, log: CertificateLog) -> Certified:
     noise = f"Noise: {protocol.noise}, {protocol.amount}; radii in {protocol.norm}."
     text = f"{text.rstrip()}\n\n{noise}\n"
     files["table"].write_text(text)
-    at.publish(path, log.header, metrics, files.values())
+    note = {track.NOTE: f"Certified accuracy in percent by radius.\n\n{text}"}
+    at.publish(path, log.header, metrics, files.values(), note)
     details = {
         "log": str(path),
         "curve": str(files["curve"]),

@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial
 from raybust import config as configuration
 from raybust import data, devices, identity, methods, models, track
 from raybust.cluster import sweep
-from raybust.cluster.runlog import Job, params_of
+from raybust.cluster.runlog import Job, dataset_of, params_of
 from raybust.cluster.session import nodes_of, session, slots
 from raybust.config import Config, Leaf
 from raybust.disk import checkpoint, runs
@@ -296,8 +296,10 @@ def _parent(job: Job, config: Config, uri: str) -> Iterator[track.Journal]:
             "raybust.kind": "sweep",
             "raybust.dataset": config.data.name,
             "raybust.folder": job.folder,
+            **track.source_tags(),
         },
         params={f"tune.{key}": value for key, value in tuned.items()} | params_of(job.config),
+        dataset=dataset_of(job, config),
     )
     flusher = track.Following(journal.path, uri)
     try:

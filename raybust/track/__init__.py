@@ -5,13 +5,14 @@ Only this package imports mlflow, and only inside functions, so importing `raybu
 
 from raybust.track.clerk import Following, call, engage
 from raybust.track.client import load_mlflow
-from raybust.track.environment import environment
+from raybust.track.environment import environment, source_tags
 from raybust.track.flush import Flusher, SyncResult, log_to_run, lost, sync, unsent
 from raybust.track.journal import NOTE, Journal, Status
 from raybust.track.model import REGISTRY, fetch_model
 from raybust.track.registry import BOUNDS, DATA, FIDELITY, METRIC, MODE, VALUE
 from raybust.track.store import FoundRun, find_run, prepare, ui_command
 from raybust.track.uri import is_database, redact, resolve_uri, safe_uri
+from raybust.track.views import links
 
 __all__ = [
     "BOUNDS",
@@ -34,6 +35,7 @@ __all__ = [
     "fetch_model",
     "find_run",
     "is_database",
+    "links",
     "load_mlflow",
     "log_to_run",
     "lost",
@@ -41,6 +43,7 @@ __all__ = [
     "redact",
     "resolve_uri",
     "safe_uri",
+    "source_tags",
     "sync",
     "ui_command",
     "unsent",

@@ -31,6 +31,8 @@ from raybust.track.client import (
 )
 from raybust.track.journal import decode
 from raybust.track.names import (
+    DATASET_LIMIT,
+    DIGEST_LIMIT,
     KEY_LIMIT,
     PARAM_LIMIT,
     TAG_LIMIT,
@@ -67,6 +69,7 @@ class _Batch:
     params: dict[str, str] = dataclasses.field(default_factory=dict)
     metrics: list[tuple[str, float, int, int]] = dataclasses.field(default_factory=list)
     files: list[int] = dataclasses.field(default_factory=list)
+    dataset: Mapping[str, str] | None = None
     status: str | None = None
     time: int = 0
 
@@ -88,6 +91,7 @@ class _Batch:
                 safe_key(key): safe_value(value, PARAM_LIMIT)
                 for key, value in entry["params"].items()
             }
+            self.dataset = entry.get("dataset")
             own = {RUN_KEY: safe_run_key(entry["run"]), "raybust.attempt": "1"}
             self._tag({**entry["tags"], **own})
         elif kind == "resume":
@@ -215,10 +219,28 @@ class Delivery:
         ]
         for request in _requests(items):
             self._send_items(run_id, request)
+        if batch.dataset is not None:
+            self._send_dataset(run_id, batch.dataset)
         if batch.status == "RUNNING":
             self._client.update_run(run_id, status="RUNNING")
         elif batch.status is not None:
             self._client.set_terminated(run_id, batch.status, batch.time)
+
+    def _send_dataset(self, run_id: str, dataset: Mapping[str, str]) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        assert self._client is not None
+        name = safe_value(dataset["name"], DATASET_LIMIT)
+        sent = Dataset(
+            name, dataset["digest"][:DIGEST_LIMIT], "local", json.dumps({"uri": dataset["source"]})
+        )
+        try:
+            context = InputTag("mlflow.data.context", "training")
+            self._client.log_inputs(run_id, [DatasetInput(sent, [context])])
+        except Exception as error:
+            if not is_permanent(error):
+                raise
+            self._reject({"dataset": name}, reason_of(error, self._uri))
 
     def _steps_of(self, run_id: str, key: str) -> set[int]:
         """Returns the steps of a metric already in the store, if the acknowledgment was lost."""

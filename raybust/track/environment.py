@@ -37,6 +37,13 @@ def environment(folder: str | Path = ".") -> dict[str, str]:
     return {**found, "git_commit": commit} if commit else found
 
 
+def source_tags(folder: str | Path = ".") -> dict[str, str]:
+    """Returns MLflow's tags of what made a run: raybust, and the commit of a git repository."""
+    commit = _commit(folder)
+    tags = {"mlflow.source.name": f"raybust {raybust.__version__}", "mlflow.source.type": "LOCAL"}
+    return tags | ({"mlflow.source.git.commit": commit} if commit else {})
+
+
 def _commit(folder: str | Path) -> str:
     command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40"]
     command += ["--exclude=*"]

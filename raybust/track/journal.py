@@ -63,6 +63,7 @@ class Journal:
         tags: Mapping[str, object] | None = None,
         params: Mapping[str, object] | None = None,
         parent_key: str | None = None,
+        dataset: Mapping[str, str] | None = None,
     ) -> None:
         """Starts the run. If the journal was already started, only increments the attempt (tag
         `raybust.attempt`) and sets the run's status to RUNNING again.
@@ -74,6 +75,7 @@ class Journal:
             tags: tags; values become text.
             params: parameters, flat; values become text, truncated at MLflow's limit.
             parent_key: run key of the sweep that the run belongs to.
+            dataset: `name`, `digest` and `source` of what the run learns from.
 
         Raises:
             RequestError: the journal belongs to another run.
@@ -91,6 +93,7 @@ class Journal:
                     "parent": parent_key,
                     "tags": _texts(tags or {}),
                     "params": _texts(params or {}),
+                    **({"dataset": dict(dataset)} if dataset else {}),
                 }
             )
         self.attempt += 1

@@ -14,6 +14,8 @@ import sys
 KEY_LIMIT = 250
 PARAM_LIMIT = 6000
 TAG_LIMIT = 8000
+DATASET_LIMIT = 500
+DIGEST_LIMIT = 36
 
 
 def safe_key(name: str) -> str:

@@ -156,11 +156,14 @@ def ui_command(uri: str, out: str | Path, port: int = 5000) -> tuple[list[str], 
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
     command += ["--port", str(port), "--workers", "1"]
     command += ["--allowed-hosts", "localhost:*,127.0.0.1:*"]  # against DNS rebinding
+    command += ["--uvicorn-opts", "--log-level warning"]  # a line for each request otherwise
     return command, {
         "MLFLOW_BACKEND_STORE_URI": uri,
         "MLFLOW_ARTIFACTS_DESTINATION": str(artifacts),
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_LOGGING_LEVEL": "WARNING",
+        "PYTHONWARNINGS": "ignore",
     }
 
 

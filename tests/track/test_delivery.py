@@ -1,4 +1,5 @@
 import contextlib
+import json
 import math
 import os
 import shutil
@@ -67,6 +68,21 @@ def test_a_whole_run_arrives(path, store, client, tmp_path):
     files = sorted(str(f.relative_to(root)) for f in root.rglob("*") if f.is_file())
     assert files == ["certificates/b.tsv", "config.yaml", "plots/a.svg"]
     assert (root / "config.yaml").read_text() == "seed: 0"
+
+
+def test_the_dataset_arrives_once_however_often_it_is_sent(path, store):
+    dataset = {"name": "d" * 600, "digest": "0123456789" * 5, "source": "/data/d.npz"}
+    with Journal(path) as journal:
+        journal.start("key", "e", "a run", dataset=dataset)
+    for _ in range(2):
+        assert deliver(path, store).rejected == 0
+        ack_path(path).unlink()
+    (run,) = runs_of(store)
+    (found,) = run.inputs.dataset_inputs
+    assert found.dataset.name == "d" * 497 + "..."
+    assert found.dataset.digest == ("0123456789" * 5)[:36]
+    assert json.loads(found.dataset.source) == {"uri": "/data/d.npz"}
+    assert [(tag.key, tag.value) for tag in found.tags] == [("mlflow.data.context", "training")]
 
 
 def test_nan_and_infinities_arrive_once_however_often_they_are_sent(path, store, client):
