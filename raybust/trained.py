@@ -295,8 +295,8 @@ def _normalization(network: nn.Module, config: Config) -> str:
 def _low_accuracy(network: nn.Module, dataset: Dataset) -> list[str]:
     """Returns a warning if accuracy on some test images is below twice chance."""
     count, classes = min(_SAMPLE, len(dataset.test)), len(dataset.classes)
-    spread = [at * len(dataset.test) // count for at in range(count)]
-    hits = correct(network, dataset.test, spread, batch=_SAMPLE, device=torch.device("cpu"))
+    chosen = data.spread(len(dataset.test), count)
+    hits = correct(network, dataset.test, chosen, batch=_SAMPLE, device=torch.device("cpu"))
     accuracy = float(hits.double().mean())
     if accuracy >= min(2 / classes, 1 - 0.5 / classes):
         return []

@@ -152,3 +152,17 @@ def test_a_file_of_another_function_with_the_same_weights_is_removed(place, cli,
     assert (place / "there" / "model.pt2").exists(), "the same network in another form"
     assert cli(*ask, "model.mean=[0.1]", "model.std=[0.9]").code == 0
     assert not (place / "there" / "model.pt2").exists()
+
+
+def test_the_card_of_foreign_weights_states_their_normalization_and_no_training(place, cli):
+    inner = raybust.load("runs/mine").network.network.state_dict()
+    whole = {"state_dict": inner, "mean": torch.tensor([0.7]), "std": torch.tensor([0.5])}
+    torch.save(whole, "theirs.pth")
+    settings = ("model.name=small_cnn", "model.width=8", "data.name=digits")
+    assert cli("export", "theirs.pth", *settings, "--to", "there").code == 0
+    card = (place / "there" / CARD).read_text()
+    assert "Normalization: mean 0.7, standard deviation 0.5." in card
+    assert "0.305" not in card
+    training = card.partition("## Training")[2].partition("##")[0]
+    assert "- trained elsewhere: data, method and settings are not known" in training
+    assert "- measured here on: digits; 1294 training images" in training

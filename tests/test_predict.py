@@ -211,3 +211,13 @@ def test_an_empty_log_gets_a_secret_seed_too(place, cli):
     assert json.loads(log.read_text().split("\n", 1)[0].removeprefix("# "))["seed"] > 1000
     done = cli("report", log)
     assert (done.code, "images without labels" in done.err) == (2, True)
+
+
+@pytest.mark.parametrize("plain", [(), ("--plain",)])
+def test_arrays_that_are_nearly_black_are_told(place, cli, plain):
+    images, _ = digits()
+    for scale, said in ((16, True), (255, False)):
+        np.savez("scaled.npz", images=(images * scale).round().byte().numpy())
+        done = cli("predict", "mine", "scaled.npz", *FAST, *plain)
+        assert done.code == 0, done.err
+        assert ("the largest value is 16 of 255, nearly black" in done.err) == said

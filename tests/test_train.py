@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -23,6 +24,8 @@ from raybust.training.fit import fit
 from raybust.training.loop import Trainer
 from raybust.training.objective import Objective, assemble
 from raybust.training.optimizer import schedule
+from raybust.training.ranks import Ranks
+from raybust.training.validation import measure
 
 GOLDEN = Path(__file__).parent / "golden.json"
 MNIST = Path(__file__).parents[2] / "shared" / "data" / "mnist.npz"
@@ -499,7 +502,7 @@ def test_the_cheap_attack_is_that_of_the_evaluation(digits):
     key = "attacked_fast/robust_accuracy"
     assert [key in state.metrics for state in states] == [False, True, True]
     network = states[-1].save.__self__.average
-    chosen = torch.arange(0, len(digits.validation), len(digits.validation) // 40)[:40]
+    chosen = torch.arange(40) * len(digits.validation) // 40
     images, labels = digits.validation.fetch(chosen)
     found = images.clone()
     for _ in range(10):
@@ -794,3 +797,38 @@ def test_defaults_train_where_unclipped_steps_end_at_chance():
         found[more] = last.metrics["validation/accuracy"]
     assert found[()] > 0.6
     assert found["train.clip_norm=null",] < 0.2
+
+
+class Reads(nn.Module):
+    """Reads the label from the brightness of an image; says 0 where it is 6 or more."""
+
+    def forward(self, images):
+        label = (images.mean((1, 2, 3)) * 10).round().long()
+        said = F.one_hot(torch.where(label < 6, label, 0), 10).float() * 100
+        return said + 0 * images.sum()
+
+
+@pytest.mark.parametrize("examples", [31, 60, 61, 100, 118, 119, 500])
+def test_the_fast_measures_see_all_classes_of_a_sorted_part(examples):
+    labels = torch.arange(120) // 12
+    images = (labels / 10).reshape(-1, 1, 1, 1).expand(-1, 1, 8, 8).clone()
+    part = data.Split(images, labels, torch.arange(120), 1.0)
+    config = make("method.name=gaussian", "method.sigma=0.01",
+                  f"certified_fast.examples={examples}", "certified_fast.n=100",
+                  "attacked_fast.every=1", f"attacked_fast.examples={examples}",
+                  "attacked_fast.eps=0.001")  # fmt: skip
+    found = measure(Reads(), part, config, Ranks.current(CPU), epoch=1, before=0, spent=1)
+    for name in ("validation/accuracy", "certified_fast/accuracy_at/0",
+                 "attacked_fast/robust_accuracy"):  # fmt: skip
+        assert found[name] == pytest.approx(0.6, abs=0.03), name
+
+
+@pytest.mark.parametrize("total", [1, 2, 7, 119, 1000])
+def test_spread_positions_are_distinct_and_even(total):
+    for count in {1, 2, total // 2 + 1, total, total + 5}:
+        found = data.spread(total, count)
+        assert len(set(found)) == len(found) == min(count, total)
+        gaps = {after - before for before, after in itertools.pairwise(found)}
+        assert not gaps or max(gaps) - min(gaps) <= 1
+        assert found[0] == 0
+        assert found[-1] < total

@@ -234,8 +234,8 @@ def sigma_warning(sigma: float, trained: float | None) -> str | None:
     """
     if trained is not None and abs(sigma - trained) <= 1e-9 * sigma:
         return None
-    known = "without noise" if trained is None else f"for sigma {trained:g}"
+    known = "without noise" if trained is None else f"for sigma {trained!r}"
     return (
-        f"certifying at sigma {sigma:g} a network trained {known}: certificates are valid, but "
+        f"certifying at sigma {sigma!r} a network trained {known}: certificates are valid, but "
         "smaller than those of a network trained for it"
     )

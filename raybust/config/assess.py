@@ -179,7 +179,12 @@ class Evaluate(Section):
         "square broke images that apgd had not; they end once a round breaks nothing.",
         ge=0,
     )
-    eot: int = option(1, "Forward passes to average for a stochastic network.", ge=1)
+    eot: int = option(
+        1,
+        "Passes of a random network that are averaged, in attacks and in what they are scored on: "
+        "figures are then of the average, not of one pass.",
+        ge=1,
+    )
     sanity: bool = option(
         True, "Whether pgd also runs at the largest radius, which nothing must survive."
     )

@@ -21,7 +21,7 @@ from raybust.data import Part
 from raybust.disk.files import replace_text
 from raybust.disk.rowlog import OtherProtocolError
 from raybust.errors import RequestError
-from raybust.numerics.lp_sets import Row
+from raybust.numerics.lp_sets import Row, named
 
 VERSION = 2
 """Version of the file's format."""
@@ -30,11 +30,15 @@ _SECONDS, _SHARE = 1.0, 0.01
 """Time budget for verifying the images: a second, or this share of the work."""
 
 
-def read_counts(path: Path) -> Corrupted:
-    """Returns all counts in a file, without sets.
+def read_counts(
+    path: Path, sets: Sequence[str] = (), shape: tuple[int, int, int] | None = None
+) -> Corrupted:
+    """Returns all counts in a file.
 
     Args:
         path: the file of counts.
+        sets: names of the sets of Lp noises; without a shape they are left out.
+        shape: (C, H, W) of the images, on which the sets depend.
 
     Raises:
         RequestError: it is gone, or holds no counts.
@@ -42,7 +46,8 @@ def read_counts(path: Path) -> Corrupted:
     try:
         _, *lines = path.read_text(encoding="utf-8").splitlines()
         shares = {share["share"]: share["cells"] for share in map(json.loads, lines)}
-        parts = [Corrupted(cells=tuple(map(Cell.parse, one)), sets={}) for one in shares.values()]
+        rows = {} if shape is None else {name: named(name, shape).rows for name in sets}
+        parts = [Corrupted(cells=tuple(map(Cell.parse, one)), sets=rows) for one in shares.values()]
         return merge(parts)
     except OSError:
         raise RequestError(f"{path}: the counts are gone; run `raybust evaluate`") from None

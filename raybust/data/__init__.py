@@ -4,14 +4,14 @@
 nor MLflow is known here.
 """
 
-from raybust.data.arrays import Parts, parts_of_arrays
+from raybust.data.arrays import Parts, dark, parts_of_arrays
 from raybust.data.batches import Batches, fitting_batch
 from raybust.data.catalog import Source, check, decoding_of, describe, load, names
 from raybust.data.folder import StreamedSplit
 from raybust.data.given import dataset_of, empty, images_of, read_array
 from raybust.data.pictures import Pictures, read_pictures
 from raybust.data.seeds import mix
-from raybust.data.splits import Dataset, Part, Split
+from raybust.data.splits import Dataset, Part, Split, spread
 
 __all__ = [
     "Batches",
@@ -23,6 +23,7 @@ __all__ = [
     "Split",
     "StreamedSplit",
     "check",
+    "dark",
     "dataset_of",
     "decoding_of",
     "describe",
@@ -35,4 +36,5 @@ __all__ = [
     "parts_of_arrays",
     "read_array",
     "read_pictures",
+    "spread",
 ]

@@ -129,15 +129,20 @@ class Dataset:
             mean: the normalization layer's mean, if not the dataset's.
             std: its standard deviation, likewise.
         """
+        given = " (as set)" if mean or std else ""
+        how = f"normalization{given}: mean {_list(mean or self.mean)}, std {_list(std or self.std)}"
+        lines = self.described
+        return [f"data  {line}" for line in (*lines[:2], how, *lines[2:])]
+
+    @property
+    def described(self) -> list[str]:
+        """Describes parts and their sizes, image size and classes, then conversions and what was
+        left out, one line each."""
         few = ", ".join(self.classes[:_NAMED]) + ", ..." * (len(self.classes) > _NAMED)
         channels, height, width = self.shape
-        given = " (as set)" if mean or std else ""
-        lines = [
-            f"{channels} x {height} x {width} pixels, {len(self.classes)} classes: {few}",
-            f"normalization{given}: mean {_list(mean or self.mean)}, std {_list(std or self.std)}",
-        ]
+        size = f"{channels} x {height} x {width} pixels, {len(self.classes)} classes: {few}"
         first, *others = self.notes or ("",)
-        return [f"data  {line}" for line in (first, *lines, *others) if line]
+        return [line for line in (first, size, *others) if line]
 
     @functools.cached_property
     def digest(self) -> str:
@@ -224,3 +229,10 @@ def _shuffled(labels: Tensor, keys: tuple[int | str, ...]) -> tuple[Tensor, Tens
     rank = torch.empty_like(order)
     rank[grouped] = torch.arange(len(labels)) - starts
     return order, rank, sizes[shuffled]
+
+
+def spread(total: int, count: int) -> list[int]:
+    """Returns `count` positions, or all if there are fewer, evenly over a part of `total` examples:
+    a part may be sorted by class."""
+    count = min(count, total)
+    return [at * total // count for at in range(count)]

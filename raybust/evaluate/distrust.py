@@ -41,6 +41,16 @@ class Flag:
     text: str
 
 
+def _random(eot: int) -> str:
+    """Returns what figures of a random network mean."""
+    if eot > 1:
+        return f"every figure is of the average of {eot} passes, which is another classifier"
+    return (
+        "figures are of one draw, and attacks follow its noise; evaluate.eot=20 measures the"
+        " average of 20 passes instead, which is another classifier"
+    )
+
+
 @torch.no_grad()
 def flags_of_network(network: nn.Module, images: Tensor, eot: int = 1) -> list[Flag]:
     """Returns flags about the network itself.
@@ -48,7 +58,7 @@ def flags_of_network(network: nn.Module, images: Tensor, eot: int = 1) -> list[F
     Args:
         network: images (B, C, H, W) in [0, 1] to logits (B, K), in eval mode.
         images: B >= 1 distinct images.
-        eot: passes averaged by the attacks.
+        eot: passes that the classifier averages.
     """
     found = []
     with torch.random.fork_rng():
@@ -56,8 +66,7 @@ def flags_of_network(network: nn.Module, images: Tensor, eot: int = 1) -> list[F
         size = logits.abs().max().clamp(min=1e-6)
         random = bool((logits - again).abs().max() > _SAME * size)
         if random:
-            advice = f"attacks averaged {eot}" if eot > 1 else "set evaluate.eot=20"
-            found.append(Flag("random", f"two passes on the same images differ; {advice}"))
+            found.append(Flag("random", f"two passes on the same images differ; {_random(eot)}"))
         change = batch_effect(network, images, logits)
         differentiable = has_gradient(network, images)
     if not differentiable:

@@ -60,11 +60,15 @@ class Summary:
 
     def metrics(self) -> dict[str, float]:
         """Returns the metrics `attacked/*`, or `attacked/alone/*` and `attacked/oblivious/*` for
-        those views; `robust_accuracy` is that of the largest eps. The sanity check of the attacks
-        is under `sanity/`."""
+        those views; `robust_accuracy` is that of the largest eps, `eot` the number of passes that
+        the classifier averages. The sanity check of the attacks is under `sanity/`."""
         view = self.protocol.view
         head = "attacked" if view == HEADLINE else f"attacked/{view}"
-        found = {f"{head}/clean_accuracy": self.clean, f"{head}/flags": float(len(self.flags))}
+        found = {
+            f"{head}/clean_accuracy": self.clean,
+            f"{head}/flags": float(len(self.flags)),
+            f"{head}/eot": float(self.protocol.eot),
+        }
         for point in self.points:
             checks = "sanity/" if point.eps == self.protocol.reach else ""
             key = f"{head}/{checks}{self.protocol.norm}_{point.eps:.6g}"
@@ -101,6 +105,11 @@ class Summary:
             f"{protocol.examples} {protocol.split} examples of {protocol.dataset}, "
             f"{protocol.norm}; lines with ... attack only what withstood the lines before."
         )
+        if protocol.eot > 1:
+            lines.append(
+                f"Every figure is of the classifier that averages {protocol.eot} passes of the "
+                "network, not of one pass."
+            )
         lines += [f"DISTRUST ({flag.name}): {flag.text}" for flag in self.flags]
         return "\n".join(lines)
 

@@ -20,7 +20,7 @@ from raybust.errors import RequestError
 _DEEPEST = 4
 _LATER = ("ema", "average", "avg", "swa", "teacher")
 """If several state dicts fit, those whose names contain one of these words come last."""
-_MEAN, _STD = ("mean", "mu", "means"), ("std", "sigma", "sds", "stds")
+_MEAN, _STD = ("mean", "mu", "means"), ("std", "stds", "sds", "sigma")
 _VARIANCE = ("var", "variance")
 _LAYERS = ("", "0", "normalize", "normalizer", "normalization", "norm", "preprocess", "module")
 """Names under which a normalizing first layer stands beside a network."""
@@ -206,7 +206,7 @@ def _normalization(
         kind = name.lower().lstrip("_")
         if kind not in _MEAN or parent.rpartition(".")[2].lower() not in _LAYERS:
             continue
-        for other, std in weights.items():
+        for other, std in sorted(weights.items(), key=lambda item: _order(item[0])):
             above, _, last = other.rpartition(".")
             beside = above == parent and last.lower().lstrip("_") in _STD
             sizes = {mean.numel(), std.numel()}
@@ -214,6 +214,13 @@ def _normalization(
                 rest = {k: v for k, v in weights.items() if k not in (key, other)}
                 return _expanded(mean, max(sizes)), _expanded(std, max(sizes)), rest
     return None, None, dict(weights)
+
+
+def _order(key: str) -> int:
+    """Returns the place of a key among names of standard deviations: `std` before `sigma`, which
+    may also be the noise of a training."""
+    name = key.rpartition(".")[2].lower().lstrip("_")
+    return _STD.index(name) if name in _STD else len(_STD)
 
 
 def _expanded(part: Tensor, channels: int) -> Tensor:

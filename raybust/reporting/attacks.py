@@ -146,7 +146,7 @@ def _effort(protocol: Mapping[str, Any]) -> str:
         if any(attack.startswith(name) for attack in protocol["attacks"])
     ]
     runs, passes = protocol["restarts"], protocol.get("eot", 1)
-    averaged = [f"gradients of {passes} passes"] * (passes != 1)
+    averaged = [f"average of {passes} passes"] * (passes != 1)
     return ", ".join([*parts, f"{runs} restart{'s' * (runs != 1)}", *averaged])
 
 

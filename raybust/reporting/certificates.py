@@ -14,6 +14,9 @@ from raybust.reporting.logs import Log, read_log
 from raybust.reporting.plots import plot_curves
 from raybust.reporting.tables import latex_table, markdown_table
 
+_BY_PATH = ("npz", "image_folder", "given")
+"""Names of data sets that do not tell which images they are."""
+
 
 def read_logs(paths: Sequence[str | Path], labels: Sequence[str] | None = None) -> list[Log]:
     """Reads several logs.
@@ -51,6 +54,8 @@ def different_images(results: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[s
             what, first = f"the data set {dataset}, not {results[0][1]['dataset']}", results[0][0]
         elif digests != same:
             what = "other images or labels"
+        elif dataset in _BY_PATH and len({key for key in firsts if key[0] == dataset}) > 1:
+            what, first = "other examples, perhaps of other files", results[0][0]
         else:
             continue
         found[name] = f"is of {what}, compared with {first}"

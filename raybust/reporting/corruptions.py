@@ -36,8 +36,8 @@ def compare_corruptions(named: Sequence[tuple[str, Path]], folder: Path) -> Comp
     figures, notes, known = [], [], []
     for label, path in named:
         whole = read_json(path)
-        _check(path, whole["metrics"])
         asked = whole["protocol"]
+        _check(path, whole["metrics"], asked["sets"], whole.get("shape"))
         kinds = [*asked["sets"], *(f"p={p:g} eps={eps:g}" for p, eps in asked["rows"])]
         kinds += [f"published ({asked['folder']})"] * bool(asked["folder"])
         kinds += ["generated"] * bool(asked["generated"])
@@ -65,13 +65,22 @@ def _show(value: Any) -> str:
     return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
-def _check(path: Path, metrics: Mapping[str, float]) -> None:
+def _check(
+    path: Path, metrics: Mapping[str, float], sets: Sequence[str], shape: Sequence[int] | None
+) -> None:
     """Rejects a result that contradicts its counts.
+
+    Args:
+        path: of the result.
+        metrics: as stated.
+        sets: names of its sets of Lp noises.
+        shape: of its images; None in results of raybust 0.1.
 
     Raises:
         RequestError: names the metric.
     """
-    found = read_counts(path.with_suffix(".jsonl")).metrics()
+    size = None if shape is None else (shape[0], shape[1], shape[2])
+    found = read_counts(path.with_suffix(".jsonl"), sets, size).metrics()
     for name, value in found.items():
         stated = metrics.get(name, math.nan)
         both_nan = math.isnan(stated) and math.isnan(value)

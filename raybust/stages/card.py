@@ -11,8 +11,11 @@ import hashlib
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from torch import Tensor
+
 from raybust.disk.files import is_aside
 from raybust.identity import fixed_images, outputs_of, weights_digest
+from raybust.models import Normalize
 from raybust.reporting.attacks import compare_attacks
 from raybust.reporting.certificates import table
 from raybust.search.leaderboard import UNITS
@@ -62,12 +65,9 @@ def card_of(trained: Trained, folder: Path, license_name: str | None) -> str:
         f"`{config.model.name}`, {parameters:,} parameters. Input: float images (N, {channels},"
         f" {height}, {width}) in [0, 1]; the first layer normalizes them. Output: logits of"
         f" {len(dataset.classes)} classes: {', '.join(dataset.classes)}.",
+        *_normalization(trained),
         *[text for file, text in _USE.items() if (folder / file).exists()],
         "## Training",
-        *[
-            f"- {line.removeprefix('data').strip()}"
-            for line in dataset.understood(config.model.mean, config.model.std)
-        ],
         *_how(trained),
         "## What is proven",
         *_proven(trained),
@@ -92,15 +92,32 @@ def function_digest(trained: Trained) -> str:
     return hashlib.sha256(" ".join(f"{one:.4f}" for one in outputs).encode()).hexdigest()
 
 
+def _normalization(trained: Trained) -> list[str]:
+    """Returns the constants of the network's first layer."""
+    layers = (part for part in trained.network.modules() if isinstance(part, Normalize))
+    return [
+        f"Normalization: mean {_numbers(layer.mean)}, standard deviation {_numbers(layer.std)}."
+        for layer in layers
+    ][:1]
+
+
+def _numbers(values: Tensor) -> str:
+    return ", ".join(f"{value:.4g}" for value in values.flatten().tolist())
+
+
 def _how(trained: Trained) -> list[str]:
     """Returns how the network was trained, as far as that is known."""
-    config = trained.config
+    config, described = trained.config, trained.dataset.described
     if not trained.training_known:
-        return ["- trained elsewhere: method and settings are not known"]
+        return [
+            "- trained elsewhere: data, method and settings are not known",
+            *[f"- measured here on: {line}" for line in described],
+        ]
     fields = dataclasses.asdict(config.method)
     told = [f"{key}: {value}" for key, value in fields.items() if not isinstance(value, dict)]
     budget, amount = config.train.budget
     return [
+        *[f"- {line}" for line in described],
         f"- method `{config.method.key}`" + (f": {', '.join(told)}" if told else ""),
         f"- {config.train.optimizer}, learning rate {config.train.rate:g}, batch size"
         f" {config.train.batch_size}, {amount:g} {UNITS[budget]}, seed {config.seed}",

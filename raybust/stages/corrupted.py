@@ -149,7 +149,8 @@ def _publish(at: Bench, log: CountsLog) -> Measurement:
     ]
     text = "\n".join([found.table(), *figures, *(f"note: {note}" for note in notes)])
     result = Measurement(text, metrics, files, {"notes": notes})
-    plain = {**result.plain(), "protocol": json.loads(log.header)}
+    shape = list(at.trained.dataset.shape)
+    plain = {**result.plain(), "shape": shape, "protocol": json.loads(log.header)}
     replace_text(files["metrics"], json.dumps(plain, indent=1) + "\n")
     files["table"].write_text(found.table() + "".join(f"\n{note}.\n" for note in notes))
     at.publish(path, log.header, metrics, files.values())

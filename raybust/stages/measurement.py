@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import html
+import math
 from base64 import b64encode
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,6 +33,7 @@ from raybust.stages.tracking import open_store
 from raybust.trained import Trained
 
 _PROBED = 8
+_DEVIATIONS = 5.0
 
 
 @dataclass(frozen=True)
@@ -191,23 +193,32 @@ def warn_of_instability(network: nn.Module, part: Part, echo: Echo) -> None:
 
 
 def warn_of_few_classes(part: Part, chosen: Sequence[int], echo: Echo) -> None:
-    """Warns if the chosen examples have far fewer classes than a random sample would,
-    like the first ones of a part that is sorted by class.
+    """Warns if the classes of the chosen examples are not those of a random sample, like those of
+    the first examples of a part that is sorted by class.
+
+    Pearson's statistic of the class counts is compared with its mean and deviation for random
+    samples; the limit, five deviations, is our choice.
 
     Args:
         part: of the data.
         chosen: positions in the part.
         echo: prints a line.
     """
-    labels, total = part.labels, len(part)
+    labels, total, count = part.labels, len(part), len(chosen)
+    if count in (0, total):
+        return
     counts = labels.bincount().double()
-    expected = float((1 - (1 - counts / total) ** len(chosen)).sum())
-    found = len(labels[list(chosen)].unique())
-    if found < expected / 2:
+    counts, taken = counts[counts > 0], labels[list(chosen)].bincount(minlength=len(counts))
+    taken = taken[labels.bincount() > 0].double()
+    classes, expected = len(counts), counts * count / total
+    statistic = float(((taken - expected) ** 2 / expected).sum()) * (total - 1) / (total - count)
+    rare = float((total / counts).sum()) - classes**2 - 2 * classes + 2
+    deviation = math.sqrt(max(2 * (classes - 1) + rare / count, 1.0))
+    if statistic > classes - 1 + _DEVIATIONS * deviation:
         echo(
-            f"warning: these {len(chosen)} of {total} examples cover only {found} of"
-            f" {int((counts > 0).sum())} classes: the data is sorted by class; use more examples,"
-            " or for certificates certify.skip"
+            f"warning: these {count} of {total} examples cover only {int((taken > 0).sum())} of"
+            f" {classes} classes, or these in other shares than the whole: the data is sorted; use"
+            " more examples, or for certificates certify.skip"
         )
 
 

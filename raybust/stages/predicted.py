@@ -100,9 +100,10 @@ class Predictions(Sequence[Prediction]):
         for row in self.plain()[:count]:
             name = "(abstains)" if row["abstain"] else row["label"]
             radius = f"{math.floor(1e4 * row['radius']) / 1e4:.4f}" if row["draws"] else "-"
+            bound = f"{math.floor(1e4 * row['bound']) / 1e4:.4f}"
             safe = ["yes" if row["safe"] else "not proven"] if "safe" in row else []
             cells.append([
-                row["image"], name, radius, f"{row['bound']:.4f}", f"{row['draws']:,}", *safe
+                row["image"], name, radius, bound, f"{row['draws']:,}", *safe
             ])  # fmt: skip
         widths = [max(len(line[at]) for line in cells) for at in range(len(heads))]
         shown = [
@@ -163,6 +164,7 @@ def predict(
         WorkError: a task failed every retry; finished rows are kept.
     """
     trained = _on(trained, images)
+    _warn_of_dark(images, options.echo)
     with bench(trained, options) as at:
         protocol = protocol_of(trained, at.device)
         warn_of_sigma(trained, protocol, options.echo)
@@ -196,6 +198,7 @@ def predict_plain(
         WorkError: the outputs are NaN.
     """
     trained = _on(trained, images)
+    _warn_of_dark(images, options.echo)
     warn_of_instability(trained.network, images, options.echo)
     found: dict[int, tuple[int, float]] = {}
     with bench(trained, options) as at:
@@ -226,6 +229,13 @@ def _on(trained: Trained, images: Part) -> Trained:
     return replace(trained, dataset=dataset, config=config, uid=None)
 
 
+def _warn_of_dark(images: Part, echo: Echo) -> None:
+    """Warns about arrays whose pixels are far below the maximum of their type."""
+    if isinstance(images, data.Split):
+        for note in data.dark(images, "images"):
+            echo(f"warning: {note}")
+
+
 def _log_of(trained: Trained, protocol: Protocol, name: str | None) -> Path:
     """Returns the log of some images under a protocol."""
     how = log_path(trained.folder, protocol).stem.removeprefix(f"{protocol.split}_")
@@ -250,7 +260,8 @@ def _about(protocol: Protocol) -> str:
     wanted = ", ".join(f"{target:g}" for target in protocol.targets)
     early = f", only until {wanted} is decided: other radii may be larger" if wanted else ""
     return (
-        f"radii in {protocol.norm}; {protocol.noise} noise, {protocol.amount}, up to"
+        f"radii in {protocol.norm}; {protocol.noise} noise, {protocol.amount},"
+        f" {protocol.precision}, up to"
         f" {protocol.n:,} draws{early};"
         f" each answer is wrong with probability at most {protocol.alpha:g}"
     )

@@ -128,8 +128,10 @@ def describe_sweep(board: Leaderboard, *, registered: bool) -> str:
     if best.log is not None:
         lines.append(f"On the test set: ACR {acr(read_log(best.log))}.")
     if registered:
-        uri = f"{track.REGISTRY}{board.sweep}@best"
-        lines.append(f"Registered as [{uri}](#/models/{board.sweep}).")
+        lines.append(
+            f"Registered as a version of the model [{board.sweep}](#/models/{board.sweep}); the tag"
+            " `raybust.model` names it. The alias `best` is that of the best version so far."
+        )
     lines.append("Artifacts: `leaderboard.md`, `report.html`. Trials: child runs.")
     return "\n\n".join(lines)
 

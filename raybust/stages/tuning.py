@@ -326,7 +326,5 @@ def _publish(journal: track.Journal, config: Config, board: Leaderboard) -> Lead
     found = {k: v for k, v in (values | certified | attacked).items() if v is not None}
     journal.metrics(found, step=journal.attempt)  # so the last start's best is the newest step
     registered = register(board, config.tune.constraints) is not None
-    if registered:
-        journal.tags({"raybust.model": f"models:/{board.sweep}@best"})
     journal.tags({track.NOTE: describe_sweep(board, registered=registered)})
     return board

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 _OWN = "raybust."
 DIGEST = "raybust.digest"
+MODEL = "raybust.model"
+"""Tag of a run: the registered version that it became."""
 BEST = "best"
 """Alias of the best registered version: `models:/NAME@best`."""
 METRIC = "raybust.metric"
@@ -34,7 +36,8 @@ compared by it."""
 
 
 def register_version(client: MlflowClient, run_id: str, entry: Mapping[str, Any]) -> None:
-    """Creates or updates the version of a journal entry; the caller holds the store's lock.
+    """Creates or updates the version of a journal entry, and names it in a tag of the run and of
+    its parent; the caller holds the store's lock.
 
     If the run's weights already have a version, its tags and description are updated.
 
@@ -73,6 +76,9 @@ def register_version(client: MlflowClient, run_id: str, entry: Mapping[str, Any]
         version = str(made.version)
     if _is_best(client, name, version, tags):
         client.set_registered_model_alias(name, BEST, version)
+    client.set_tag(run_id, MODEL, f"models:/{name}/{version}")
+    if parent := client.get_run(run_id).data.tags.get("mlflow.parentRunId"):
+        client.set_tag(parent, MODEL, f"models:/{name}/{version}")
 
 
 def _is_best(client: MlflowClient, name: str, version: str, tags: Mapping[str, str]) -> bool:

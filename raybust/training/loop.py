@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from raybust import config as configuration
 from raybust import devices
 from raybust.config import Config
-from raybust.data import Batches, Dataset, mix
+from raybust.data import Batches, Dataset, mix, spread
 from raybust.disk import checkpoint
 from raybust.disk.pulse import Pulse
 from raybust.errors import WorkError
@@ -77,8 +77,9 @@ class Trainer:
             self.network.compile()
         self.objective = Objective(self.network, config.method, autocast(config.train, device))
         self.objective.embed = initial.embedding(config, dataset, device)
-        count = min(config.method.setup_images(), len(dataset.train))
-        images, labels = dataset.train.fetch(torch.arange(count) * len(dataset.train) // count)
+        images, labels = dataset.train.fetch(
+            spread(len(dataset.train), config.method.setup_images())
+        )
         self.objective.prepare(images.to(device), labels.to(device))
         self.batches = Batches(
             dataset.train,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from raybust.certification import fast_certificate
 from raybust.config import Config
-from raybust.data import Part
+from raybust.data import Part, spread
 from raybust.errors import RequestError
 from raybust.evaluate import correct
 from raybust.numerics.attacks import ascend, attacked
@@ -61,8 +61,7 @@ def measure(
     ):
         if not _due(section.every, epoch, before, spent):
             continue
-        step = max(1, len(split) // section.examples)
-        chosen = torch.arange(0, len(split), step)[: section.examples]
+        chosen = torch.tensor(spread(len(split), section.examples))
         share = chosen[ranks.rank :: ranks.world]
         if len(share):
             for key, value in measured(network, split, share, config, ranks.device).items():

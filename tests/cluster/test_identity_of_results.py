@@ -633,14 +633,16 @@ def test_report_leaves_out_results_of_other_images_and_labels(own, home, out, cl
     assert (again.code, "warning" in again.err) == (0, False)
 
 
-def test_report_refuses_corruption_figures_that_their_counts_contradict(own, home, out, cli):
+@pytest.mark.parametrize("name", ["error/p_2", "mCE_Lp"])
+def test_report_refuses_corruption_figures_that_their_counts_contradict(own, home, out, cli, name):
     (path,) = (own / "corrupted").glob("*.json")
     whole = json.loads(path.read_text())
-    whole["metrics"]["error/p_2"] = 0.01
+    assert name in whole["metrics"]
+    whole["metrics"][name] = 0.01
     path.write_text(json.dumps(whole))
     found = cli("report", "own", "--out", out, f"model.name={home}:Net")
     assert found.code == 2
-    assert "states error/p_2 = 0.0100, but its counts give" in found.err
+    assert f"states {name} = 0.0100, but its counts give" in found.err
 
 
 def test_report_says_so_of_a_log_by_its_path_and_of_a_run_without_checkpoints(own, home, out, cli):

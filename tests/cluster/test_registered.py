@@ -163,9 +163,9 @@ def test_the_description_of_a_sweep_leads_to_its_model(sweep):
     made = board(sweep, (0, 0.75), (1, 0.99))
     text = describe_sweep(made, registered=True)
     assert "Best by certified_fast/acr: trial 0, gaussian, lr=0.05: 0.5000" in text
-    assert "[models:/found@best](#/models/found)" in text
+    assert "Registered as a version of the model [found](#/models/found)" in text
     assert f"ACR {acr(read_log(sweep / 'log.tsv'))}" in text
-    assert "models:/" not in describe_sweep(made, registered=False)
+    assert "Registered" not in describe_sweep(made, registered=False)
 
 
 def test_the_best_finalist_becomes_a_version_once(sweep, out):

@@ -1,6 +1,7 @@
 """Rows of a shard: order of accuracies, independence of sharding, rejected requests."""
 
 import copy
+import dataclasses
 import importlib.util
 
 import pytest
@@ -122,7 +123,27 @@ def test_nothing_is_left_behind():
 def test_random_networks_are_reproducible_in_the_mean():
     network = Wrapped(after=lambda z: z + 2 * torch.randn_like(z))
     plan = protocol(20, eot=4, attacks=("pgd",), sanity=False)
-    assert run(network, plan, 20, Small()) == run(network, plan, 20, Small())
+    rows = run(network, plan, 20, Small())
+    assert rows == run(network, plan, 20, Small())
+    for eot, said in ((4, True), (1, False)):
+        summary = summarize(rows, dataclasses.replace(plan, eot=eot))
+        assert ("classifier that averages 4 passes" in summary.text()) == said
+        assert summary.metrics()["attacked/eot"] == eot
+
+
+@pytest.mark.parametrize(
+    ("eot", "said"),
+    [(1, "figures are of one draw"), (20, "every figure is of the average of 20 passes")],
+)
+def test_a_random_network_is_told_from_its_average(eot, said):
+    (flag,) = [
+        flag
+        for flag in flags_of_network(Wrapped(after=lambda z: z + torch.randn_like(z)),
+                                     torch.rand(4, 1, 6, 6), eot)
+        if flag.name == "random"
+    ]  # fmt: skip
+    assert said in flag.text
+    assert "another classifier" in flag.text
 
 
 class Nan(Small):

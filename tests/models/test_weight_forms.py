@@ -434,3 +434,13 @@ def test_weights_that_are_no_plain_tensors_are_one_line(tmp_path, change):
     content[last] = change(content[last])
     with pytest.raises(RequestError, match=f"{last} is sparse or has no values"):
         models.load_weights(build(1), save(content, tmp_path / "w.pth"))
+
+
+@pytest.mark.parametrize("first", ["sigma", "std"])
+def test_a_noise_beside_the_standard_deviation_is_not_taken_for_it(tmp_path, first):
+    layer = {"sigma": torch.tensor(0.25), "std": torch.tensor([0.3, 0.2, 0.1])}
+    order = {first: layer[first]} | layer
+    network, file = build(1), tmp_path / "w.pt"
+    torch.save({"state_dict": inner(), "mean": torch.tensor([0.5, 0.4, 0.3]), **order}, file)
+    models.load_weights(network, file)
+    assert network.normalize.std.flatten().tolist() == pytest.approx([0.3, 0.2, 0.1])

@@ -56,7 +56,7 @@ def test_other_images_and_averaged_gradients_are_told(path, tmp_path, monkeypatc
     write(other, {HEADLINE: 25})
     found = compare_attacks([("one", path), ("two", other)], tmp_path / "report")
     assert "> two: is of other images or labels, compared with one" in found.markdown
-    assert "1 restart, gradients of 4 passes" in found.markdown
+    assert "1 restart, average of 4 passes" in found.markdown
 
 
 def test_rows_name_their_protocol_and_views_stand_before_the_headline(path, tmp_path):

@@ -182,6 +182,17 @@ def test_each_log_is_compared_with_one_of_as_many_examples(tmp_path):
     assert found == {"third": "is of other images or labels, compared with second"}
 
 
+@pytest.mark.parametrize(("dataset", "said"), [("npz", True), ("digits", False)])
+def test_files_under_one_name_may_be_of_other_images(tmp_path, dataset, said):
+    """Digests of other examples say nothing, and the name of the data set does not either."""
+    logs = [
+        ours(tmp_path / "a.tsv", dataset=dataset, examples=30, data="a", labels="a"),
+        ours(tmp_path / "b.tsv", dataset=dataset, examples=20, data="b", labels="b"),
+    ]
+    text = "is of other examples, perhaps of other files, compared with a"
+    assert other_images(read_logs(logs)) == ({"b": text} if said else {})
+
+
 def test_votes_are_those_of_the_rows(tmp_path):
     """Of any noise and schedule; a log of another norm without rows' votes has none."""
     for changes in ({"norm": "linf"}, {"targets": (0.1,), "schedule": "looks"}):

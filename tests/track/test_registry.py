@@ -5,7 +5,7 @@ import json
 import shutil
 
 import pytest
-from tracking import deliver, free_port, lines
+from tracking import deliver, free_port, lines, runs_of
 
 from raybust.track import Journal, sync
 from raybust.track.client import open_client
@@ -207,3 +207,26 @@ def test_a_version_waits_for_its_files(store, tmp_path, monkeypatch):
     assert delivery.step()
     assert len(versions(store)) == 1
     assert json.loads(journal.with_name(journal.name + ".ack").read_text())["pending"] == []
+
+
+def test_the_run_and_its_sweep_name_the_version_and_not_the_alias(store, tmp_path):
+    """The alias may be that of another sweep's better version."""
+    tags = {"raybust.metric": "acr", "raybust.mode": "max", "raybust.bounds": ""}
+    for number, value in enumerate((0.5, 0.3)):
+        for key, parent in ((f"sweep{number}", None), (f"trial{number}", f"sweep{number}")):
+            folder = tmp_path / key
+            with Journal(folder / "journal.jsonl") as journal:
+                journal.start(key, "e", key, parent_key=parent)
+            deliver(folder / "journal.jsonl", store)
+        files = weights(folder, str(value).encode())
+        with Journal(folder / "registered.journal.jsonl") as journal:
+            journal.attach(key, "e")
+            journal.register("sweep", files, folder="checkpoint", digest=str(value),
+                             tags=tags | {"raybust.value": value})  # fmt: skip
+        deliver(folder / "registered.journal.jsonl", store)
+    found = {run.info.run_name: run.data.tags["raybust.model"] for run in runs_of(store)}
+    assert found == {
+        "sweep0": "models:/sweep/1", "trial0": "models:/sweep/1",
+        "sweep1": "models:/sweep/2", "trial1": "models:/sweep/2",
+    }  # fmt: skip
+    assert open_client(store).get_model_version_by_alias("sweep", "best").version == 1
