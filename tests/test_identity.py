@@ -321,3 +321,10 @@ def test_a_random_network_may_be_sent():
         other.on("cpu")
     abroad = dataclasses.replace(other, device="cuda")  # where it drew other random numbers
     assert abroad.on("cpu") is sent.network
+
+
+def test_digests_of_other_examples_are_no_sign_of_other_images():
+    theirs = {"weights": "w", "outputs": (1.0,), "examples": 60, "data": "a", "labels": "a"}
+    ours = theirs | {"examples": 50, "data": "b", "labels": "b"}
+    assert differences(theirs, ours) == ["another protocol (examples: 60 -> 50)"]
+    assert len(differences(theirs, ours | {"examples": 60})) == 2
