@@ -1,0 +1,26 @@
+"""Is one network better than another? Paired tests on the same images, and over training seeds.
+
+Each module is one kind of question: shares (`shares`), means such as the ACR (`means`), several
+seeds (`seeds`), several columns at once (`families`), whole curves (`bands`), and `verdicts` turns
+the numbers into words.
+"""
+
+from raybust.significance.bands import Band, difference_band
+from raybust.significance.families import holm
+from raybust.significance.means import compare_means
+from raybust.significance.paired import Paired
+from raybust.significance.seeds import compare_seeds
+from raybust.significance.shares import compare_shares
+from raybust.significance.verdicts import Decision, decide
+
+__all__ = [
+    "Band",
+    "Decision",
+    "Paired",
+    "compare_means",
+    "compare_seeds",
+    "compare_shares",
+    "decide",
+    "difference_band",
+    "holm",
+]

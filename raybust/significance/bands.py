@@ -1,0 +1,57 @@
+"""The difference of two certified-accuracy curves with a simultaneous band, by the bootstrap."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from raybust.significance.means import Floats
+from raybust.significance.shares import LEVEL
+
+_RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Band:
+    """A curve with a band that contains the true curve as a whole with probability 95 %.
+
+    Attributes:
+        radii: (R,) grid.
+        difference: (R,), A minus B.
+        low: (R,) lower end of the band.
+        high: (R,) upper end.
+    """
+
+    radii: Floats
+    difference: Floats
+    low: Floats
+    high: Floats
+
+
+def difference_band(a: Floats, b: Floats, radii: Floats) -> Band:
+    """Returns the difference of certified accuracy over the radius.
+
+    The band is the curve plus and minus a multiple of its standard error, the multiple such that
+    95 % of the bootstrap's curves stay inside at every radius (Kolmogorov's form, studentized).
+
+    Args:
+        a: (S, N) certified radii of the networks of A, negative where wrong.
+        b: (T, N), likewise for B.
+        radii: (R,) ascending grid.
+    """
+    curves = _reached(a, radii) - _reached(b, radii)
+    images, middle = curves.shape[0], curves.mean(0)
+    source = np.random.default_rng(3)
+    weights = source.multinomial(images, np.full(images, 1 / images), _RESAMPLES)
+    drawn = weights @ curves / images - middle
+    error = np.maximum(drawn.std(0), 0.5 / images)
+    limit = float(np.quantile(np.abs(drawn / error).max(1), 1 - LEVEL))
+    low, high = middle - limit * error, middle + limit * error
+    return Band(radii, middle, np.maximum(low, -1), np.minimum(high, 1))
+
+
+def _reached(values: Floats, radii: Floats) -> Floats:
+    """Returns (N, R), the share of networks whose radius reaches each grid point on each image."""
+    found: Floats = (values[:, :, None] >= radii).mean(0)
+    return found

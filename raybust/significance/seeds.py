@@ -1,0 +1,98 @@
+"""Two groups of networks that differ by their seed alone, on the same images.
+
+Both the seeds and the images are random. The variance of the difference is that over seeds plus
+that over images; the second also contains a share of the first, which makes the test a little
+conservative (our choice). With one network on each side, training noise is not in it.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from scipy.stats import t as student
+
+from raybust.significance.means import Floats, needed, p_of_zero, p_within
+from raybust.significance.paired import Paired
+from raybust.significance.shares import LEVEL
+
+_RESAMPLES = 2000
+
+
+def compare_seeds(
+    a: Floats, b: Floats, margin: float, *, paired: bool, resamples: int = _RESAMPLES
+) -> Paired:
+    """Compares the means of two groups of networks by a t test over seeds and images.
+
+    Args:
+        a: (S, N), value of each network of A on each image; S >= 2.
+        b: (T, N), likewise for B; T >= 2.
+        margin: of equivalence, in the unit of the values.
+        paired: whether network s of A and network s of B have the same seed; then S = T.
+        resamples: of the hierarchical bootstrap, whose p-value is a check.
+    """
+    means_a, means_b, images = a.mean(1), b.mean(1), a.shape[1]
+    if paired:
+        over = means_a - means_b
+        of_seeds, freedom = float(over.var(ddof=1)) / len(over), len(over) - 1.0
+        deviation = float(over.std(ddof=1))
+    else:
+        parts = [float(m.var(ddof=1)) / len(m) for m in (means_a, means_b)]
+        of_seeds, freedom = sum(parts), _welch(parts, [len(means_a), len(means_b)])
+        deviation = math.sqrt(float(means_a.var(ddof=1)) + float(means_b.var(ddof=1)))
+    difference = float(means_a.mean() - means_b.mean())
+    of_images = float((a.mean(0) - b.mean(0)).var(ddof=1)) / images
+    error = math.sqrt(of_seeds + of_images)
+    whole = _welch([of_seeds, of_images], [freedom + 1, images])
+    half = float(student.isf(LEVEL / 2, whole)) * error
+    return Paired(
+        a=float(means_a.mean()),
+        b=float(means_b.mean()),
+        low=difference - half,
+        high=difference + half,
+        p=p_of_zero(difference, error, whole),
+        p_within=p_within(difference, error, whole, margin),
+        margin=margin,
+        images=images,
+        seeds=(len(a), len(b)),
+        needed=needed(difference, deviation),
+        test="t over seeds and images",
+        checks={
+            "paired t over seeds" if paired else "Welch's t over seeds": p_of_zero(
+                difference, math.sqrt(of_seeds), freedom
+            ),
+            "hierarchical bootstrap": hierarchical(a, b, paired=paired, resamples=resamples),
+        },
+    )
+
+
+def _welch(variances: list[float], sizes: list[float]) -> float:
+    """Returns the degrees of freedom of a sum of variances of means (Welch and Satterthwaite)."""
+    total = sum(variances)
+    if total == 0:
+        return min(sizes) - 1
+    return total**2 / sum(v**2 / (n - 1) for v, n in zip(variances, sizes, strict=True))
+
+
+def hierarchical(a: Floats, b: Floats, *, paired: bool, resamples: int = _RESAMPLES) -> float:
+    """Returns the two-sided p-value of no difference by resampling seeds, then images.
+
+    The images are the same for all networks of a resample. With few seeds it finds too much: the
+    variance over S resampled seeds is too small by (S - 1) / S.
+
+    Args:
+        a: (S, N).
+        b: (T, N).
+        paired: resample pairs of networks.
+        resamples: from a fixed seed.
+    """
+    source, images = np.random.default_rng(2), a.shape[1]
+    found = np.empty(resamples)
+    for number in range(resamples):
+        chosen = source.integers(0, len(a), len(a))
+        other = chosen if paired else source.integers(0, len(b), len(b))
+        weights = np.bincount(source.integers(0, images, images), minlength=images)
+        per_image = a[chosen].mean(0) - b[other].mean(0)
+        found[number] = per_image @ weights / images
+    least = min((found <= 0).sum(), (found >= 0).sum())
+    return min(1.0, 2 * (int(least) + 1) / (resamples + 1))
