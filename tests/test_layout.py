@@ -53,8 +53,9 @@ TABLE = {
     "pyfunc": "api config trained | mlflow numpy pandas",
     "request": "(config disk methods search track trained)",
     "search": "config disk methods track | optuna sqlalchemy yaml (optuna_dashboard)",
+    "significance": "| numpy scipy",
     "reporting": (
-        "certification config corruptions disk evaluate identity numerics search"
+        "certification config corruptions disk evaluate identity numerics search significance"
         " | numpy scipy matplotlib (plotly)"
     ),
     "studies": "config data numerics | torch matplotlib",
@@ -64,8 +65,8 @@ TABLE = {
     ),
     "stages": (
         "beside devices config data disk identity methods models numerics training certification"
-        " evaluate corruptions trained track search reporting cluster request (serve)"
-        " | torch joblib optuna (onnx pandas tqdm)"
+        " evaluate corruptions trained track search reporting cluster request significance (serve)"
+        " | numpy torch joblib optuna (onnx pandas tqdm)"
     ),
     "cli": (
         "config data disk methods models request (identity training evaluate studies track"
@@ -104,6 +105,7 @@ OPTIONS = {
         "no_token",
     },
     "export": {"out", "as_json", "folder", "form", "license_name"},
+    "compare": {"name", "out", "as_json", "margin", "acr_margin"},
     "ui": {"out", "dry_run", "port", "opened"},
     "methods": {"as_json", "diagnose", "theory"},
     "datasets": {"as_json"},

@@ -1,7 +1,7 @@
 """The command line: parses, delegates, prints. Slow modules are imported inside commands.
 
-`commands`, `use` and `inspection` have one function per command, `output` prints. Exit codes: 0
-success, 1 failure, 2 invalid request, 130 interrupted (the same command resumes).
+`commands`, `use`, `compare` and `inspection` have one function per command, `output` prints. Exit
+codes: 0 success, 1 failure, 2 invalid request, 130 interrupted (the same command resumes).
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from collections.abc import Sequence
 
 import click
 
-from raybust.cli import commands, inspection, use
+from raybust.cli import commands, compare, inspection, use
 from raybust.cli.group import cli
 from raybust.cli.output import printable
 from raybust.errors import RequestError, WorkError
 
-__all__ = ["cli", "commands", "inspection", "main", "use"]
+__all__ = ["cli", "commands", "compare", "inspection", "main", "use"]
 
 
 _GC_THRESHOLD = 50_000

@@ -67,24 +67,10 @@ def _check(path: Path, summary: Mapping[str, Any]) -> None:
     Raises:
         RequestError: names the figure.
     """
-    view = summary["protocol"]["view"]
-    stem = path.stem if view == HEADLINE else f"{path.stem}_{view}"
-    file = path.with_name(f"{stem}.tsv")
-    if not file.exists():
-        raise RequestError(f"{path}: its rows, {file.name}, are gone; run `raybust evaluate`")
-    try:
-        head, _, *lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
-        protocol = AttackProtocol(**fields_of(head.removeprefix("# ")))
-        rows = [AttackRow.parse(line) for line in lines]
-    except TypeError:  # of another raybust version
+    read = read_rows(path, summary["protocol"]["view"])
+    if read is None:
         return
-    except (ValueError, IndexError) as error:
-        raise RequestError(f"{file}: is not a table of attacks ({error})") from None
-    for number, row in enumerate(rows, 1):
-        if wrong := row.fault(protocol):
-            raise RequestError(f"{file}: {wrong}, in row {number}")
-    if len(rows) != protocol.examples * len(protocol.threats):
-        raise RequestError(f"{file}: is not complete; run `raybust evaluate` again")
+    protocol, rows = read
     found = json.loads(json.dumps(summarize(rows, protocol).plain()))
     figures = {"clean": (summary["clean"], found["clean"])}
     for theirs, ours in zip(summary["points"], found["points"], strict=True):
@@ -97,6 +83,37 @@ def _check(path: Path, summary: Mapping[str, Any]) -> None:
                 f"{path}: states {name} = {_short(stated)}, but its rows give {_short(value)}; run"
                 " `raybust evaluate` again"
             )
+
+
+def read_rows(path: Path, view: str) -> tuple[AttackProtocol, list[AttackRow]] | None:
+    """Returns the protocol and the rows of a view of an evaluation; None if another version of
+    raybust wrote them.
+
+    Args:
+        path: of the summary.
+        view: one of its views.
+
+    Raises:
+        RequestError: they are gone, incomplete, or contradict themselves.
+    """
+    stem = path.stem if view == HEADLINE else f"{path.stem}_{view}"
+    file = path.with_name(f"{stem}.tsv")
+    if not file.exists():
+        raise RequestError(f"{path}: its rows, {file.name}, are gone; run `raybust evaluate`")
+    try:
+        head, _, *lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+        protocol = AttackProtocol(**fields_of(head.removeprefix("# ")))
+        rows = [AttackRow.parse(line) for line in lines]
+    except TypeError:
+        return None
+    except (ValueError, IndexError) as error:
+        raise RequestError(f"{file}: is not a table of attacks ({error})") from None
+    for number, row in enumerate(rows, 1):
+        if wrong := row.fault(protocol):
+            raise RequestError(f"{file}: {wrong}, in row {number}")
+    if len(rows) != protocol.examples * len(protocol.threats):
+        raise RequestError(f"{file}: is not complete; run `raybust evaluate` again")
+    return protocol, rows
 
 
 def _agree(stated: Any, value: Any) -> bool:

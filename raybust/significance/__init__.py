@@ -10,10 +10,11 @@ from raybust.significance.families import holm
 from raybust.significance.means import compare_means
 from raybust.significance.paired import Paired
 from raybust.significance.seeds import compare_seeds
-from raybust.significance.shares import compare_shares
+from raybust.significance.shares import LEVEL, compare_shares
 from raybust.significance.verdicts import Decision, decide
 
 __all__ = [
+    "LEVEL",
     "Band",
     "Decision",
     "Paired",

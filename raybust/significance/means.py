@@ -23,7 +23,9 @@ _AT_ONCE = 2**22
 """Numbers that are drawn at a time."""
 
 
-def compare_means(a: Floats, b: Floats, margin: float, resamples: int = RESAMPLES) -> Paired:
+def compare_means(
+    a: Floats, b: Floats, margin: float, level: float = LEVEL, resamples: int = RESAMPLES
+) -> Paired:
     """Compares the means of A and B.
 
     The p-value is that of the permutations; the two one-sided tests of equivalence are paired t
@@ -33,6 +35,7 @@ def compare_means(a: Floats, b: Floats, margin: float, resamples: int = RESAMPLE
         a: (N,), value of A on each image.
         b: (N,), value of B.
         margin: of equivalence, in the unit of the values.
+        level: at which `needed` images decide.
         resamples: of bootstrap and permutations; the smallest p-value is 1 / (resamples + 1).
     """
     differences = np.asarray(a, float) - np.asarray(b, float)
@@ -48,7 +51,7 @@ def compare_means(a: Floats, b: Floats, margin: float, resamples: int = RESAMPLE
         p_within=p_within(mean, error, total - 1, margin),
         margin=margin,
         images=total,
-        needed=needed(mean, error * math.sqrt(total)),
+        needed=needed(mean, error * math.sqrt(total), level),
         test="permutations",
         checks={"paired t": p_of_zero(mean, error, total - 1)},
     )
@@ -121,10 +124,10 @@ def p_within(mean: float, error: float, freedom: float, margin: float) -> float:
     return float(student.sf((margin - abs(mean)) / error, freedom))
 
 
-def needed(mean: float, deviation: float) -> int | None:
+def needed(mean: float, deviation: float, level: float = LEVEL) -> int | None:
     """Returns the number of differences with that mean and deviation at which a two-sided test
     finds it with probability `POWER`, by the normal approximation."""
     if not mean or math.isnan(deviation):
         return None
-    sums = float(ndtri(1 - LEVEL / 2) + ndtri(POWER))
+    sums = float(ndtri(1 - level / 2) + ndtri(POWER))
     return max(2, math.ceil((sums * deviation / mean) ** 2))

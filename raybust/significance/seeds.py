@@ -20,7 +20,13 @@ _RESAMPLES = 2000
 
 
 def compare_seeds(
-    a: Floats, b: Floats, margin: float, *, paired: bool, resamples: int = _RESAMPLES
+    a: Floats,
+    b: Floats,
+    margin: float,
+    *,
+    paired: bool,
+    level: float = LEVEL,
+    resamples: int = _RESAMPLES,
 ) -> Paired:
     """Compares the means of two groups of networks by a t test over seeds and images.
 
@@ -29,6 +35,7 @@ def compare_seeds(
         b: (T, N), likewise for B; T >= 2.
         margin: of equivalence, in the unit of the values.
         paired: whether network s of A and network s of B have the same seed; then S = T.
+        level: at which `needed` seeds decide.
         resamples: of the hierarchical bootstrap, whose p-value is a check.
     """
     means_a, means_b, images = a.mean(1), b.mean(1), a.shape[1]
@@ -55,7 +62,7 @@ def compare_seeds(
         margin=margin,
         images=images,
         seeds=(len(a), len(b)),
-        needed=needed(difference, deviation),
+        needed=needed(difference, deviation, level),
         test="t over seeds and images",
         checks={
             "paired t over seeds" if paired else "Welch's t over seeds": p_of_zero(

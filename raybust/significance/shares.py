@@ -19,15 +19,19 @@ from raybust.significance.paired import Paired
 POWER = 0.8
 """Probability of a finding at the number of images or seeds that would decide (our choice)."""
 LEVEL = 0.05
+"""Probability of a false finding, for all comparisons of a family together."""
 
 
-def compare_shares(a: NDArray[np.bool_], b: NDArray[np.bool_], margin: float) -> Paired:
+def compare_shares(
+    a: NDArray[np.bool_], b: NDArray[np.bool_], margin: float, level: float = LEVEL
+) -> Paired:
     """Compares the shares of images on which A and B are right.
 
     Args:
         a: bool (N,), whether A is right on each image.
         b: bool (N,), likewise for B.
         margin: of equivalence, as a share.
+        level: at which `needed` images decide.
     """
     only_a, only_b, total = int((a & ~b).sum()), int((~a & b).sum()), len(a)
     low, high = tango_interval(only_a, only_b, total)
@@ -43,7 +47,7 @@ def compare_shares(a: NDArray[np.bool_], b: NDArray[np.bool_], margin: float) ->
         ),
         margin=margin,
         images=total,
-        needed=_needed(only_a, only_b, total),
+        needed=_needed(only_a, only_b, total, level),
         test="exact McNemar",
         checks={},
     )
@@ -97,19 +101,19 @@ def tango_interval(only_a: int, only_b: int, total: int) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _needed(only_a: int, only_b: int, total: int) -> int | None:
+def _needed(only_a: int, only_b: int, total: int, level: float) -> int | None:
     """Returns the images at which an exact McNemar test finds the observed shares, by the normal
     approximation of its power."""
     difference, unequal = abs(only_a - only_b) / total, (only_a + only_b) / total
     if not difference:
         return None
-    sums = float(ndtri(1 - LEVEL / 2)) * math.sqrt(unequal)
+    sums = float(ndtri(1 - level / 2)) * math.sqrt(unequal)
     sums += float(ndtri(POWER)) * math.sqrt(max(unequal - difference**2, 0.0))
-    return max(math.ceil((sums / difference) ** 2), _fewest(unequal))
+    return max(math.ceil((sums / difference) ** 2), _fewest(unequal, level))
 
 
-def _fewest(unequal: float) -> int:
+def _fewest(unequal: float, level: float) -> int:
     """Returns the images with which the smallest number of discordant ones that can be significant
     is expected."""
-    fewest = next(n for n in range(1, 20) if 2 * binom.cdf(0, n, 0.5) <= LEVEL)
+    fewest = next(n for n in range(1, 60) if 2 * binom.cdf(0, n, 0.5) <= level)
     return math.ceil(fewest / unequal)

@@ -83,20 +83,20 @@ def report(texts: Sequence[str], leaves: Sequence[Leaf], echo: Echo) -> Report:
     sweeps = {board.folder for board in boards}
     corrupted, attacks, logs = [], [], []
     for text in texts:
-        noisy = _results(text, leaves, current, echo, "corrupted")
+        noisy = results_of(text, leaves, current, echo, "corrupted")
         own_page = folders.get(text) in sweeps
-        new = [] if own_page else _results(text, leaves, current, echo, "attacked")
+        new = [] if own_page else results_of(text, leaves, current, echo, "attacked")
         corrupted += noisy
         attacks += new
         if len(boards) < len(texts):
             needed = not new and not noisy and not own_page
-            logs += _logs(text, leaves, current, echo, needed=needed)
+            logs += logs_of(text, leaves, current, echo, needed=needed)
     if corrupted or attacks or logs:
         found += _written(corrupted, attacks, logs, config.certify.radii, folder, echo=echo)
     return Report(tuple(found))
 
 
-def _logs(
+def logs_of(
     text: str, leaves: Sequence[Leaf], current: Current, echo: Echo, *, needed: bool = True
 ) -> Named:
     """Returns the labels and paths of the certification logs that LOG.tsv or RUN names.
@@ -128,7 +128,7 @@ def _logs(
     ]
 
 
-def _results(text: str, leaves: Sequence[Leaf], current: Current, echo: Echo, kind: str) -> Named:
+def results_of(text: str, leaves: Sequence[Leaf], current: Current, echo: Echo, kind: str) -> Named:
     """Returns the labels and paths of the evaluations in the folder of RUN; none for a file.
 
     Args:

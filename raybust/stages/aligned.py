@@ -1,0 +1,202 @@
+"""What several networks have measured under one protocol, image by image: certified radii, clean
+and robust accuracy.
+
+Images are matched by their index. Labels must agree, and so must the digests of the images where
+the results chose them alike.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raybust.errors import RequestError
+from raybust.evaluate import HEADLINE, AttackProtocol, AttackRow
+from raybust.reporting.logs import Log
+
+Floats = NDArray[np.float64]
+_OF_LOG = ("norm", "noise", "sigma", "keep", "split", "n0", "n", "alpha", "schedule", "targets")
+_OF_IMAGES = ("dataset", "split", "skip", "examples")
+_NOT_OF_ATTACK = (
+    "data", "labels", "weights", "outputs", "device", "front", "raybust", "torch", "shard",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Member:
+    """One network with what was measured of it."""
+
+    name: str
+    seed: int | None
+    logs: tuple[Log, ...]
+    attacks: tuple[tuple[AttackProtocol, tuple[AttackRow, ...]], ...]
+
+
+Group = tuple[Member, ...]
+
+
+@dataclass(frozen=True)
+class Column:
+    """What is compared: the values of each network on each image, by group (S, N)."""
+
+    name: str
+    values: tuple[Floats, ...]
+    share: bool
+
+
+def logs_in_common(groups: Sequence[Group]) -> tuple[list[list[Log]], list[str]]:
+    """Returns a log of each network, all under one protocol, by group, and notes; none if there
+    are no such logs.
+
+    Raises:
+        RequestError: there are several such protocols.
+    """
+    members = list(itertools.chain(*groups))
+    if not all(member.logs for member in members):
+        return [], []
+    shared = reduce(
+        lambda one, other: {key: one[key] for key in one if key in other},
+        [_by_protocol(member.logs) for member in members],
+    )
+    if len(shared) > 1:
+        raise RequestError(
+            f"compare: the networks have certificates under {len(shared)} protocols in common;"
+            " give the logs of one of them: " + ", ".join(str(log.path) for log in shared.values())
+        )
+    if shared:
+        (key,) = shared
+        return [[_by_protocol(member.logs)[key] for member in group] for group in groups], []
+    if any(len(member.logs) != 1 for member in members):
+        return [], []
+    found = [[member.logs[0] for member in group] for group in groups]
+    if len({log.norm for log in itertools.chain(*found)}) > 1:
+        return [], ["Radii of different norms are not compared."]
+    return found, [
+        "The certificates were made under different protocols, or under unknown ones: differences"
+        " of n, alpha or sigma are in the numbers."
+    ]
+
+
+def _by_protocol(logs: Sequence[Log]) -> dict[tuple[Any, ...], Log]:
+    """Returns logs by what determines their numbers besides network and images; the last of equal
+    ones."""
+    return {
+        tuple(getattr(log.protocol, name) for name in _OF_LOG): log for log in logs if log.protocol
+    }
+
+
+def certified_columns(groups: Sequence[Sequence[Log]], radii: Sequence[float]) -> list[Column]:
+    """Returns the columns of certificates: accuracy at each radius, and the ACR."""
+    values = radii_of(groups)
+    columns = [
+        Column(
+            f"certified at {radius:g}",
+            tuple((part >= radius).astype(np.float64) for part in values),
+            share=True,
+        )
+        for radius in radii
+    ]
+    acr = tuple(np.maximum(part, 0.0) for part in values)
+    return [*columns, Column("ACR", acr, share=False)]
+
+
+def radii_of(groups: Sequence[Sequence[Log]]) -> list[Floats]:
+    """Returns the certified radii of each group (S, N) on the images that all logs have, -1 where
+    wrong.
+
+    Raises:
+        RequestError: the logs have no image in common, or are of other images or labels.
+    """
+    every = list(itertools.chain(*groups))
+    _check_digests([(log.name, vars(log.protocol)) for log in every if log.protocol])
+    common = reduce(np.intersect1d, [log.idx for log in every])
+    tables = [{int(i): at for at, i in enumerate(log.idx)} for log in every]
+    _check_common(common.tolist(), [
+        (log.name, {int(i): int(label) for i, label in zip(log.idx, log.label, strict=True)})
+        for log in every
+    ])  # fmt: skip
+    rows: list[Floats] = []
+    for log, table in zip(every, tables, strict=True):
+        values = np.where(log.correct, log.radius, -1.0).astype(np.float64)
+        rows.append(values[[table[int(i)] for i in common]])
+    found = iter(rows)
+    return [np.stack([next(found) for _ in group]) for group in groups]
+
+
+def _check_common(common: Sequence[int], labels: Sequence[tuple[str, Mapping[int, int]]]) -> None:
+    """Raises a RequestError if there are no common images, or they have different labels."""
+    first, theirs = labels[0]
+    if not common:
+        raise RequestError(f"compare: {first} and {labels[-1][0]} have no image in common")
+    for name, own in labels[1:]:
+        other = next((i for i in common if own[i] != theirs[i]), None)
+        if other is not None:
+            raise RequestError(
+                f"compare: image {other} has label {theirs[other]} in {first} and {own[other]} in"
+                f" {name}: they are of different images"
+            )
+
+
+def _check_digests(known: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+    """Raises a RequestError if results that chose their images alike are of different ones."""
+    firsts: dict[tuple[Any, ...], tuple[str, Any]] = {}
+    for name, asked in known:
+        chosen = tuple(asked.get(key) for key in _OF_IMAGES)
+        first, digest = firsts.setdefault(chosen, (name, asked["data"]))
+        if digest != asked["data"]:
+            raise RequestError(f"compare: {first} and {name} are of different images")
+
+
+def attacked_columns(groups: Sequence[Group]) -> list[Column]:
+    """Returns the columns of attacks: clean accuracy, and robust accuracy at each radius, of each
+    protocol that all networks have in common."""
+    members = list(itertools.chain(*groups))
+    tables = [
+        {_attack(protocol): (protocol, rows) for protocol, rows in m.attacks} for m in members
+    ]
+    shared = [key for key in tables[0] if all(key in table for table in tables)]
+    columns = []
+    for key in shared:
+        found = [table[key] for table in tables]
+        _check_digests([(m.name, vars(f[0])) for m, f in zip(members, found, strict=True)])
+        protocol = found[0][0]
+        view = "" if protocol.view == HEADLINE else f", {protocol.view}"
+        for eps in protocol.eps:
+            robust = _per_image(groups, members, found, eps, lambda row: row.robust)
+            columns.append(Column(f"robust, {protocol.norm} {eps:.3g}{view}", robust, True))
+        clean = _per_image(
+            groups, members, found, protocol.eps[0], lambda row: row.predict == row.label
+        )
+        columns.insert(len(columns) - len(protocol.eps), Column(f"clean{view}", clean, True))
+    return columns
+
+
+def _attack(protocol: AttackProtocol) -> str:
+    """Returns what determines the numbers of an evaluation besides network and images."""
+    fields = {key: value for key, value in vars(protocol).items() if key not in _NOT_OF_ATTACK}
+    return json.dumps(fields, sort_keys=True)
+
+
+def _per_image(
+    groups: Sequence[Group],
+    members: Sequence[Member],
+    found: Sequence[tuple[AttackProtocol, Sequence[AttackRow]]],
+    eps: float,
+    value: Callable[[AttackRow], bool],
+) -> tuple[Floats, ...]:
+    """Returns a value of each image by group (S, N), on the images that all have."""
+    tables = [{row.idx: row for row in rows if row.eps == eps} for _, rows in found]
+    common = sorted(set(tables[0]).intersection(*tables[1:]))
+    _check_common(common, [
+        (member.name, {i: row.label for i, row in table.items()})
+        for member, table in zip(members, tables, strict=True)
+    ])  # fmt: skip
+    rows = iter(np.array([float(value(table[i])) for i in common]) for table in tables)
+    return tuple(np.stack([next(rows) for _ in group]) for group in groups)

@@ -1,0 +1,215 @@
+"""`raybust compare`: is one network better than another, on the same images?
+
+Each argument is a network, or several of different seeds, separated by commas. What all of them
+have measured under one protocol is compared: certificates at each radius, the ACR, clean and robust
+accuracy.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from raybust.config import Leaf
+from raybust.disk import runs
+from raybust.disk.files import read_json, replace_text
+from raybust.errors import RequestError
+from raybust.evaluate import HEADLINE
+from raybust.reporting.attacks import read_rows
+from raybust.reporting.differences import Difference, Differences, plot_bands, write_tables
+from raybust.reporting.logs import Log, read_log
+from raybust.reporting.naming import name_of
+from raybust.request import compose, find
+from raybust.significance import (
+    LEVEL,
+    Paired,
+    compare_means,
+    compare_seeds,
+    compare_shares,
+    decide,
+    difference_band,
+)
+from raybust.stages.aligned import (
+    Column,
+    Floats,
+    Group,
+    Member,
+    attacked_columns,
+    certified_columns,
+    logs_in_common,
+    radii_of,
+)
+from raybust.stages.bars import Echo
+from raybust.stages.current import Current
+from raybust.stages.reports import logs_of, results_of
+
+MARGIN, ACR_MARGIN = 1.0, 0.01
+"""Default margins of equivalence: points of accuracy, and units of the radius (our choice)."""
+_GRID = 201
+
+
+@dataclass(frozen=True)
+class Margins:
+    """Margins of equivalence.
+
+    Attributes:
+        points: of accuracies.
+        radius: of the ACR, in the unit of the radii.
+    """
+
+    points: float = MARGIN
+    radius: float = ACR_MARGIN
+
+
+def compare(
+    texts: Sequence[str], leaves: Sequence[Leaf], margins: Margins, echo: Echo
+) -> Differences:
+    """Compares networks, each with all that follow it, and writes tables and a picture.
+
+    Args:
+        texts: runs, trials, logs; several with commas between them are one group of seeds.
+        leaves: the settings; `certify.radii` are the columns, `out` and `name` the folder.
+        margins: of equivalence.
+        echo: prints a warning.
+
+    Raises:
+        RequestError: fewer than two, one of them has no results, or they have none in common.
+    """
+    if len(texts) < 2:
+        raise RequestError(f"compare: got only {' '.join(texts) or 'nothing'}, expected A and B")
+    config = compose(leaves)
+    folder = runs.out_folder(config) / (config.name or "compare")
+    runs.check_writable(folder)
+    current = Current(leaves)
+    groups = [tuple(_members(text, leaves, current, echo)) for text in texts]
+    names = _distinct(texts)
+    logs, notes = logs_in_common(groups)
+    columns = certified_columns(logs, config.certify.radii) if logs else []
+    columns += (attacked := attacked_columns(groups))
+    if not columns:
+        raise RequestError(
+            f"compare: {' and '.join(names)} have no results under the same protocol; certify or"
+            " evaluate them alike"
+        )
+    notes += _terms(groups, [] if notes else logs, columns, bool(attacked))
+    rows = _rows(names, groups, columns, margins)
+    folder.mkdir(parents=True, exist_ok=True)
+    found = Differences(tuple(rows), tuple(notes))
+    files = write_tables(found, folder)
+    if logs:
+        files.append(_picture(names, logs, folder / "differences.png"))
+    found = replace(found, files=(*files, folder / "differences.json"))
+    replace_text(folder / "differences.json", json.dumps(found.plain(), indent=1) + "\n")
+    return found
+
+
+def _members(text: str, leaves: Sequence[Leaf], current: Current, echo: Echo) -> Iterator[Member]:
+    """Yields the networks of an argument."""
+    for name in filter(None, text.split(",")):
+        logs = logs_of(name, leaves, current, echo, needed=False)
+        attacks = [
+            (read[0], tuple(read[1]))
+            for _, path in results_of(name, leaves, current, echo, "attacked")
+            for view in (HEADLINE, *read_json(path).get("views", {}))
+            if (read := read_rows(path, view)) is not None
+        ]
+        if not logs and not attacks:
+            raise RequestError(f"{name}: has no results; certify or evaluate it")
+        folder = None if Path(name).is_file() else find(name, leaves)
+        seed = None
+        if folder is not None and (folder / runs.IDENTITY).exists():
+            identity = runs.read_identity(folder)
+            if identity.kind == "sweep":
+                raise RequestError(f"{name}: is a sweep; compare {name}/best or a trial of it")
+            seed = identity.config["seed"]
+        certified = (read_log(path, label) for label, path in logs)
+        yield Member(name, seed, tuple(log for log in certified if len(log)), tuple(attacks))
+
+
+def _distinct(texts: Sequence[str]) -> list[str]:
+    """Returns the names of the groups: as given, but for long lists the first member and count."""
+    names = []
+    for text in texts:
+        parts = [part for part in text.split(",") if part]
+        more = f" and {len(parts) - 1} more" if len(parts) > 1 else ""
+        first = name_of(Path(parts[0])) if Path(parts[0]).is_file() else parts[0]
+        names.append(f"{first}{more}")
+    if len(set(names)) < len(names):
+        return [f"{number}: {name}" for number, name in enumerate(names, 1)]
+    return names
+
+
+def _rows(
+    names: Sequence[str], groups: Sequence[Group], columns: Sequence[Column], margins: Margins
+) -> list[Difference]:
+    """Returns the comparisons of all pairs and columns with their verdicts, one family."""
+    asked, found = [], []
+    level = LEVEL / (len(columns) * len(groups) * (len(groups) - 1) / 2)
+    for (i, a), (j, b) in itertools.combinations(enumerate(groups), 2):
+        seeds = [[member.seed for member in group] for group in (a, b)]
+        paired = seeds[0] == seeds[1] and None not in seeds[0]
+        for column in columns:
+            margin = margins.points / 100 if column.share else margins.radius
+            pair = column.values[i], column.values[j]
+            asked.append((names[i], names[j], column))
+            found.append(_compared(column.share, *pair, margin, level, paired=paired))
+    return [
+        Difference(a, b, column.name, 100 if column.share else 1, decision)
+        for (a, b, column), decision in zip(asked, decide(found), strict=True)
+    ]
+
+
+def _compared(
+    share: bool, a: Floats, b: Floats, margin: float, level: float, *, paired: bool
+) -> Paired:
+    """Compares two groups (S, N) and (T, N) by the test that fits."""
+    if len(a) > 1 and len(b) > 1:
+        return compare_seeds(a, b, margin, paired=paired, level=level)
+    if share and len(a) == len(b) == 1:
+        return compare_shares(a[0] > 0, b[0] > 0, margin, level)
+    return replace(compare_means(a.mean(0), b.mean(0), margin, level), seeds=(len(a), len(b)))
+
+
+def _picture(names: Sequence[str], logs: Sequence[Sequence[Log]], path: Path) -> Path:
+    """Draws the differences of the certified-accuracy curves of all pairs."""
+    values = radii_of(logs)
+    grid = np.linspace(0, max(float(part.max()) for part in values) or 1.0, _GRID)
+    bands = {
+        f"{names[i]} minus {names[j]}": difference_band(values[i], values[j], grid)
+        for i, j in itertools.combinations(range(len(names)), 2)
+    }
+    plot_bands(bands, path, logs[0][0].norm)
+    return path
+
+
+def _terms(
+    groups: Sequence[Group],
+    logs: Sequence[Sequence[Log]],
+    columns: Sequence[Column],
+    attacked: bool,
+) -> list[str]:
+    """Returns on what the numbers depend, one sentence each."""
+    sizes = sorted({column.values[0].shape[1] for column in columns})
+    notes = [f"Paired on the same {' or '.join(f'{size:,}' for size in sizes)} images."]
+    if logs and (made := logs[0][0].protocol):
+        notes.append(
+            f"Certificates: {made.noise} noise, {made.amount}, {made.norm}, n = {made.n:,},"
+            f" alpha = {made.alpha:g}, {made.split} set of {made.dataset}."
+        )
+    if attacked:
+        notes.append("Robust accuracy is what the attacks left: an upper bound for each network.")
+    if any(len(group) == 1 for group in groups):
+        notes.append(
+            "One seed of a network: the noise of its training is not in the intervals. Compare"
+            " groups of seeds, A1,A2,A3 B1,B2,B3, to decide between methods."
+        )
+    notes.append(
+        f"Level 5 % for all {len(columns) * len(groups) * (len(groups) - 1) // 2} comparisons"
+        " together (Holm). Equivalence by two one-sided tests at 5 % each."
+    )
+    return notes

@@ -1,0 +1,210 @@
+"""`raybust compare`: the same images, the right test, a verdict and what it depends on."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+from small_run import small_run
+
+from raybust.reporting.logs import read_log
+
+HEAD = "idx\tlabel\tpredict\tradius\tcorrect\ttime\n"
+
+
+def write(path, radii, labels=None, first=0, right=None):
+    """A bare log: a row per radius; negative ones are wrong."""
+    lines = [HEAD]
+    for at, radius in enumerate(radii):
+        label = int(labels[at]) if labels is not None else at % 3
+        correct = radius >= 0 if right is None else right[at]
+        predict = label if correct else label + 1
+        lines.append(
+            f"{first + at}\t{label}\t{predict}\t{max(radius, 0)}\t{int(correct)}\t0:00:01\n"
+        )
+    path.write_text("".join(lines))
+    return path
+
+
+def draw(seed, count=400, shift=0.0, noise=0.05, wrong=0.1):
+    """Radii of a network; images are the same for all seeds."""
+    source, own = np.random.default_rng(0), np.random.default_rng(seed + 1)
+    images = source.gamma(2.0, 0.25, count)
+    radii = np.maximum(images + shift + own.normal(0, noise, count), 0)
+    return np.where(own.random(count) < wrong, -1, radii)
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def asked(cli, *words):
+    done = cli("compare", *words, "--json")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    return found, {row["column"]: row for row in found["comparisons"]}
+
+
+def test_two_logs_are_compared_by_mcnemar_and_permutations(place, cli):
+    a, b = draw(1, shift=0.1), draw(2)
+    write(place / "a.tsv", a)
+    write(place / "b.tsv", b)
+    found, rows = asked(cli, "a.tsv", "b.tsv", "certify.radii=[0,0.5]")
+    assert list(rows) == ["certified at 0", "certified at 0.5", "ACR"]
+    only_a, only_b = int(((a >= 0.5) & (b < 0.5)).sum()), int(((a < 0.5) & (b >= 0.5)).sum())
+    half = rows["certified at 0.5"]
+    assert half["p"] == pytest.approx(stats.binomtest(only_a, only_a + only_b, 0.5).pvalue)
+    assert half["difference"] == pytest.approx((only_a - only_b) / 400)
+    acr = rows["ACR"]
+    assert acr["difference"] == pytest.approx(
+        np.maximum(a, 0).mean() - np.maximum(b, 0).mean(), abs=1e-6
+    )
+    assert acr["interval"][0] < acr["difference"] < acr["interval"][1]
+    assert (half["verdict"], acr["verdict"]) == ("better", "better")
+    assert rows["certified at 0"]["verdict"] == "cannot say"
+    assert rows["certified at 0"]["needed"] is None or rows["certified at 0"]["needed"] > 400
+    assert any("One seed of a network" in note for note in found["notes"])
+    assert any("under different protocols, or under unknown ones" in n for n in found["notes"])
+    assert "a against b: better in certified at 0.5, ACR; not told apart in" in found["summary"]
+    for name in ("md", "tex", "png", "json"):
+        assert (place / "runs/compare" / f"differences.{name}").stat().st_size
+
+
+def test_exchanged_networks_have_the_opposite_verdict(place, cli):
+    write(place / "a.tsv", draw(1, shift=0.1))
+    write(place / "b.tsv", draw(2))
+    _, one = asked(cli, "a.tsv", "b.tsv")
+    _, other = asked(cli, "b.tsv", "a.tsv")
+    for column, row in one.items():
+        assert other[column]["difference"] == -row["difference"]
+        assert other[column]["p"] == pytest.approx(row["p"], rel=0.2)
+        low, high = row["interval"]
+        assert other[column]["interval"] == pytest.approx([-high, -low], abs=0.01)
+    assert one["ACR"]["verdict"] == "better"
+    assert other["ACR"]["verdict"] == "worse"
+
+
+def test_only_images_that_all_have_are_compared_in_any_order(place, cli):
+    radii = draw(1)
+    whole = write(place / "whole.tsv", radii)
+    half = write(
+        place / "half.tsv", radii[100:], labels=[(100 + i) % 3 for i in range(300)], first=100
+    )
+    rows = half.read_text().splitlines(keepends=True)
+    half.write_text(rows[0] + "".join(reversed(rows[1:])))
+    found, rows = asked(cli, whole, half)
+    assert rows["ACR"]["images"] == 300
+    assert rows["ACR"]["difference"] == 0
+    assert {row["verdict"] for row in rows.values()} == {"equivalent"}
+    assert "Paired on the same 300 images." in found["notes"]
+
+
+def test_seeds_decide_by_their_own_spread(place, cli):
+    """Single networks of one method differ; ten seeds say that the methods do not."""
+    source = np.random.default_rng(7)
+    for side in "ab":
+        for seed in range(5):
+            shift = source.normal(0, 0.05)
+            write(place / f"{side}{seed}.tsv", draw(seed + 10 * (side == "b"), shift=shift))
+    single, _ = [], None
+    for seed in range(5):
+        _, rows = asked(cli, f"a{seed}.tsv", f"b{seed}.tsv")
+        single.append(rows["ACR"]["verdict"])
+    assert set(single) & {"better", "worse"}, "training noise is taken for a difference"
+    groups = [",".join(f"{side}{seed}.tsv" for seed in range(5)) for side in "ab"]
+    found, rows = asked(cli, *groups)
+    row = rows["ACR"]
+    assert row["seeds"] == [5, 5]
+    assert row["verdict"] in ("cannot say", "equivalent")
+    logs = [[read_log(place / f"{side}{seed}.tsv") for seed in range(5)] for side in "ab"]
+    means = [[(log.radius * log.correct).mean() for log in part] for part in logs]
+    assert row["difference"] == pytest.approx(np.mean(means[0]) - np.mean(means[1]))
+    (name,) = [key for key in row["checks"] if "t over seeds" in key]
+    assert row["checks"][name] == pytest.approx(stats.ttest_ind(*means, equal_var=False).pvalue)
+    assert not any("One seed" in note for note in found["notes"])
+    assert "a0 and 4 more against b0 and 4 more" in found["summary"]
+
+
+def test_all_pairs_are_one_family(place, cli):
+    for number, shift in enumerate((0.0, 0.02, 0.3)):
+        write(place / f"{number}.tsv", draw(number, shift=shift))
+    found, _ = asked(cli, "0.tsv", "1.tsv", "2.tsv", "certify.radii=[0.5]")
+    rows = found["comparisons"]
+    assert [(row["a"], row["b"]) for row in rows] == [
+        ("0", "1"), ("0", "1"), ("0", "2"), ("0", "2"), ("1", "2"), ("1", "2")
+    ]  # fmt: skip
+    multipletests = pytest.importorskip("statsmodels.stats.multitest").multipletests
+    expected = multipletests([row["p"] for row in rows], method="holm")[1]
+    assert [row["p_adjusted"] for row in rows] == pytest.approx(list(expected))
+
+
+def test_a_margin_makes_small_differences_equivalent(place, cli):
+    write(place / "a.tsv", draw(1, count=2000, noise=0.001, wrong=0.0, shift=0.004))
+    write(place / "b.tsv", draw(1, count=2000, noise=0.001, wrong=0.0))
+    _, rows = asked(cli, "a.tsv", "b.tsv")
+    assert (rows["ACR"]["verdict"], rows["ACR"]["within_margin"]) == ("better", True)
+    _, rows = asked(cli, "a.tsv", "b.tsv", "--acr-margin", "0.001")
+    assert (rows["ACR"]["verdict"], rows["ACR"]["within_margin"]) == ("better", False)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Three measured runs of two seeds."""
+    out = tmp_path_factory.mktemp("compared")
+    for name, sigma, seed in (("weak", 0.05, 0), ("one", 0.5, 0), ("two", 0.5, 1)):
+        small_run(out / name, method__sigma=sigma, seed=seed)
+    return out
+
+
+def test_runs_are_compared_in_all_that_they_have_in_common(runs, cli):
+    for name in ("weak", "one", "two"):
+        assert cli("certify", name, "--out", runs, "certify.sigma=0.5", "certify.n=200",
+                   "certify.examples=40").code == 0  # fmt: skip
+        assert cli("evaluate", name, "--out", runs, "evaluate.examples=30", "evaluate.eps=[0.05]",
+                   "evaluate.attacks=[pgd]").code == 0  # fmt: skip
+    found, rows = asked(cli, "weak", "one", "--out", runs, "certify.radii=[0,0.5]")
+    assert list(rows) == ["certified at 0", "certified at 0.5", "ACR", "clean", "robust, linf 0.05"]
+    assert rows["ACR"]["images"] == 40
+    assert rows["clean"]["images"] == 30
+    assert any("sigma = 0.5, l2, n = 200" in note for note in found["notes"])
+    assert not any("different protocols" in note for note in found["notes"])
+    _, rows = asked(cli, "one,two", "weak", "--out", runs)
+    assert rows["ACR"]["seeds"] == [2, 1]
+    assert math.isfinite(rows["ACR"]["p"])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("a.tsv",), "got only a.tsv, expected A and B"),
+        (("a.tsv", "none.tsv"), "none.tsv"),
+        (("a.tsv", "other.tsv"), "has label 0 in a and 1 in other: they are of different images"),
+        (("a.tsv", "later.tsv"), "a and later have no image in common"),
+        (("a.tsv", "b.tsv", "--margin", "0"), "--margin"),
+    ],
+)
+def test_mistakes(place, cli, words, said):
+    write(place / "a.tsv", draw(1, 20))
+    write(place / "b.tsv", draw(2, 20))
+    write(place / "other.tsv", draw(2, 20), labels=[1] * 20)
+    write(place / "later.tsv", draw(2, 20), first=100)
+    done = cli("compare", *words)
+    assert done.code == 2
+    assert said in done.err
+
+
+def test_runs_without_results_or_without_a_protocol_in_common(tmp_path, cli):
+    small_run(tmp_path / "bare")
+    small_run(tmp_path / "own", seed=1)
+    done = cli("compare", "bare", "own", "--out", tmp_path)
+    assert done.code == 2
+    assert "bare: has no results; certify or evaluate it" in done.err
+    for name, stage in (("bare", "certify"), ("own", "evaluate")):
+        assert cli(stage, name, "--out", tmp_path, "certify.n=100", "certify.examples=5",
+                   "evaluate.examples=5", "evaluate.attacks=[pgd]").code == 0  # fmt: skip
+    done = cli("compare", "bare", "own", "--out", tmp_path)
+    assert done.code == 2
+    assert "bare and own have no results under the same protocol" in done.err
