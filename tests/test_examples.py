@@ -16,8 +16,9 @@ from ray.autoscaler._private.kuberay.autoscaling_config import (
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from raybust import methods
+from raybust.cli import cli
 from raybust.config import compose, leaves_of_arguments
-from raybust.stages import serving
+from raybust.stages import gated, serving
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "examples"
@@ -40,7 +41,20 @@ def only(commands, part):
 def test_every_example_is_tested_here():
     names = {path.name for path in EXAMPLES.iterdir()}
     files = {"gcp.yaml", "kuberay-serve.yaml", "kuberay.yaml", "local.yaml", "slurm.sh"}
-    assert names == files | {"notebooks", "plugin"}, "notebooks in tests/cluster"
+    gates = {"gate.yaml", "gate-action.yaml"}
+    assert names == files | gates | {"notebooks", "plugin"}, "notebooks in tests/cluster"
+
+
+def test_the_gate_is_one_and_the_workflow_runs_it():
+    gate = gated.read_gate(EXAMPLES / "gate.yaml")
+    assert gate.reference == "models:/digits@best"
+    assert gate.looks == [200, 400, 800]
+    assert [rule.radius for rule in gate.rules] == [0.5, None, 8 / 255, None]
+    steps = read("gate-action")["jobs"]["gate"]["steps"]
+    (command,) = [step["run"] for step in steps if "raybust gate" in step.get("run", "")]
+    assert_bash(command)
+    options = {option for one in cli.commands["gate"].params for option in one.opts}
+    assert set(re.findall(r"--[\w-]+", command)) <= options
 
 
 # --- read by `ray up` -----------------------------------------------------------------------------

@@ -106,6 +106,7 @@ OPTIONS = {
     },
     "export": {"out", "as_json", "folder", "form", "license_name"},
     "compare": {"name", "out", "as_json", "margin", "acr_margin"},
+    "gate": {"out", "address", "workers", "resume", "verbose", "as_json", "junit"},
     "ui": {"out", "dry_run", "port", "opened"},
     "methods": {"as_json", "diagnose", "theory"},
     "datasets": {"as_json"},

@@ -1,7 +1,12 @@
-"""The commands that decide between networks: compare."""
+"""The commands that decide between networks: compare and gate.
+
+`compare` reads results that exist. `gate` measures, and has exit codes of its own: 0 passed, 1
+failed, 3 undecided.
+"""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -52,3 +57,37 @@ def compare(
     named = [text for text in networks if "=" not in text]
     found = compared.compare(named, leaves, compared.Margins(margin, acr_margin), echo)
     click.echo(to_json(found.plain()) if as_json else found.text())
+
+
+@cli.command()
+@click.argument("rules", metavar="GATE.yaml", type=click.Path(path_type=Path))
+@click.argument("run", metavar="RUN", shell_complete=completion.runs)
+@click.argument("settings", nargs=-1, metavar="[key=value ...]", shell_complete=completion.settings)
+@options("out", "address", "workers", "resume", "verbose", "as_json")
+@click.option("--junit", type=click.Path(path_type=Path), help="Also write JUnit's XML.")
+def gate(
+    *,
+    rules: Path,
+    run: str,
+    settings: tuple[str, ...],
+    address: str | None,
+    resume: bool,
+    verbose: bool,
+    as_json: bool,
+    junit: Path | None,
+    **given: Any,
+) -> None:
+    """Decide a team's rules about a network: exit code 0 passed, 1 failed, 3 undecided.
+
+    Certifies and attacks RUN, and the reference of the rules, on the same images; undecided rules
+    order more of them, up to a cap.
+    """
+    from raybust.stages import gated
+    from raybust.stages.measurement import Options
+
+    how = Options(echo, address, given["workers"], resume, verbose=verbose)
+    found = gated.gate(rules, run, settings, given, how)
+    if junit is not None:
+        found.write_junit(junit)
+    click.echo(to_json(found.plain()) if as_json else found.text())
+    raise SystemExit(found.code)

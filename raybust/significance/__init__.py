@@ -1,14 +1,21 @@
 """Is one network better than another? Paired tests on the same images, and over training seeds.
 
 Each module is one kind of question: shares (`shares`), means such as the ACR (`means`), several
-seeds (`seeds`), several columns at once (`families`), whole curves (`bands`), and `verdicts` turns
-the numbers into words.
+seeds (`seeds`), several columns at once (`families`), whole curves (`bands`), one-sided rules
+(`rules`), and `verdicts` turns the numbers into words.
 """
 
 from raybust.significance.bands import Band, difference_band
 from raybust.significance.families import holm
 from raybust.significance.means import compare_means
 from raybust.significance.paired import Paired
+from raybust.significance.rules import (
+    Ruling,
+    mean_at_least,
+    mean_not_worse,
+    share_at_least,
+    share_not_worse,
+)
 from raybust.significance.seeds import compare_seeds
 from raybust.significance.shares import LEVEL, compare_shares
 from raybust.significance.verdicts import Decision, decide
@@ -18,10 +25,15 @@ __all__ = [
     "Band",
     "Decision",
     "Paired",
+    "Ruling",
     "compare_means",
     "compare_seeds",
     "compare_shares",
     "decide",
     "difference_band",
     "holm",
+    "mean_at_least",
+    "mean_not_worse",
+    "share_at_least",
+    "share_not_worse",
 ]

@@ -1,0 +1,112 @@
+"""`raybust gate`: a team's rules, decided on the same images, with exit codes of their own."""
+
+import json
+import shutil
+from xml.etree import ElementTree
+
+import pytest
+import yaml
+from small_run import small_run
+
+RULES = {
+    "reference": "strong", "examples": 60, "cap": 60,
+    "certify": {"n": 200, "sigma": 0.25}, "evaluate": {"attacks": ["pgd"], "norm": "linf"},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    out = tmp_path_factory.mktemp("gated") / "runs"
+    small_run(out / "strong", train__epochs=8)
+    small_run(out / "weak", train__epochs=1)
+    return out
+
+
+@pytest.fixture
+def ask(trained, tmp_path, monkeypatch, cli):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(trained, "runs")
+
+    def run(rules, name, *words, **changes):
+        with open("gate.yaml", "w") as file:
+            yaml.safe_dump(RULES | changes | {"rules": rules}, file)
+        return cli("gate", "gate.yaml", name, *words)
+
+    return run
+
+
+def test_a_worse_network_fails_and_the_reference_itself_does_not(ask):
+    rules = [
+        {"column": "certified at 0.25", "not_worse_by": 5},
+        {"column": "clean", "at_least": 0.5},
+    ]
+    done = ask(rules, "weak", "--json", "--junit", "junit.xml")
+    assert done.code == 1
+    found = json.loads(done.out)
+    assert (found["state"], found["candidate"], found["reference"]) == ("failed", "weak", "strong")
+    assert found["rules"][0]["state"] == "failed"
+    suite = ElementTree.parse("junit.xml").getroot()
+    assert (suite.tag, suite.get("tests"), suite.get("failures")) == ("testsuite", "2", "1")
+    assert suite[0].find("failure") is not None
+    assert ask(rules, "strong").code == 0
+
+
+def test_undecided_rules_order_more_images_up_to_the_cap(ask):
+    rules = [{"column": "ACR", "not_worse_by": 0.0}]
+    done = ask(rules, "strong", "--json", examples=20, cap=70)
+    assert done.code == 3
+    found = json.loads(done.out)
+    assert (found["state"], found["images"]) == ("undecided", 70)
+    assert found["level"] == pytest.approx(0.05 / 3)
+    assert [f"gate.yaml: {count} images" in done.err for count in (20, 40, 70)] == [True] * 3
+
+
+def test_the_values_are_those_of_certify_and_evaluate(ask, cli):
+    columns = ("ACR", "robust at 8/255", "clean", "certified at 0.5")
+    rules = [{"column": column, "at_least": 0.0} for column in columns]
+    done = ask(rules, "strong", "--json")
+    values = {one["rule"].partition(" at least")[0]: one["value"]
+              for one in json.loads(done.out)["rules"]}  # fmt: skip
+    certified = cli("certify", "strong", "certify.n=200", "certify.sigma=0.25",
+                    "certify.examples=60", "--json", "--name", "own")  # fmt: skip
+    metrics = json.loads(certified.out)["metrics"]
+    assert values["ACR"] == pytest.approx(metrics["certified/acr"])
+    assert values["certified at 0.5"] == pytest.approx(metrics["certified/accuracy_at/0.5"])
+    attacked = cli("evaluate", "strong", "evaluate.attacks=[pgd]", "evaluate.eps=8/255",
+                   "evaluate.examples=60", "--json", "--name", "own")  # fmt: skip
+    metrics = json.loads(attacked.out)["metrics"]
+    assert values["robust at 8/255"] == pytest.approx(metrics["attacked/robust_accuracy"])
+    assert values["clean"] == pytest.approx(metrics["attacked/clean_accuracy"])
+
+
+def test_other_settings_or_weights_have_results_of_their_own(ask):
+    rules = [{"column": "ACR", "at_least": 0.01}]
+    assert ask(rules, "strong").code == 0
+    assert ask(rules, "strong", certify={"n": 100, "sigma": 0.25}).code == 0
+    assert ask(rules, "strong", "certify.n=150").code == 0
+    shutil.rmtree("runs/strong/epoch-000008")
+    assert ask(rules, "strong").code == 2
+    assert ask(rules, "strong", "--no-resume").code == 0
+
+
+@pytest.mark.parametrize(
+    ("rules", "changes", "said"),
+    [
+        ([], {}, "has no rules"),
+        ([{"column": "clean"}], {}, "rule 1: expected one of at_least and not_worse_by"),
+        ([{"column": "clean", "at_least": 1, "not_worse_by": 1}], {}, "expected one of"),
+        ([{"column": "speed", "at_least": 1}], {}, "column: got 'speed', expected clean, ACR,"),
+        ([{"column": "clean", "at_least": 40}], {}, "got 40, expected a share between 0 and 1"),
+        ([{"column": "clean", "at_least": "much"}], {}, "got 'much', expected a number >= 0"),
+        ([{"column": "clean", "not_worse_by": 1}], {"reference": None}, "reference: is missing"),
+        ([{"column": "clean", "at_least": 0.1}], {"cap": 10}, "cap: got 10, expected at least"),
+        ([{"column": "clean", "at_least": 0.1}], {"examples": "all"}, "examples: got 'all'"),
+        ([{"column": "clean", "at_least": 0.1}], {"certfy": {}}, "unknown key 'certfy'"),
+        ([{"column": "clean", "at_least": 0.1}], {"certify": {"m": 1}}, "unknown key 'certify.m'"),
+        ([{"column": "clean", "not_worse_by": 1}], {"reference": "nobody"}, "nobody"),
+    ],
+)
+def test_mistakes(ask, rules, changes, said):
+    done = ask(rules, "strong", **changes)
+    assert done.code == 2, done.out
+    assert said in done.err
