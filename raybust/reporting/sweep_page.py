@@ -14,12 +14,15 @@ from typing import Any
 
 from raybust.reporting import leaderboard, page
 from raybust.reporting.columns import NOT_MEASURED, Column, columns_of, number, settings
+from raybust.reporting.differences import plot_bands
 from raybust.reporting.marks import STATES, every
+from raybust.reporting.separation import Separation, separate
 from raybust.reporting.sweep_plots import Picture, draw
 from raybust.search.leaderboard import Leaderboard
 from raybust.search.records import TrialRecord
 
 PICTURES = "pictures"
+DIFFERENCE = "difference.png"
 INTERACTIVE = "interactive.html"
 _MOST_OPEN = 60
 _SHORT = 12
@@ -72,8 +75,13 @@ def publish(board: Leaderboard) -> list[Path]:
     files += [interactive] if interactive else []
     curve = leaderboard.draw_finalists(board)
     files += [curve] if curve else []
+    difference = folder / DIFFERENCE
+    difference.unlink(missing_ok=True)  # from an earlier report
+    if (found := separate(board)) is not None:
+        plot_bands(found.bands, difference, found.norm)
+        files.append(difference)
     target = board.folder / leaderboard.PAGE
-    target.write_text(html(board, pictures, interactive is not None))
+    target.write_text(html(board, pictures, interactive is not None, found))
     return [*files, target]
 
 
@@ -87,16 +95,22 @@ def _interactive(board: Leaderboard, path: Path) -> Path | None:
     return write_interactive(board, path)
 
 
-def html(board: Leaderboard, pictures: Sequence[Picture], interactive: bool = False) -> str:
+def html(
+    board: Leaderboard,
+    pictures: Sequence[Picture],
+    interactive: bool = False,
+    separation: Separation | None = None,
+) -> str:
     """Returns the page.
 
     Args:
         board: the sweep.
         pictures: its figures.
         interactive: whether the interactive figures were written.
+        separation: which finalists can be told apart, if that is known.
     """
     parts = [
-        f"<header>{_title(board)}</header>",
+        f"<header>{_title(board, separation)}</header>",
         page.section("Goal", _asked(board)),
         page.section("Leaderboard", *_leaderboard(board)),
         page.section("Finalists on the test set", *_finalists(board)),
@@ -110,7 +124,7 @@ def html(board: Leaderboard, pictures: Sequence[Picture], interactive: bool = Fa
     return page.page(f"{board.sweep}: sweep", [part for part in parts if part])
 
 
-def _title(board: Leaderboard) -> str:
+def _title(board: Leaderboard, separation: Separation | None) -> str:
     best, found = board.best, ""
     if best is not None:
         rule = ", meets the constraints" if best.feasible else ""
@@ -122,6 +136,7 @@ def _title(board: Leaderboard) -> str:
     return "\n".join(
         [
             f"<h1>{page.escape(board.sweep)}</h1>",
+            page.text(separation.sentence if separation else "", "lead"),
             page.text(board.state, "lead"),
             page.text(found),
             page.text(board.why_empty, "why"),
@@ -233,6 +248,12 @@ def _finalists(board: Leaderboard) -> list[str]:
     if (curve := leaderboard.curve_of(board)) is not None and curve.exists():
         caption = "Share of test examples certified correctly at each radius."
         parts.append(page.picture(curve, "Certified accuracy of the finalists", caption))
+    if (picture := board.folder / PICTURES / DIFFERENCE).exists():
+        caption = (
+            "The best finalist minus each other one; where a band is above zero, the best certifies"
+            " more images at that radius. The bands hold at all radii together, for one seed each."
+        )
+        parts.append(page.picture(picture, "Difference in certified accuracy", caption))
     return parts
 
 

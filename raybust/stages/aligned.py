@@ -93,16 +93,23 @@ def _by_protocol(logs: Sequence[Log]) -> dict[tuple[Any, ...], Log]:
 
 
 def certified_columns(groups: Sequence[Sequence[Log]], radii: Sequence[float]) -> list[Column]:
-    """Returns the columns of certificates: accuracy at each radius, and the ACR."""
+    """Returns the columns of certificates: accuracy at each radius, and the ACR. Where the draws of
+    a log ended once its targets were decided, only these are compared: other radii are understated.
+    """
     values = radii_of(groups)
+    targets = [log.protocol.targets for log in itertools.chain(*groups) if log.protocol]
+    early = [set(part) for part in targets if part]
+    at = sorted(set.intersection(*early)) if early else radii
     columns = [
         Column(
             f"certified at {radius:g}",
             tuple((part >= radius).astype(np.float64) for part in values),
             share=True,
         )
-        for radius in radii
+        for radius in at
     ]
+    if early:
+        return columns
     acr = tuple(np.maximum(part, 0.0) for part in values)
     return [*columns, Column("ACR", acr, share=False)]
 

@@ -101,7 +101,7 @@ def compare(
     folder.mkdir(parents=True, exist_ok=True)
     found = Differences(tuple(rows), tuple(notes))
     files = write_tables(found, folder)
-    if logs:
+    if any(column.name == "ACR" for column in columns):
         files.append(_picture(names, logs, folder / "differences.png"))
     found = replace(found, files=(*files, folder / "differences.json"))
     replace_text(folder / "differences.json", json.dumps(found.plain(), indent=1) + "\n")

@@ -219,7 +219,7 @@ def _digest(config: Config) -> str:
 def _certificates(
     trained: Trained, columns: dict[str, float | None], examples: int, options: Options
 ) -> Iterator[tuple[str, Floats]]:
-    section = replace(trained.config.certify, examples=examples)
+    section = replace(trained.config.certify, examples=examples, radius=None, intent="acr")
     rows = certified.certify(
         replace(trained, config=replace(trained.config, certify=section)), options
     ).rows
