@@ -6,7 +6,8 @@ and ends with what they depend on.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from raybust.reporting.naming import latex, markdown
 from raybust.reporting.plots import COLORS, canvas
 from raybust.significance import Band, Decision
 
+Curve = tuple[Sequence[float], Sequence[float]]
 _HEADS = ("A", "B", "column", "A", "B", "A - B [95 %]", "p", "p, Holm", "A is", "would decide")
 
 
@@ -43,8 +45,9 @@ class Difference:
             f"{self.scale * value:.{digits}f}"
             for value in (found.a, found.b, found.difference, found.low, found.high)
         )
+        interval = "" if math.isnan(found.low) else f" [{low}, {high}]"
         return [
-            self.a, self.b, self.column, a, b, f"{between} [{low}, {high}]", _p(found.p),
+            self.a, self.b, self.column, a, b, f"{between}{interval}", _p(found.p),
             _p(self.decision.adjusted), self.words(), self._would_decide(),
         ]  # fmt: skip
 
@@ -57,7 +60,7 @@ class Difference:
         if self.decision.verdict != "cannot say":
             return ""
         if found.needed is None:
-            return "no difference seen"
+            return "several seeds" if math.isnan(found.low) else "no difference seen"
         if min(found.seeds) > 1:
             return f"{found.needed:,} seeds each"
         return f"{found.needed:,} images"
@@ -186,3 +189,25 @@ def write_tables(found: Differences, folder: Path) -> list[Path]:
     for name, text in files.items():
         (folder / name).write_text(text)
     return [folder / name for name in files]
+
+
+def plot_searches(curves: Mapping[str, Sequence[Curve]], path: Path, metric: str) -> None:
+    """Draws the best value so far over the passes: each search thin, the mean of a group thick.
+
+    Args:
+        curves: (passes, best so far) of each search, on one grid, by the name of the group.
+        path: of the picture.
+        metric: of the search, for the axis.
+    """
+    figure, (axes,) = canvas()
+    for number, (name, group) in enumerate(curves.items()):
+        color = COLORS[number % len(COLORS)]
+        for passes, best in group if len(group) > 1 else ():
+            axes.step(passes, best, where="post", color=color, linewidth=0.6, alpha=0.5)
+        parts = zip(*(best for _, best in group), strict=True)
+        mean = [sum(values) / len(group) for values in parts]
+        axes.step(group[0][0], mean, where="post", color=color, linewidth=2, label=name)
+    axes.set_xlabel("image passes of all trials so far")
+    axes.set_ylabel(f"best {metric} so far")
+    figure.legend(loc="outside lower center", frameon=False, fontsize=8)
+    figure.savefig(path, dpi=200)

@@ -16,7 +16,7 @@ from raybust.significance.rules import (
     share_at_least,
     share_not_worse,
 )
-from raybust.significance.seeds import compare_seeds
+from raybust.significance.seeds import compare_seeds, compare_values
 from raybust.significance.shares import LEVEL, compare_shares
 from raybust.significance.verdicts import Decision, decide
 
@@ -29,6 +29,7 @@ __all__ = [
     "compare_means",
     "compare_seeds",
     "compare_shares",
+    "compare_values",
     "decide",
     "difference_band",
     "holm",

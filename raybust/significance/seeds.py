@@ -8,6 +8,7 @@ conservative (our choice). With one network on each side, training noise is not 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from scipy.stats import t as student
@@ -73,7 +74,37 @@ def compare_seeds(
     )
 
 
-def _welch(variances: list[float], sizes: list[float]) -> float:
+def compare_values(a: Floats, b: Floats, margin: float, level: float = LEVEL) -> Paired:
+    """Compares the means of two groups of single values, such as the best of several searches, by
+    Welch's t. One value on a side decides nothing.
+
+    Args:
+        a: (S,).
+        b: (T,).
+        margin: of equivalence, in the unit of the values.
+        level: at which `needed` values on each side decide.
+    """
+    difference, sizes = float(a.mean() - b.mean()), (len(a), len(b))
+    low = high = math.nan
+    p, within, count = 1.0, 1.0, None
+    if min(sizes) > 1:
+        variances = [float(part.var(ddof=1)) / len(part) for part in (a, b)]
+        error, freedom = math.sqrt(sum(variances)), _welch(variances, list(sizes))
+        half = float(student.isf(LEVEL / 2, freedom)) * error
+        low, high = difference - half, difference + half
+        p, within = (
+            p_of_zero(difference, error, freedom),
+            p_within(difference, error, freedom, margin),
+        )
+        count = needed(difference, math.sqrt(float(a.var(ddof=1) + b.var(ddof=1))), level)
+    return Paired(
+        a=float(a.mean()), b=float(b.mean()), low=low, high=high, p=p, p_within=within,
+        margin=margin, images=0, seeds=sizes, needed=count,
+        test="Welch's t" if min(sizes) > 1 else "none: one value on a side", checks={},
+    )  # fmt: skip
+
+
+def _welch(variances: Sequence[float], sizes: Sequence[float]) -> float:
     """Returns the degrees of freedom of a sum of variances of means (Welch and Satterthwaite)."""
     total = sum(variances)
     if total == 0:

@@ -8,7 +8,6 @@ accuracy.
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 
 from raybust.config import Leaf
 from raybust.disk import runs
-from raybust.disk.files import read_json, replace_text
+from raybust.disk.files import read_json, replace_text, to_json
 from raybust.errors import RequestError
 from raybust.evaluate import HEADLINE
 from raybust.reporting.attacks import read_rows
@@ -47,6 +46,7 @@ from raybust.stages.aligned import (
 from raybust.stages.bars import Echo
 from raybust.stages.current import Current
 from raybust.stages.reports import logs_of, results_of
+from raybust.stages.searches import all_sweeps, compare_searches
 
 MARGIN, ACR_MARGIN = 1.0, 0.01
 """Default margins of equivalence: points of accuracy, and units of the radius (our choice)."""
@@ -85,9 +85,13 @@ def compare(
     config = compose(leaves)
     folder = runs.out_folder(config) / (config.name or "compare")
     runs.check_writable(folder)
+    names = _distinct(texts)
+    folder.mkdir(parents=True, exist_ok=True)
+    sweeps = _sweeps(texts, leaves)
+    if sweeps:
+        return _written(compare_searches(names, sweeps, margins.radius, folder), folder)
     current = Current(leaves)
     groups = [tuple(_members(text, leaves, current, echo)) for text in texts]
-    names = _distinct(texts)
     logs, notes = logs_in_common(groups)
     columns = certified_columns(logs, config.certify.radii) if logs else []
     columns += (attacked := attacked_columns(groups))
@@ -98,14 +102,28 @@ def compare(
         )
     notes += _terms(groups, [] if notes else logs, columns, bool(attacked))
     rows = _rows(names, groups, columns, margins)
-    folder.mkdir(parents=True, exist_ok=True)
-    found = Differences(tuple(rows), tuple(notes))
-    files = write_tables(found, folder)
+    pictures = []
     if any(column.name == "ACR" for column in columns):
-        files.append(_picture(names, logs, folder / "differences.png"))
-    found = replace(found, files=(*files, folder / "differences.json"))
-    replace_text(folder / "differences.json", json.dumps(found.plain(), indent=1) + "\n")
+        pictures.append(_picture(names, logs, folder / "differences.png"))
+    return _written(Differences(tuple(rows), tuple(notes), tuple(pictures)), folder)
+
+
+def _written(found: Differences, folder: Path) -> Differences:
+    """Writes the tables of a comparison and its JSON."""
+    target = folder / "differences.json"
+    found = replace(found, files=(*write_tables(found, folder), *found.files, target))
+    replace_text(target, to_json(found.plain()) + "\n")
     return found
+
+
+def _sweeps(texts: Sequence[str], leaves: Sequence[Leaf]) -> list[list[Path]]:
+    """Returns the folders of sweeps, by argument; none if the arguments are networks."""
+    names = [[part for part in text.split(",") if part] for text in texts]
+    if any(Path(part).is_file() for part in itertools.chain(*names)):
+        return []
+    folders = [[find(part, leaves) for part in group] for group in names]
+    flat = list(itertools.chain(*folders))
+    return folders if all_sweeps(flat, list(itertools.chain(*names))) else []
 
 
 def _members(text: str, leaves: Sequence[Leaf], current: Current, echo: Echo) -> Iterator[Member]:
@@ -123,10 +141,7 @@ def _members(text: str, leaves: Sequence[Leaf], current: Current, echo: Echo) ->
         folder = None if Path(name).is_file() else find(name, leaves)
         seed = None
         if folder is not None and (folder / runs.IDENTITY).exists():
-            identity = runs.read_identity(folder)
-            if identity.kind == "sweep":
-                raise RequestError(f"{name}: is a sweep; compare {name}/best or a trial of it")
-            seed = identity.config["seed"]
+            seed = runs.read_identity(folder).config["seed"]
         certified = (read_log(path, label) for label, path in logs)
         yield Member(name, seed, tuple(log for log in certified if len(log)), tuple(attacks))
 
