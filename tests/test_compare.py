@@ -98,7 +98,7 @@ def test_only_images_that_all_have_are_compared_in_any_order(place, cli):
     found, rows = asked(cli, whole, half)
     assert rows["ACR"]["images"] == 300
     assert rows["ACR"]["difference"] == 0
-    assert {row["verdict"] for row in rows.values()} == {"equivalent"}
+    assert {row["p"] for row in rows.values()} == {1.0}
     assert "Paired on the same 300 images." in found["notes"]
 
 
@@ -176,6 +176,31 @@ def test_runs_are_compared_in_all_that_they_have_in_common(runs, cli):
     assert math.isfinite(rows["ACR"]["p"])
 
 
+def test_early_stopped_certificates_are_compared_at_their_targets_alone(runs, cli):
+    """Other radii, and the ACR, are bounds: a network would be worse than itself."""
+    early = ("certify.sigma=0.25", "certify.n=300", "certify.examples=20")
+    for name, more in (("early", ("certify.radius=0.25",)), ("full", ())):
+        done = cli("certify", "one", "--out", runs, "--name", name, *early, *more)
+        assert done.code == 0, done.err
+    logs = [runs / "one" / "certified" / f"{name}.tsv" for name in ("early", "full")]
+    found, rows = asked(cli, *logs, "--out", runs, "certify.radii=[0,0.25,0.5]")
+    assert list(rows) == ["certified at 0.25"]
+    assert rows["certified at 0.25"]["verdict"] != "worse"
+    assert any("different protocols" in note for note in found["notes"])
+
+
+def test_of_several_logs_the_largest_is_taken_and_those_of_a_gate_are_not(runs, cli):
+    for name in ("one", "two"):
+        for examples, log in ((10, "few"), (30, "many"), (40, "gate_40_x")):
+            done = cli("certify", name, "--out", runs, "--name", log, "certify.sigma=0.4",
+                       "certify.n=100", f"certify.examples={examples}")  # fmt: skip
+            assert done.code == 0, done.err
+    logs = [",".join(str(runs / name / "certified" / f"{log}.tsv") for log in ("few", "many"))
+            for name in ("one", "two")]  # fmt: skip
+    _, rows = asked(cli, logs[0], logs[1], "--out", runs)
+    assert rows["ACR"]["images"] == 10
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -184,6 +209,9 @@ def test_runs_are_compared_in_all_that_they_have_in_common(runs, cli):
         (("a.tsv", "other.tsv"), "has label 0 in a and 1 in other: they are of different images"),
         (("a.tsv", "later.tsv"), "a and later have no image in common"),
         (("a.tsv", "b.tsv", "--margin", "0"), "--margin"),
+        ((",", "b.tsv"), "got ',', expected a run, a log"),
+        (("a.tsv,a.tsv", "b.tsv"), "a.tsv is named twice in a.tsv,a.tsv; it is one seed"),
+        (("a.tsv", "last.tsv"), "a and last have only one image in common"),
     ],
 )
 def test_mistakes(place, cli, words, said):
@@ -191,6 +219,7 @@ def test_mistakes(place, cli, words, said):
     write(place / "b.tsv", draw(2, 20))
     write(place / "other.tsv", draw(2, 20), labels=[1] * 20)
     write(place / "later.tsv", draw(2, 20), first=100)
+    write(place / "last.tsv", draw(2, 20), labels=[(19 + i) % 3 for i in range(20)], first=19)
     done = cli("compare", *words)
     assert done.code == 2
     assert said in done.err

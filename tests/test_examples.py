@@ -48,7 +48,8 @@ def test_every_example_is_tested_here():
 def test_the_gate_is_one_and_the_workflow_runs_it():
     gate = gated.read_gate(EXAMPLES / "gate.yaml")
     assert gate.reference == "models:/digits@best"
-    assert gate.looks == [200, 400, 800]
+    assert gate.looks(10_000) == [200, 400, 800]
+    assert gate.looks(359) == [200, 359]
     assert [rule.radius for rule in gate.rules] == [0.5, None, 8 / 255, None]
     steps = read("gate-action")["jobs"]["gate"]["steps"]
     (command,) = [step["run"] for step in steps if "raybust gate" in step.get("run", "")]

@@ -79,6 +79,47 @@ def test_the_values_are_those_of_certify_and_evaluate(ask, cli):
     assert values["clean"] == pytest.approx(metrics["attacked/clean_accuracy"])
 
 
+def test_the_reference_is_measured_as_the_candidate_is(ask, tmp_path):
+    """Whatever settings of certificates its own training had."""
+    small_run(tmp_path / "runs" / "other", train__epochs=8, certify__norm="linf", certify__n=500)
+    rules = [{"column": "ACR", "not_worse_by": 0.01}]
+    assert ask(rules, "strong", reference="other").code == 3, "equal networks, equal protocols"
+    small_run(tmp_path / "runs" / "noisy", method__sigma=0.5)
+    done = ask(rules, "strong", reference="noisy", certify={"n": 200})
+    assert done.code == 2
+    assert "were trained with 0.25 and 0.5; set the one at which both" in done.err
+    assert ask([{"column": "clean", "at_least": 0.1}], "strong", certify={"n": 200}).code == 0
+
+
+def test_there_are_no_more_looks_than_images(ask):
+    rules = [{"column": "ACR", "not_worse_by": 0.0}]
+    done = ask(rules, "strong", "--json", examples=200, cap=5000, certify={"n": 100, "sigma": 0.25})
+    found = json.loads(done.out)
+    assert (found["images"], found["level"]) == (359, 0.05 / 2)
+
+
+def test_an_edited_rule_is_decided_anew(ask):
+    for radius, least in (("4/255", 0.1), ("8/255", 0.1), ("8/255", 0.05)):
+        assert ask([{"column": f"robust at {radius}", "at_least": least}], "strong").code == 0
+
+
+def test_clean_accuracy_needs_no_attack(ask):
+    rules = [{"column": "clean", "at_least": 0.5}]
+    assert ask(rules, "strong", evaluate={"attacks": []}).code == 0
+    done = ask([{"column": "robust at 0.1", "at_least": 0.5}], "strong", evaluate={"attacks": []})
+    assert done.code == 2
+    assert "evaluate.attacks: got none" in done.err
+
+
+def test_early_stopping_is_off(ask):
+    rules = [{"column": "ACR", "at_least": 0.01}, {"column": "certified at 0.5", "at_least": 0.0}]
+    values = []
+    for part in ({"n": 200, "sigma": 0.25}, {"n": 200, "sigma": 0.25, "radius": 0.25}):
+        found = json.loads(ask(rules, "strong", "--json", certify=part).out)
+        values.append([one["value"] for one in found["rules"]])
+    assert values[0] == values[1]
+
+
 def test_other_settings_or_weights_have_results_of_their_own(ask):
     rules = [{"column": "ACR", "at_least": 0.01}]
     assert ask(rules, "strong").code == 0
@@ -97,6 +138,12 @@ def test_other_settings_or_weights_have_results_of_their_own(ask):
         ([{"column": "clean", "at_least": 1, "not_worse_by": 1}], {}, "expected one of"),
         ([{"column": "speed", "at_least": 1}], {}, "column: got 'speed', expected clean, ACR,"),
         ([{"column": "clean", "at_least": 40}], {}, "got 40, expected a share between 0 and 1"),
+        (5, {}, "rules: got 5, expected a list of rules"),
+        ([{"column": "robust at 8/0", "at_least": 0.4}], {}, "expected a radius > 0"),
+        ([{"column": "robust at 0", "at_least": 0.4}], {}, "expected a radius > 0"),
+        ([{"column": "certified at 1-2", "at_least": 0.4}], {}, "column: got 'certified at 1-2'"),
+        ([{"column": "certified at 1e400", "at_least": 0.4}], {}, "column: got 'certified at"),
+        ([{"column": "clean", "not_worse_by": 150}], {}, "got 150, expected at most 100 points"),
         ([{"column": "clean", "at_least": "much"}], {}, "got 'much', expected a number >= 0"),
         ([{"column": "clean", "not_worse_by": 1}], {"reference": None}, "reference: is missing"),
         ([{"column": "clean", "at_least": 0.1}], {"cap": 10}, "cap: got 10, expected at least"),

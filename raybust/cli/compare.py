@@ -16,6 +16,7 @@ from raybust.cli.group import cli
 from raybust.cli.options import options
 from raybust.cli.output import echo
 from raybust.disk.files import to_json
+from raybust.errors import RequestError
 from raybust.request import read_leaves
 
 
@@ -85,6 +86,8 @@ def gate(
     from raybust.stages import gated
     from raybust.stages.measurement import Options
 
+    if junit is not None and not junit.absolute().parent.is_dir():
+        raise RequestError(f"--junit: the folder {junit.parent} does not exist")
     how = Options(echo, address, given["workers"], resume, verbose=verbose)
     found = gated.gate(rules, run, settings, given, how)
     if junit is not None:

@@ -60,7 +60,9 @@ class Difference:
         if self.decision.verdict != "cannot say":
             return ""
         if found.needed is None:
-            return "several seeds" if math.isnan(found.low) else "no difference seen"
+            if math.isnan(found.low):
+                return "several seeds"
+            return "more images" if found.difference else "no difference seen"
         if min(found.seeds) > 1:
             return f"{found.needed:,} seeds each"
         return f"{found.needed:,} images"

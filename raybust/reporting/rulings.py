@@ -42,8 +42,8 @@ class Ruled:
         found = self.ruling
         against = f" against {self.show(found.reference)}" if found.reference is not None else ""
         return (
-            f"{self.show(found.value)}{against}; p that it is broken {found.p_passes:.3g},"
-            f" that it is kept {found.p_fails:.3g}"
+            f"{self.show(found.value)}{against}; p for passing {found.p_passes:.3g}, for failing"
+            f" {found.p_fails:.3g}"
         )
 
 
@@ -79,10 +79,10 @@ class Rulings:
         against = f" against {self.names[1]}" if len(self.names) > 1 else ""
         lines = [f"{self.names[0]}{against}: {self.state} on {self.images:,} images", ""]
         lines += list(self._table())
-        return "\n".join([*lines, "", f"each error at most {100 * self.level:.2g} % in a look"])
+        return "\n".join([*lines, "", f"a rule is decided where its p is at most {self.level:.3g}"])
 
     def _table(self) -> Iterator[str]:
-        yield "| rule | candidate | reference | p, broken | p, kept | |"
+        yield "| rule | candidate | reference | p for passing | p for failing | |"
         yield "|---|---:|---:|---:|---:|---|"
         for one in self.ruled:
             found = one.ruling

@@ -29,7 +29,7 @@ def compare_means(
     """Compares the means of A and B.
 
     The p-value is that of the permutations; the two one-sided tests of equivalence are paired t
-    tests.
+    tests, and the differences that no image of the sample has are bounded as in `p_of_rare`.
 
     Args:
         a: (N,), value of A on each image.
@@ -40,15 +40,17 @@ def compare_means(
     """
     differences = np.asarray(a, float) - np.asarray(b, float)
     total, mean = len(differences), float(differences.mean())
+    largest = float(max(np.abs(a).max(), np.abs(b).max()))
     error = float(differences.std(ddof=1)) / math.sqrt(total) if total > 1 else math.nan
-    low, high = bca(differences, resamples)
+    low, high = bca(differences, largest, resamples)
+    within = p_within(mean, error, total - 1, margin)
     return Paired(
         a=float(np.mean(a)),
         b=float(np.mean(b)),
         low=low,
         high=high,
         p=permutation(differences, resamples),
-        p_within=p_within(mean, error, total - 1, margin),
+        p_within=max(within, p_of_rare(mean, margin, largest, total)),
         margin=margin,
         images=total,
         needed=needed(mean, error * math.sqrt(total), level),
@@ -57,16 +59,21 @@ def compare_means(
     )
 
 
-def bca(values: Floats, resamples: int = RESAMPLES) -> tuple[float, float]:
+def bca(values: Floats, largest: float, resamples: int = RESAMPLES) -> tuple[float, float]:
     """Returns the 95 % interval of a mean by the bias-corrected and accelerated bootstrap.
 
+    Where all values are equal, the bootstrap has no width: with confidence 97.5 % at most
+    1 - 0.025^(1/N) of the others differ, and by no more than the largest value (our choice).
+
     Args:
-        values: (N,); where all are equal, both ends are that value.
+        values: (N,).
+        largest: bound on the absolute value of any.
         resamples: number of bootstrap samples, from a fixed seed.
     """
     mean, total = float(values.mean()), len(values)
     if np.ptp(values) == 0:
-        return mean, mean
+        others = 1 - (LEVEL / 2) ** (1 / total)
+        return (1 - others) * mean - others * largest, (1 - others) * mean + others * largest
     source = np.random.default_rng(0)
     parts = (source.integers(0, total, (rows, total)) for rows in _rows(resamples, total))
     drawn = np.concatenate([values[part].mean(1) for part in parts])
@@ -111,23 +118,37 @@ def _rows(resamples: int, total: int) -> Iterator[int]:
 
 
 def p_of_zero(mean: float, error: float, freedom: float) -> float:
-    """Returns the two-sided p-value of a t test of a mean of 0; 1 for a mean of 0 without error."""
-    if not error > 0:
-        return 1.0 if mean == 0 or math.isnan(error) else 0.0
-    return float(2 * student.sf(abs(mean) / error, freedom))
+    """Returns the two-sided p-value of a t test of a mean of 0; 1 without a known error."""
+    return float(2 * student.sf(abs(mean) / error, freedom)) if error > 0 else 1.0
 
 
 def p_within(mean: float, error: float, freedom: float, margin: float) -> float:
-    """Returns the larger p-value of the two one-sided t tests of |mean| >= margin."""
+    """Returns the larger p-value of the two one-sided t tests of |mean| >= margin; without an error
+    0 inside the margin, see `p_of_rare`."""
     if not error > 0:
         return 1.0 if math.isnan(error) or abs(mean) >= margin else 0.0
     return float(student.sf((margin - abs(mean)) / error, freedom))
 
 
+def p_of_rare(mean: float, margin: float, largest: float, total: int) -> float:
+    """Returns the probability that none of the images shows differences which would move a mean to
+    the margin: of the largest size, on as small a share of all images as suffices.
+
+    Args:
+        mean: of the differences.
+        margin: of equivalence.
+        largest: bound on a difference.
+        total: number of images.
+    """
+    share = (margin - abs(mean)) / largest if largest else 1.0
+    return float((1 - min(max(share, 0.0), 1.0)) ** total)
+
+
 def needed(mean: float, deviation: float, level: float = LEVEL) -> int | None:
     """Returns the number of differences with that mean and deviation at which a two-sided test
-    finds it with probability `POWER`, by the normal approximation."""
+    finds it with probability `POWER`, by the normal approximation, and at least as many as any sign
+    test needs; None without a difference or a deviation."""
     if not mean or math.isnan(deviation):
         return None
     sums = float(ndtri(1 - level / 2) + ndtri(POWER))
-    return max(2, math.ceil((sums * deviation / mean) ** 2))
+    return max(math.ceil(math.log2(2 / level)), math.ceil((sums * deviation / mean) ** 2))

@@ -1,8 +1,9 @@
 """Two groups of networks that differ by their seed alone, on the same images.
 
 Both the seeds and the images are random. The variance of the difference is that over seeds plus
-that over images; the second also contains a share of the first, which makes the test a little
-conservative (our choice). With one network on each side, training noise is not in it.
+that over images, which also contains a share of the first; the degrees of freedom are those of the
+seeds alone. Both make the test conservative (our choice). With one network on each side, training
+noise is not in it.
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.stats import nct
 from scipy.stats import t as student
 
-from raybust.significance.means import Floats, needed, p_of_zero, p_within
+from raybust.significance.means import Floats, needed, p_of_rare, p_of_zero, p_within
 from raybust.significance.paired import Paired
-from raybust.significance.shares import LEVEL
+from raybust.significance.shares import LEVEL, POWER
 
 _RESAMPLES = 2000
+_MOST_SEEDS = 200
 
 
 def compare_seeds(
@@ -42,28 +45,33 @@ def compare_seeds(
     means_a, means_b, images = a.mean(1), b.mean(1), a.shape[1]
     if paired:
         over = means_a - means_b
-        of_seeds, freedom = float(over.var(ddof=1)) / len(over), len(over) - 1.0
-        deviation = float(over.std(ddof=1))
+        one, freedom = float(over.var(ddof=1)), len(over) - 1.0
+        of_seeds = one / len(over)
     else:
         parts = [float(m.var(ddof=1)) / len(m) for m in (means_a, means_b)]
         of_seeds, freedom = sum(parts), _welch(parts, [len(means_a), len(means_b)])
-        deviation = math.sqrt(float(means_a.var(ddof=1)) + float(means_b.var(ddof=1)))
+        one = float(means_a.var(ddof=1)) + float(means_b.var(ddof=1))
     difference = float(means_a.mean() - means_b.mean())
-    of_images = float((a.mean(0) - b.mean(0)).var(ddof=1)) / images
-    error = math.sqrt(of_seeds + of_images)
-    whole = _welch([of_seeds, of_images], [freedom + 1, images])
-    half = float(student.isf(LEVEL / 2, whole)) * error
+    per_image = a.mean(0) - b.mean(0)
+    of_images = float(per_image.var(ddof=1)) / images
+    error, largest = math.sqrt(of_seeds + of_images), float(max(np.abs(a).max(), np.abs(b).max()))
+    half = float(student.isf(LEVEL / 2, freedom)) * error
+    moving = int((per_image != 0).sum())
+    others = 1 - (LEVEL / 2) ** (1 / images)  # as in `bca`
     return Paired(
         a=float(means_a.mean()),
         b=float(means_b.mean()),
-        low=difference - half,
-        high=difference + half,
-        p=p_of_zero(difference, error, whole),
-        p_within=p_within(difference, error, whole, margin),
+        low=difference - max(half, others * (largest + difference)),
+        high=difference + max(half, others * (largest - difference)),
+        p=min(1.0, max(p_of_zero(difference, error, freedom), 2 * 0.5**moving)),
+        p_within=max(
+            p_within(difference, error, freedom, margin),
+            p_of_rare(difference, margin, largest, images),
+        ),
         margin=margin,
         images=images,
         seeds=(len(a), len(b)),
-        needed=needed(difference, deviation, level),
+        needed=_needed(difference, one, of_images, level, 1 if paired else 2),
         test="t over seeds and images",
         checks={
             "paired t over seeds" if paired else "Welch's t over seeds": p_of_zero(
@@ -72,6 +80,29 @@ def compare_seeds(
             "hierarchical bootstrap": hierarchical(a, b, paired=paired, resamples=resamples),
         },
     )
+
+
+def _needed(
+    difference: float, of_seed: float, of_images: float, level: float, groups: int
+) -> int | None:
+    """Returns the seeds on each side at which the t test finds a difference with probability
+    `POWER`; None if no number of seeds does on as many images.
+
+    Args:
+        difference: the observed one.
+        of_seed: variance of the difference of one seed on each side.
+        of_images: variance of the mean over the images.
+        level: of the test.
+        groups: 1 if seeds are paired, else 2.
+    """
+    for count in range(2, _MOST_SEEDS + 1) if difference else ():
+        error, freedom = math.sqrt(of_seed / count + of_images), groups * (count - 1)
+        if not error > 0:
+            return None
+        limit = float(student.isf(level / 2, freedom))
+        if float(nct.sf(limit, freedom, abs(difference) / error)) >= POWER:
+            return count
+    return None
 
 
 def compare_values(a: Floats, b: Floats, margin: float, level: float = LEVEL) -> Paired:

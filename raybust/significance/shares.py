@@ -77,7 +77,7 @@ def tango(only_a: int, only_b: int, total: int, difference: float) -> float:
     """
     second = -only_a - only_b + (2 * total - only_a + only_b) * difference
     third = -only_b * difference * (1 - difference)
-    share_b = (math.sqrt(second**2 - 8 * total * third) - second) / (4 * total)
+    share_b = (math.sqrt(max(second**2 - 8 * total * third, 0.0)) - second) / (4 * total)
     variance = total * (2 * share_b + difference * (1 - difference))
     distance = only_a - only_b - total * difference
     if variance <= 0:

@@ -79,17 +79,18 @@ def logs_in_common(groups: Sequence[Group]) -> tuple[list[list[Log]], list[str]]
     if len({log.norm for log in itertools.chain(*found)}) > 1:
         return [], ["Radii of different norms are not compared."]
     return found, [
-        "The certificates were made under different protocols, or under unknown ones: differences"
-        " of n, alpha or sigma are in the numbers."
+        "The certificates were made under different protocols, or under unknown ones: what differs"
+        " in noise, sigma, n, alpha or schedule is in the numbers."
     ]
 
 
 def _by_protocol(logs: Sequence[Log]) -> dict[tuple[Any, ...], Log]:
-    """Returns logs by what determines their numbers besides network and images; the last of equal
-    ones."""
+    """Returns logs by what determines their numbers besides network and images; the one with most
+    images of equal ones."""
     return {
-        tuple(getattr(log.protocol, name) for name in _OF_LOG): log for log in logs if log.protocol
-    }
+        tuple(getattr(log.protocol, name) for name in _OF_LOG): log
+        for log in sorted(logs, key=len) if log.protocol
+    }  # fmt: skip
 
 
 def certified_columns(groups: Sequence[Sequence[Log]], radii: Sequence[float]) -> list[Column]:
@@ -140,8 +141,9 @@ def radii_of(groups: Sequence[Sequence[Log]]) -> list[Floats]:
 def _check_common(common: Sequence[int], labels: Sequence[tuple[str, Mapping[int, int]]]) -> None:
     """Raises a RequestError if there are no common images, or they have different labels."""
     first, theirs = labels[0]
-    if not common:
-        raise RequestError(f"compare: {first} and {labels[-1][0]} have no image in common")
+    if len(common) < 2:
+        count = "only one image" if common else "no image"
+        raise RequestError(f"compare: {first} and {labels[-1][0]} have {count} in common")
     for name, own in labels[1:]:
         other = next((i for i in common if own[i] != theirs[i]), None)
         if other is not None:
@@ -162,27 +164,41 @@ def _check_digests(known: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
 
 
 def attacked_columns(groups: Sequence[Group]) -> list[Column]:
-    """Returns the columns of attacks: clean accuracy, and robust accuracy at each radius, of each
-    protocol that all networks have in common."""
+    """Returns the columns of attacks: clean accuracy, and robust accuracy at each radius, where all
+    networks have them under one protocol in common. Of several such protocols, that with most
+    images, then most attacks, is taken."""
     members = list(itertools.chain(*groups))
     tables = [
         {_attack(protocol): (protocol, rows) for protocol, rows in m.attacks} for m in members
     ]
     shared = [key for key in tables[0] if all(key in table for table in tables)]
-    columns = []
-    for key in shared:
+    columns: dict[str, Column] = {}
+    for key in sorted(shared, key=lambda one: _effort(tables[0][one][0]), reverse=True):
         found = [table[key] for table in tables]
         _check_digests([(m.name, vars(f[0])) for m, f in zip(members, found, strict=True)])
         protocol = found[0][0]
         view = "" if protocol.view == HEADLINE else f", {protocol.view}"
-        for eps in protocol.eps:
-            robust = _per_image(groups, members, found, eps, lambda row: row.robust)
-            columns.append(Column(f"robust, {protocol.norm} {eps:.3g}{view}", robust, True))
-        clean = _per_image(
-            groups, members, found, protocol.eps[0], lambda row: row.predict == row.label
-        )
-        columns.insert(len(columns) - len(protocol.eps), Column(f"clean{view}", clean, True))
-    return columns
+        values = {f"clean{view}": (protocol.eps[0], _is_right)}
+        values |= {
+            f"robust, {protocol.norm} {eps:.3g}{view}": (eps, _is_robust) for eps in protocol.eps
+        }
+        for name, (eps, value) in values.items():
+            if name not in columns:
+                columns[name] = Column(name, _per_image(groups, members, found, eps, value), True)
+    return list(columns.values())
+
+
+def _is_right(row: AttackRow) -> bool:
+    return row.predict == row.label
+
+
+def _is_robust(row: AttackRow) -> bool:
+    return row.robust
+
+
+def _effort(protocol: AttackProtocol) -> tuple[int, int, int]:
+    """Returns what ranks evaluations of one norm: more images, then more attacks and steps."""
+    return protocol.examples, len(protocol.attacks), protocol.steps
 
 
 def _attack(protocol: AttackProtocol) -> str:

@@ -122,6 +122,9 @@ def _wait(server: subprocess.Popen[bytes], health: str) -> None:
                 return
         except (urllib.error.URLError, OSError):
             time.sleep(_POLL_S)
+    if server.poll() is not None:
+        code = server.returncode
+        raise WorkError(f"MLflow's server ended with code {code}; see its output above")
     raise WorkError(f"MLflow's server did not start within {_START_S:.0f} s; see its output above")
 
 

@@ -51,6 +51,8 @@ from raybust.stages.searches import all_sweeps, compare_searches
 MARGIN, ACR_MARGIN = 1.0, 0.01
 """Default margins of equivalence: points of accuracy, and units of the radius (our choice)."""
 _GRID = 201
+GATE = "gate_"
+"""How the names of results begin that a gate measured for itself."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ def compare(
     if sweeps:
         return _written(compare_searches(names, sweeps, margins.radius, folder), folder)
     current = Current(leaves)
-    groups = [tuple(_members(text, leaves, current, echo)) for text in texts]
+    groups = [_by_seed(tuple(_members(text, leaves, current, echo))) for text in texts]
     logs, notes = logs_in_common(groups)
     columns = certified_columns(logs, config.certify.radii) if logs else []
     columns += (attacked := attacked_columns(groups))
@@ -101,6 +103,7 @@ def compare(
             " evaluate them alike"
         )
     notes += _terms(groups, [] if notes else logs, columns, bool(attacked))
+    notes += [f"{log.name}: {text}." for log in itertools.chain(*logs) for text in log.warnings]
     rows = _rows(names, groups, columns, margins)
     pictures = []
     if any(column.name == "ACR" for column in columns):
@@ -118,7 +121,7 @@ def _written(found: Differences, folder: Path) -> Differences:
 
 def _sweeps(texts: Sequence[str], leaves: Sequence[Leaf]) -> list[list[Path]]:
     """Returns the folders of sweeps, by argument; none if the arguments are networks."""
-    names = [[part for part in text.split(",") if part] for text in texts]
+    names = [_parts(text) for text in texts]
     if any(Path(part).is_file() for part in itertools.chain(*names)):
         return []
     folders = [[find(part, leaves) for part in group] for group in names]
@@ -127,36 +130,62 @@ def _sweeps(texts: Sequence[str], leaves: Sequence[Leaf]) -> list[list[Path]]:
 
 
 def _members(text: str, leaves: Sequence[Leaf], current: Current, echo: Echo) -> Iterator[Member]:
-    """Yields the networks of an argument."""
-    for name in filter(None, text.split(",")):
+    """Yields the networks of an argument. What a gate measured for itself is left out."""
+    for name in _parts(text):
         logs = logs_of(name, leaves, current, echo, needed=False)
         attacks = [
             (read[0], tuple(read[1]))
             for _, path in results_of(name, leaves, current, echo, "attacked")
+            if not path.stem.startswith(GATE)
             for view in (HEADLINE, *read_json(path).get("views", {}))
             if (read := read_rows(path, view)) is not None
         ]
-        if not logs and not attacks:
+        named = Path(name).is_file()
+        kept = [(label, path) for label, path in logs if named or not path.stem.startswith(GATE)]
+        if not kept and not attacks:
             raise RequestError(f"{name}: has no results; certify or evaluate it")
-        folder = None if Path(name).is_file() else find(name, leaves)
+        folder = None if named else find(name, leaves)
         seed = None
         if folder is not None and (folder / runs.IDENTITY).exists():
             seed = runs.read_identity(folder).config["seed"]
-        certified = (read_log(path, label) for label, path in logs)
+        certified = [read_log(path, label) for label, path in kept]
         yield Member(name, seed, tuple(log for log in certified if len(log)), tuple(attacks))
+
+
+def _parts(text: str) -> list[str]:
+    """Returns the networks of an argument.
+
+    Raises:
+        RequestError: there is none, or one is named twice.
+    """
+    parts = [part for part in text.split(",") if part]
+    if not parts:
+        raise RequestError(f"compare: got {text!r}, expected a run, a log, or several with commas")
+    twice = next((part for part in parts if parts.count(part) > 1), None)
+    if twice is not None:
+        raise RequestError(f"compare: {twice} is named twice in {text}; it is one seed")
+    return parts
 
 
 def _distinct(texts: Sequence[str]) -> list[str]:
     """Returns the names of the groups: as given, but for long lists the first member and count."""
     names = []
     for text in texts:
-        parts = [part for part in text.split(",") if part]
+        parts = _parts(text)
         more = f" and {len(parts) - 1} more" if len(parts) > 1 else ""
         first = name_of(Path(parts[0])) if Path(parts[0]).is_file() else parts[0]
         names.append(f"{first}{more}")
     if len(set(names)) < len(names):
         return [f"{number}: {name}" for number, name in enumerate(names, 1)]
     return names
+
+
+def _by_seed(group: Group) -> Group:
+    """Returns a group in the order of its seeds, so that equal seeds of two groups are paired; as
+    it is where one is not known."""
+    if any(member.seed is None for member in group):
+        return group
+    return tuple(sorted(group, key=lambda member: member.seed or 0))
 
 
 def _rows(

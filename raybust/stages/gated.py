@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 
 from raybust import config as configuration
-from raybust.config import Config, Leaf
+from raybust.config import Leaf
 from raybust.errors import RequestError
-from raybust.evaluate import HEADLINE
+from raybust.evaluate import HEADLINE, correct
 from raybust.reporting.attacks import read_rows
 from raybust.reporting.rulings import Ruled, Rulings
 from raybust.request import find, read_leaves
@@ -33,12 +33,18 @@ from raybust.significance import (
 )
 from raybust.stages import attacked, certified, checks
 from raybust.stages.aligned import Floats
+from raybust.stages.compared import GATE
 from raybust.stages.measurement import Options
+from raybust.stages.place import own_device, threads
 from raybust.trained import Trained, load_trained
+from raybust.training.objective import smoothing_sigma
 
 _KEYS = ("reference", "examples", "cap", "certify", "evaluate", "rules")
 _RULE = ("column", "at_least", "not_worse_by")
-_NUMBER = r"(\d[\d.e/+-]*)"
+_LARGEST = {"at_least": 1.0, "not_worse_by": 100.0}
+_SMALLEST = {False: 0.0, True: 1e-9}
+"""Radii of certificates and of attacks."""
+_NUMBER = r"(\d+(?:\.\d*)?(?:/\d+(?:\.\d*)?)?)"
 _COLUMN = re.compile(rf"clean|ACR|certified at {_NUMBER}|robust at {_NUMBER}")
 
 
@@ -61,7 +67,10 @@ class Rule:
         """The radius in the column's name."""
         found = _COLUMN.fullmatch(self.column)
         number = found and (found[1] or found[2])
-        return float(configuration.fraction(number)) if number else None
+        if not number:
+            return None
+        value = configuration.fraction(number)
+        return float(value) if "/" not in str(value) else math.nan
 
     def __str__(self) -> str:
         if self.at_least is not None:
@@ -88,11 +97,15 @@ class Gate:
     leaves: tuple[Leaf, ...]
     rules: tuple[Rule, ...]
 
-    @property
-    def looks(self) -> list[int]:
-        """The numbers of images at which the rules are looked at."""
-        count = 1 + max(0, math.ceil(math.log2(self.cap / self.examples)))
-        return [min(self.examples * 2**look, self.cap) for look in range(count)]
+    def looks(self, total: int) -> list[int]:
+        """Returns the numbers of images at which the rules are looked at.
+
+        Args:
+            total: number of images that there are.
+        """
+        most = min(self.cap, total)
+        count = 1 + max(0, math.ceil(math.log2(most / self.examples)))
+        return [min(self.examples * 2**look, most) for look in range(count)]
 
 
 def read_gate(path: Path) -> Gate:
@@ -105,7 +118,9 @@ def read_gate(path: Path) -> Gate:
     for key in plain:
         if key not in _KEYS:
             raise RequestError(f"{path}: unknown key '{key}'; expected {', '.join(_KEYS)}")
-    given = plain.get("rules") or ()
+    given = plain.get("rules") or []
+    if not isinstance(given, list):
+        raise RequestError(f"{path}: rules: got {given!r}, expected a list of rules")
     rules = tuple(_rule(path, number, one) for number, one in enumerate(given, 1))
     if not rules:
         raise RequestError(f"{path}: has no rules; add `rules:` with at least one")
@@ -144,10 +159,13 @@ def _rule(path: Path, number: int, plain: Any) -> Rule:
     value = configuration.fraction(value) if isinstance(value, str) else value
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
         raise RequestError(f"{where}: {given[0]}: got {plain[given[0]]!r}, expected a number >= 0")
-    share = plain["column"] != "ACR"
-    if share and given[0] == "at_least" and value > 1:
-        raise RequestError(f"{where}: at_least: got {value:g}, expected a share between 0 and 1")
-    return Rule(str(plain["column"]), **{given[0]: float(value)})
+    if plain["column"] != "ACR" and value > _LARGEST[given[0]]:
+        unit = "a share between 0 and 1" if given[0] == "at_least" else "at most 100 points"
+        raise RequestError(f"{where}: {given[0]}: got {value:g}, expected {unit}")
+    rule = Rule(str(plain["column"]), **{given[0]: float(value)})
+    if rule.radius is not None and not rule.radius >= _SMALLEST[rule.column.startswith("robust")]:
+        raise RequestError(f"{where}: column: got {rule.column!r}, expected a radius > 0")
+    return rule
 
 
 def gate(
@@ -170,12 +188,13 @@ def gate(
     leaves, _ = read_leaves(settings, given)
     networks = [_open(run, rules, leaves)]
     if any(rule.not_worse_by is not None for rule in rules.rules):
-        networks.append(_open(str(rules.reference), rules, leaves))
-        if len({one.dataset.digest for one in networks}) > 1:
-            raise RequestError(f"{path}: {run} and {rules.reference} are of different data")
-    level = LEVEL / len(rules.looks)
+        networks.append(_like(networks[0], _open(str(rules.reference), rules, leaves), rules))
+    config, dataset = networks[0].config, networks[0].dataset
+    parts = (getattr(dataset, section.split) for section in (config.certify, config.evaluate))
+    looks = rules.looks(min(map(len, parts)))
+    level = LEVEL / len(looks)
     ruled: tuple[Ruled, ...] = ()
-    for examples in rules.looks:
+    for examples in looks:
         options.echo(f"{path.name}: {examples} images")
         columns = [_measured(one, rules.rules, examples, options) for one in networks]
         ruled = tuple(_ruled(rule, columns, level) for rule in rules.rules)
@@ -196,33 +215,60 @@ def _open(run: str, rules: Gate, leaves: Sequence[Leaf]) -> Trained:
     return trained
 
 
+def _like(candidate: Trained, reference: Trained, rules: Gate) -> Trained:
+    """Returns the reference, to be measured as the candidate is.
+
+    Raises:
+        RequestError: they are of different data, or of different noise that no setting names.
+    """
+    if candidate.dataset.digest != reference.dataset.digest:
+        raise RequestError(
+            f"reference: {candidate.name} and {reference.name} are of different data"
+        )
+    config = replace(
+        reference.config, certify=candidate.config.certify, evaluate=candidate.config.evaluate
+    )
+    sigmas = {smoothing_sigma(one) for one in (candidate.config, config)}
+    if len(sigmas) > 1 and any(_is_certified(rule.column) for rule in rules.rules):
+        shown = " and ".join(f"{sigma:g}" for sigma in sorted(sigmas))
+        raise RequestError(
+            f"certify.sigma: {candidate.name} and {reference.name} were trained with {shown}; set"
+            " the one at which both are certified"
+        )
+    return replace(reference, config=config)
+
+
+def _is_certified(column: str) -> bool:
+    return column.startswith("certified") or column == "ACR"
+
+
 def _measured(
     trained: Trained, rules: Sequence[Rule], examples: int, options: Options
 ) -> dict[str, Floats]:
     """Returns the values of a network on each image, by column."""
     columns = {rule.column: rule.radius for rule in rules}
     found: dict[str, Floats] = {}
-    options = replace(options, name=f"gate_{examples}_{_digest(trained.config)}")
-    if any(name.startswith(("certified", "ACR")) for name in columns):
+    if any(map(_is_certified, columns)):
         found |= dict(_certificates(trained, columns, examples, options))
-    if any(name == "clean" or name.startswith("robust") for name in columns):
+    if any(name.startswith("robust") for name in columns):
         found |= dict(_attacks(trained, columns, examples, options))
+    if "clean" in columns:
+        found["clean"] = _right(trained, examples)
     return found
 
 
-def _digest(config: Config) -> str:
-    """Returns a digest of the settings of the measurements, so that others have other files."""
-    text = f"{config.certify} {config.evaluate}"
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
+def _named(options: Options, examples: int, section: object) -> Options:
+    """Returns options with a name for results, so that other settings have other files."""
+    digest = hashlib.sha256(str(section).encode()).hexdigest()[:8]
+    return replace(options, name=f"{GATE}{examples}_{digest}")
 
 
 def _certificates(
     trained: Trained, columns: dict[str, float | None], examples: int, options: Options
 ) -> Iterator[tuple[str, Floats]]:
     section = replace(trained.config.certify, examples=examples, radius=None, intent="acr")
-    rows = certified.certify(
-        replace(trained, config=replace(trained.config, certify=section)), options
-    ).rows
+    trained = replace(trained, config=replace(trained.config, certify=section))
+    rows = certified.certify(trained, _named(options, examples, section)).rows
     radii = np.array([row.radius if row.predict == row.label else -1.0 for row in rows])
     yield "ACR", np.maximum(radii, 0.0)
     for name, radius in columns.items():
@@ -233,21 +279,29 @@ def _certificates(
 def _attacks(
     trained: Trained, columns: dict[str, float | None], examples: int, options: Options
 ) -> Iterator[tuple[str, Floats]]:
-    robust = [r for name, r in columns.items() if name.startswith("robust") and r is not None]
-    eps = tuple(sorted(set(robust))) or trained.config.evaluate.eps
+    robust = {name: r for name, r in columns.items() if name.startswith("robust") and r is not None}
+    eps = tuple(sorted(set(robust.values())))
     section = replace(trained.config.evaluate, examples=examples, eps=eps)
-    path = attacked.evaluate(
-        replace(trained, config=replace(trained.config, evaluate=section)), options
-    ).files["summary"]
-    read = read_rows(path, HEADLINE)
+    if not section.attacks:
+        raise RequestError("evaluate.attacks: got none, but a rule is on robust accuracy")
+    trained = replace(trained, config=replace(trained.config, evaluate=section))
+    found = attacked.evaluate(trained, _named(options, examples, section))
+    read = read_rows(found.files["summary"], HEADLINE)
     assert read is not None, "this version wrote it"
-    for name, radius in columns.items():
-        if name.startswith("certified") or name == "ACR":
-            continue
-        at = eps[0] if radius is None else radius
-        rows = sorted((row for row in read[1] if row.eps == at), key=lambda row: row.idx)
-        right = [row.predict == row.label if name == "clean" else row.robust for row in rows]
-        yield name, np.array(right, dtype=np.float64)
+    for name, radius in robust.items():
+        rows = sorted((row for row in read[1] if row.eps == radius), key=lambda row: row.idx)
+        yield name, np.array([float(row.robust) for row in rows])
+
+
+def _right(trained: Trained, examples: int) -> Floats:
+    """Returns on which of the first test images the network itself is right."""
+    section = trained.config.evaluate
+    part = getattr(trained.dataset, section.split)
+    device = own_device(trained.config)
+    with threads(trained.config):
+        network = trained.network.to(device)
+        hits = correct(network, part, range(examples), batch=section.batch, device=device)
+    return hits.cpu().numpy().astype(np.float64)
 
 
 def _ruled(rule: Rule, columns: Sequence[dict[str, Floats]], level: float) -> Ruled:

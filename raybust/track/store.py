@@ -153,7 +153,7 @@ def ui_command(uri: str, out: str | Path, port: int = 5000) -> tuple[list[str], 
     if file is not None and not file.exists():
         raise RequestError(f"{file}: there is nothing to show yet; train or tune first")
     artifacts = (file.parent if file else Path(out).absolute()) / "mlartifacts"
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
+    command = [sys.executable, "-P", "-m", "mlflow", "server", "--host", "127.0.0.1"]
     command += ["--port", str(port), "--workers", "1"]
     command += ["--allowed-hosts", "localhost:*,127.0.0.1:*"]  # against DNS rebinding
     command += ["--uvicorn-opts", "--log-level warning"]  # a line for each request otherwise

@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from raybust.significance import compare_means, compare_seeds, compare_shares, holm
+from raybust.significance import (
+    compare_means,
+    compare_seeds,
+    compare_shares,
+    difference_band,
+    holm,
+)
 from raybust.significance.means import bca, needed, p_of_zero, p_within, permutation
 from raybust.significance.seeds import hierarchical
 from raybust.significance.shares import mcnemar, tango, tango_interval
@@ -79,7 +85,7 @@ def test_the_score_interval_covers():
 
 def test_the_bootstrap_is_scipys_up_to_its_own_noise():
     values = DRAW.gamma(0.7, size=300) * (DRAW.random(300) < 0.6)
-    ours = bca(values, 20_000)
+    ours = bca(values, float(values.max()), 20_000)
     theirs = stats.bootstrap((values,), np.mean, method="BCa", n_resamples=20_000,
                              rng=np.random.default_rng(5)).confidence_interval  # fmt: skip
     width = theirs.high - theirs.low
@@ -89,10 +95,81 @@ def test_the_bootstrap_is_scipys_up_to_its_own_noise():
     assert abs(ours[1] - theirs.high) < abs(ours[1] - percentile.high), "skewness is corrected"
 
 
-def test_equal_values_have_an_interval_of_no_width():
-    assert bca(np.full(8, 0.25)) == (0.25, 0.25)
-    found = compare_means(np.full(10, 0.3), np.full(10, 0.3), 0.01)
-    assert (found.p, found.p_within, found.needed) == (1.0, 0.0, None)
+def test_equal_values_leave_room_for_what_was_not_seen():
+    """With N images, 1 - 0.025^(1/N) of all may be others, at confidence 97.5 %."""
+    others = 1 - 0.025 ** (1 / 8)
+    low, high = bca(np.full(8, 0.25), 1.0)
+    assert low == pytest.approx((1 - others) * 0.25 - others)
+    assert high == pytest.approx((1 - others) * 0.25 + others)
+    few, many = (compare_means(np.full(n, 0.3), np.full(n, 0.3), 0.01) for n in (10, 2000))
+    assert (few.p, few.needed) == (1.0, None)
+    assert few.p_within > 0.5, "ten images show nothing"
+    assert many.p_within < 1e-6
+    assert few.low < 0 < few.high
+
+
+def test_no_number_of_identical_networks_hides_that_images_are_few():
+    """Two seeds that agree on every image say no more than one."""
+    two = np.ones((2, 2))
+    found = compare_seeds(two, 0 * two, 0.01, paired=True)
+    assert (found.p, found.p_within) == (1.0, 1.0)
+    same = compare_seeds(two, two, 0.01, paired=True)
+    assert (same.p, same.p_within > 0.9) == (1.0, True)
+    assert same.low < 0 < same.high
+    wide = np.ones((3, 2000))
+    assert compare_seeds(wide, wide, 0.01, paired=False).p_within < 1e-6
+
+
+def test_equivalence_is_rarely_claimed_at_the_margin_by_identical_seeds():
+    """One image in a hundred differs: the true difference is the margin."""
+    for images in (60, 200, 500):
+        claimed = 0
+        for _ in range(500):
+            a = np.ones((3, images))
+            b = np.tile(DRAW.random(images) >= 0.01, (3, 1)).astype(float)
+            claimed += compare_seeds(a, b, 0.01, paired=True, resamples=1).p_within <= 0.05
+        assert claimed <= 0.07 * 500, images
+
+
+@pytest.mark.parametrize(
+    ("seeds", "images", "noise"), [(2, 300, 0.3), (2, 1000, 0.1), (3, 300, 0.3)]
+)
+@pytest.mark.parametrize("paired", [True, False])
+def test_few_seeds_find_no_more_than_they_may(seeds, images, noise, paired):
+    wrong = 0
+    for _ in range(1000):
+        a, b = (noise * DRAW.normal(size=(seeds, 1)) + 0.5 * DRAW.normal(size=(seeds, images))
+                for _ in "ab")  # fmt: skip
+        wrong += compare_seeds(a, b, 0.1, paired=paired, resamples=1).p <= 0.05
+    assert wrong <= 0.07 * 1000
+
+
+def test_where_images_are_lacking_no_number_of_seeds_is_promised():
+    a, b = of_seeds(4, 400, 0.3, 0.9)
+    assert compare_seeds(a, b, 0.1, paired=False, resamples=1).needed is not None
+    identical = np.tile(DRAW.normal(size=30), (3, 1))
+    moved = identical + np.tile(DRAW.normal(0.02, 0.5, 30), (3, 1))
+    assert compare_seeds(moved, identical, 0.1, paired=True, resamples=1).needed is None
+
+
+def test_the_band_holds_for_groups_of_seeds():
+    """The whole true curve is inside in about 95 % of samples, whatever varies."""
+    grid, missed = np.linspace(0, 1.5, 40), 0
+    truth = np.zeros(40)
+    for _ in range(120):
+        images = DRAW.gamma(2.0, 0.25, 200)
+        groups = [np.stack([images + DRAW.normal(0, 0.05) + DRAW.normal(0, 0.1, 200)
+                            for _ in range(3)]) for _ in "ab"]  # fmt: skip
+        band = difference_band(*groups, grid)
+        missed += bool(((band.low > truth) | (band.high < truth)).any())
+    assert missed <= 0.10 * 120
+
+
+def test_the_largest_possible_difference_is_no_error():
+    for total in (9, 13, 36, 41):
+        a, b = np.zeros(total, bool), np.ones(total, bool)
+        low, high = tango_interval(0, total, total)
+        assert low <= compare_shares(a, b, 0.01).difference <= high
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.05, 0.15])
