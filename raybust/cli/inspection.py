@@ -23,7 +23,7 @@ from raybust.request import compose, find, open_trained, read_leaves
 @click.argument("sweep", required=False, metavar="[SWEEP]", shell_complete=completion.runs)
 @options("out", "dry_run")
 @click.option(
-    "--port", type=click.IntRange(1, 65534), default=5000, show_default=True, help="Local port."
+    "--port", type=click.IntRange(1, 65535), default=5000, show_default=True, help="Local port."
 )
 @click.option(
     "--open/--no-open", "opened", default=True, help="Open a browser (default), or print links."

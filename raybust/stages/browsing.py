@@ -29,6 +29,7 @@ from raybust.search.board import SEARCH
 from raybust.stages.bars import Echo
 
 _START_S, _END_S, _POLL_S = 120.0, 10.0, 0.2
+_LAST_PORT = 65535
 
 
 def browse(config: Config, sweep: Path | None, port: int, echo: Echo, *, opened: bool) -> int:
@@ -37,7 +38,8 @@ def browse(config: Config, sweep: Path | None, port: int, echo: Echo, *, opened:
     Args:
         config: sets the store and its experiment.
         sweep: folder of a sweep whose trials are to be shown; None for all runs.
-        port: of MLflow, on 127.0.0.1; the dashboard takes the next one.
+        port: of MLflow, on 127.0.0.1; the dashboard takes the next one, or after the last port the
+            one before.
         echo: prints a line.
         opened: open the first page in a browser, where there is a screen.
 
@@ -58,7 +60,7 @@ def browse(config: Config, sweep: Path | None, port: int, echo: Echo, *, opened:
     try:
         pages = track.links(uri, config.track.experiment, key)
         found = {what: f"{address}{page}" for what, page in pages.items()}
-        found |= _dashboard(sweep, port + 1, echo)
+        found |= _dashboard(sweep, port + 1 if port < _LAST_PORT else port - 1, echo)
         _wait(server, f"{address}/health")
         echo(f"MLflow of {track.safe_uri(uri)} (Ctrl-C to stop)")
         wide = max(map(len, found))
