@@ -44,6 +44,13 @@ def read_leaves(
     return leaves, block
 
 
+def apart(words: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
+    """Returns the settings among the words of a command, and the others: a word with "=" is a
+    setting unless it is a file or folder."""
+    settings = tuple(word for word in words if "=" in word and not Path(word).exists())
+    return settings, [word for word in words if word not in settings]
+
+
 def _packaged(path: str) -> str:
     """Returns the path of a file, or of the packaged search space of that name: `quickstart`,
     `quickstart.yaml` and `search_spaces/quickstart.yaml` are the same.

@@ -283,13 +283,9 @@ def _load_weights_file(path: Path, overrides: list[Leaf]) -> Trained:
 def _normalization(network: nn.Module, config: Config) -> str:
     """Describes the normalization a network applies, and how to change it."""
     layer = next(part for part in network.modules() if isinstance(part, models.Normalize))
-    mean, std = (
-        ", ".join(f"{value:.4g}" for value in part.flatten().tolist())
-        for part in (layer.mean, layer.std)
-    )
     chosen = config.model.mean or config.model.std
     how = "as set" if chosen else "change it with model.mean=[...] model.std=[...]"
-    return f"normalization: mean {mean}, std {std}; {how}"
+    return f"normalization: {layer.constants}; {how}"
 
 
 def _low_accuracy(network: nn.Module, dataset: Dataset) -> list[str]:

@@ -237,3 +237,12 @@ def test_runs_without_results_or_without_a_protocol_in_common(tmp_path, cli):
     done = cli("compare", "bare", "own", "--out", tmp_path)
     assert done.code == 2
     assert "bare and own have no results under the same protocol" in done.err
+
+
+def test_a_log_may_have_an_equals_sign_or_a_comma_in_its_name(place, cli):
+    write(place / "sigma=0.25.tsv", draw(1, 20))
+    write(place / "a,b.tsv", draw(2, 20))
+    found, _ = asked(cli, "sigma=0.25.tsv", "a,b.tsv", "certify.radii=[0.5]")
+    assert len(found["comparisons"]) == 2
+    done = cli("report", "sigma=0.25.tsv", "a,b.tsv")
+    assert done.code == 0, done.err

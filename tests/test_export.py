@@ -161,7 +161,7 @@ def test_the_card_of_foreign_weights_states_their_normalization_and_no_training(
     settings = ("model.name=small_cnn", "model.width=8", "data.name=digits")
     assert cli("export", "theirs.pth", *settings, "--to", "there").code == 0
     card = (place / "there" / CARD).read_text()
-    assert "Normalization: mean 0.7, standard deviation 0.5." in card
+    assert "Normalization: mean 0.7, std 0.5." in card
     assert "0.305" not in card
     training = card.partition("## Training")[2].partition("##")[0]
     assert "- trained elsewhere: data, method and settings are not known" in training

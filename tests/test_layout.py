@@ -53,7 +53,7 @@ TABLE = {
     "pyfunc": "api config trained | mlflow numpy pandas",
     "request": "(config disk methods search track trained)",
     "search": "config disk methods track | optuna sqlalchemy yaml (optuna_dashboard)",
-    "significance": "| numpy scipy",
+    "significance": "numerics | numpy scipy",
     "reporting": (
         "certification config corruptions disk evaluate identity numerics search significance"
         " | numpy scipy matplotlib (plotly)"

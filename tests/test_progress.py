@@ -104,3 +104,13 @@ def test_a_budget_in_passes_has_no_number_of_epochs(often, tmp_path):
     with epoch_lines(tmp_path, said.append, chance):
         pulse.Recorder(tmp_path)(pulse.Pulse(2, 1, 10, 0.5))
         wait_for(said, "epoch 2, step 1 of 10")
+    assert not any("epoch 2 of" in line for line in said)
+
+
+def test_a_full_disk_does_not_end_a_run_for_its_progress(often, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pulse, "replace_text", full)
+    pulse.Recorder(tmp_path)(pulse.Pulse(1, 1, 10, 0.1))
+    assert pulse.read(tmp_path) is None

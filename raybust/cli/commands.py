@@ -25,7 +25,7 @@ from raybust.cli.resolved import print_config
 from raybust.cli.submission import load_ahead, runs_locally, submitted
 from raybust.disk.files import to_json
 from raybust.errors import RequestError
-from raybust.request import compose, open_trained, read_leaves
+from raybust.request import apart, compose, open_trained, read_leaves
 
 _WHERE = ("cluster", "track")
 _TRAINING = ("data", "model", "method", "train", "certified_fast", "attacked_fast", *_WHERE)
@@ -253,8 +253,8 @@ def report(logs: tuple[str, ...], as_json: bool, **given: Any) -> None:
     """
     from raybust.stages import reports
 
-    leaves, _ = read_leaves(tuple(text for text in logs if "=" in text), given)
-    named = [text for text in logs if "=" not in text]
+    settings, named = apart(logs)
+    leaves, _ = read_leaves(settings, given)
     if not named:
         raise RequestError(f"report: got only {' '.join(logs)}, expected a log, a run or a sweep")
     found = reports.report(named, leaves, echo)

@@ -17,7 +17,7 @@ from raybust.cli.options import options
 from raybust.cli.output import echo
 from raybust.disk.files import to_json
 from raybust.errors import RequestError
-from raybust.request import read_leaves
+from raybust.request import apart, read_leaves
 
 
 @cli.command()
@@ -54,8 +54,8 @@ def compare(
     """
     from raybust.stages import compared
 
-    leaves, _ = read_leaves(tuple(text for text in networks if "=" in text), given)
-    named = [text for text in networks if "=" not in text]
+    settings, named = apart(networks)
+    leaves, _ = read_leaves(settings, given)
     found = compared.compare(named, leaves, compared.Margins(margin, acr_margin), echo)
     click.echo(to_json(found.plain()) if as_json else found.text())
 

@@ -18,7 +18,7 @@ from raybust.cli.output import echo, print_notes
 from raybust.cli.submission import submitted
 from raybust.disk.files import to_json
 from raybust.errors import RequestError
-from raybust.request import open_trained, read_leaves
+from raybust.request import apart, open_trained, read_leaves
 
 
 @cli.command(cls=Command, sections=("certify",))
@@ -62,8 +62,7 @@ def predict(
     IMAGES are files, folders, or one npz with an array of images. Without --radius, each image gets
     its full radius from all certify.n draws.
     """
-    settings = tuple(text for text in images if "=" in text and not Path(text).exists())
-    named = [text for text in images if text not in settings]
+    settings, named = apart(images)
     if not named:
         raise RequestError(f"predict: got only {' '.join(images)}, expected images")
     if plain and radius is not None:

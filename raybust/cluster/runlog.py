@@ -91,19 +91,19 @@ class RunLog:
         uri: str,
         deliver: type[Flusher] | type[Following] = Flusher,
     ) -> None:
-        self._journal = Journal(Path(job.folder) / JOURNAL)
+        self._journal, found = Journal(Path(job.folder) / JOURNAL), environment()
         self._journal.start(
             run_key=job.uid,
             experiment=config.track.experiment,
             name=job.name,
             tags={"raybust.method": config.method.key, "raybust.dataset": config.data.name,
-                  "raybust.folder": job.folder, **source_tags(), **dict(job.tags)},
+                  "raybust.folder": job.folder, **source_tags(found), **dict(job.tags)},
             params=params_of(job.config),
             parent_key=job.parent,
             dataset=dataset_of(job, config),
         )  # fmt: skip
         self._journal.text(yaml.safe_dump(job.config, sort_keys=False), "config.yaml")
-        self._journal.text(yaml.safe_dump(environment(), sort_keys=False), ENVIRONMENT)
+        self._journal.text(yaml.safe_dump(found, sort_keys=False), ENVIRONMENT)
         self._flusher = deliver(self._journal.path, uri)
         self._is_trial = job.parent is not None
 

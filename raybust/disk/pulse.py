@@ -6,6 +6,7 @@ is deleted when the run ends; one that a kill left is deleted at the next start.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from dataclasses import asdict, dataclass
@@ -50,7 +51,8 @@ class Recorder:
         now = time.monotonic()
         if now - self._last >= _EVERY_S or pulse.step == pulse.steps:
             self._last = now
-            replace_text(self._path, json.dumps(asdict(pulse)))
+            with contextlib.suppress(OSError):  # a full disk must not end a run for its progress
+                replace_text(self._path, json.dumps(asdict(pulse)))
 
 
 def read(folder: Path) -> Pulse | None:

@@ -30,6 +30,15 @@ class Normalize(nn.Module):
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).reshape(-1, 1, 1))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).reshape(-1, 1, 1))
 
+    @property
+    def constants(self) -> str:
+        """Mean and standard deviation in words."""
+        mean, std = (
+            ", ".join(f"{value:.4g}" for value in part.flatten().tolist())
+            for part in (self.mean, self.std)
+        )
+        return f"mean {mean}, std {std}"
+
     def forward(self, images: Tensor) -> Tensor:
         """Normalizes images (B, C, H, W) in [0, 1]."""
         return (images - self.mean) / self.std

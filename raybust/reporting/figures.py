@@ -16,7 +16,11 @@ from scipy.special import ndtr, ndtri
 from scipy.stats import binom
 
 from raybust.certification import Protocol
-from raybust.numerics.bounds import clopper_pearson_lower, gaussian_radius
+from raybust.numerics.bounds import (
+    clopper_pearson_lower,
+    clopper_pearson_upper,
+    gaussian_radius,
+)
 from raybust.reporting.logs import Floats, Log
 
 SAMPLES = (100, 1000, 10_000, 100_000, 1_000_000)
@@ -152,7 +156,7 @@ def _ends_of_equal(log: Log, value: float) -> list[float]:
     """Returns the interval of a mean whose N rows are equal, where a bootstrap has no width: with
     confidence 97.5 % at most 1 - 0.025^(1/N) of the examples are others (Clopper and Pearson), and
     their radii are between 0 and the largest that the draws can prove (our choice)."""
-    others = 1 - 0.025 ** (1 / len(log))
+    others = float(clopper_pearson_upper(0, len(log), 0.025))
     made = budget(log)
     if log.protocol:
         rule, last = log.protocol.rule, len(log.protocol.rule.times) - 1

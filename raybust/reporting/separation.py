@@ -18,7 +18,6 @@ from raybust.search.records import TrialRecord
 from raybust.significance import Band, compare_means, decide, difference_band
 
 _GRID = 201
-_MARGIN = 0.01
 _NAMED = 6
 """Pairs named in a sentence."""
 
@@ -69,7 +68,7 @@ def _alike(logs: Sequence[Log]) -> bool:
 
 def _sentence(entries: Sequence[TrialRecord], values: np.ndarray) -> str:
     pairs = list(itertools.combinations(range(len(entries)), 2))
-    found = decide([compare_means(values[i], values[j], _MARGIN) for i, j in pairs])
+    found = decide([compare_means(values[i], values[j], margin=0.0) for i, j in pairs])
     apart, alike = [], []
     for (i, j), one in zip(pairs, found, strict=True):
         a, b = (f"trial {entries[at].number} ({entries[at].method})" for at in (i, j))

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
 from scipy.stats import t as student
 
+from raybust.numerics.bounds import clopper_pearson_upper
 from raybust.significance.paired import Paired
 from raybust.significance.shares import LEVEL, POWER
 
@@ -62,8 +63,9 @@ def compare_means(
 def bca(values: Floats, largest: float, resamples: int = RESAMPLES) -> tuple[float, float]:
     """Returns the 95 % interval of a mean by the bias-corrected and accelerated bootstrap.
 
-    Where all values are equal, the bootstrap has no width: with confidence 97.5 % at most
-    1 - 0.025^(1/N) of the others differ, and by no more than the largest value (our choice).
+    Where all values are equal, the bootstrap has no width: with confidence 97.5 %, by Clopper and
+    Pearson, at most 1 - 0.025^(1/N) of the others differ, and by no more than the largest value
+    (our choice).
 
     Args:
         values: (N,).
@@ -72,7 +74,7 @@ def bca(values: Floats, largest: float, resamples: int = RESAMPLES) -> tuple[flo
     """
     mean, total = float(values.mean()), len(values)
     if np.ptp(values) == 0:
-        others = 1 - (LEVEL / 2) ** (1 / total)
+        others = float(clopper_pearson_upper(0, total, LEVEL / 2))
         return (1 - others) * mean - others * largest, (1 - others) * mean + others * largest
     source = np.random.default_rng(0)
     parts = (source.integers(0, total, (rows, total)) for rows in _rows(resamples, total))

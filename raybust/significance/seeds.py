@@ -15,6 +15,7 @@ import numpy as np
 from scipy.stats import nct
 from scipy.stats import t as student
 
+from raybust.numerics.bounds import clopper_pearson_upper
 from raybust.significance.means import Floats, needed, p_of_rare, p_of_zero, p_within
 from raybust.significance.paired import Paired
 from raybust.significance.shares import LEVEL, POWER
@@ -57,7 +58,7 @@ def compare_seeds(
     error, largest = math.sqrt(of_seeds + of_images), float(max(np.abs(a).max(), np.abs(b).max()))
     half = float(student.isf(LEVEL / 2, freedom)) * error
     moving = int((per_image != 0).sum())
-    others = 1 - (LEVEL / 2) ** (1 / images)  # as in `bca`
+    others = float(clopper_pearson_upper(0, images, LEVEL / 2))  # as in `bca`
     return Paired(
         a=float(means_a.mean()),
         b=float(means_b.mean()),
@@ -123,10 +124,9 @@ def compare_values(a: Floats, b: Floats, margin: float, level: float = LEVEL) ->
         error, freedom = math.sqrt(sum(variances)), _welch(variances, list(sizes))
         half = float(student.isf(LEVEL / 2, freedom)) * error
         low, high = difference - half, difference + half
-        p, within = (
-            p_of_zero(difference, error, freedom),
-            p_within(difference, error, freedom, margin),
-        )
+        p = p_of_zero(difference, error, freedom)
+        if error > 0:  # equal values say nothing of others
+            within = p_within(difference, error, freedom, margin)
         count = needed(difference, math.sqrt(float(a.var(ddof=1) + b.var(ddof=1))), level)
     return Paired(
         a=float(a.mean()), b=float(b.mean()), low=low, high=high, p=p, p_within=within,

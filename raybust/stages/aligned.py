@@ -15,13 +15,11 @@ from functools import reduce
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from raybust.errors import RequestError
 from raybust.evaluate import HEADLINE, AttackProtocol, AttackRow
-from raybust.reporting.logs import Log
+from raybust.reporting.logs import Floats, Log
 
-Floats = NDArray[np.float64]
 _OF_LOG = ("norm", "noise", "sigma", "keep", "split", "n0", "n", "alpha", "schedule", "targets")
 _OF_IMAGES = ("dataset", "split", "skip", "examples")
 _NOT_OF_ATTACK = (

@@ -11,8 +11,6 @@ import hashlib
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from torch import Tensor
-
 from raybust.disk.files import is_aside
 from raybust.identity import fixed_images, outputs_of, weights_digest
 from raybust.models import Normalize
@@ -95,14 +93,7 @@ def function_digest(trained: Trained) -> str:
 def _normalization(trained: Trained) -> list[str]:
     """Returns the constants of the network's first layer."""
     layers = (part for part in trained.network.modules() if isinstance(part, Normalize))
-    return [
-        f"Normalization: mean {_numbers(layer.mean)}, standard deviation {_numbers(layer.std)}."
-        for layer in layers
-    ][:1]
-
-
-def _numbers(values: Tensor) -> str:
-    return ", ".join(f"{value:.4g}" for value in values.flatten().tolist())
+    return [f"Normalization: {layer.constants}." for layer in layers][:1]
 
 
 def _how(trained: Trained) -> list[str]:

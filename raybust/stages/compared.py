@@ -21,7 +21,7 @@ from raybust.errors import RequestError
 from raybust.evaluate import HEADLINE
 from raybust.reporting.attacks import read_rows
 from raybust.reporting.differences import Difference, Differences, plot_bands, write_tables
-from raybust.reporting.logs import Log, read_log
+from raybust.reporting.logs import Floats, Log, read_log
 from raybust.reporting.naming import name_of
 from raybust.request import compose, find
 from raybust.significance import (
@@ -35,7 +35,6 @@ from raybust.significance import (
 )
 from raybust.stages.aligned import (
     Column,
-    Floats,
     Group,
     Member,
     attacked_columns,
@@ -48,8 +47,6 @@ from raybust.stages.current import Current
 from raybust.stages.reports import logs_of, results_of
 from raybust.stages.searches import all_sweeps, compare_searches
 
-MARGIN, ACR_MARGIN = 1.0, 0.01
-"""Default margins of equivalence: points of accuracy, and units of the radius (our choice)."""
 _GRID = 201
 GATE = "gate_"
 """How the names of results begin that a gate measured for itself."""
@@ -64,8 +61,8 @@ class Margins:
         radius: of the ACR, in the unit of the radii.
     """
 
-    points: float = MARGIN
-    radius: float = ACR_MARGIN
+    points: float
+    radius: float
 
 
 def compare(
@@ -158,6 +155,8 @@ def _parts(text: str) -> list[str]:
     Raises:
         RequestError: there is none, or one is named twice.
     """
+    if Path(text).exists():  # its name may have commas
+        return [text]
     parts = [part for part in text.split(",") if part]
     if not parts:
         raise RequestError(f"compare: got {text!r}, expected a run, a log, or several with commas")

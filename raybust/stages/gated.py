@@ -22,6 +22,7 @@ from raybust.config import Leaf
 from raybust.errors import RequestError
 from raybust.evaluate import HEADLINE, correct
 from raybust.reporting.attacks import read_rows
+from raybust.reporting.logs import Floats
 from raybust.reporting.rulings import Ruled, Rulings
 from raybust.request import find, read_leaves
 from raybust.significance import (
@@ -32,7 +33,6 @@ from raybust.significance import (
     share_not_worse,
 )
 from raybust.stages import attacked, certified, checks
-from raybust.stages.aligned import Floats
 from raybust.stages.compared import GATE
 from raybust.stages.measurement import Options
 from raybust.stages.place import own_device, threads
@@ -186,9 +186,10 @@ def gate(
     """
     rules = read_gate(path)
     leaves, _ = read_leaves(settings, given)
-    networks = [_open(run, rules, leaves)]
+    networks = [_open(run, rules, leaves, options.address)]
     if any(rule.not_worse_by is not None for rule in rules.rules):
-        networks.append(_like(networks[0], _open(str(rules.reference), rules, leaves), rules))
+        reference = _open(str(rules.reference), rules, leaves, options.address)
+        networks.append(_like(networks[0], reference, rules))
     config, dataset = networks[0].config, networks[0].dataset
     parts = (getattr(dataset, section.split) for section in (config.certify, config.evaluate))
     looks = rules.looks(min(map(len, parts)))
@@ -206,10 +207,10 @@ def gate(
     return Rulings(ruled, tuple(names), examples, level)
 
 
-def _open(run: str, rules: Gate, leaves: Sequence[Leaf]) -> Trained:
+def _open(run: str, rules: Gate, leaves: Sequence[Leaf], address: str | None) -> Trained:
     asked = [*rules.leaves, *leaves]
     trained = load_trained(find(run, asked), asked)
-    device = checks.device_before(trained.config, None)
+    device = checks.device_before(trained.config, address)
     checks.check_certify(trained.config, trained.dataset.shape, device)
     checks.check_evaluate(trained.config, trained.dataset, device)
     return trained

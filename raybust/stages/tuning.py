@@ -296,7 +296,7 @@ def _parent(job: Job, config: Config, uri: str) -> Iterator[track.Journal]:
             "raybust.kind": "sweep",
             "raybust.dataset": config.data.name,
             "raybust.folder": job.folder,
-            **track.source_tags(),
+            **track.source_tags(track.environment()),
         },
         params={f"tune.{key}": value for key, value in tuned.items()} | params_of(job.config),
         dataset=dataset_of(job, config),

@@ -1,11 +1,13 @@
 """Records a run's software environment: versions, platform, commit. No environment variables, no
-host names. Versions come from package metadata, so nothing heavy is imported.
+host names. Versions come from package metadata, so nothing heavy is imported. MLflow has tags of
+its own for some of it.
 """
 
 from __future__ import annotations
 
 import platform
 import subprocess
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import raybust
 
 ENVIRONMENT = "environment.yaml"
 """Name under which a journal records it."""
+_DIRTY = "-dirty"
 _PACKAGES = ("torch", "torchvision", "ray", "mlflow", "optuna", "numpy")
 
 
@@ -37,15 +40,21 @@ def environment(folder: str | Path = ".") -> dict[str, str]:
     return {**found, "git_commit": commit} if commit else found
 
 
-def source_tags(folder: str | Path = ".") -> dict[str, str]:
-    """Returns MLflow's tags of what made a run: raybust, and the commit of a git repository."""
-    commit = _commit(folder)
-    tags = {"mlflow.source.name": f"raybust {raybust.__version__}", "mlflow.source.type": "LOCAL"}
-    return tags | ({"mlflow.source.git.commit": commit} if commit else {})
+def source_tags(found: Mapping[str, str]) -> dict[str, str]:
+    """Returns MLflow's tags of what made a run: raybust, and the commit of a git repository.
+
+    Args:
+        found: the environment, see `environment`.
+    """
+    tags = {"mlflow.source.name": f"raybust {found['raybust']}", "mlflow.source.type": "LOCAL"}
+    commit, dirty, _ = found.get("git_commit", "").partition(_DIRTY)
+    if commit:
+        tags |= {"mlflow.source.git.commit": commit, "mlflow.source.git.dirty": str(bool(dirty))}
+    return tags
 
 
 def _commit(folder: str | Path) -> str:
-    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40"]
+    command = ["git", "-C", str(folder), "describe", "--always", f"--dirty={_DIRTY}", "--abbrev=40"]
     command += ["--exclude=*"]
     try:
         result = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)  # noqa: S603

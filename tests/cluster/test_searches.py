@@ -91,6 +91,14 @@ def test_less_is_better_where_the_sweep_minimizes(tmp_path, cli):
     assert {row["verdict"] for row in rows.values()} == {"better"}
 
 
+def test_searches_that_found_the_same_are_not_called_equivalent(tmp_path, cli):
+    """Every search begins with the default point."""
+    for name in ("a0", "a1", "b0", "b1"):
+        sweep(tmp_path, name, [0.2, 0.1])
+    _, rows = asked(cli, tmp_path, "a0,a1", "b0,b1")
+    assert {row["verdict"] for row in rows.values()} == {"cannot say"}
+
+
 def test_mistakes(tmp_path, cli):
     sweep(tmp_path, "a", [0.1])
     sweep(tmp_path, "stopped", [None, None])

@@ -145,6 +145,7 @@ def test_mlflows_page_shows_the_view(sweep, store):
             wait_for(tab, f"{text}.includes('Sort: validation/loss') && {first}", 60)
             wait_for(tab, f"{text}.includes('method.name')", 60)
             wait_for(tab, f"!{text}.includes('Prompts')", 60)  # pages for networks, not for these
+            assert tab.evaluate(text).count("first/0") == 1
     finally:
         own.kill()
 

@@ -16,6 +16,7 @@ from raybust.track import (
     redact,
     resolve_uri,
     safe_uri,
+    source_tags,
     ui_command,
 )
 from raybust.track.client import reason_of
@@ -205,6 +206,12 @@ def test_the_environment_holds_versions_and_a_commit_only(tmp_path, monkeypatch)
         subprocess.run(git + arguments, check=True)
     head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
     assert environment(tmp_path)["git_commit"] == head.stdout.strip()
+    commit, dirty = "mlflow.source.git.commit", "mlflow.source.git.dirty"
+    told = source_tags(environment(tmp_path))
+    assert (told[commit], told[dirty]) == (head.stdout.strip(), "False")
+    told = source_tags({"raybust": "1", "git_commit": "abc-dirty"})
+    assert (told[commit], told[dirty]) == ("abc", "True")
+    assert commit not in source_tags({"raybust": "1"})
 
 
 def test_the_environment_imports_nothing_heavy():
