@@ -55,7 +55,9 @@ def separate(board: Leaderboard) -> Separation | None:
         )
         for at, entry in enumerate(entries[1:], 1)
     }
-    return Separation(_sentence(entries, np.maximum(radii, 0)), bands, logs[0].norm)
+    noise = {(log.protocol.noise, log.protocol.amount) for log in logs if log.protocol}
+    own = "each certified with its own noise; " * (len(noise) > 1)
+    return Separation(_sentence(entries, np.maximum(radii, 0), own), bands, logs[0].norm)
 
 
 def _alike(logs: Sequence[Log]) -> bool:
@@ -66,7 +68,7 @@ def _alike(logs: Sequence[Log]) -> bool:
     return len(images) == 1 and len(digests) < 2 and not early and len(logs[0]) > 1
 
 
-def _sentence(entries: Sequence[TrialRecord], values: np.ndarray) -> str:
+def _sentence(entries: Sequence[TrialRecord], values: np.ndarray, own: str) -> str:
     pairs = list(itertools.combinations(range(len(entries)), 2))
     found = decide([compare_means(values[i], values[j], margin=0.0) for i, j in pairs])
     apart, alike = [], []
@@ -81,8 +83,8 @@ def _sentence(entries: Sequence[TrialRecord], values: np.ndarray) -> str:
     parts = [_listed(apart)] * bool(apart)
     parts += [f"the ACR does not tell apart {_listed(alike)}"] * bool(alike)
     return (
-        f"On {values.shape[1]:,} test images, {'; '.join(parts)} (permutation tests, 5 % for all"
-        " pairs; one seed each, so training noise is not in it)."
+        f"On {values.shape[1]:,} test images, {'; '.join(parts)} ({own}permutation tests, 5 % for"
+        " all pairs; one seed each, so training noise is not in it)."
     )
 
 
