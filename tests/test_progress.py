@@ -2,11 +2,13 @@
 
 import json
 import time
+from pathlib import Path
 
 import pytest
 
 from raybust import api, config
 from raybust.disk import pulse
+from raybust.errors import WorkError
 from raybust.methods import get
 from raybust.stages import bars
 from raybust.stages.epochs import Chance, epoch_lines
@@ -114,3 +116,13 @@ def test_a_full_disk_does_not_end_a_run_for_its_progress(often, tmp_path, monkey
     monkeypatch.setattr(pulse, "replace_text", full)
     pulse.Recorder(tmp_path)(pulse.Pulse(1, 1, 10, 0.1))
     assert pulse.read(tmp_path) is None
+
+
+def test_a_read_only_disk_keeps_the_message_of_what_ended_the_run(tmp_path, monkeypatch):
+    def read_only(*_, **__):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(Path, "unlink", read_only)
+    ended = epoch_lines(tmp_path, print, Chance(0.1, 100, of_digits()))
+    with pytest.raises(WorkError, match="what ended it"), ended:
+        raise WorkError("what ended it")

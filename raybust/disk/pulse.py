@@ -16,6 +16,8 @@ from raybust.disk.files import replace_text
 
 FILE = "pulse.json"
 _EVERY_S = 1.0
+_PROGRESS_ALONE = contextlib.suppress(OSError)
+"""A full or read-only disk must neither end a run for its progress nor hide what ended it."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Recorder:
         now = time.monotonic()
         if now - self._last >= _EVERY_S or pulse.step == pulse.steps:
             self._last = now
-            with contextlib.suppress(OSError):  # a full disk must not end a run for its progress
+            with _PROGRESS_ALONE:
                 replace_text(self._path, json.dumps(asdict(pulse)))
 
 
@@ -65,4 +67,5 @@ def read(folder: Path) -> Pulse | None:
 
 def forget(folder: Path) -> None:
     """Deletes a run's recorded pulse."""
-    (folder / FILE).unlink(missing_ok=True)
+    with _PROGRESS_ALONE:
+        (folder / FILE).unlink(missing_ok=True)
