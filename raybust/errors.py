@@ -60,12 +60,16 @@ def no_room(reason: str) -> bool:
     return re.search(r"(?i)(errno|os error) (28|30|122)\b", reason) is not None
 
 
+def with_advice(reason: str) -> str:
+    """Returns a failure's reason, with what to do about a disk that took no more."""
+    if not no_room(reason):
+        return reason
+    return f"{reason}; make room on that disk and rerun the same command to resume"
+
+
 def why_failed(error: BaseException) -> str:
     """Returns why training failed, with what to do about a full disk."""
-    cause = cause_of(error)
-    if no_room(cause):
-        cause += "; free disk space and rerun the same command to resume from the last checkpoint"
-    return f"training failed: {cause}"
+    return f"training failed: {with_advice(cause_of(error))}"
 
 
 def task_error(error: BaseException) -> Exception:

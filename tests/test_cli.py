@@ -58,7 +58,8 @@ def test_version(cli):
         (
             OSError(28, "No space left on device"),
             1,
-            "raybust: [Errno 28] No space left on device\n",
+            "raybust: [Errno 28] No space left on device; make room on that disk and rerun the same"
+            " command to resume\n",
         ),
         (KeyboardInterrupt(), 130, "raybust: interrupted; rerun the same command to resume\n"),
     ],

@@ -19,7 +19,7 @@ import click
 from raybust.cli import commands, compare, inspection, use
 from raybust.cli.group import cli
 from raybust.cli.output import printable
-from raybust.errors import RequestError, WorkError
+from raybust.errors import RequestError, WorkError, with_advice
 
 __all__ = ["cli", "commands", "compare", "inspection", "main", "use"]
 
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if error.errno == errno.ENAMETOOLONG:  # the user typed the name
             code = _print_error(f"{error.filename}: is too long for a file name", 2)
         else:
-            code = _print_error(error, 1)
+            code = _print_error(with_advice(str(error)), 1)
     except (KeyboardInterrupt, click.Abort):
         code = _print_error("interrupted; rerun the same command to resume", 130)
     finally:
