@@ -197,8 +197,9 @@ def test_of_several_logs_the_largest_is_taken_and_those_of_a_gate_are_not(runs, 
             assert done.code == 0, done.err
     logs = [",".join(str(runs / name / "certified" / f"{log}.tsv") for log in ("few", "many"))
             for name in ("one", "two")]  # fmt: skip
-    _, rows = asked(cli, logs[0], logs[1], "--out", runs)
+    found, rows = asked(cli, logs[0], logs[1], "--out", runs)
     assert rows["ACR"]["images"] == 10
+    assert any("that their pixels are the same is not proven" in note for note in found["notes"])
 
 
 @pytest.mark.parametrize(

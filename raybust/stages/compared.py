@@ -244,6 +244,16 @@ def _terms(
             f"Certificates: {made.noise} noise, {made.amount}, {made.norm}, n = {made.n:,},"
             f" alpha = {made.alpha:g}, {made.split} set of {made.dataset}."
         )
+    chosen = {
+        (made.dataset, made.split, made.examples, made.skip)
+        for log in itertools.chain(*logs)
+        if (made := log.protocol)
+    }
+    if len(chosen) > 1:
+        notes.append(
+            "The certificates are of different choices of images, so images are matched by their"
+            " index and label alone: that their pixels are the same is not proven."
+        )
     if attacked:
         notes.append("Robust accuracy is what the attacks left: an upper bound for each network.")
     if any(len(group) == 1 for group in groups):
