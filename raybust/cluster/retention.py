@@ -7,6 +7,7 @@ the best so far. The weights that stay are also sent to MLflow, after the last t
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from pathlib import Path
 
@@ -15,8 +16,8 @@ from raybust.config import Config
 from raybust.disk import checkpoint, runs
 from raybust.disk.strip import strip
 from raybust.errors import WorkError
-from raybust.search.records import FINISHED, TrialRecord, ranked
-from raybust.search.study import Study, front
+from raybust.search.records import FINISHED, TrialRecord, front, ranked
+from raybust.search.study import Study
 from raybust.track import Journal
 
 WEIGHTS = "weights.journal.jsonl"
@@ -60,9 +61,9 @@ class Retention:
             )
 
     def settle(self, record: TrialRecord) -> None:
-        """Removes what is no longer needed once a trial has ended for good. The files of a trial
-        that its worker still writes about stay until the next call."""
-        candidates = [*self._kept, record]
+        """Removes what is no longer needed once a trial, or a further seed of it, has ended for
+        good. The files of a trial that its worker still writes about stay until the next call."""
+        candidates = [*(one for one in self._kept if one.number != record.number), record]
         self._kept = keepers(self._config, candidates)
         kept = {one.number for one in self._kept}
         self._waiting += [one for one in candidates if one is record or one.number not in kept]
@@ -70,7 +71,7 @@ class Retention:
             [
                 one
                 for one in self._waiting
-                if not is_open(runs.trial_folder(self._folder, one.number))
+                if not any(map(is_open, runs.seed_folders(self._folder, one.number)))
             ]
         )
 
@@ -78,8 +79,8 @@ class Retention:
         """Removes what is left and records the weights that stay in journals, which go to MLflow.
         All trials have ended."""
         self._strip(list(self._waiting))
-        for record in self._kept:
-            folder = runs.trial_folder(self._folder, record.number)
+        kept = [runs.seed_folders(self._folder, record.number) for record in self._kept]
+        for folder in itertools.chain(*kept):
             newest = checkpoint.newest(folder)
             if newest is None or (folder / WEIGHTS).exists():
                 continue
@@ -90,7 +91,8 @@ class Retention:
     def _strip(self, records: list[TrialRecord]) -> None:
         kept = {one.number for one in self._kept}
         for record in records:
-            strip(runs.trial_folder(self._folder, record.number), weights=record.number in kept)
+            for folder in runs.seed_folders(self._folder, record.number):
+                strip(folder, weights=record.number in kept)
         self._waiting = [one for one in self._waiting if one not in records]
 
 
@@ -108,12 +110,13 @@ def bytes_of_sweep(config: Config, size: int, at_once: int) -> int:
     """Returns the disk that a sweep needs at most: weights that stay, here and in MLflow, and the
     trials that run at a time."""
     kept = max(config.tune.keep, config.tune.finalists)
-    return 2 * kept * size + at_once * bytes_of_trial(config, size)
+    return 2 * kept * config.tune.seeds * size + at_once * bytes_of_trial(config, size)
 
 
 def keepers(config: Config, records: list[TrialRecord]) -> list[TrialRecord]:
     """Returns those of some ended trials whose weights stay: the best `tune.keep`, and all that may
-    become finalists. A trial that is left out now is left out of any larger set too.
+    become finalists, such as those in a race. Without a race, a trial that is left out now is left
+    out of any larger set too.
 
     Args:
         config: the sweep's.
@@ -121,7 +124,8 @@ def keepers(config: Config, records: list[TrialRecord]) -> list[TrialRecord]:
     """
     part = config.tune
     complete = ranked(records, part.mode)
-    found = complete[: max(part.keep, part.finalists)]
+    most = max(part.keep, part.finalists)
+    found = [r for rank, r in enumerate(complete) if rank < most or r.in_race]
     if len(part.directions()) > 1:
         fit = [record for record in complete if record.feasible is not False]
         best = {record.method: record for record in reversed(fit)}

@@ -16,10 +16,12 @@ from raybust import config as configuration
 from raybust import methods
 from raybust.config import Config
 from raybust.data import Dataset
-from raybust.disk import checkpoint
+from raybust.disk import checkpoint, runs
 from raybust.disk.runs import JOURNAL
 from raybust.errors import WorkError
 from raybust.identity import agree
+from raybust.search.race import interval
+from raybust.search.records import TrialRecord
 from raybust.track import Flusher, Following, Journal, environment, source_tags
 from raybust.track.environment import ENVIRONMENT
 from raybust.track.journal import decode
@@ -27,6 +29,8 @@ from raybust.training import initial
 from raybust.training.fit import Progress
 from raybust.training.objective import code_of_training
 
+SEEDS = "seeds.journal.jsonl"
+"""The journal of the means over a configuration's seeds."""
 _DRAIN_S = 10.0
 
 
@@ -150,6 +154,24 @@ def record_end(
     if detail:
         journal.tags({"raybust.failure": detail})
     journal.end("FAILED" if reason == "failed" else "FINISHED", reason)
+
+
+def record_means(folder: Path, record: TrialRecord) -> None:
+    """Records the mean of the optimized metric over the seeds of a configuration so far, with its
+    95 % interval, for the MLflow run of its trial.
+
+    Args:
+        folder: of the trial.
+        record: with the values of its seeds.
+    """
+    values, identity = [goals[0] for goals in record.values], runs.read_identity(folder)
+    low, high = interval(values)
+    found = {"seeds/mean": float(record.value or 0.0), "seeds/count": float(len(values))}
+    found |= {"seeds/failed": float(record.failed_seeds)}
+    found |= {"seeds/low": low, "seeds/high": high} if len(values) > 1 else {}
+    with Journal(folder / SEEDS) as journal:
+        journal.attach(identity.uid, identity.config["track"]["experiment"])
+        journal.metrics(found, step=len(values))
 
 
 def end_if_open(folder: Path, reason: str, detail: str = "", *, weights: bool = False) -> None:

@@ -21,8 +21,9 @@ from raybust.config import Config
 from raybust.search.records import FINISHED, TrialRecord
 from raybust.search.study import Study
 
-NUMBER, SPARED = "number", "spared"
-"""Keys of a trial's configuration: its number in the study; whether it is never stopped early."""
+NUMBER, SPARED, SEED = "number", "spared", "seed"
+"""Keys of a trial's configuration: its number in the study; whether it is never stopped early;
+index of its seed, where further ones (above 0) are compared with nothing."""
 
 _BRACKETS = 3
 _FEWEST = 3
@@ -58,6 +59,8 @@ class _Resumed:
     def on_trial_add(self, controller: Any, trial: Any) -> None:
         """Adds a trial and replays its reports from before it was interrupted."""
         base: Any = super()
+        if trial.config.get(SEED):
+            return
         base.on_trial_add(controller, trial)
         # Only once: Tune adds a trial again after its worker died.
         if record := self._earlier.pop(trial.config[NUMBER], None):
@@ -71,11 +74,31 @@ class _Resumed:
     def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Returns whether a trial continues or stops after an epoch."""
         base: Any = super()
+        if trial.config.get(SEED):
+            return TrialScheduler.CONTINUE
         verdict: str = base.on_trial_result(controller, trial, result)
         if verdict == TrialScheduler.STOP and trial.config.get(SPARED):
             self.undo_stop(trial)
             return TrialScheduler.CONTINUE
         return verdict
+
+    def on_trial_complete(self, controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        """Records a trial's last epoch."""
+        base: Any = super()
+        if not getattr(trial, "config", {}).get(SEED):
+            base.on_trial_complete(controller, trial, result)
+
+    def on_trial_error(self, controller: Any, trial: Any) -> None:
+        """Forgets a trial that failed."""
+        base: Any = super()
+        if not trial.config.get(SEED):
+            base.on_trial_error(controller, trial)
+
+    def on_trial_remove(self, controller: Any, trial: Any) -> None:
+        """Forgets a trial that ended before its first epoch."""
+        base: Any = super()
+        if not trial.config.get(SEED):
+            base.on_trial_remove(controller, trial)
 
     def undo_stop(self, trial: Any) -> None:
         """Forgets that a trial was stopped; most schedulers do not record it."""

@@ -22,8 +22,8 @@ from raybust import config as configuration
 from raybust import methods
 from raybust.cluster import session
 from raybust.cluster.retention import Retention
-from raybust.cluster.runlog import Job, end_if_open
-from raybust.cluster.scheduler import NUMBER, SPARED, make_scheduler
+from raybust.cluster.runlog import Job, end_if_open, record_means
+from raybust.cluster.scheduler import NUMBER, SEED, SPARED, make_scheduler
 from raybust.cluster.trial import COMPLETE, FAILURE, TrialActor, nested_trial
 from raybust.cluster.worker import MISSING
 from raybust.config import Config, Leaf
@@ -41,6 +41,7 @@ STATE = ".ray"
 """Tune's own subfolder of the sweep while trials run; never read."""
 _MAX_REFUSED = 100
 _FEW = 3
+_DIED = "its worker died; see --verbose"
 _REASONS = {"COMPLETE": "finished", "PRUNED": "pruned", "FAIL": "failed"}
 
 Listener = Callable[[TrialRecord, int], None]
@@ -93,13 +94,14 @@ def run_trials(plan: Sweep, uri: str, listener: Listener) -> None:
         recall(plan, number)
     left = max(0, config.tune.trials - study.finished() - len(interrupted))
     retention = Retention(config, study, folder, plan.size)
-    if not interrupted and not left:
+    seeds = study.seeds.open()
+    if not (interrupted or left or seeds or study.seeds.next(study.records())):
         _end_runs(study, folder)
         retention.finish()
         return
     searcher = StudySearch(plan, listener, retention, interrupted, left)
     try:
-        _tuner(plan, searcher, left + len(interrupted), uri).fit()
+        _tuner(plan, searcher, config.tune.trials * config.tune.seeds, uri).fit()
     except (tune.TuneError, *UNUSABLE) as error:
         raise WorkError(
             f"{folder.name}: sweep aborted: {cause_of(error)}; rerun the same command to resume"
@@ -148,17 +150,21 @@ class StudySearch(Searcher):
         interrupted: list[tuple[int, Point]],
         left: int,
     ) -> None:
-        """Queues the interrupted trials, then `left` new ones."""
+        """Queues the interrupted trials and seeds, then `left` new ones."""
         super().__init__(metric=plan.config.tune.metric, mode=plan.config.tune.mode)
         self._plan, self._study, self._listener = plan, plan.study, listener
         self._retention = retention
         self._interrupted, self._left = list(interrupted), left
-        self._numbers: dict[str, int] = {}
+        self._seeds = self._study.seeds.open()
+        self._running: dict[str, tuple[int, int]] = {}
         self._last: dict[str, dict[str, Any]] = {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """Returns the job of the next trial: interrupted trials first, then new points."""
+        """Returns the job of the next trial: interrupted ones first, then further seeds and new
+        points. None if there is none before a running one has ended."""
         self._retention.check_space()
+        if not self._interrupted and (further := self._further()) is not None:
+            return self._begin_seed(trial_id, *further)
         refused: list[str] = []
         while len(refused) < _MAX_REFUSED:
             if self._interrupted:
@@ -170,7 +176,8 @@ class StudySearch(Searcher):
                 self._left -= 1
                 number, point = asked
             else:
-                return Searcher.FINISHED
+                racing = self._study.seeds.race and self._running
+                return None if racing else Searcher.FINISHED
             try:
                 plain = configuration.to_dict(at(self._plan.leaves, point, methods.get))
             except RequestError as error:
@@ -179,19 +186,22 @@ class StudySearch(Searcher):
                 self._notify(number)
                 continue
             job = self._trial_job(number, plain)
-            self._numbers[trial_id] = number
+            self._running[trial_id] = number, 0
             spared = self._plan.config.tune.finish_first and self._study.is_enqueued(number)
-            return {"job": asdict(job), NUMBER: number, SPARED: spared}
+            return {"job": asdict(job), NUMBER: number, SPARED: spared, SEED: 0}
         raise WorkError(f"the schema rejects the points of this search space: {refused[-1]}")
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Records an epoch in the study."""
         self._last[trial_id] = result
+        number, seed = self._running[trial_id]
+        if seed:
+            return
         metric = float(result.get(self._plan.config.tune.metric, math.nan))
         # Tune's last result also contains the trial's configuration, flattened.
         keys = [key for key in result if "/" in key and not key.startswith("config/")]
         metrics = {key: result[key] for key in keys if _is_number(result[key])}
-        self._study.report(self._numbers[trial_id], int(result["epoch"]), metric, metrics)
+        self._study.report(number, int(result["epoch"]), metric, metrics)
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -201,11 +211,15 @@ class StudySearch(Searcher):
         known = self._last.get(trial_id, {}).get("epoch")
         if result is not None and (result.get(FAILURE) or result.get("epoch") != known):
             self.on_trial_result(trial_id, result)
-        number, last = self._numbers.pop(trial_id), self._last.pop(trial_id, {})
-        if error:
-            self._study.fail(number, "its worker died; see --verbose")
-        elif no_room(last.get(FAILURE, "")):  # stays open and is resumed
+        (number, seed), last = self._running.pop(trial_id), self._last.pop(trial_id, {})
+        if no_room(last.get(FAILURE, "")):  # stays open and is resumed
             raise WorkError(f"trial {number}: {last[FAILURE]}")
+        if seed:
+            if error or last.get(FAILURE) or last.get(COMPLETE):
+                self._end_seed(number, seed, _DIED if error else last.get(FAILURE, ""))
+            return
+        if error:
+            self._study.fail(number, _DIED)
         elif last.get(FAILURE):
             self._study.fail(number, last[FAILURE])
             known = [r for r in self._study.records() if r.state in FINISHED or r.value is not None]
@@ -225,9 +239,42 @@ class StudySearch(Searcher):
     def restore(self, checkpoint_path: str) -> None:
         """Restores nothing; see `save`."""
 
-    def _trial_job(self, number: int, plain: dict[str, Any]) -> Job:
-        """Returns the job of a trial; creates its folder and identity if they are missing."""
-        folder = runs.trial_folder(self._plan.folder, number)
+    def _further(self) -> tuple[int, int] | None:
+        """Returns configuration and index of the next further seed. Until all points are tried,
+        further seeds take turns with new points, from the sampler's start-up on."""
+        if self._seeds:
+            return self._seeds.pop(0)
+        if not self._study.seeds.race:
+            return None
+        records = self._study.records()
+        tried = sum(record.state == "COMPLETE" for record in records)
+        if self._left and len(self._study.seeds) >= tried - self._plan.config.tune.startup:
+            return None
+        return self._study.seeds.next(records)
+
+    def _begin_seed(self, trial_id: str, number: int, seed: int) -> dict[str, Any]:
+        """Returns the job of a further seed of a configuration."""
+        point = self._study.record(number).point
+        plain = configuration.to_dict(at(self._plan.leaves, point, methods.get))
+        plain["seed"] = (plain["seed"] + seed) % 2**63
+        job = self._trial_job(number, plain, seed)
+        self._study.seeds.begin(number, seed)
+        self._running[trial_id] = number, seed
+        return {"job": asdict(job), NUMBER: number, SPARED: True, SEED: seed}
+
+    def _end_seed(self, number: int, seed: int, reason: str) -> None:
+        """Records a further seed that ended, and the mean over its configuration's seeds."""
+        journal = runs.trial_folder(self._plan.folder, number, seed) / runs.JOURNAL
+        last = {k: v for _, values in metrics_of(journal) for k, v in values.items() if "/" in k}
+        self._study.seeds.end(number, seed, last, reason)
+        record = self._study.record(number)
+        record_means(runs.trial_folder(self._plan.folder, number), record)
+        self._notify(number)
+
+    def _trial_job(self, number: int, plain: dict[str, Any], seed: int = 0) -> Job:
+        """Returns the job of a trial, or of a further seed of it, whose MLflow run is a child of
+        the trial's; creates folder and identity if they are missing."""
+        folder = runs.trial_folder(self._plan.folder, number, seed)
         inputs, own, code = "", self._plan.job, tuple[float, ...]()
         if own.inputs and plain["data"] == own.config["data"]:
             config = configuration.from_dict(plain, methods.get)
@@ -238,8 +285,10 @@ class StudySearch(Searcher):
             plain,
             str(folder),
             identity.uid,
-            name=f"{self._plan.job.name}/{number}",
-            parent=self._plan.job.uid,
+            name=f"{self._plan.job.name}/{number}" + f".{seed}" * bool(seed),
+            parent=runs.read_identity(runs.trial_folder(self._plan.folder, number)).uid
+            if seed
+            else self._plan.job.uid,
             tags=(("raybust.trial", str(number)), ("raybust.sweep", self._plan.job.name)),
             inputs=inputs,
             code=code,
@@ -247,7 +296,7 @@ class StudySearch(Searcher):
 
     def _notify(self, number: int) -> None:
         record = self._study.record(number)
-        self._listener(record, len(self._numbers))
+        self._listener(record, len(self._running))
         self._retention.settle(record)
 
 
@@ -264,9 +313,11 @@ def _end_runs(study: Study, folder: Path) -> None:
     """Ends runs whose worker was killed before it could: stopped multi-worker trials, and trials
     whose worker died too often."""
     for record in study.records():
-        trial = runs.trial_folder(folder, record.number)
-        if record.state in FINISHED:
-            end_if_open(trial, _REASONS[record.state], record.reason or "")
+        for trial in runs.seed_folders(folder, record.number):
+            if trial != runs.trial_folder(folder, record.number):
+                end_if_open(trial, "finished")
+            elif record.state in FINISHED:
+                end_if_open(trial, _REASONS[record.state], record.reason or "")
 
 
 def _is_number(value: Any) -> bool:

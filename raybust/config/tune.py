@@ -73,6 +73,18 @@ class Tune(Section):
         "the other trials, metrics, manifest and journal stay, and a file to train them again.",
         ge=0,
     )
+    seeds: int = option(
+        1,
+        "Seeds of a configuration at most. Each starts with one; the leaders get further ones while"
+        " no other beats them, and the sampler, the ranks and the finalists go by the means.",
+        ge=1,
+    )
+    race_level: float = option(
+        0.05,
+        "Level of the t test on equal seeds that leaves a configuration behind in that race.",
+        gt=0,
+        lt=0.5,
+    )
     points: tuple[dict[str, Any], ...] = option(
         (), "Points to try after the defaults, each a mapping from searched keys to values."
     )
@@ -118,6 +130,11 @@ class Tune(Section):
         several = len(self.directions()) > 1
         if several and self.sampler == "cmaes":
             found.append("sampler: cmaes supports one objective; choose tpe, gp or nsga2")
+        if self.seeds > 1 and self.sampler in ("cmaes", "nsga2"):
+            found.append(
+                f"seeds: {self.sampler} cannot learn from means over seeds; got {self.seeds},"
+                " expected 1, or choose tpe, gp, qmc, random or grid"
+            )
         if self.constraints and self.sampler == "cmaes":
             found.append("sampler: cmaes supports no constraints; choose tpe, gp or nsga2")
         return found

@@ -5,6 +5,7 @@
     OUT/NAME/epoch-000012/      checkpoints
     OUT/NAME/certified/*.tsv    certificates
     OUT/SWEEP/trials/0007/      the same for trial 7 of a sweep
+    OUT/SWEEP/trials/0007.1/    the same for its second seed
     OUT/_weights/FILE-1a2b3c4d/ results of a weights file, or of a checkpoint given by path
 
 Stage between checkpoint and certify / evaluate.
@@ -15,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +45,8 @@ _RESUMABLE = (
     "tune.finalists",
     "tune.keep",
     "tune.concurrent",
+    "tune.seeds",
+    "tune.race_level",
 )
 _SCORING = ("certify.sigma", "certify.seed")
 """Settings of `certify` that `certified_fast` uses: comparable epochs and trials share them."""
@@ -232,16 +236,25 @@ def original_of(folder: Path) -> Path | None:
         return None
 
 
-def trial_folder(sweep: Path, number: int) -> Path:
-    """Returns the folder of a trial of a sweep."""
-    return sweep / TRIALS / f"{number:04d}"
+def trial_folder(sweep: Path, number: int, seed: int = 0) -> Path:
+    """Returns the folder of a trial of a sweep, or of one of its further seeds."""
+    return sweep / TRIALS / (f"{number:04d}" + f".{seed}" * bool(seed))
+
+
+def seed_folders(sweep: Path, number: int) -> list[Path]:
+    """Returns the folders of a trial and of its further seeds, those that exist, in order."""
+    first = trial_folder(sweep, number)
+    further = sorted(first.parent.glob(f"{first.name}.*"), key=lambda path: int(path.suffix[1:]))
+    return [path for path in (first, *further) if path.exists()]
 
 
 def display_name(folder: Path) -> str:
-    """Returns the name of a run as commands take it: its folder's, or SWEEP/7 for a trial."""
+    """Returns the name of a run as commands take it: its folder's, SWEEP/7 for a trial, SWEEP/7.1
+    for its second seed."""
     if folder.parent.name != TRIALS:
         return folder.name
-    return f"{folder.parent.parent.name}/{int(folder.name)}"
+    number, dot, seed = folder.name.partition(".")
+    return f"{folder.parent.parent.name}/{int(number)}{dot}{seed}"
 
 
 def by_uid(recorded: Path, uid: str, out: Path) -> Path:
@@ -281,8 +294,8 @@ def candidates(run: str, out: Path) -> list[Path]:
     """Returns the paths that RUN may mean: a run, any path, a sweep's trial."""
     sweep, _, trial = run.rpartition("/")
     found = [out / run, Path(run)]
-    if sweep and trial.isdigit():
-        found.append(trial_folder(out / sweep, int(trial)))
+    if sweep and (named := re.fullmatch(r"(\d+)(?:\.(\d+))?", trial)):
+        found.append(trial_folder(out / sweep, int(named[1]), int(named[2] or 0)))
     return found
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from raybust.search.leaderboard import Leaderboard
 from raybust.numerics.balls.threat import show_eps
 from raybust.reporting.naming import AT_LEAST
+from raybust.search.race import interval
 from raybust.search.records import TrialRecord
 
 ACCURACY = "validation/accuracy"
@@ -49,6 +50,8 @@ def columns_of(board: Leaderboard) -> list[Column]:
     for metric in seen:
         head = "val. accuracy" if metric == ACCURACY else metric
         found.append(Column(head, "search", partial(_seen, board.metric, metric)))
+    if any(entry.in_race is not None for entry in board.entries):
+        found.append(Column("seeds", "search", _seeds))
     if board.constraints:
         found.append(Column("feasible", "search", lambda entry: _YES_NO[entry.feasible]))
     if board.pareto:
@@ -70,7 +73,19 @@ def _published(board: Leaderboard, kind: Literal["certified", "attacked"]) -> li
 
 
 def _seen(optimized: str, metric: str, entry: TrialRecord) -> str:
-    return number(entry.value if metric == optimized else entry.metrics.get(metric))
+    """Returns a figure; the optimized metric of several seeds with its interval."""
+    if metric != optimized:
+        return number(entry.metrics.get(metric))
+    if len(entry.values) < 2:
+        return number(entry.value)
+    low, high = interval([goals[0] for goals in entry.values])
+    return f"{number(entry.value)} [{number(low)}, {number(high)}]"
+
+
+def _seeds(entry: TrialRecord) -> str:
+    """Returns how many seeds were trained, and whether the race left the trial behind."""
+    failed = f", {entry.failed_seeds} failed" * bool(entry.failed_seeds)
+    return f"{len(entry.values)}{failed}{', left behind' * (entry.in_race is False)}"
 
 
 def _reached(kind: str, key: str, entry: TrialRecord) -> str:

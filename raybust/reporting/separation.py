@@ -1,7 +1,7 @@
 """Which finalists of a sweep can be told apart, by the ACR on the same test images.
 
 The search chose the finalists by the validation part, so the test images are new to all of them.
-Each has one seed: the noise of its training is not in the answer.
+The noise of training is in the answer for finalists with several seeds (`tune.seeds`) alone.
 """
 
 from __future__ import annotations
@@ -9,13 +9,15 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from raybust.reporting.logs import Log, read_log
+from raybust.disk.runs import seed_folders, trial_folder
+from raybust.reporting.logs import Floats, Log, read_log
 from raybust.search.leaderboard import Leaderboard
 from raybust.search.records import TrialRecord
-from raybust.significance import Band, compare_means, decide, difference_band
+from raybust.significance import Band, compare_means, compare_seeds, decide, difference_band
 
 _GRID = 201
 _NAMED = 6
@@ -41,23 +43,36 @@ def separate(board: Leaderboard) -> Separation | None:
     """Compares the finalists of a sweep; None if fewer than two have certificates in full on the
     same images."""
     entries = [entry for entry in board.finalists if entry.log is not None and entry.log.exists()]
-    logs = [read_log(entry.log) for entry in entries if entry.log is not None]
-    if len(logs) < 2 or not _alike(logs):
+    groups = [[read_log(path) for path in _logs(board, entry)] for entry in entries]
+    logs = list(itertools.chain(*groups))
+    if len(groups) < 2 or not _alike(logs):
         return None
-    order = [np.argsort(log.idx) for log in logs]
-    radii = np.stack([
-        np.where(log.correct, log.radius, -1.0)[at] for log, at in zip(logs, order, strict=True)
-    ])  # fmt: skip
-    grid = np.linspace(0, float(radii.max()) if radii.max() > 0 else 1.0, _GRID)
+    radii = [
+        np.stack([np.where(log.correct, log.radius, -1.0)[np.argsort(log.idx)] for log in group])
+        for group in groups
+    ]
+    largest = max(float(group.max()) for group in radii)
+    grid = np.linspace(0, largest if largest > 0 else 1.0, _GRID)
     bands = {
         f"trial {entries[0].number} minus trial {entry.number}": difference_band(
-            radii[:1], radii[at : at + 1], grid
+            radii[0], radii[at], grid
         )
         for at, entry in enumerate(entries[1:], 1)
     }
     noise = {(log.protocol.noise, log.protocol.amount) for log in logs if log.protocol}
     own = "each certified with its own noise; " * (len(noise) > 1)
-    return Separation(_sentence(entries, np.maximum(radii, 0), own), bands, logs[0].norm)
+    values = [np.maximum(group, 0) for group in radii]
+    return Separation(_sentence(entries, values, own), bands, logs[0].norm)
+
+
+def _logs(board: Leaderboard, entry: TrialRecord) -> list[Path]:
+    """Returns the certificates of each seed of a finalist."""
+    assert entry.log is not None
+    if not entry.by_seed:
+        return [entry.log]
+    inside = entry.log.relative_to(seed_folders(board.folder, entry.number)[0])
+    paths = [trial_folder(board.folder, entry.number, seed) / inside for seed in entry.seeds]
+    return [path for path in paths if path.exists()]
 
 
 def _alike(logs: Sequence[Log]) -> bool:
@@ -68,9 +83,15 @@ def _alike(logs: Sequence[Log]) -> bool:
     return len(images) == 1 and len(digests) < 2 and not early and len(logs[0]) > 1
 
 
-def _sentence(entries: Sequence[TrialRecord], values: np.ndarray, own: str) -> str:
+def _sentence(entries: Sequence[TrialRecord], values: Sequence[Floats], own: str) -> str:
     pairs = list(itertools.combinations(range(len(entries)), 2))
-    found = decide([compare_means(values[i], values[j], margin=0.0) for i, j in pairs])
+    several = min(len(group) for group in values) > 1
+    found = decide([
+        compare_seeds(values[i], values[j], margin=0.0, paired=entries[i].seeds == entries[j].seeds)
+        if several
+        else compare_means(values[i].mean(0), values[j].mean(0), margin=0.0)
+        for i, j in pairs
+    ])  # fmt: skip
     apart, alike = [], []
     for (i, j), one in zip(pairs, found, strict=True):
         a, b = (f"trial {entries[at].number} ({entries[at].method})" for at in (i, j))
@@ -82,10 +103,12 @@ def _sentence(entries: Sequence[TrialRecord], values: np.ndarray, own: str) -> s
             alike.append(f"{a} and {b}")
     parts = [_listed(apart)] * bool(apart)
     parts += [f"the ACR does not tell apart {_listed(alike)}"] * bool(alike)
-    return (
-        f"On {values.shape[1]:,} test images, {'; '.join(parts)} ({own}permutation tests, 5 % for"
-        " all pairs; one seed each, so training noise is not in it)."
+    how = (
+        "t tests over seeds and images, 5 % for all pairs"
+        if several
+        else "permutation tests, 5 % for all pairs; one seed each, so training noise is not in it"
     )
+    return f"On {values[0].shape[1]:,} test images, {'; '.join(parts)} ({own}{how})."
 
 
 def _listed(parts: Sequence[str]) -> str:

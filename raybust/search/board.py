@@ -148,7 +148,7 @@ def _measured(record: TrialRecord, found: TrialRecord | None) -> TrialRecord:
     """Returns a trial's record, with its test results if it was measured."""
     if found is None:
         return record
-    keys = ("accuracy", "examples", "certified", "attacked", "log", "reason")
+    keys = ("accuracy", "examples", "certified", "attacked", "log", "reason", "by_seed")
     return replace(record, **{key: getattr(found, key) for key in keys})
 
 

@@ -6,8 +6,8 @@ the test set.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +27,24 @@ class TrialRecord:
         method: key of its method.
         state: COMPLETE, PRUNED (stopped early), FAIL or RUNNING.
         point: searched keys to values.
-        value: the optimized metric after the last epoch, or None.
-        metrics: all metrics of that epoch, on the validation part.
-        history: epoch to value of the optimized metric.
-        spent: epoch to the budget spent so far, in its unit.
+        value: the optimized metric after the last epoch, or None; the mean over the seeds.
+        metrics: all metrics of that epoch, on the validation part; likewise means, but passes and
+            seconds add up over the seeds.
+        history: epoch to value of the optimized metric, of the first seed.
+        spent: epoch to the budget spent so far, in its unit, of the first seed.
         feasible: whether the metrics meet the constraints; None without constraints or metrics.
         reason: why the trial failed, or why a finalist was not fully measured.
         accuracy: clean accuracy on the test set, finalists only.
         examples: number of (the first) test examples behind `accuracy`.
         certified: `certified/*` on the test set, finalists only.
         attacked: `attacked/*` on the test set, finalists only.
-        log: the finalist's certificates.
+        log: the finalist's certificates, of its first seed.
+        values: the optimized metric, then the other objectives, of each seed.
+        seeds: index of each of these seeds, from 0.
+        failed_seeds: number of further seeds that failed.
+        in_race: whether no other trial beats it (`raybust.search.race`); None without a race.
+        by_seed: `accuracy`, `certified` and `attacked` of each seed, if a finalist has several;
+            the attributes of these names are their means.
     """
 
     number: int
@@ -55,6 +62,16 @@ class TrialRecord:
     certified: dict[str, float] | None = None
     attacked: dict[str, float] | None = None
     log: Path | None = None
+    values: tuple[tuple[float, ...], ...] = ()
+    seeds: tuple[int, ...] = (0,)
+    failed_seeds: int = 0
+    in_race: bool | None = None
+    by_seed: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def first_seed(self) -> TrialRecord:
+        """The record with the test results of its first seed, whose network is the one to use."""
+        return replace(self, **self.by_seed[0], by_seed=()) if self.by_seed else self
 
     @property
     def epoch(self) -> int:
@@ -79,7 +96,8 @@ class TrialRecord:
 
 
 def ranked(records: Iterable[TrialRecord], mode: str) -> list[TrialRecord]:
-    """Returns the trials that trained to the end, best first; feasible ones before others.
+    """Returns the trials that trained to the end, best first; feasible ones before others, then
+    those in the race before those that it left behind.
 
     Args:
         records: trials in any state.
@@ -87,4 +105,27 @@ def ranked(records: Iterable[TrialRecord], mode: str) -> list[TrialRecord]:
     """
     sign = -1 if mode == "max" else 1
     complete = [record for record in records if record.state == "COMPLETE"]
-    return sorted(complete, key=lambda r: (r.feasible is False, sign * (r.value or 0.0), r.number))
+    return sorted(
+        complete,
+        key=lambda r: (r.feasible is False, r.in_race is False, sign * (r.value or 0.0), r.number),
+    )
+
+
+def front(records: Sequence[TrialRecord], directions: Mapping[str, str]) -> list[TrialRecord]:
+    """Returns the trials that no other one dominates.
+
+    Args:
+        records: trials with all metrics.
+        directions: metric to "max" or "min".
+    """
+    signs = {key: 1 if mode == "max" else -1 for key, mode in directions.items()}
+    values = [[sign * record.metrics[key] for key, sign in signs.items()] for record in records]
+    return [
+        record
+        for record, mine in zip(records, values, strict=True)
+        if not any(_dominates(other, mine) for other in values)
+    ]
+
+
+def _dominates(left: list[float], right: list[float]) -> bool:
+    return all(a >= b for a, b in zip(left, right, strict=True)) and left != right

@@ -10,7 +10,7 @@ import hashlib
 import math
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,11 +20,14 @@ from optuna.trial import FrozenTrial, TrialState
 from raybust.config import Config
 from raybust.errors import RequestError
 from raybust.search.database import load_study, one_line, open_study
-from raybust.search.records import FINISHED, TrialRecord
+from raybust.search.records import FINISHED, TrialRecord, front
 from raybust.search.sampler import Grid, make_sampler
+from raybust.search.seeds import Seeds
 from raybust.search.space import Point, Space
 
 POINT, REASON, METRICS, HISTORY, EARLIER = "point", "reason", "metrics", "history", "earlier"
+PROPOSED = "proposed"
+"""Marks an enqueued trial whose point is the sampler's."""
 _SPACE, _SWEEP = "space", "sweep"
 _NEVER = 1e9
 """Violation of a constraint whose metric is missing or not finite."""
@@ -50,6 +53,7 @@ class Study:
     Attributes:
         space: what is searched.
         study: Optuna's own.
+        seeds: the further seeds of its trials.
     """
 
     def __init__(
@@ -83,6 +87,8 @@ class Study:
         self.study = (load_study if reading else open_study)(config, folder, uid)
         if not reading:
             self._claim(uid)
+        self.seeds = Seeds(config, self.study)
+        self._learns = config.tune.sampler in ("tpe", "gp")
         trials = self.study.get_trials(deepcopy=False)
         # With the same seed, the sampler would draw the points of the earlier start again.
         drawn = hashlib.blake2b(f"{config.seed}/{len(trials)}".encode(), digest_size=4)
@@ -133,6 +139,8 @@ class Study:
         grid = self.study.sampler
         if isinstance(grid, Grid) and grid.is_exhausted(self.study):
             return None
+        if self.seeds and self._learns:
+            self._propose_by_means()
         trial = self.study.ask()
         point = self.space.suggest(trial)
         trial.set_user_attr(POINT, point)
@@ -156,7 +164,8 @@ class Study:
 
     def is_enqueued(self, number: int) -> bool:
         """Returns whether a trial's point was enqueued rather than drawn by the sampler."""
-        return "fixed_params" in self.study.get_trials(deepcopy=False)[number].system_attrs
+        trial = self.study.get_trials(deepcopy=False)[number]
+        return "fixed_params" in trial.system_attrs and PROPOSED not in trial.user_attrs
 
     def report(self, number: int, epoch: int, value: float, metrics: dict[str, float]) -> None:
         """Records an epoch of an open trial: the optimized metric, NaN if not measured, and all
@@ -204,10 +213,13 @@ class Study:
     def records(self) -> list[TrialRecord]:
         """Returns all trials that have a point, ordered by number."""
         trials = self.study.get_trials(deepcopy=False)
-        return [self._record(trial) for trial in trials if POINT in trial.user_attrs]
+        found = [self._merged(trial) for trial in trials if POINT in trial.user_attrs]
+        return self.seeds.raced(found)
 
     def record(self, number: int) -> TrialRecord:
         """Returns one trial, which has a point."""
+        if self.seeds.race:
+            return next(record for record in self.records() if record.number == number)
         return self._record(self.study.get_trials(deepcopy=False)[number])
 
     def finished(self) -> int:
@@ -218,6 +230,20 @@ class Study:
         """Returns the numbers of the complete, feasible trials that no other trial dominates."""
         complete = [r for r in self.records() if r.state == "COMPLETE" and r.feasible is not False]
         return [record.number for record in front(complete, self._directions)]
+
+    def _propose_by_means(self) -> None:
+        """Enqueues what the sampler proposes when it sees the means over seeds, unless other points
+        wait."""
+        trials = self.study.get_trials(deepcopy=False)
+        if any(trial.state == TrialState.WAITING for trial in trials):
+            return
+        records = {t.number: self._merged(t) for t in trials if POINT in t.user_attrs}
+        asked = self.seeds.seen(trials, records).ask()
+        self.space.suggest(asked)
+        self.study.enqueue_trial(asked.params, user_attrs={PROPOSED: True})
+
+    def _merged(self, trial: FrozenTrial) -> TrialRecord:
+        return self.seeds.merged(self._record(trial), self._feasible)
 
     def _claim(self, uid: str) -> None:
         """Marks the study as this sweep's, or checks that it is. Always writes, so that a read-only
@@ -286,14 +312,16 @@ class Study:
             found[f"{key} {sign} {number}"] = beyond if math.isfinite(beyond) else _NEVER
         return found
 
+    def _feasible(self, metrics: dict[str, float]) -> bool | None:
+        missed = [beyond > 0 for beyond in self._violations(metrics).values()]
+        return not any(missed) if missed and metrics else None
+
     def _record(self, trial: FrozenTrial) -> TrialRecord:
         known = self._pending.get(trial.number) or _Pending(
             trial.user_attrs.get(METRICS, {}), trial.user_attrs.get(HISTORY, {})
         )
         listed, metrics = {int(k): v for k, v in known.history.items()}, known.metrics
         epoch = max(listed, default=0)
-        missed = [beyond > 0 for beyond in self._violations(metrics).values()]
-        feasible = not any(missed) if missed and metrics else None
         point = trial.user_attrs[POINT]
         return TrialRecord(
             trial.number,
@@ -304,26 +332,6 @@ class Study:
             metrics,
             history={key: value for key, (_, value) in listed.items()},
             spent={key: spent for key, (spent, _) in listed.items()},
-            feasible=feasible,
+            feasible=self._feasible(metrics),
             reason=trial.user_attrs.get(REASON),
         )
-
-
-def front(records: Sequence[TrialRecord], directions: Mapping[str, str]) -> list[TrialRecord]:
-    """Returns the trials that no other one dominates.
-
-    Args:
-        records: trials with all metrics.
-        directions: metric to "max" or "min".
-    """
-    signs = {key: 1 if mode == "max" else -1 for key, mode in directions.items()}
-    values = [[sign * record.metrics[key] for key, sign in signs.items()] for record in records]
-    return [
-        record
-        for record, mine in zip(records, values, strict=True)
-        if not any(_dominates(other, mine) for other in values)
-    ]
-
-
-def _dominates(left: list[float], right: list[float]) -> bool:
-    return all(a >= b for a, b in zip(left, right, strict=True)) and left != right

@@ -16,7 +16,7 @@ from raybust.significance.rules import (
     share_at_least,
     share_not_worse,
 )
-from raybust.significance.seeds import compare_seeds, compare_values
+from raybust.significance.seeds import compare_seeds, compare_values, seeds_interval
 from raybust.significance.shares import LEVEL, compare_shares
 from raybust.significance.verdicts import Decision, decide
 
@@ -35,6 +35,7 @@ __all__ = [
     "holm",
     "mean_at_least",
     "mean_not_worse",
+    "seeds_interval",
     "share_at_least",
     "share_not_worse",
 ]

@@ -22,6 +22,8 @@ from raybust.significance.shares import LEVEL, POWER
 
 _RESAMPLES = 2000
 _MOST_SEEDS = 200
+_NORMAL = 1.959964
+"""Half-width of a 95 % interval in standard errors."""
 
 
 def compare_seeds(
@@ -81,6 +83,26 @@ def compare_seeds(
             "hierarchical bootstrap": hierarchical(a, b, paired=paired, resamples=resamples),
         },
     )
+
+
+def seeds_interval(
+    values: Sequence[float], over_images: Sequence[tuple[float, float]]
+) -> tuple[float, float]:
+    """Returns a 95 % interval for the mean of a figure over seeds and images.
+
+    As in `compare_seeds`, the variances over seeds and over images add up, with the degrees of
+    freedom of the seeds.
+
+    Args:
+        values: of each seed, at least two.
+        over_images: 95 % interval of each value over its images, which are those of all seeds.
+    """
+    count = len(values)
+    widths = [(high - low) / 2 / _NORMAL for low, high in over_images]
+    of_images = float(np.mean(np.square(widths)))
+    error = math.sqrt(float(np.var(values, ddof=1)) / count + of_images)
+    mean, half = float(np.mean(values)), float(student.isf(LEVEL / 2, count - 1)) * error
+    return mean - half, mean + half
 
 
 def _needed(

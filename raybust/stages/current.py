@@ -224,7 +224,7 @@ def _agrees(summary: Mapping[str, Any], entry: TrialRecord) -> bool:
     for point in summary["points"]:
         if point["eps"] in asked:
             stated[f"attacked/{norm}_{point['eps']:.6g}/robust_accuracy"] = point["robust"]
-    found = entry.attacked or {}
+    found = entry.first_seed.attacked or {}
     return all(found.get(key) == value for key, value in stated.items())
 
 

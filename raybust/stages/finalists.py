@@ -17,6 +17,7 @@ from raybust.disk import runs
 from raybust.disk.rowlog import OtherProtocolError
 from raybust.disk.strip import newest_weights
 from raybust.reporting import read_log
+from raybust.reporting.seeds import SEED_FIGURES, over_seeds
 from raybust.search.leaderboard import Leaderboard
 from raybust.search.records import TrialRecord
 from raybust.stages import attacked, certified
@@ -53,8 +54,8 @@ def choose(board: Leaderboard, most: int) -> list[TrialRecord]:
 
 
 def measure(config: Config, entry: TrialRecord, folder: Path, echo: Echo) -> TrialRecord:
-    """Returns an entry with clean accuracy, certificates and attacks on the test set. If one of
-    these fails, the entry has the reason and the results so far.
+    """Returns an entry with clean accuracy, certificates and attacks on the test set: of each seed,
+    and their means. If one of these fails, the entry has the reason and the results so far.
 
     Args:
         config: the sweep's; sections `certify` and `evaluate` set the protocol.
@@ -63,8 +64,16 @@ def measure(config: Config, entry: TrialRecord, folder: Path, echo: Echo) -> Tri
         echo: prints a line.
     """
     try:
-        for found in _figures(config, entry, folder, echo):
-            entry = replace(entry, **found)
+        by_seed = []
+        for seed in entry.seeds:
+            one: dict[str, Any] = {}
+            for found in _figures(config, entry, folder, seed, echo):
+                one |= found
+                if not seed:
+                    entry = replace(entry, **found)
+            by_seed.append({key: one[key] for key in SEED_FIGURES if key in one})
+        if len(by_seed) > 1:
+            entry = replace(entry, **over_seeds(by_seed), by_seed=tuple(by_seed))
     except OtherProtocolError as error:
         name = f"{folder.name}/{entry.number}"
         reason = (
@@ -80,22 +89,23 @@ def measure(config: Config, entry: TrialRecord, folder: Path, echo: Echo) -> Tri
 
 
 def _figures(
-    config: Config, entry: TrialRecord, folder: Path, echo: Echo
+    config: Config, entry: TrialRecord, folder: Path, seed: int, echo: Echo
 ) -> Iterator[dict[str, Any]]:
-    """Yields a finalist's results, one measurement at a time."""
+    """Yields the results of a finalist's seed, one measurement at a time."""
+    name = f"trial {entry.number}" + f", seed {seed}" * (len(entry.seeds) > 1)
     plain = configuration.to_dict(config)
     overrides = configuration.leaves_of({key: plain[key] for key in _SECTIONS}, "sweep")
-    trained = load_trained(runs.trial_folder(folder, entry.number), overrides, trusted=True)
+    trained = load_trained(runs.trial_folder(folder, entry.number, seed), overrides, trusted=True)
     for note in trained.notes:
         echo(note)
-    echo(f"certifying trial {entry.number} on the {trained.config.certify.split} set")
+    echo(f"certifying {name} on the {trained.config.certify.split} set")
     with bench(trained, Options(echo)) as at:
         accuracy = attacked.clean(at, trained.network)
     yield {"accuracy": accuracy.accuracy, "examples": accuracy.examples}
     found = certified.certify(trained, Options(echo))
     yield {"certified": found.metrics, "log": found.log}
     if config.evaluate.attacks:
-        echo(f"attacking trial {entry.number} on the {trained.config.evaluate.split} set")
+        echo(f"attacking {name} on the {trained.config.evaluate.split} set")
         yield {"attacked": attacked.evaluate(trained, Options(echo)).metrics}
     saved = newest_weights(trained.folder, trained.name)
     package(trained, saved, trained.folder / MODEL)
@@ -129,4 +139,10 @@ def protocol(config: Config, finalists: Sequence[TrialRecord]) -> str:
     if attack.attacks:
         radii = ", ".join(f"{eps:.3g}" for eps in attack.eps)
         text += f" attacks on {clean}: {', '.join(attack.attacks)}, {attack.norm} <= {radii};"
+    counts = [len(record.by_seed) for record in measured if record.by_seed]
+    if counts:
+        text += (
+            f" means over {' or '.join(str(count) for count in sorted(set(counts)))} seeds, whose"
+            " intervals are over seeds and images;"
+        )
     return f"{text} each trial's tables show the intervals."

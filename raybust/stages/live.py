@@ -13,6 +13,7 @@ from typing import Any
 
 from raybust.config import Config
 from raybust.reporting.columns import ACCURACY, number, settings
+from raybust.search.race import interval
 from raybust.search.records import FINISHED, TrialRecord
 from raybust.stages.bars import Echo, progress_bar, silent
 
@@ -66,11 +67,7 @@ class Table:
             record: the trial.
             running: number of trials still running.
         """
-        self._consider(record)
-        notes = [f"{running} running"]
-        if self._best is not None:
-            notes.append(f"best {number(self._best.value)} (trial {self._best.number})")
-        self._bar.set_postfix_str(", ".join(notes), refresh=False)
+        self._note(record, running)
         self._bar.update(1)
         cells = self._cells(record)
         if not self._headed:
@@ -78,6 +75,30 @@ class Table:
             self._fit(cells)
             self._write(self._heads)
         self._write(cells)
+
+    def seed(self, record: TrialRecord, running: int = 0) -> None:
+        """Prints the mean of a configuration that has a further seed; arguments as in `row`."""
+        self._note(record, running)
+        count, failed = len(record.values), f", {record.failed_seeds} failed"
+        low, high = interval([goals[0] for goals in record.values])
+        self._write([
+            str(record.number),
+            f"{count} seeds{failed * bool(record.failed_seeds)}",
+            record.method,
+            self._spent(record),
+            number(record.value),
+            number(self._best.value if self._best else None),
+            number(record.metrics.get(ACCURACY)),
+            f"mean over the seeds [{number(low)}, {number(high)}]" if count > 1 else "",
+        ])  # fmt: skip
+
+    def _note(self, record: TrialRecord, running: int) -> None:
+        """Shows how many are running and the best so far beside the bar."""
+        self._consider(record)
+        notes = [f"{running} running"]
+        if self._best is not None:
+            notes.append(f"best {number(self._best.value)} (trial {self._best.number})")
+        self._bar.set_postfix_str(", ".join(notes), refresh=False)
 
     def _cells(self, record: TrialRecord) -> list[str]:
         state = _STATES[record.state]
@@ -108,6 +129,8 @@ class Table:
         """Updates the best trial; only complete, feasible trials qualify."""
         if record.state != "COMPLETE" or record.feasible is False or record.value is None:
             return
+        if self._best is not None and self._best.number == record.number:
+            self._best = record  # its mean over the seeds
         sign = 1 if self._config.tune.mode == "max" else -1
         if self._best is None or sign * record.value > sign * (self._best.value or 0.0):
             self._best = record

@@ -54,7 +54,7 @@ def register(board: Leaderboard, bounds: Sequence[str]) -> TrialRecord | None:
 def _register(
     journal: Journal, board: Leaderboard, best: TrialRecord, bounds: Sequence[str]
 ) -> None:
-    folder = runs.trial_folder(board.folder, best.number)
+    folder, best = runs.trial_folder(board.folder, best.number), best.first_seed
     identity, model = runs.read_identity(folder), folder / MODEL
     digest = json.loads((model / ABOUT).read_text())["weights"]
     tags = {
@@ -144,12 +144,15 @@ def describe(board: Leaderboard, entry: TrialRecord, digest: str) -> str:
         entry: the trial.
         digest: SHA-256 of the weights file.
     """
+    several = len(entry.values) > 1
+    means = f", the mean of {len(entry.values)} seeds, of which this is the first," * several
     lines = [
         f"Trial {entry.number} of sweep {board.sweep}: {entry.method}, {settings(entry.point)}.",
-        f"Selected by {board.metric} {number(entry.value)} on the validation part, not by the test"
-        " set.",
+        f"Selected by {board.metric} {number(entry.value)}{means} on the validation part, not by"
+        " the test set.",
     ]
-    passed = [e.number for e in board.entries[: board.entries.index(entry)] if not e.final]
+    rank = [e.number for e in board.entries].index(entry.number)
+    passed = [e.number for e in board.entries[:rank] if not e.final]
     if passed and entry.feasible is not False:
         trials = ", ".join(map(str, passed))
         lines.append(f"Ranked higher by the search, but not fully measured: trial {trials}.")

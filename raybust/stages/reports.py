@@ -170,7 +170,11 @@ def _current(text: str, files: Sequence[Path], current: Current, echo: Echo) -> 
 def _trial_label(result: Path, named: Path) -> str:
     """Returns "trial 7 " for a result of a trial of the sweep that the command names, else ""."""
     home = result.parent.parent
-    return f"trial {int(home.name)} " if home.parent.name == runs.TRIALS and home != named else ""
+    return (
+        f"trial {runs.display_name(home).rpartition('/')[2]} "
+        if home.parent.name == runs.TRIALS and home != named
+        else ""
+    )
 
 
 def _written(

@@ -123,7 +123,7 @@ def _check_earlier(folder: Path, plain: dict[str, Any], inputs: str, dataset: da
         if (newest := checkpoint.newest(trial)) is None:
             continue
         manifest, whole = checkpoint.read_manifest(newest), checkpoint.has_weights(newest)
-        earlier, name = manifest["config"], f"trial {int(trial.name)} of {folder.name}"
+        earlier, name = manifest["config"], f"trial {trial.name.lstrip('0') or 0} of {folder.name}"
         if json.dumps(earlier["model"]["name"]) not in asked:
             models.check_installed(earlier["model"]["name"], name)
         config = configuration.from_dict(earlier, methods.get)
@@ -233,7 +233,10 @@ def _search(plan: sweep.Sweep, uri: str, echo: Echo) -> None:
     with Table(plan.config, echo, records) as table:
 
         def listener(record: TrialRecord, running: int) -> None:
-            table.row(record, running)
+            if len(record.values) > 1 or record.failed_seeds:
+                table.seed(record, running)
+            else:
+                table.row(record, running)
             watch.check()
 
         sweep.run_trials(plan, uri, listener)
