@@ -131,27 +131,35 @@ class Seeds:
         return None if number is None else (number, started[number])
 
     def seen(
-        self, trials: Sequence[FrozenTrial], records: Mapping[int, TrialRecord]
+        self,
+        trials: Sequence[FrozenTrial],
+        records: Mapping[int, TrialRecord],
+        violations: Callable[[dict[str, float]], dict[str, float]],
+        sampler: optuna.samplers.BaseSampler,
     ) -> optuna.Study:
         """Returns the study as a sampler is to see it: with the means over seeds as values.
 
         Args:
             trials: of the study.
             records: merged ones of those trials that have a point, by number.
+            violations: metrics to the violation of each constraint.
+            sampler: a new one, as Optuna's belong to one study each.
         """
-        view = optuna.create_study(directions=self._study.directions, sampler=self._study.sampler)
+        view = optuna.create_study(directions=self._study.directions, sampler=sampler)
         for trial in trials:
-            record, values = records.get(trial.number), trial.values
-            if record is not None and trial.state == TrialState.COMPLETE:
+            record, complete = records.get(trial.number), trial.state == TrialState.COMPLETE
+            values = trial.values if complete else None
+            if record is not None and complete:
                 values = [record.metrics[key] for key in self._signs]
+            ended = record is not None and trial.state.is_finished()
             view.add_trial(
                 optuna.trial.create_trial(
                     state=trial.state,
-                    values=values if trial.state == TrialState.COMPLETE else None,
+                    values=values,
                     params=trial.params,
                     distributions=trial.distributions,
                     intermediate_values=trial.intermediate_values,
-                    system_attrs=trial.system_attrs,
+                    constraints=violations(record.metrics) if record and ended else None,
                 )
             )
         return view

@@ -80,7 +80,7 @@ class Study:
             RequestError: the storage cannot be opened or written, the study is another sweep's or,
                 if `reading`, it does not exist.
         """
-        self.space = space
+        self.space, self._config = space, config
         self._directions, self._bounds = config.tune.directions(), config.tune.bounds()
         self._unit, self._budget = config.train.budget
         self._method = config.method.key
@@ -91,8 +91,7 @@ class Study:
         self._learns = config.tune.sampler in ("tpe", "gp")
         trials = self.study.get_trials(deepcopy=False)
         # With the same seed, the sampler would draw the points of the earlier start again.
-        drawn = hashlib.blake2b(f"{config.seed}/{len(trials)}".encode(), digest_size=4)
-        self.study.sampler = make_sampler(config, space, int.from_bytes(drawn.digest()))
+        self.study.sampler = make_sampler(config, space, _seed(config, len(trials)))
         self._open: dict[int, optuna.Trial] = {}
         self._pending: dict[int, _Pending] = {}
         for point in first:
@@ -238,7 +237,10 @@ class Study:
         if any(trial.state == TrialState.WAITING for trial in trials):
             return
         records = {t.number: self._merged(t) for t in trials if POINT in t.user_attrs}
-        asked = self.seeds.seen(trials, records).ask()
+        sampler = make_sampler(
+            self._config, self.space, _seed(self._config, len(trials), len(self.seeds))
+        )
+        asked = self.seeds.seen(trials, records, self._violations, sampler).ask()
         self.space.suggest(asked)
         self.study.enqueue_trial(asked.params, user_attrs={PROPOSED: True})
 
@@ -335,3 +337,9 @@ class Study:
             feasible=self._feasible(metrics),
             reason=trial.user_attrs.get(REASON),
         )
+
+
+def _seed(config: Config, *drawn: int) -> int:
+    """Returns the seed of a sampler that follows on what was drawn so far."""
+    text = "/".join(map(str, (config.seed, *drawn)))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest())
