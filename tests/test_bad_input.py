@@ -313,6 +313,18 @@ def rows():
     yield [*TUNE, "train.lr=0.1"], space(LR), ["train.lr", "also set to 0.1", "command line"]
     yield [*TUNE, "tune.points=[{train.lr: 3}]"], space(LR), ["tune.points", "train.lr", "got 3"]
     yield [*TUNE, "tune.points=[{train.l: 3}]"], space(LR), ["tune.points", "train.l", "train.lr"]
+    yield [*TUNE, "tune.seeds=0"], space(LR), ["tune.seeds", "0", ">= 1"]
+    yield [*TUNE, "tune.race_level=0.5"], space(LR), ["tune.race_level", "0.5", "< 0.5"]
+    yield (
+        [*TUNE, "tune.seeds=3", "tune.sampler=nsga2"],
+        space(LR),
+        ["tune.seeds", "nsga2", "means over seeds", "got 3", "tpe"],
+    )
+    yield (
+        [*TUNE, "tune.seeds=3"],
+        space("seed: {int: [0, 4]}"),
+        ["tune.seeds", "got 3", "searches `seed`"],
+    )
     yield [*TUNE, "tune.grace=3"], space(LR), ["tune.grace", "3.0", "<= 1"]
     yield [*TUNE, "tune.objectives=[acr]"], space(LR), ["tune.objectives", "'acr'", "max METRIC"]
     yield (

@@ -52,7 +52,7 @@ TABLE = {
     ),
     "pyfunc": "api config trained | mlflow numpy pandas",
     "request": "(config disk methods search track trained)",
-    "search": "config disk methods track | optuna sqlalchemy yaml (optuna_dashboard)",
+    "search": "config disk methods track | numpy optuna scipy sqlalchemy yaml (optuna_dashboard)",
     "significance": "numerics | numpy scipy",
     "reporting": (
         "certification config corruptions disk evaluate identity numerics search significance"

@@ -184,6 +184,17 @@ def test_a_search_goes_on_while_seeds_come_in(tmp_path, sampler):
     assert states == {optuna.trial.TrialState.COMPLETE}
 
 
+def test_a_later_sweep_learns_from_the_means(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    earlier = study_of(tmp_path / "a")
+    number = told(earlier, 0.9)
+    earlier.seeds.end(number, 1, {ACR: 0.1, "validation/accuracy": 0.5})
+    later = study_of(tmp_path / "b")
+    assert later.warm_start(earlier, "a") == 1
+    assert [trial.value for trial in later.study.get_trials()] == [0.5]
+
+
 def test_a_constraint_is_seen_with_the_means(tmp_path):
     study = study_of(tmp_path, constraints=("validation/accuracy >= 0.6",))
     number = told(study, 0.9)

@@ -4,8 +4,7 @@
     OUT/NAME/journal.jsonl      records for MLflow
     OUT/NAME/epoch-000012/      checkpoints
     OUT/NAME/certified/*.tsv    certificates
-    OUT/SWEEP/trials/0007/      the same for trial 7 of a sweep
-    OUT/SWEEP/trials/0007.1/    the same for its second seed
+    OUT/SWEEP/trials/0007/      the same for trial 7 of a sweep; 0007.1/ for its second seed
     OUT/_weights/FILE-1a2b3c4d/ results of a weights file, or of a checkpoint given by path
 
 Stage between checkpoint and certify / evaluate.

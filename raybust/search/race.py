@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 Values = Sequence[float]
 """The goals of one trained network; greater is better."""
@@ -82,7 +82,7 @@ class Race:
         ahead = np.mean(leader[:shared], axis=0) - np.mean(other[:shared], axis=0)
         if not freedom:
             return False
-        limit = float(student.isf(self.level, freedom)) * np.sqrt(2 * variance / shared)
+        limit = float(stdtrit(freedom, 1 - self.level)) * np.sqrt(2 * variance / shared)
         return bool((ahead > limit).all())
 
 
@@ -91,7 +91,7 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     count = len(values)
     if count < 2:
         return math.nan, math.nan
-    half = float(student.isf(0.025, count - 1)) * float(np.std(values, ddof=1)) / math.sqrt(count)
+    half = float(stdtrit(count - 1, 0.975)) * float(np.std(values, ddof=1)) / math.sqrt(count)
     mean = float(np.mean(values))
     return mean - half, mean + half
 

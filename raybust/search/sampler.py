@@ -65,8 +65,14 @@ def check_sampler(config: Config, space: Space) -> None:
     """Checks that the sampler can search the space.
 
     Raises:
-        RequestError: for `grid`, naming every key without a finite list of values or with `when`.
+        RequestError: for `grid`, naming every key without a finite list of values or with `when`;
+            for a searched `seed` where every point is given several.
     """
+    if config.tune.seeds > 1 and any(domain.key == "seed" for domain in space.domains):
+        raise RequestError(
+            f"tune.seeds: got {config.tune.seeds}, but the space searches `seed`; remove one of"
+            " the two"
+        )
     if config.tune.sampler != "grid":
         return
     wrong = [d.name for d in space.domains if d.when or not d.grid()]

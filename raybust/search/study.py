@@ -98,31 +98,33 @@ class Study:
             if named := space.named(point):
                 self.study.enqueue_trial(named, skip_if_exists=True)
 
-    def warm_start(self, trials: Sequence[FrozenTrial], name: str) -> int:
+    def warm_start(self, other: Study, name: str) -> int:
         """Adds finished trials of another sweep, with points in this space, for the sampler only;
         returns how many. Does nothing if some have been added before.
 
         Args:
-            trials: from a study of the same metrics.
+            other: record of that sweep, with the same goals; values are means over its seeds.
             name: of that sweep.
         """
         known = self.study.get_trials(deepcopy=False)
         if any(EARLIER in trial.user_attrs for trial in known):
             return 0
         added = 0
-        for trial in trials:
+        for trial in other.study.get_trials(deepcopy=False):
             if trial.state not in (TrialState.COMPLETE, TrialState.PRUNED):
                 continue
             if not self.space.contains(point := trial.user_attrs.get(POINT, {})):
                 continue
-            record = self._record(trial)
+            first, record, values = self._record(trial), other._merged(trial), None
+            if trial.state == TrialState.COMPLETE:
+                values = [record.metrics[key] for key in self._directions]
             steps: dict[int, float] = {}
-            if record.value is not None and len(self._directions) == 1:
+            if first.value is not None and len(self._directions) == 1:
                 # The other sweep's budget may be in another unit.
-                steps[self._step(self._spent(record.epoch, record.metrics))] = record.value
+                steps[self._step(self._spent(first.epoch, first.metrics))] = first.value
             copy = optuna.trial.create_trial(
                 state=trial.state,
-                values=trial.values if trial.state == TrialState.COMPLETE else None,
+                values=values,
                 params=self.space.named(point),
                 distributions=self.space.distributions(point),
                 user_attrs={EARLIER: name},

@@ -12,8 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from optuna.trial import FrozenTrial
-
 from raybust import config as configuration
 from raybust import data, devices, identity, methods, models, track
 from raybust.cluster import sweep
@@ -25,7 +23,7 @@ from raybust.disk.lock import locked
 from raybust.errors import RequestError, WorkError
 from raybust.reporting.sweep_page import publish
 from raybust.search.board import SEARCH, make_board, write_space
-from raybust.search.database import check_storage, load_study
+from raybust.search.database import check_storage
 from raybust.search.leaderboard import Leaderboard
 from raybust.search.records import FINISHED, TrialRecord
 from raybust.search.space import Point, Space
@@ -82,7 +80,7 @@ def tune(
     check_storage(config)
     if resume:
         _check_earlier(folder, plain, inputs, dataset)
-    earlier, driver = _warm_start_trials(config, space, out), sweep.driver_cpus(config)
+    earlier, driver = _earlier_study(config, space, out), sweep.driver_cpus(config)
     track.engage()
     with session(address, verbose=verbose, dashboard=driver > 0) as ray:
         room = slots(config, nodes := nodes_of(ray), driver)
@@ -178,26 +176,26 @@ def _first_points(config: Config, leaves: Sequence[Leaf], space: Space) -> list[
 
 
 def _warm_start(
-    study: Study, trials: Sequence[FrozenTrial], config: Config, dataset: data.Dataset, echo: Echo
+    study: Study, other: Study | None, config: Config, dataset: data.Dataset, echo: Echo
 ) -> None:
     """Adds an earlier sweep's trials to a study; warns if its images, labels or splits differ."""
     name = str(config.tune.warm_start)
-    if added := study.warm_start(trials, name):
+    if other is not None and (added := study.warm_start(other, name)):
         echo(f"warm start from {added} trials of {name}")
         earlier = runs.read_identity(runs.find(name, runs.out_folder(config))).data
         if earlier and earlier != dataset.digest:
             echo(f"warning: sweep {name} used other data")
 
 
-def _warm_start_trials(config: Config, space: Space, out: Path) -> list[FrozenTrial]:
-    """Returns the trials of the sweep `tune.warm_start` that lie in this space.
+def _earlier_study(config: Config, space: Space, out: Path) -> Study | None:
+    """Returns the record of the sweep `tune.warm_start`, if there is one.
 
     Raises:
         RequestError: the sweep does not exist, has other objectives, or no trial in this space.
     """
     name = config.tune.warm_start
     if name is None:
-        return []
+        return None
     folder = runs.find(name, out)
     identity = runs.read_identity(folder)
     if identity.kind != "sweep":
@@ -210,13 +208,13 @@ def _warm_start_trials(config: Config, space: Space, out: Path) -> list[FrozenTr
             f"tune.warm_start: {name} optimizes {_goals(theirs)}, expected {_goals(ours)}, in that"
             " order"
         )
-    trials = load_study(earlier, folder, identity.uid).get_trials(deepcopy=False)
-    known = [trial for trial in trials if space.contains(trial.user_attrs.get(POINT, {}))]
-    if not known:
+    found = Study(earlier, Space.parse(identity.config[SEARCH]), folder, identity.uid, reading=True)
+    trials = found.study.get_trials(deepcopy=False)
+    if not any(space.contains(trial.user_attrs.get(POINT, {})) for trial in trials):
         raise RequestError(
             f"tune.warm_start: none of the {len(trials)} trials of {name} lies in this space"
         )
-    return known
+    return found
 
 
 def _goals(directions: Sequence[tuple[str, str]]) -> str:

@@ -26,7 +26,7 @@ from raybust.search.study import Study
 from raybust.stages import finalists
 from raybust.stages import tuning as run_sweep
 from raybust.stages.checks import check_sweep
-from raybust.stages.tuning import _leaderboard, _warm_start_trials
+from raybust.stages.tuning import _earlier_study, _leaderboard
 
 BLOCK = {"train.lr": {"float": [0.01, 0.2], "log": True, "default": 0.05}}
 FINAL = {"accuracy": 0.875, "certified": {"certified/acr": 0.4321}, "log": None, "attacked": None}
@@ -249,7 +249,7 @@ def test_a_moved_sweep_of_a_shared_storage_keeps_its_leaderboard(sweep, cli, tmp
     assert [entry.value for entry in board_of(moved).entries] == [0.5]
     assert [entry.value for entry in board_of(folder).entries] == [0.25]
     config = kit.config(folder.parent, f"tune.warm_start={moved.name}", storage)
-    (lesson,) = _warm_start_trials(config, Space.parse(BLOCK), folder.parent)
+    (lesson,) = _earlier_study(config, Space.parse(BLOCK), folder.parent).study.get_trials()
     assert lesson.value == 0.5
 
 
@@ -399,10 +399,9 @@ def test_trials_of_a_warm_start_give_no_importances(sweep, tmp_path):
     for value in (0.1, 0.4, 0.3, 0.2, 0.5, 0.6):
         tell(study, folder, value)
     assert importances(study)
-    trials = study.study.get_trials()
     config = kit.config(tmp_path / "out", "name=later", "tune.sampler=random")
     place = tmp_path / "out" / "later"
     place.mkdir()
     second = Study(config, Space.parse(BLOCK), place, "another sweep")
-    assert second.warm_start(trials, "search") == 6
+    assert second.warm_start(study, "search") == 6
     assert importances(second) == {}

@@ -584,7 +584,7 @@ def test_what_an_earlier_sweep_found_is_where_the_next_one_begins(tmp_path):
     earlier = study_of(tmp_path / "earlier", space=space, first=[], startup=5)
     run(earlier, 20, value)
     study = study_of(tmp_path / "sweep", space=space, first=[], startup=5)
-    assert study.warm_start(earlier.study.get_trials(), "earlier") == 20
+    assert study.warm_start(earlier, "earlier") == 20
     assert (study.finished(), study.records()) == (0, [])
     records = run(study, 6, value)
     assert records[0].number == 20
@@ -607,7 +607,7 @@ def test_only_trials_that_lie_in_the_space_are_learned_from(tmp_path):
         }
     )
     study = study_of(tmp_path / "sweep", space=narrow)
-    assert 0 < study.warm_start(earlier.study.get_trials(), "earlier") == len(fitting) < 12
+    assert 0 < study.warm_start(earlier, "earlier") == len(fitting) < 12
 
 
 def test_what_was_learned_is_held_against_the_constraints_of_this_sweep(tmp_path):
@@ -618,7 +618,7 @@ def test_what_was_learned_is_held_against_the_constraints_of_this_sweep(tmp_path
     run(earlier, 20, **others)
     bound = "validation/accuracy >= 0.5"
     study = study_of(tmp_path / "sweep", space=space, first=[], startup=5, constraints=(bound,))
-    study.warm_start(earlier.study.get_trials(), "earlier")
+    study.warm_start(earlier, "earlier")
     for trial in study.study.get_trials():
         assert trial.constraints == {bound: pytest.approx(trial.params["train.lr"] - 0.5)}
     late = [record.point["train.lr"] for record in run(study, 15, **others)]
@@ -631,18 +631,18 @@ def test_stopped_trials_of_another_budget_are_learned_from_at_this_one_s_steps(t
     number, _ = earlier.ask()
     earlier.prune(number)
     study = study_of(tmp_path / "sweep", train=PASSES)
-    assert study.warm_start(earlier.study.get_trials(), "earlier") == 2
+    assert study.warm_start(earlier, "earlier") == 2
     assert steps(study)[-2:] == [{2: 0.5}, {}]
 
 
-def test_a_sweep_of_the_same_objectives_in_another_order_is_no_warm_start_trials(tmp_path):
+def test_a_sweep_of_the_same_objectives_in_another_order_is_no_warm_start(tmp_path):
     accuracy = "validation/accuracy"
     both = f"tune.objectives=[max {METRIC},max {accuracy}]"
     earlier = kit.config(tmp_path, both, "name=earlier")
     runs.identify(tmp_path / "earlier", "sweep", configuration.to_dict(earlier))
     turned = kit.config(tmp_path, both, f"tune.metric={accuracy}", "tune.warm_start=earlier")
     with pytest.raises(RequestError, match=r"tune.warm_start: earlier optimizes .*in that order"):
-        tuning._warm_start_trials(turned, SPACE, tmp_path)
+        tuning._earlier_study(turned, SPACE, tmp_path)
 
 
 def test_two_commands_never_share_a_sweep(out, tmp_path):
