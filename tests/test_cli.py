@@ -89,10 +89,12 @@ def test_ctrl_c_in_a_finalizer_is_not_lost(monkeypatch, capsys):
 
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     monkeypatch.setattr(type(group), "main", work)
+    began = time.monotonic()
     with pytest.raises(SystemExit) as ended:
         main(["train"])
     signal.signal(signal.SIGINT, handler)
     assert ended.value.code == 130
+    assert time.monotonic() - began < 50, "the wait went on"
     assert capsys.readouterr().err == "raybust: interrupted; rerun the same command to resume\n"
 
 

@@ -6,10 +6,10 @@ codes: 0 success, 1 failure, 2 invalid request, 130 interrupted (the same comman
 
 from __future__ import annotations
 
-import _thread
 import atexit
 import errno
 import gc
+import signal
 import sys
 import threading
 from collections.abc import Sequence
@@ -57,9 +57,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _resend_interrupt(unraisable: sys.UnraisableHookArgs) -> None:
-    """Resends a Ctrl-C that hit a finalizer and would otherwise be lost."""
+    """Resends a Ctrl-C that hit a finalizer and would otherwise be lost; as a signal to the main
+    thread, which also ends a system call that waits."""
     if unraisable.exc_type is KeyboardInterrupt:
-        threading.Timer(_RESEND_AFTER_S, _thread.interrupt_main).start()
+        main = threading.main_thread().ident
+        assert main is not None
+        threading.Timer(_RESEND_AFTER_S, signal.pthread_kill, (main, signal.SIGINT)).start()
     else:
         sys.__unraisablehook__(unraisable)
 
