@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from raybust.errors import RequestError, WorkError
 
 if TYPE_CHECKING:
-    from raybust.api import attack, certify, corrupt, load, predict, report, train, tune
+    from raybust.api import attack, certify, compare, corrupt, load, predict, report, train, tune
 
 __version__ = "0.1.0"
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "WorkError",
     "attack",
     "certify",
+    "compare",
     "corrupt",
     "load",
     "predict",

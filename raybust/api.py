@@ -18,12 +18,13 @@ from torch import nn
 from raybust import config as configuration
 from raybust import data as datasets
 from raybust import request
-from raybust.data import Part
 from raybust.errors import RequestError
+from raybust.reporting.differences import Differences
 from raybust.search.leaderboard import Leaderboard
 from raybust.stages import attacked, certified, checks, corrupted, predicted, reports, training
 from raybust.stages.bars import silent
 from raybust.stages.certified import Certified
+from raybust.stages.compared import Margins, compare_results
 from raybust.stages.measurement import Measurement, Options
 from raybust.stages.opened import (
     Network,
@@ -82,9 +83,8 @@ def train(
     leaves, _ = request.read_leaves(settings, given)
     config = request.compose(leaves)
     checks.check_training(config, local=True)
-    folder = training.train(
-        config, address=address, resume=resume, verbose=False, echo=_echo(quiet)
-    )
+    echo = _echo(quiet)
+    folder = training.train(config, address=address, resume=resume, verbose=False, echo=echo)
     return open_run(folder, [f"model.name={config.model.name}"], out)
 
 
@@ -205,9 +205,8 @@ def attack(
         settings = (*settings, f"evaluate.norm={norm}")
     trained, home = open_network(model, data, settings, out, _echo(quiet))
     device = checks.device_before(trained.config, address)
-    checks.check_attacks(
-        trained.config, trained.dataset.shape, len(trained.dataset.classes), device=device
-    )
+    images = trained.dataset.shape, len(trained.dataset.classes)
+    checks.check_attacks(trained.config, *images, device=device)
     options = Options(_echo(quiet), address, workers, resume, name)
     return replace(attacked.evaluate(trained, options), home=home)
 
@@ -290,7 +289,7 @@ def predict(
     settings = predicted.with_radius(settings, radius)
     echo, home = _echo(quiet), TemporaryDirectory(prefix="raybust-")
     if isinstance(model, nn.Module):
-        network, (part, names) = evaluated(model), _images(images, None, echo)
+        network, (part, names) = evaluated(model), predicted.given_images(images, None, echo)
         found = class_names(network, part.fetch([0])[0])
         if classes is not None and len(classes) != len(found):
             raise RequestError(f"classes: got {len(classes)} names for {len(found)} logits")
@@ -298,7 +297,7 @@ def predict(
         trained = of_module(network, dataset, settings, home.name)
     else:
         trained = replace(open_run(model, settings, out, with_data=False), folder=Path(home.name))
-        part, names = _images(images, trained, echo)
+        part, names = predicted.given_images(images, trained, echo)
     options = Options(echo, None, workers)
     if plain:
         return predicted.predict_plain(trained, part, names, options)
@@ -321,18 +320,30 @@ def report(*names: str | Path, out: str | Path | None = None, name: str = "repor
     return reports.report([str(one) for one in names], leaves, _echo(False))
 
 
-def _images(
-    images: Any, trained: Trained | None, echo: Callable[[str], None]
-) -> tuple[Part, list[str]]:
-    """Returns images as a part, and their names."""
-    if isinstance(images, (str, Path)):
-        images = [images]
-    if isinstance(images, (list, tuple)) and all(isinstance(one, (str, Path)) for one in images):
-        if trained is None:
-            raise RequestError("images: the size is not known for a module; pass an array")
-        return predicted.read_images(trained, [str(one) for one in images], echo)
-    part = datasets.images_of(images, None if trained is None else trained.dataset.shape)
-    return part, [str(number) for number in range(len(part))]
+def compare(
+    *sides: str | Path | Sequence[str | Path],
+    margin: float = 1.0,
+    acr_margin: float = 0.01,
+    settings: Sequence[str] = (),
+    out: str | Path | None = None,
+    name: str = "compare",
+) -> Differences:
+    """Returns whether each network is better than those that follow it, on the same images.
+
+    Args:
+        sides: runs, trials or certification logs; a list of several seeds is one side.
+        margin: points of accuracy within which networks are equivalent.
+        acr_margin: the same for the average certified radius.
+        settings: key=value as on the command line: "certify.radii=[0.25,0.5]".
+        out: the folder of the runs.
+        name: of the folder with tables and picture.
+
+    Raises:
+        RequestError: one has no results, or they have none in common.
+    """
+    leaves, _ = request.read_leaves(settings, {"out": out and str(out), "name": name})
+    texts = [str(s) if isinstance(s, (str, Path)) else ",".join(map(str, s)) for s in sides]
+    return compare_results(texts, leaves, Margins(margin, acr_margin), _echo(False))
 
 
 def _echo(quiet: bool) -> Callable[[str], None]:

@@ -150,6 +150,14 @@ def test_train_load_certify_predict_report(tmp_path, cli):
     assert [len(answers), answers[0].draws] == [4, 200]
     assert raybust.predict("mine", images[0], "certify.n=200", out=out)[0].draws == 200
     assert "mine" in raybust.report("mine", out=out).text()
+    log = next((out / "mine" / "certified").glob("*.tsv"))
+    by_hand = log.parent / "twin.tsv"
+    by_hand.write_bytes(log.read_bytes())
+    found = raybust.compare(log, [by_hand], out=out, margin=5)
+    assert {row.decision.verdict for row in found.rows} <= {"equivalent", "cannot say"}
+    stated = cli("compare", log, by_hand, "--out", out, "--margin", 5, "--json")
+    assert json.loads(stated.out) == json.loads(json.dumps(found.plain()))
+    by_hand.unlink()
     other = raybust.certify("mine", (images, torch.zeros(4)), "certify.n=200", out=out, quiet=True)
     assert len(other.rows) == 4
     assert len(list((out / "mine" / "certified").glob("*.tsv"))) == 1, "other data stay out"

@@ -20,7 +20,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # is open to all. A package in brackets may be imported inside functions only.
 TABLE = {
     "__init__": "(api)",
-    "api": "config data request search stages trained | torch",
+    "api": "config data reporting request search stages trained | torch",
     "__main__": "cli",
     "errors": "",
     "plugins": "",

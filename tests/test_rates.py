@@ -52,6 +52,7 @@ def test_the_same_configuration_gives_the_same_losses():
 @pytest.mark.parametrize("method", ["standard", "gaussian", "pgd"])
 def test_the_suggestion_trains(method, optimizer):
     settings = [f"method.name={method}", f"train.optimizer={optimizer}", "train.epochs=3"]
+    settings += ["method.steps=2"] * (method == "pgd")
     config = make(*settings)
     digits = data.load(config.data)
     rate = range_test(config, digits, CPU).suggestion

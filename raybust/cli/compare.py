@@ -56,7 +56,7 @@ def compare(
 
     settings, named = apart(networks)
     leaves, _ = read_leaves(settings, given)
-    found = compared.compare(named, leaves, compared.Margins(margin, acr_margin), echo)
+    found = compared.compare_results(named, leaves, compared.Margins(margin, acr_margin), echo)
     click.echo(to_json(found.plain()) if as_json else found.text())
 
 

@@ -65,7 +65,7 @@ class Margins:
     radius: float
 
 
-def compare(
+def compare_results(
     texts: Sequence[str], leaves: Sequence[Leaf], margins: Margins, echo: Echo
 ) -> Differences:
     """Compares networks, each with all that follow it, and writes tables and a picture.

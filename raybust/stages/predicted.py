@@ -302,3 +302,24 @@ def read_images(trained: Trained, paths: Sequence[str], echo: Echo) -> tuple[Par
         echo(note)
     here = f"{Path.cwd()}/"
     return pictures, [shown(file.removeprefix(here)) for file in pictures.files]
+
+
+def given_images(images: Any, trained: Trained | None, echo: Echo) -> tuple[Part, list[str]]:
+    """Returns images that a program passes, and their names.
+
+    Args:
+        images: an array or tensor, or a path or paths as in `read_images`.
+        trained: the network; None for a module, which takes no paths.
+        echo: prints what was left out.
+
+    Raises:
+        RequestError: they are not images, or none are there.
+    """
+    if isinstance(images, (str, Path)):
+        images = [images]
+    if isinstance(images, (list, tuple)) and all(isinstance(one, (str, Path)) for one in images):
+        if trained is None:
+            raise RequestError("images: the size is not known for a module; pass an array")
+        return read_images(trained, [str(one) for one in images], echo)
+    part = data.images_of(images, None if trained is None else trained.dataset.shape)
+    return part, [str(number) for number in range(len(part))]
