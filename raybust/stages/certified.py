@@ -257,7 +257,8 @@ def _publish(at: Bench, log: CertificateLog) -> Certified:
     noise = f"Noise: {protocol.noise}, {protocol.amount}; radii in {protocol.norm}."
     text = f"{text.rstrip()}\n\n{noise}\n"
     files["table"].write_text(text)
-    note = {track.NOTE: f"Certified accuracy in percent by radius.\n\n{text}"}
+    curve = track.picture("certified accuracy", f"{path.parent.name}/{files['curve'].name}")
+    note = {track.NOTE: f"Certified accuracy in percent by radius.\n\n{text}\n{curve}\n"}
     own = "certified/" if protocol.norm == "l2" else f"certified/{protocol.norm}/"
     sent = {key.replace("certified/", own, 1): value for key, value in metrics.items()}
     at.publish(path, log.header, sent, files.values(), note)

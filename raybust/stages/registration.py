@@ -15,6 +15,7 @@ from raybust import methods, track
 from raybust.disk import checkpoint, runs
 from raybust.reporting import acr, read_log
 from raybust.reporting.columns import number, settings
+from raybust.reporting.leaderboard import curve_of
 from raybust.search.leaderboard import Leaderboard
 from raybust.search.records import TrialRecord
 from raybust.stages.packaged import ABOUT, MODEL, files_of
@@ -132,6 +133,8 @@ def describe_sweep(board: Leaderboard, *, registered: bool) -> str:
             f"Registered as a version of the model [{board.sweep}](#/models/{board.sweep}); the tag"
             " `raybust.model` names it. The alias `best` is that of the best version so far."
         )
+    if (curve := curve_of(board)) is not None:
+        lines.append(track.picture("certified accuracy of the finalists", curve.name))
     lines.append("Artifacts: `leaderboard.md`, `report.html`. Trials: child runs.")
     return "\n\n".join(lines)
 

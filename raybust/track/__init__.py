@@ -7,7 +7,7 @@ from raybust.track.clerk import Following, call, engage
 from raybust.track.client import load_mlflow
 from raybust.track.environment import environment, source_tags
 from raybust.track.flush import Flusher, SyncResult, log_to_run, lost, sync, unsent
-from raybust.track.journal import NOTE, Journal, Status
+from raybust.track.journal import NOTE, Journal, Status, picture
 from raybust.track.model import REGISTRY, fetch_model
 from raybust.track.registry import BOUNDS, DATA, FIDELITY, METRIC, MODE, VALUE
 from raybust.track.store import FoundRun, find_run, prepare, ui_command
@@ -39,6 +39,7 @@ __all__ = [
     "load_mlflow",
     "log_to_run",
     "lost",
+    "picture",
     "prepare",
     "redact",
     "resolve_uri",

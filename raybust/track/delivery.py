@@ -29,7 +29,7 @@ from raybust.track.client import (
     store_identity,
     store_lock,
 )
-from raybust.track.journal import decode
+from raybust.track.journal import RUN_ID, decode
 from raybust.track.names import (
     DATASET_LIMIT,
     DIGEST_LIMIT,
@@ -210,7 +210,9 @@ class Delivery:
         assert self._client is not None
         if batch.name is not None:
             self._client.update_run(run_id, name=batch.name)
-        items: list[Any] = [RunTag(key, value) for key, value in batch.tags.items()]
+        items: list[Any] = [
+            RunTag(key, value.replace(RUN_ID, run_id)) for key, value in batch.tags.items()
+        ]
         items += [Param(key, value) for key, value in batch.params.items()]
         items += [
             Metric(key, value, time, step)

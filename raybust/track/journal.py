@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, get_args
+from urllib.parse import quote
 
 from raybust.errors import RequestError
 
@@ -24,6 +25,9 @@ SUFFIX = "journal.jsonl"
 
 NOTE = "mlflow.note.content"
 """Tag that MLflow's pages show as a run's description, in Markdown."""
+
+RUN_ID = "{mlflow run id}"
+"""Stands in a tag for the id of the run, which the store gives when the journal is delivered."""
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 """How a run ended."""
@@ -249,6 +253,16 @@ def text_of(path: Path, name: str) -> str | None:
     entries = [entry for entry in map(decode, lines) if entry is not None]
     found = [e["content"] for e in entries if e["e"] == "text" and e["name"] == name]
     return str(found[-1]) if found else None
+
+
+def picture(text: str, path: str) -> str:
+    """Returns Markdown that shows an artifact of the run in its description.
+
+    Args:
+        text: what it shows.
+        path: of the artifact, an image.
+    """
+    return f"![{text}](get-artifact?path={quote(path, safe='')}&run_uuid={RUN_ID})"
 
 
 def metrics_of(path: Path) -> list[tuple[int, dict[str, float]]]:

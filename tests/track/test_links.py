@@ -12,6 +12,7 @@ import urllib.request
 import psutil
 import pytest
 from browser import CHROMIUM, open_tab, wait_for
+from PIL import Image
 from tracking import Server, deliver, free_port, runs_of
 
 from raybust import config as configuration
@@ -20,7 +21,7 @@ from raybust.disk import runs
 from raybust.errors import RequestError
 from raybust.search import dashboard
 from raybust.search.database import open_study
-from raybust.track import Journal, links
+from raybust.track import NOTE, Journal, links, picture
 
 SWEEP_KEY = "key-of-the-sweep"
 
@@ -146,6 +147,31 @@ def test_mlflows_page_shows_the_view(sweep, store):
             wait_for(tab, f"{text}.includes('method.name')", 60)
             wait_for(tab, f"!{text}.includes('Prompts')", 60)  # pages for networks, not for these
             assert tab.evaluate(text).count("first/0") == 1
+    finally:
+        own.kill()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_the_description_of_a_run_shows_its_picture(sweep, store):
+    """The curve of a certification, by the address of an artifact of the run."""
+    image = sweep / "alone" / "a curve_1.png"
+    image.parent.mkdir(exist_ok=True)
+    Image.new("RGB", (37, 21)).save(image)
+    with Journal(sweep / "alone" / f"more.{runs.JOURNAL}") as journal:
+        journal.attach("alone", "e")
+        journal.artifact(image, "certified")
+        journal.tags({NOTE: picture("the curve", f"certified/{image.name}")})
+    deliver(journal.path, store)
+    (run,) = [run for run in runs_of(store) if run.info.run_name == "alone"]
+    assert f"run_uuid={run.info.run_id})" in run.data.tags[NOTE]
+    (sweep / "server").mkdir()
+    own = Server(sweep / "server", sweep / "mlflow.db")
+    own.start()
+    try:
+        address = f"{own.uri}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+        with open_tab(address, width=1900) as tab:
+            shown = "document.querySelector('img[src*=get-artifact]')?.naturalWidth"
+            wait_for(tab, f"{shown} == 37", 60)
     finally:
         own.kill()
 
