@@ -557,27 +557,22 @@ def rows():
     yield [*beckman, "method.mu=-0.1"], None, ["method.mu", "got -0.1", "> 0"]
     yield [*beckman, "method.theta=-1"], None, ["method.theta", "got -1", ">= 0"]
     yield [*beckman, "method.theta=0.3"], None, ["method.theta", "<= views mu = 0.2", "black"]
-    yield [*beckman, "method.init=digits-rum"], "trained", ["init", "'digits-rum'", "runs"]
+    yield [*beckman, "train.init=digits-rum"], "trained", ["init", "'digits-rum'", "runs"]
     yield (
-        [*TUNE, *beckman[1:], "method.init=nobody"],
+        [*TUNE, *beckman[1:], "train.init=nobody"],
         space(LR),
-        ["method.init", "'nobody'", "checkpoint folder"],
+        ["train.init", "'nobody'", "checkpoint folder"],
     )
-    yield [*beckman, "method.init=fresh"], "trained", ["init", "fresh: has no checkpoint"]
+    yield [*beckman, "train.init=fresh"], "trained", ["init", "fresh: has no checkpoint"]
     yield (
-        [*beckman, "method.init=digits-run", "model.name=resnet20"],
+        [*beckman, "train.init=digits-run", "model.name=resnet20"],
         "trained",
         ["init: digits-run is a small_cnn", "expected a resnet20"],
     )
     yield (
-        [*beckman, "method.init=digits-run", "model.width=9"],
+        [*beckman, "train.init=digits-run", "model.width=9"],
         "trained",
         ["init", "not the weights of this network", "of another shape"],
-    )
-    yield (
-        ["train", "data.name=npz", "data.path=set.npz", *beckman[1:], "method.init=digits-run"],
-        "trained",
-        ["init: digits-run has the 10 classes", "the data the 4 classes"],
     )
 
 
@@ -620,9 +615,9 @@ def early():
     yield ["train", "--out", "/dev/null"], None, ["out", "/dev/null", "cannot be written"]
     yield ["train", "track.uri=ftp://x"], None, ["track.uri", "ftp://x", "sqlite:///"]
     yield (
-        ["train", "method.name=beckman", "method.init=nobody"],
+        ["train", "method.name=beckman", "train.init=nobody"],
         None,
-        ["method.init", "'nobody'"],
+        ["train.init", "'nobody'"],
     )
     asked = ["evaluate", "digits-run", "corruptions.folder=none"]
     yield asked, "trained", ["none", "corruptions"]
@@ -679,7 +674,7 @@ def test_bad_input(case, cli, tmp_path, monkeypatch, request):
 THERE = [
     ["train", "data.name=npz", "data.path=/there/set.npz"],
     ["train", "model.name=there.nets:make"],
-    ["train", "method.name=beckman", "method.init=there"],
+    ["train", "method.name=beckman", "train.init=there"],
     ["train", "out=/dev/null/there"],
     ["train", "track.uri=sqlite:////dev/null/x.db"],
     [*TUNE, "tune.warm_start=there"],

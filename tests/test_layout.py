@@ -32,7 +32,7 @@ TABLE = {
     "vision": "| torch torchvision",
     "disk": "config | torch safetensors yaml",
     "data": "devices config disk plugins vision | torch numpy PIL",
-    "models": "config numerics plugins vision | torch safetensors (timm)",
+    "models": "config numerics plugins vision | torch safetensors (huggingface_hub timm)",
     # The image augmentations of lp_noise are torchvision's, drawn late.
     "methods": "config numerics plugins (vision) | torch",
     "certification": "devices config data disk identity numerics | torch numpy scipy",

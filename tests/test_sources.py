@@ -123,7 +123,7 @@ def test_the_digest_of_inputs_follows_the_weights_that_a_run_starts_from(tmp_pat
     assert initial.inputs_digest(make("method.name=standard"), "data") == "data"
     file = tmp_path / "weights.safetensors"
     file.write_bytes(b"first")
-    config = make("method.name=beckman", f"method.init={file}")
+    config = make("method.name=beckman", f"train.init={file}")
     first = initial.inputs_digest(config, "data")
     assert first.startswith("data+")
     file.write_bytes(b"second")

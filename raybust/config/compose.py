@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from raybust.config.options import fraction
-from raybust.config.schema import Config
+from raybust.config.schema import Config, upgraded
 from raybust.errors import RequestError
 
 MethodTypes = Callable[[str], type]
@@ -190,7 +190,7 @@ def from_dict(plain: Mapping[str, Any], methods: MethodTypes) -> Config:
                     found.append(text if across else prefix + text)
             return cls() if prefix else None
 
-    config: Config = build(Config, plain, "")
+    config: Config = build(Config, upgraded(plain), "")
     if found:
         raise RequestError(*found)
     return config

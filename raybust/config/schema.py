@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -139,6 +140,12 @@ class Train(Section):
         ge=0,
         lt=1,
     )
+    init: str | None = option(
+        None,
+        "Initial weights: a run, a trial SWEEP/7, a checkpoint folder, a weights file, or "
+        "torchvision:NAME or timm:NAME.TAG whose weights are on disk. Where the classes differ, "
+        "the last layer stays new.",
+    )
     precision: Literal["auto", "float32", "bf16"] = option(
         "auto", "Autocast precision; `auto` is bf16 on a GPU that supports it, float32 elsewhere."
     )
@@ -263,3 +270,21 @@ class Config(Section):
                 if section == "attacked_fast":
                     found[-1] += "; attacked_fast.every=0.05 measures it"
         return found
+
+
+def upgraded(plain: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns a stored configuration with the keys of today: `train.init` was `method.init` of
+    `beckman` in raybust 0.1."""
+    found: list[str] = []
+
+    def moved(method: Any) -> Any:
+        if not isinstance(method, Mapping):
+            return method
+        gone = {"init"} if method.get("name") == "beckman" else set()
+        found.extend(method[key] for key in gone & method.keys() if method[key])
+        return {key: moved(v) if key == "base" else v for key, v in method.items()
+                if key not in gone}  # fmt: skip
+
+    method = moved(plain.get("method"))
+    train = plain.get("train", {}) | ({"init": found[0]} if found else {})
+    return {**plain, "train": train, "method": method} if "method" in plain else plain

@@ -151,7 +151,7 @@ def _difference(folder: Path, kind: str, plain: dict[str, Any], data: str) -> st
         images, _, _ = found.data.partition("+")
         what = "the images, labels or split of its dataset have changed since it started"
         if images == data.partition("+")[0]:
-            what = "the weights of method.init or method.embedding have changed since it started"
+            what = "the weights of train.init or method.embedding have changed since it started"
         return (
             f"{what} (digest {found.data} -> {data}); choose another --name, or --no-resume to"
             " start over (the old run is kept)"

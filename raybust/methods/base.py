@@ -106,11 +106,6 @@ class Method(Section):
         certificate. Defaults to the base's, else None."""
         return self.wrapped.front() if self.wrapped else None
 
-    def initial(self) -> str | None:
-        """Returns the run, checkpoint folder or weights file with the initial weights. Defaults to
-        the base's, else None: random initialization."""
-        return self.wrapped.initial() if self.wrapped else None
-
     def noise(self) -> float | None:
         """Returns the sigma for certifying the network, or None if the method adds no smoothing
         noise. Defaults to the base's, else None."""

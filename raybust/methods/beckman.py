@@ -83,17 +83,13 @@ class Barycentric(nn.Module):
 class Beckman(Method):
     """Loss of `base`, adversarial training, on the network behind the barycenter of rotated views.
 
-    Intended for briefly fine-tuning an adversarially trained network: init=RUN, train.epochs=1,
-    train.lr=0.01. At the published constants no mass moves between pixels and the barycenter is
-    min(mean - 0.1, p_1, p_2) of the two copies, in [0, 1]. In the release, a bug makes the second
-    copy equal the first, which is views=1 theta=0.05 here.
+    Intended for briefly fine-tuning an adversarially trained network: train.init=RUN,
+    train.epochs=1, train.lr=0.01. At the published constants no mass moves between pixels and the
+    barycenter is min(mean - 0.1, p_1, p_2) of the two copies, in [0, 1]. In the release, a bug
+    makes the second copy equal the first, which is views=1 theta=0.05 here.
     """
 
     base: Method = field(default_factory=Pgd)
-    init: str | None = option(
-        None,
-        "Run, checkpoint folder or weights file with the initial weights; by default random.",
-    )
     weight: float = option(
         1.0, "Weight of the barycenter in the network's input; the rest is the image.", ge=0, le=1
     )
@@ -129,10 +125,6 @@ class Beckman(Method):
         )
         other = self.base.front()
         return own if other is None else nn.Sequential(own, other)
-
-    def initial(self) -> str | None:
-        """Returns `init`, else the base's initial weights."""
-        return self.init if self.init is not None else self.base.initial()
 
     def loss(
         self, network: nn.Module, images: Tensor, targets: Tensor, context: StepContext

@@ -24,6 +24,7 @@ from raybust.models import cifar, external
 from raybust.models.adapt import adapt
 from raybust.models.external import LIBRARIES, check_installed, must_be_named, names_of
 from raybust.models.fronted import Fronted
+from raybust.models.library import Pretrained, is_pretrained, pretrained
 from raybust.models.normalize import Normalize, Normalized
 from raybust.models.weights import load_weights
 from raybust.numerics.modes import evaluating
@@ -34,16 +35,19 @@ __all__ = [
     "Fronted",
     "Normalize",
     "Normalized",
+    "Pretrained",
     "build",
     "check",
     "check_installed",
     "complete",
     "describe",
+    "is_pretrained",
     "load_weights",
     "must_be_named",
     "names",
     "names_of",
     "notes_of",
+    "pretrained",
 ]
 
 Shape = tuple[int, int, int]

@@ -13,8 +13,9 @@ import pickletools
 import re
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -32,7 +33,11 @@ _CODE = re.compile(r"GLOBAL (\S+)|reduce for unrecognized|via `add_safe_globals`
 
 
 def load_weights(
-    network: nn.Module, path: str | os.PathLike[str], *, normalization: bool = True
+    network: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    normalization: bool = True,
+    new_head: Literal["never", "of another shape", "always"] = "never",
 ) -> list[str]:
     """Reads a weights file into a network, strictly; returns what was read, a line each.
 
@@ -46,6 +51,7 @@ def load_weights(
         network: what `build` returned, or any module.
         path: the file.
         normalization: whether one that the file has beside the weights is taken.
+        new_head: when the network's last layer stays as it was built.
 
     Raises:
         RequestError: it cannot be read, or its keys and shapes are not the network's.
@@ -65,11 +71,16 @@ def load_weights(
     if form is None:
         raise RequestError(f"{path}: not loaded, not the weights of this network", *_nearest(
             content, targets))  # fmt: skip
+    fresh = {} if new_head == "never" else _fresh(target, form, always=new_head == "always")
+    form = replace(form, weights=form.weights | fresh)
     problems = mismatches(target.state_dict(), form.weights)
     if problems:
         raise RequestError(f"{path}: not loaded, not the weights of this network", *problems)
     _check_values(form, path)
     lines = [f"weights: {form} of {path}"]
+    if new_head != "never":
+        new = f"; new: {', '.join(fresh)}" * bool(fresh)
+        lines.append(f"weights: {len(form.weights) - len(fresh)} tensors read{new}")
     if form.mean is not None:
         lines += _normalize(targets, form, path) if normalization else [
             f"weights: the normalization in {path} is not used, another one is set"
@@ -80,6 +91,16 @@ def load_weights(
     if layer is not None and before is not None and form.mean is None:
         lines += _checked(layer, before, path, take=normalization)
     return [*lines, *_remarks(form, others, aside, path)]
+
+
+def _fresh(network: nn.Module, form: Form, *, always: bool) -> dict[str, Tensor]:
+    """Returns the tensors of the network's last layer, or those of another shape in the file."""
+    layers = [name for name, part in network.named_modules()
+              if isinstance(part, (nn.Linear, nn.Conv2d))]  # fmt: skip
+    own = network.state_dict()
+    head = {key: own[key] for key in own if layers and key.startswith(f"{layers[-1]}.")}
+    read = form.weights
+    return {k: v for k, v in head.items() if always or (k in read and read[k].shape != v.shape)}
 
 
 def _check_values(form: Form, path: str | os.PathLike[str]) -> None:

@@ -60,9 +60,9 @@ def train(config: Config, *, address: str | None, resume: bool, verbose: bool, e
     folder = out / (config.name or default_name(config))
     plain = configuration.to_dict(config)
     newest = checkpoint.newest(folder, echo) if resume else None
-    network = assemble(config, dataset)
+    network, notes = assemble(config, dataset), list[str]()
     if newest is None:
-        initial.initialize(network, config, dataset)
+        notes = initial.initialize(network, config, dataset)
     check_batch(network, config, dataset)
     initial.embedding(config, dataset, "cpu")
     _check_batch_size(config, dataset.train.labels)
@@ -83,7 +83,7 @@ def train(config: Config, *, address: str | None, resume: bool, verbose: bool, e
             identity = runs.identify(folder, "train", plain, resume, inputs)
             newest = checkpoint.newest(folder)
             print_data(config, dataset, echo)
-            for note in models.notes_of(network):
+            for note in (*models.notes_of(network), *([] if newest else notes)):
                 echo(note)
             start = f"resuming at epoch {checkpoint.epoch_of(newest)}" if newest else "training"
             echo(f"{folder.name}: {start}, {config.cluster.workers} workers, in {folder}")

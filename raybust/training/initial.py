@@ -1,14 +1,15 @@
-"""Networks that a run takes from other runs: its initial weights, and the frozen network that
-provides features to its method. The method's fields name each as a run, a sweep's trial, a
-checkpoint folder or a weights file.
+"""Networks that a run takes from others: its initial weights (`train.init`), and the frozen network
+that provides features to its method (`method.embedding`). Each is a run, a sweep's trial, a
+checkpoint folder or a weights file; initial weights may also be a library's.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from raybust.data import Dataset
 from raybust.disk import checkpoint, runs
 from raybust.disk.strip import newest_weights
 from raybust.errors import RequestError
+from raybust.models.normalize import Normalize
 from raybust.numerics.transport import penultimate
 from raybust.training.objective import assemble
 
@@ -28,13 +30,13 @@ Embedding = Callable[[Tensor], Tensor]
 
 
 def check(config: Config) -> None:
-    """Checks that the networks named by the method exist, without reading weights.
+    """Checks that the networks named by `train` and by the method exist, without reading weights.
 
     Raises:
         RequestError: a source does not exist, or is a run without a checkpoint.
     """
     sources = {
-        "method.init": config.method.initial(),
+        "train.init": config.train.init,
         "method.embedding": config.method.embedded_by(),
     }
     for key, source in sources.items():
@@ -44,13 +46,13 @@ def check(config: Config) -> None:
 
 def inputs_digest(config: Config, data: str) -> str:
     """Returns the digest of what a run learns from: the dataset's, and after a "+" that of the
-    weights named by the method, if there are any.
+    weights that it takes from others, if there are any.
 
     Args:
         config: names the weights.
         data: digest of the dataset.
     """
-    sources = (("method.init", config.method.initial()),
+    sources = (("train.init", config.train.init),
                ("method.embedding", config.method.embedded_by()))  # fmt: skip
     found = []
     for key, source in sources:
@@ -61,37 +63,57 @@ def inputs_digest(config: Config, data: str) -> str:
     return "+".join([data, *found])
 
 
-def initialize(network: nn.Module, config: Config, dataset: Dataset) -> None:
-    """Loads the method's initial weights, if it names any, into the fresh network.
+def initialize(network: nn.Module, config: Config, dataset: Dataset) -> list[str]:
+    """Loads the weights `train.init` into the fresh network, if there are any; returns what was
+    read, a line each.
 
-    Either network may have a front module or not. The classes of a weights file are unknown and not
-    checked.
+    Either network may have a front module or not. Where a run's classes differ from the data's, or
+    the last layer of a weights file has another shape, the last layer stays new. A library's
+    weights bring their normalization, unless `model.mean` sets one.
 
     Raises:
-        RequestError: the source does not exist, or its architecture or classes differ.
+        RequestError: the source does not exist, or its architecture differs.
     """
-    source = config.method.initial()
+    source = config.train.init
     if source is None:
-        return
-    path = _find(source, "method.init", config)
+        return []
+    path = _find(source, "train.init", config)
+    name = config.model.name.partition(".")[0]
+    new_head: Literal["of another shape", "always"] = "of another shape"
+    library = models.pretrained(source) if models.is_pretrained(source) else None
+    if library is not None and library.model != name:
+        raise _another(source, library.model, config)
     if path.is_dir():
         manifest = checkpoint.read_manifest(path)
-        name, classes = manifest["config"]["model"]["name"], manifest["classes"]
-        if name != config.model.name:
-            raise RequestError(
-                f"method.init: {source} is a {name}, expected a {config.model.name}; set"
-                f" model.name={name} or start from another run"
-            )
-        if classes != list(dataset.classes):
-            raise RequestError(
-                f"method.init: {source} has the {_summary(classes)}, the data the"
-                f" {_summary(dataset.classes)}; start from a run on the same classes"
-            )
+        if (made := manifest["config"]["model"]["name"]) != config.model.name:
+            raise _another(source, made, config)
+        if manifest["classes"] != list(dataset.classes):
+            new_head = "always"
         path = path / checkpoint.WEIGHTS
     try:
-        models.load_weights(network, path)
+        lines = models.load_weights(network, path, new_head=new_head)
     except RequestError as error:
-        raise RequestError(*(f"method.init: {text}" for text in error.problems)) from None
+        raise RequestError(*(f"train.init: {text}" for text in error.problems)) from None
+    if library is not None and config.model.mean is None:
+        lines += _normalize(network, library)
+    return lines
+
+
+def _another(source: str, name: str, config: Config) -> RequestError:
+    return RequestError(
+        f"train.init: {source} is a {name}, expected a {config.model.name}; set model.name={name}"
+        " or start from another network"
+    )
+
+
+def _normalize(network: nn.Module, library: models.Pretrained) -> list[str]:
+    """Sets the normalization that a library's weights were trained with, if the channels match."""
+    layer = next((part for part in network.modules() if isinstance(part, Normalize)), None)
+    if layer is None or layer.mean.numel() != len(library.mean):
+        return []
+    layer.mean.copy_(torch.tensor(library.mean).reshape(-1, 1, 1))
+    layer.std.copy_(torch.tensor(library.std).reshape(-1, 1, 1))
+    return [f"weights: normalization of {library.model}: {layer.constants}"]
 
 
 def embedding(config: Config, dataset: Dataset, device: torch.device | str) -> Embedding | None:
@@ -130,18 +152,18 @@ def embedding(config: Config, dataset: Dataset, device: torch.device | str) -> E
 
 
 def _find(source: str, key: str, config: Config) -> Path:
-    """Returns the checkpoint folder or weights file named by the method's field `key`."""
+    """Returns the checkpoint folder or weights file named by the field `key`."""
+    if key == "train.init" and models.is_pretrained(source):
+        return models.pretrained(source).path
     candidates = runs.candidates(source, runs.out_folder(config))
     path = next((path for path in candidates if path.exists()), None)
     if path is None:
         raise RequestError(
             f"{key}: got {source!r}, expected a run under {config.out}, a trial SWEEP/NUMBER,"
             " a checkpoint folder or a weights file"
+            + ", or torchvision:NAME or timm:NAME"
+            * (key == "train.init")
         )
     if path.is_file() or (path / checkpoint.MANIFEST).exists():
         return path
     return newest_weights(path, f"{key}: {source}")
-
-
-def _summary(classes: Sequence[str]) -> str:
-    return f"{len(classes)} classes {', '.join(classes[:4])}{', ...' * (len(classes) > 4)}"

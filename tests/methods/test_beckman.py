@@ -20,7 +20,6 @@ from raybust.errors import RequestError
 from raybust.methods import StepContext
 from raybust.methods.beckman import Barycentric, Beckman
 from raybust.methods.gaussian import Gaussian
-from raybust.methods.lp_noise import LpNoise
 from raybust.methods.pgd import Pgd
 from raybust.methods.trades import Trades
 from raybust.numerics.attacks import pgd
@@ -77,7 +76,7 @@ def test_it_starts_from_a_run_and_refuses_others(tmp_path):
     dataset = load(base.data)
     (end,) = fit(base, dataset, CPU)
     checkpoint.commit(tmp_path / "run", checkpoint.folder_name(1), end.save, 1)
-    tuned = make("method.name=beckman", f"method.init={tmp_path / 'run'}")
+    tuned = make("method.name=beckman", f"train.init={tmp_path / 'run'}")
     trainer = Trainer(tuned, dataset, CPU)
     stored = checkpoint.read_weights(checkpoint.newest(tmp_path / "run"))
     own = trainer.network.state_dict()
@@ -89,10 +88,10 @@ def test_it_starts_from_a_run_and_refuses_others(tmp_path):
     for wrong, message in (
         (("model.name=resnet20",), "is a small_cnn, expected a resnet20"),
         (("model.width=8",), "init: .*not the weights of this network.* of another shape"),
-        (("method.init=nowhere",), "got 'nowhere'"),
-        ((f"method.init={tmp_path / 'empty'}",), "has no checkpoint"),
+        (("train.init=nowhere",), "got 'nowhere'"),
+        ((f"train.init={tmp_path / 'empty'}",), "has no checkpoint"),
     ):
-        config = make("method.name=beckman", f"method.init={tmp_path / 'run'}", *wrong)
+        config = make("method.name=beckman", f"train.init={tmp_path / 'run'}", *wrong)
         with pytest.raises(RequestError, match=message):
             Trainer(config, dataset, CPU)
 
@@ -124,16 +123,16 @@ def test_an_init_of_other_classes_or_a_wrapper_around_it(tmp_path):
     (end,) = fit(config, dataset, CPU)
     folder = checkpoint.commit(tmp_path / "run", checkpoint.folder_name(1), end.save, 1)
     fewer = replace(dataset, classes=dataset.classes[:5])
-    inside = f"method.base.init={folder}"
+    inside = f"train.init={folder}"
     wrapped = make("method.name=lp_noise", "method.base.name=beckman", inside)
-    with pytest.raises(RequestError, match=r"has the 10 classes 0, 1, .*the data the 5 classes"):
-        Trainer(wrapped, fewer, CPU)
-    others = replace(dataset, classes=(*dataset.classes[:9], "ten"))
-    with pytest.raises(RequestError, match="start from a run on the same classes"):
-        Trainer(wrapped, others, CPU)
-    assert LpNoise(base=Beckman(init="run")).initial() == "run"
-    assert Pgd().initial() is None
-    network = Trainer(make("method.name=beckman", f"method.init={folder}/model.safetensors"),
+    stored = checkpoint.read_weights(folder)
+    for classes in (fewer, replace(dataset, classes=(*dataset.classes[:9], "ten"))):
+        inner = Trainer(wrapped, classes, CPU).network.state_dict()
+        inner = {key.removeprefix("network."): value for key, value in inner.items()}
+        new = [k for k in stored if not torch.equal(inner[k], stored[k])]
+        assert len(new) == 2, "weight and bias of the last layer"
+        assert inner[new[0]].shape[0] == len(classes.classes)
+    network = Trainer(make("method.name=beckman", f"train.init={folder}/model.safetensors"),
                       dataset, CPU).network  # fmt: skip
     stored = checkpoint.read_weights(folder)
     assert all(torch.equal(network.state_dict()[f"network.{k}"], v) for k, v in stored.items())
@@ -142,7 +141,7 @@ def test_an_init_of_other_classes_or_a_wrapper_around_it(tmp_path):
         {key: value.contiguous() for key, value in behind.state_dict().items()},
         tmp_path / "whole.safetensors",
     )
-    config = make("method.name=beckman", f"method.init={tmp_path / 'whole.safetensors'}")
+    config = make("method.name=beckman", f"train.init={tmp_path / 'whole.safetensors'}")
     again = Trainer(config, dataset, CPU).network.state_dict()
     assert all(torch.equal(again[key], value) for key, value in behind.state_dict().items())
 
