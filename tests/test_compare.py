@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from scipy import stats
 from small_run import small_run
 
 from raybust.reporting.logs import read_log
+from raybust.stages.aligned import _by_protocol
 
 HEAD = "idx\tlabel\tpredict\tradius\tcorrect\ttime\n"
 
@@ -195,11 +197,38 @@ def test_of_several_logs_the_largest_is_taken_and_those_of_a_gate_are_not(runs, 
             done = cli("certify", name, "--out", runs, "--name", log, "certify.sigma=0.4",
                        "certify.n=100", f"certify.examples={examples}")  # fmt: skip
             assert done.code == 0, done.err
-    logs = [",".join(str(runs / name / "certified" / f"{log}.tsv") for log in ("few", "many"))
-            for name in ("one", "two")]  # fmt: skip
-    found, rows = asked(cli, logs[0], logs[1], "--out", runs)
+    logs = [
+        runs / name / "certified" / f"{log}.tsv" for name, log in (("one", "few"), ("two", "many"))
+    ]
+    found, rows = asked(cli, *logs, "--out", runs)
     assert rows["ACR"]["images"] == 10
     assert any("that their pixels are the same is not proven" in note for note in found["notes"])
+    three = [read_log(path.with_name(f"{log}.tsv")) for path in logs[:1] for log in ("many", "few")]
+    assert [len(log) for log in _by_protocol(three).values()] == [30]
+
+
+def test_copies_of_a_network_are_no_seeds(runs, cli, tmp_path):
+    for name in ("weak", "one", "two"):
+        shutil.copytree(runs / name, tmp_path / name)
+    shutil.copytree(runs / "one", tmp_path / "again")
+    done = cli("compare", "one,again", "weak,two", "--out", tmp_path)
+    assert done.code == 2
+    assert "again are the same network" in done.err
+    assert "they are one seed" in done.err
+
+
+def test_seeds_that_agree_on_all_images_prove_nothing_of_others(place, cli):
+    """Nothing is certified by any of four networks on five images: as for one against one."""
+    for name in "abcd":
+        write(place / f"{name}.tsv", [0.0] * 5, right=[True] * 5)
+    _, rows = asked(cli, "a.tsv,b.tsv", "c.tsv,d.tsv", "certify.radii=[0.3]")
+    assert rows["certified at 0.3"]["verdict"] == "cannot say"
+    low, high = rows["certified at 0.3"]["interval"]
+    assert low < -0.3
+    assert high > 0.3
+    assert rows["ACR"]["verdict"] == "cannot say"
+    _, rows = asked(cli, "a.tsv", "c.tsv,d.tsv", "certify.radii=[0.3]")
+    assert rows["certified at 0.3"]["verdict"] == "cannot say"
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ import json
 import os
 import re
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,10 @@ _RESUMABLE = (
 )
 _SCORING = ("certify.sigma", "certify.seed")
 """Settings of `certify` that `certified_fast` uses: comparable epochs and trials share them."""
+_NOT_OF_VALUES = (
+    "certified_fast.every", "certified_fast.radii", "certified_fast.moment", "attacked_fast.every",
+)  # fmt: skip
+"""Settings of these sections on which no value of another metric depends."""
 
 
 @dataclass(frozen=True)
@@ -172,6 +177,26 @@ def _difference(folder: Path, kind: str, plain: dict[str, Any], data: str) -> st
         )
     texts = "; ".join(differing[key] for key in changed)
     return f"exists with another configuration ({texts}); {advice}"
+
+
+def scoring_difference(
+    old: dict[str, Any], new: dict[str, Any], metrics: Sequence[str]
+) -> list[str]:
+    """Returns the settings under which two sweeps measured metrics differently, "key: old -> new".
+
+    Args:
+        old: configuration, as plain data.
+        new: likewise.
+        metrics: their names.
+    """
+    sections = {metric.partition("/")[0] for metric in metrics}
+    keys: list[str] = [name for name in ("certified_fast", "attacked_fast") if name in sections]
+    keys += _SCORING if "certified_fast" in sections else ()
+    return [
+        text
+        for text in configuration.difference(old, new)
+        if belongs(key := text.partition(":")[0], tuple(keys)) and key not in _NOT_OF_VALUES
+    ]
 
 
 def fixed_digits(plain: dict[str, Any]) -> str:

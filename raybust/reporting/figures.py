@@ -157,15 +157,16 @@ def _ends_of_equal(log: Log, value: float) -> list[float]:
     confidence 97.5 % at most 1 - 0.025^(1/N) of the examples are others (Clopper and Pearson), and
     their radii are between 0 and the largest that the draws can prove (our choice)."""
     others = float(clopper_pearson_upper(0, len(log), 0.025))
+    return [(1 - others) * value, value + others * (max(largest_radius(log), value) - value)]
+
+
+def largest_radius(log: Log) -> float:
+    """Returns the largest radius that the draws of a log can prove; NaN if they are not known."""
     made = budget(log)
     if log.protocol:
         rule, last = log.protocol.rule, len(log.protocol.rule.times) - 1
-        largest = log.protocol.smoothing.radius(rule.lower(log.protocol.n, log.protocol.n, last))
-    elif made:
-        largest = gaussian_radius(made.alpha ** (1 / made.n), made.sigma)
-    else:
-        largest = math.nan
-    return [(1 - others) * value, value + others * (max(largest, value) - value)]
+        return log.protocol.smoothing.radius(rule.lower(log.protocol.n, log.protocol.n, last))
+    return gaussian_radius(made.alpha ** (1 / made.n), made.sigma) if made else math.nan
 
 
 def _noise(protocol: Protocol) -> str:

@@ -221,7 +221,7 @@ class Study:
         """Returns one trial, which has a point."""
         if self.seeds.race:
             return next(record for record in self.records() if record.number == number)
-        return self._record(self.study.get_trials(deepcopy=False)[number])
+        return self._merged(self.study.get_trials(deepcopy=False)[number])
 
     def finished(self) -> int:
         """Returns the number of trials that are complete, pruned or failed."""

@@ -25,7 +25,13 @@ _AT_ONCE = 2**22
 
 
 def compare_means(
-    a: Floats, b: Floats, margin: float, level: float = LEVEL, resamples: int = RESAMPLES
+    a: Floats,
+    b: Floats,
+    margin: float,
+    level: float = LEVEL,
+    resamples: int = RESAMPLES,
+    *,
+    bound: float = 0.0,
 ) -> Paired:
     """Compares the means of A and B.
 
@@ -38,10 +44,11 @@ def compare_means(
         margin: of equivalence, in the unit of the values.
         level: at which `needed` images decide.
         resamples: of bootstrap and permutations; the smallest p-value is 1 / (resamples + 1).
+        bound: largest value that an image may have; the largest of the sample if that is more.
     """
     differences = np.asarray(a, float) - np.asarray(b, float)
     total, mean = len(differences), float(differences.mean())
-    largest = float(max(np.abs(a).max(), np.abs(b).max()))
+    largest = float(max(np.abs(a).max(), np.abs(b).max(), bound))
     error = float(differences.std(ddof=1)) / math.sqrt(total) if total > 1 else math.nan
     low, high = bca(differences, largest, resamples)
     within = p_within(mean, error, total - 1, margin)

@@ -34,6 +34,7 @@ def compare_seeds(
     paired: bool,
     level: float = LEVEL,
     resamples: int = _RESAMPLES,
+    bound: float = 0.0,
 ) -> Paired:
     """Compares the means of two groups of networks by a t test over seeds and images.
 
@@ -44,6 +45,7 @@ def compare_seeds(
         paired: whether network s of A and network s of B have the same seed; then S = T.
         level: at which `needed` seeds decide.
         resamples: of the hierarchical bootstrap, whose p-value is a check.
+        bound: as in `compare_means`.
     """
     means_a, means_b, images = a.mean(1), b.mean(1), a.shape[1]
     if paired:
@@ -57,7 +59,10 @@ def compare_seeds(
     difference = float(means_a.mean() - means_b.mean())
     per_image = a.mean(0) - b.mean(0)
     of_images = float(per_image.var(ddof=1)) / images
-    error, largest = math.sqrt(of_seeds + of_images), float(max(np.abs(a).max(), np.abs(b).max()))
+    error, largest = (
+        math.sqrt(of_seeds + of_images),
+        float(max(np.abs(a).max(), np.abs(b).max(), bound)),
+    )
     half = float(student.isf(LEVEL / 2, freedom)) * error
     moving = int((per_image != 0).sum())
     others = float(clopper_pearson_upper(0, images, LEVEL / 2))  # as in `bca`

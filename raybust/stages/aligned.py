@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -18,6 +19,7 @@ import numpy as np
 
 from raybust.errors import RequestError
 from raybust.evaluate import HEADLINE, AttackProtocol, AttackRow
+from raybust.reporting.figures import largest_radius
 from raybust.reporting.logs import Floats, Log
 
 _OF_LOG = ("norm", "noise", "sigma", "keep", "split", "n0", "n", "alpha", "schedule", "targets")
@@ -42,11 +44,32 @@ Group = tuple[Member, ...]
 
 @dataclass(frozen=True)
 class Column:
-    """What is compared: the values of each network on each image, by group (S, N)."""
+    """What is compared: the values of each network on each image, by group (S, N), and the largest
+    value that an image may have."""
 
     name: str
     values: tuple[Floats, ...]
     share: bool
+    bound: float = 1.0
+
+
+def check_distinct(groups: Sequence[Group]) -> None:
+    """Checks that the seeds of a side are networks of their own, by the digests of their weights.
+
+    Raises:
+        RequestError: two of them are the same network.
+    """
+    for group in groups:
+        known: dict[str, str] = {}
+        for member in group:
+            headers = [log.protocol for log in member.logs] + [one for one, _ in member.attacks]
+            for weights in {made.weights for made in headers if made and made.weights}:
+                first = known.setdefault(weights, member.name)
+                if first != member.name:
+                    raise RequestError(
+                        f"compare: {first} and {member.name} are the same network (weights"
+                        f" {weights[:12]}): they are one seed"
+                    )
 
 
 def logs_in_common(groups: Sequence[Group]) -> tuple[list[list[Log]], list[str]]:
@@ -110,7 +133,11 @@ def certified_columns(groups: Sequence[Sequence[Log]], radii: Sequence[float]) -
     if early:
         return columns
     acr = tuple(np.maximum(part, 0.0) for part in values)
-    return [*columns, Column("ACR", acr, share=False)]
+    logs = list(itertools.chain(*groups))
+    known = [bound for log in logs if not math.isnan(bound := largest_radius(log))]
+    seen = max(float(part.max()) for part in acr)
+    bound = max([*known, seen]) if known or seen else math.inf
+    return [*columns, Column("ACR", acr, share=False, bound=bound)]
 
 
 def radii_of(groups: Sequence[Sequence[Log]]) -> list[Floats]:

@@ -39,6 +39,7 @@ from raybust.stages.aligned import (
     Member,
     attacked_columns,
     certified_columns,
+    check_distinct,
     logs_in_common,
     radii_of,
 )
@@ -91,6 +92,7 @@ def compare_results(
         return _written(compare_searches(names, sweeps, margins.radius, folder), folder)
     current = Current(leaves)
     groups = [_by_seed(tuple(_members(text, leaves, current, echo))) for text in texts]
+    check_distinct(groups)
     logs, notes = logs_in_common(groups)
     columns = certified_columns(logs, config.certify.radii) if logs else []
     columns += (attacked := attacked_columns(groups))
@@ -200,7 +202,7 @@ def _rows(
             margin = margins.points / 100 if column.share else margins.radius
             pair = column.values[i], column.values[j]
             asked.append((names[i], names[j], column))
-            found.append(_compared(column.share, *pair, margin, level, paired=paired))
+            found.append(_compared(column, *pair, margin, level, paired=paired))
     return [
         Difference(a, b, column.name, 100 if column.share else 1, decision)
         for (a, b, column), decision in zip(asked, decide(found), strict=True)
@@ -208,14 +210,15 @@ def _rows(
 
 
 def _compared(
-    share: bool, a: Floats, b: Floats, margin: float, level: float, *, paired: bool
+    column: Column, a: Floats, b: Floats, margin: float, level: float, *, paired: bool
 ) -> Paired:
     """Compares two groups (S, N) and (T, N) by the test that fits."""
     if len(a) > 1 and len(b) > 1:
-        return compare_seeds(a, b, margin, paired=paired, level=level)
-    if share and len(a) == len(b) == 1:
+        return compare_seeds(a, b, margin, paired=paired, level=level, bound=column.bound)
+    if column.share and len(a) == len(b) == 1:
         return compare_shares(a[0] > 0, b[0] > 0, margin, level)
-    return replace(compare_means(a.mean(0), b.mean(0), margin, level), seeds=(len(a), len(b)))
+    found = compare_means(a.mean(0), b.mean(0), margin, level, bound=column.bound)
+    return replace(found, seeds=(len(a), len(b)))
 
 
 def _picture(names: Sequence[str], logs: Sequence[Sequence[Log]], path: Path) -> Path:

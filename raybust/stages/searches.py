@@ -78,6 +78,7 @@ def compare_searches(
     boards = [[board_of(sweep) for sweep in group] for group in groups]
     metric, mode = _goal(list(itertools.chain(*boards)))
     _check_data(list(itertools.chain(*groups)))
+    _check_measured(list(itertools.chain(*groups)), metric)
     searches = [[_search(board, mode) for board in group] for group in boards]
     total = min(float(one.passes[-1]) for one in itertools.chain(*searches))
     rows = _rows(names, searches, (metric, mode), margin, total)
@@ -96,7 +97,7 @@ def compare_searches(
         f"Level 5 % for all {len(rows)} comparisons together (Holm).",
     ]
     if any(len(group) == 1 for group in groups):
-        notes.append("One search on a side: nothing can be said about others. Vary tune.seed.")
+        notes.append("One search on a side: nothing can be said about others. Vary `seed`.")
     return Differences(tuple(rows), tuple(notes), (picture,))
 
 
@@ -114,6 +115,20 @@ def _check_data(folders: Sequence[Path]) -> None:
     digests = {runs.read_identity(one).data.partition("+")[0]: one.name for one in folders}
     if len(digests) > 1:
         raise RequestError(f"compare: {' and '.join(digests.values())} are of different data")
+
+
+def _check_measured(folders: Sequence[Path], metric: str) -> None:
+    """Rejects sweeps that measured their metric under different settings."""
+    first, *others = folders
+    for other in others:
+        changed = runs.scoring_difference(
+            runs.read_identity(first).config, runs.read_identity(other).config, [metric]
+        )
+        if changed:
+            raise RequestError(
+                f"compare: {first.name} and {other.name} measured {metric} under different"
+                f" settings ({'; '.join(changed)}): their values cannot be compared"
+            )
 
 
 def _search(board: Leaderboard, mode: str) -> _Search:

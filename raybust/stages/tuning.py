@@ -182,9 +182,14 @@ def _warm_start(
     name = str(config.tune.warm_start)
     if other is not None and (added := study.warm_start(other, name)):
         echo(f"warm start from {added} trials of {name}")
-        earlier = runs.read_identity(runs.find(name, runs.out_folder(config))).data
-        if earlier and earlier != dataset.digest:
+        identity = runs.read_identity(runs.find(name, runs.out_folder(config)))
+        if identity.data and identity.data != dataset.digest:
             echo(f"warning: sweep {name} used other data")
+        changed = runs.scoring_difference(
+            identity.config, configuration.to_dict(config), list(config.tune.directions())
+        )
+        if changed:
+            echo(f"warning: sweep {name} measured its goals differently: {'; '.join(changed)}")
 
 
 def _earlier_study(config: Config, space: Space, out: Path) -> Study | None:

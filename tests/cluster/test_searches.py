@@ -18,7 +18,9 @@ BLOCK = {"train.lr": {"float": [0.01, 0.2], "log": True, "default": 0.05}}
 
 def sweep(out, name, values, passes=10.0, data="d", **settings):
     """A sweep's folder with trials of those values; None is one that was stopped early."""
-    config = kit.config(out, f"name={name}", *[f"{k}={v}" for k, v in settings.items()])
+    config = kit.config(
+        out, f"name={name}", *[f"{k.replace('__', '.')}={v}" for k, v in settings.items()]
+    )
     plain = configuration.to_dict(config) | {SEARCH: BLOCK}
     folder = out / name
     identity = runs.identify(folder, "sweep", plain, True, data)
@@ -112,3 +114,13 @@ def test_mistakes(tmp_path, cli):
     ):
         done = cli("compare", *words, "--out", tmp_path)
         assert (done.code, said in done.err) == (2, True), done.err
+
+
+def test_values_that_were_measured_differently_are_not_compared(tmp_path, cli):
+    sweep(tmp_path, "few", [0.1, 0.2], certified_fast__n=30)
+    sweep(tmp_path, "many", [0.3, 0.4], certified_fast__n=3000)
+    done = cli("compare", "few", "many", "--out", tmp_path)
+    assert done.code == 2
+    assert "certified_fast.n: 30 -> 3000" in done.err
+    sweep(tmp_path, "rarely", [0.3, 0.4], certified_fast__n=30, certified_fast__every=0.5)
+    assert cli("compare", "few", "rarely", "--out", tmp_path).code == 0

@@ -259,7 +259,9 @@ def test_a_run_that_fails_here_says_so_like_on_ray(out, monkeypatch):
     assert run.info.status == "FAILED"
     assert "nan in epoch 1" in run.data.tags["raybust.failure"]
     monkeypatch.setattr(checkpoint, "commit", full)
-    with pytest.raises(WorkError, match=r"full: training failed: .*; free disk space and rerun"):
+    with pytest.raises(
+        WorkError, match=r"full: training failed: .*; make room on that disk and rerun"
+    ):
         train(kit.config(out, "name=full"))
 
 
