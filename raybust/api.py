@@ -199,8 +199,7 @@ def attack(
         WorkError: a task failed; finished rows are kept.
     """
     if eps is not None:
-        radii = [eps] if isinstance(eps, (int, float)) else list(eps)
-        settings = (*settings, f"evaluate.eps=[{','.join(repr(float(r)) for r in radii)}]")
+        settings = (*settings, attacked.eps_setting(eps))
     if norm is not None:
         settings = (*settings, f"evaluate.norm={norm}")
     trained, home = open_network(model, data, settings, out, _echo(quiet))

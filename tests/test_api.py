@@ -1,5 +1,6 @@
 """The functions of the package: the command line's rows, for any module and any data in memory."""
 
+import copy
 import gc
 import io
 import json
@@ -487,3 +488,35 @@ def test_numbers_of_numpy_are_numbers(own):
     assert asked.radius == pytest.approx(0.1)
     two = [(given[0][0], given[1][0]), (given[0][1], given[1][1])]
     assert len(raybust.certify(own, two, "certify.n=200", sigma=0.25, quiet=True).rows) == 2
+
+
+def test_networks_that_change_their_input_or_give_other_types_are_told(own):
+    images, labels = digits_test()
+
+    class InPlace(nn.Module):
+        def forward(self, images):
+            return own(images.sub_(0.1))
+
+    for network, said in (
+        (InPlace(), "changes its input images in place"),
+        (Changed(own, lambda z: z.double()), "logits of torch.float64, expected float32"),
+        (copy.deepcopy(own).half(), "its weights are torch.float16: call .float()"),
+    ):
+        assert said in ask(raybust.attack, network, (images, labels), eps=0.1)
+
+
+def test_torchscript_networks_are_attacked(own):
+    images, labels = digits_test()
+    asked = ("evaluate.examples=10", "evaluate.attacks=[fgsm,pgd]")
+    whole = raybust.attack(own, (images, labels), *asked, eps=0.1, quiet=True).metrics
+    for script in (torch.jit.trace(own, images[:2]), torch.jit.script(own)):
+        found = raybust.attack(script, (images, labels), *asked, eps=0.1, quiet=True).metrics
+        assert found["attacked/robust_accuracy"] == whole["attacked/robust_accuracy"]
+
+
+@pytest.mark.parametrize("eps", [np.float32(0.5), torch.tensor(0.5), np.array([0.25, 0.5]), [0.5]])
+def test_radii_are_numbers_of_any_kind(own, eps):
+    images, labels = digits_test()
+    asked = ("evaluate.examples=4", "evaluate.attacks=[fgsm]")
+    found = raybust.attack(own, (images, labels), *asked, eps=eps, quiet=True).metrics
+    assert "attacked/linf_0.5/robust_accuracy" in found

@@ -166,3 +166,14 @@ def test_the_card_of_foreign_weights_states_their_normalization_and_no_training(
     training = card.partition("## Training")[2].partition("##")[0]
     assert "- trained elsewhere: data, method and settings are not known" in training
     assert "- measured here on: digits; 1294 training images" in training
+
+
+def test_the_card_has_a_table_for_each_norm(place, cli):
+    for more in ((), ("certify.noise=uniform",), ("certify.norm=linf",)):
+        done = cli("certify", "mine", "certify.examples=5", "certify.n=100", *more)
+        assert done.code == 0, done.err
+    cli("export", "mine", "--to", "there")
+    card = (place / "there" / CARD).read_text()
+    for norm in ("l1", "l2", "linf"):
+        (table,) = [part for part in card.split("###") if part.startswith(f" Radii in {norm}\n")]
+        assert sum(line.startswith("| test") for line in table.splitlines()) == 1

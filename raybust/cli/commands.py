@@ -179,6 +179,8 @@ def certify(
     if dry_run:
         print_config(trained.config, leaves, _CERTIFYING, whole=verbose, as_json=as_json, base=run)
         return
+    if cohen:
+        certified.check_bare(certified.protocol_of(trained, device).targets)
     if only is not None:
         click.echo(certified.recompute(trained, only, result))
         return

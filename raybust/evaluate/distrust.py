@@ -21,7 +21,7 @@ from raybust.numerics.attacks import has_gradient
 MARGIN = 0.002
 """Share of the examples by which a weaker attack may beat a stronger one (from AutoAttack)."""
 
-_SINGLE_STEP = {"fgsm"}
+_SINGLE_STEP, _BLACK_BOX = {"fgsm"}, {"square", "autoattack"}
 _SURVIVORS, _FLAT = 0.01, 0.01
 _SAME, _BATCH, _SIMPLEX = 1e-5, 1e-3, 1e-5
 
@@ -32,8 +32,8 @@ class Flag:
 
     Attributes:
         name: `random`, `softmax`, `batch`, `no_gradient`, `flat_gradients`, `black_box`,
-            `minimum_norm`, `moving`, `steps`, `single_step`, `large_eps`, `reference`, `oblivious`,
-            `transfer`.
+            `minimum_norm`, `moving`, `steps`, `single_step`, `black_box_only`, `large_eps`,
+            `reference`, `oblivious`, `transfer`.
         text: the observation and what it may mean, one line.
     """
 
@@ -117,6 +117,11 @@ def flags_of_rows(rows: Sequence[AttackRow], protocol: AttackProtocol) -> list[F
             Flag("single_step", "only a single step was tried: attacks of several steps lower the"
                  " number; add apgd-ce or apgd-t")
         )  # fmt: skip
+    if set(protocol.attacks) == {"square"}:
+        found.append(
+            Flag("black_box_only", "only square was tried, which uses no gradient: attacks with"
+                 " gradients lower the number; add apgd-ce or apgd-t")
+        )  # fmt: skip
     for eps in protocol.eps:
         found += _at_radius([row for row in rows if row.eps == eps], eps, protocol)
     if protocol.reach:
@@ -164,13 +169,14 @@ def _at_radius(rows: list[AttackRow], eps: float, protocol: AttackProtocol) -> l
         sum(row.broken_by == name and dict(row.attacks).get(name, -1) >= 0 for row in rows)
         for name in ("square", "fab-t", FURTHER)
     )
-    if square > allowed:
+    tried = set(protocol.attacks)
+    if square > allowed and tried - _BLACK_BOX:
         found.append(
             Flag("black_box", f"at eps {eps:g} square, which uses no gradient, lowered robust "
                  f"accuracy by {_points(square, rows)}: it broke {square} of {len(rows)} examples "
                  "that gradient attacks had not")
         )  # fmt: skip
-    if nearest > allowed:
+    if nearest > allowed and any(name.startswith("apgd") for name in tried):
         found.append(
             Flag("minimum_norm", f"at eps {eps:g} fab-t, which searches for the nearest boundary, "
                  f"lowered robust accuracy by {_points(nearest, rows)} after apgd")

@@ -22,7 +22,10 @@ _LATER = ("ema", "average", "avg", "swa", "teacher")
 """If several state dicts fit, those whose names contain one of these words come last."""
 _MEAN, _STD = ("mean", "mu", "means"), ("std", "stds", "sds", "sigma")
 _VARIANCE = ("var", "variance")
-_LAYERS = ("", "0", "normalize", "normalizer", "normalization", "norm", "preprocess", "module")
+_LAYERS = (
+    "", "0", "normalize", "normalizer", "normalization", "norm", "preprocess", "preprocessing",
+    "preprocessor", "transform", "transforms", "module",
+)  # fmt: skip
 """Names under which a normalizing first layer stands beside a network."""
 _CHANNELS = 16
 _COUNTER = ".num_batches_tracked"
@@ -117,6 +120,8 @@ def _numbers(content: Any) -> dict[str, Tensor]:
             found[key] = value
         elif isinstance(key, str) and _is_numbers(value):
             found[key] = torch.tensor(value, dtype=torch.float32)
+        elif isinstance(value, float) and str(key).lower() in (*_MEAN, *_STD[:-1]):
+            found[str(key)] = torch.tensor([value])  # a single sigma may also be the noise
     return found
 
 

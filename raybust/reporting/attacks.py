@@ -18,7 +18,7 @@ from raybust.evaluate import HEADLINE, AttackProtocol, AttackRow, summarize
 from raybust.identity import fields_of
 from raybust.reporting.certificates import different_images
 from raybust.reporting.comparison import Comparison
-from raybust.reporting.naming import markdown
+from raybust.reporting.naming import markdown, told_apart
 from raybust.reporting.plots import COLORS, canvas, save_curves
 
 Curve = Sequence[tuple[float, float, float, float]]
@@ -35,7 +35,8 @@ def compare_attacks(named: Sequence[tuple[str, Path]], folder: Path) -> Comparis
         folder: folder of the table, created if missing.
     """
     figures, known = [], []
-    for label, path in named:
+    shown = [_shown(read_json(path)["protocol"]) for _, path in named]
+    for label, path in told_apart(named, shown):
         whole = read_json(path)
         known.append((label, whole["protocol"]))
         for one in (*whole.get("views", {}).values(), whole):
@@ -152,6 +153,12 @@ def _figures(label: str, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
         for point in summary["points"]
         if point["eps"] in protocol["eps"]
     ]
+
+
+def _shown(protocol: Mapping[str, Any]) -> str:
+    """Returns what a row shows of a protocol."""
+    keys = ("view", "attacks", "norm", "eps", "examples", "split", "dataset")
+    return f"{_effort(protocol)} {[protocol[key] for key in keys]}"
 
 
 def _effort(protocol: Mapping[str, Any]) -> str:

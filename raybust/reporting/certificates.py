@@ -58,6 +58,8 @@ def different_images(results: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[s
             what, first = "other examples, perhaps of other files", results[0][0]
         else:
             continue
+        if first == name:
+            first = "another result of it"
         found[name] = f"is of {what}, compared with {first}"
     return found
 

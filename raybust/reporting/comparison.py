@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from raybust.reporting.certificates import other_images, table_of
-from raybust.reporting.figures import abstention, acr, budget, certified_accuracy
+from raybust.reporting.figures import abstention, acr, budget, certified_accuracy, votes
 from raybust.reporting.logs import Log
 from raybust.reporting.plots import interactive_curves, plot_curves, plot_votes
 
@@ -88,7 +88,8 @@ def compare(every: Sequence[Log], radii: Sequence[float], folder: Path, name: st
     (folder / f"certified{name}.tex").write_text(table_of(every, radii, latex=True))
     files = [folder / f"certified{name}.md", folder / f"certified{name}.tex"]
     files.append(plot_curves(logs, folder / f"certified{name}.png"))
-    files.append(plot_votes(logs, folder / f"votes{name}.png"))
+    if any(votes(log) is not None for log in logs):
+        files.append(plot_votes(logs, folder / f"votes{name}.png"))
     if importlib.util.find_spec("plotly") is not None:
         files.append(interactive_curves(logs, folder / f"certified{name}.html"))
     others = other_images(every)

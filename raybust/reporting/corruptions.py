@@ -17,7 +17,7 @@ from raybust.disk.files import read_json
 from raybust.errors import RequestError
 from raybust.reporting.certificates import different_images
 from raybust.reporting.comparison import Comparison
-from raybust.reporting.naming import markdown
+from raybust.reporting.naming import markdown, told_apart
 
 _DETAIL = re.compile(r"(generated/)?(calibration/.*|error/(?!p_).*)")
 """Metrics without a column: those of single corruptions, but for norms."""
@@ -34,18 +34,16 @@ def compare_corruptions(named: Sequence[tuple[str, Path]], folder: Path) -> Comp
         RequestError: a result contradicts its counts.
     """
     figures, notes, known = [], [], []
-    for label, path in named:
+    visible = [_shown(read_json(path)["protocol"]) for _, path in named]
+    for label, path in told_apart(named, visible):
         whole = read_json(path)
         asked = whole["protocol"]
         _check(path, whole["metrics"], asked["sets"], whole.get("shape"))
-        kinds = [*asked["sets"], *(f"p={p:g} eps={eps:g}" for p, eps in asked["rows"])]
-        kinds += [f"published ({asked['folder']})"] * bool(asked["folder"])
-        kinds += ["generated"] * bool(asked["generated"])
+        kinds, examples = _shown(asked)[:2]
         known.append((label, asked))
         shown = {k: v for k, v in whole["metrics"].items() if not _DETAIL.fullmatch(k)}
         clean = {"clean error": whole["metrics"]["error/clean"]}
-        examples = whole["protocol"]["examples"] or "all"
-        figures.append({"run": label, "corruptions": " ".join(kinds),
+        figures.append({"run": label, "corruptions": kinds,
                         "dataset": asked["dataset"], "split": asked["split"],
                         "examples": examples, **clean, **shown})  # fmt: skip
         notes += [f"{label}: {note}." for note in whole.get("notes", [])]
@@ -59,6 +57,14 @@ def compare_corruptions(named: Sequence[tuple[str, Path]], folder: Path) -> Comp
     file = folder / "corrupted.md"
     file.write_text("\n".join([*lines, *(f"\n> {markdown(note)}" for note in notes)]) + "\n")
     return Comparison(file.read_text(), tuple(figures), (file,), kind="corruptions")
+
+
+def _shown(asked: Mapping[str, Any]) -> tuple[str, Any, str, str]:
+    """Returns what a row shows of a protocol: corruptions, examples, dataset and part."""
+    kinds = [*asked["sets"], *(f"p={p:g} eps={eps:g}" for p, eps in asked["rows"])]
+    kinds += [f"published ({asked['folder']})"] * bool(asked["folder"])
+    kinds += ["generated"] * bool(asked["generated"])
+    return " ".join(kinds), asked["examples"] or "all", asked["dataset"], asked["split"]
 
 
 def _show(value: Any) -> str:

@@ -148,15 +148,16 @@ def _log(
         time=np.array([parse_time(row["time"]) for row in rows]),
         protocol=protocol,
         sigma=protocol.sigma if protocol else float(guess[-1]) if guess else None,
-        norm=protocol.norm if protocol else _norm_in(stem),
+        norm=protocol.norm if protocol else norm_in(stem),
         share=np.array([_share(row) for row in rows]),
         warnings=tuple(warnings),
     )
 
 
-def _norm_in(name: str) -> str:
-    found = _NORM.search(name.lower())
-    return found[1] if found else "l2"
+def norm_in(name: str) -> str:
+    """Returns the norm that a file's name states last; l2 without one."""
+    found = _NORM.findall(name.lower())
+    return str(found[-1]) if found else "l2"
 
 
 def _share(row: Mapping[str, str]) -> float:

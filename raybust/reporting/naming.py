@@ -1,9 +1,13 @@
-"""Names in tables: distinct for distinct files, and escaped for Markdown and LaTeX."""
+"""Names in tables: distinct for distinct files, and escaped for Markdown and LaTeX.
+
+Where a name does not suffice, folders are put before it, or the name of the result's file behind
+it.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 
 _ENDINGS = (".tsv", ".txt", ".csv", ".log")
@@ -46,6 +50,22 @@ def distinct(names: Sequence[str], paths: Sequence[Path]) -> list[str]:
         for at, parts in zip(same, parents, strict=True):
             found[at] = str(paths[at]) if alike else "/".join([*parts[-depth:], name])
     return found
+
+
+def told_apart(
+    named: Sequence[tuple[str, Path]], shown: Sequence[Hashable]
+) -> list[tuple[str, Path]]:
+    """Returns labeled results; where rows would look alike, the label has the file's name.
+
+    Args:
+        named: label and file of each.
+        shown: what else its row shows.
+    """
+    alike = Counter(zip((label for label, _ in named), shown, strict=True))
+    return [
+        (f"{label} ({path.stem})" if alike[label, row] > 1 else label, path)
+        for (label, path), row in zip(named, shown, strict=True)
+    ]
 
 
 def markdown(text: str) -> str:

@@ -6,6 +6,7 @@ test results, with their protocol, which never affect the ranks.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from dataclasses import dataclass, field
@@ -130,7 +131,7 @@ class Leaderboard:
         for entry in listed["entries"]:  # relative to the sweep's folder, which may be moved
             if entry["log"] and Path(entry["log"]).is_relative_to(self.folder):
                 entry["log"] = str(Path(entry["log"]).relative_to(self.folder))
-        return {**_plain(self), **listed}
+        return {**_plain(self), **listed, "digest": _digest(listed["entries"])}
 
     @classmethod
     def read(cls, folder: Path) -> Leaderboard:
@@ -152,6 +153,8 @@ class Leaderboard:
 
     @classmethod
     def _parse(cls, plain: dict[str, Any], folder: Path) -> Leaderboard:
+        if plain.pop("digest", None) not in (None, _digest(plain["entries"])):
+            raise ValueError("its entries were changed after they were written")
         for key in ("entries", "others"):
             plain[key] = tuple(_parsed(entry, folder) for entry in plain[key])
         plain["objectives"] = tuple((metric, mode) for metric, mode in plain["objectives"])
@@ -160,6 +163,11 @@ class Leaderboard:
         plain.pop("curve", None)  # raybust 0.1 wrote it
         plain.pop("notes", None)  # of the time of writing
         return cls(**plain | {"folder": folder})
+
+
+def _digest(entries: Any) -> str:
+    text = json.dumps(json.loads(json.dumps(entries)), sort_keys=True)  # keys are text in files
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _record(record: TrialRecord) -> dict[str, Any]:
@@ -183,6 +191,8 @@ def _parsed(plain: dict[str, Any], folder: Path) -> TrialRecord:
     point = {key: float(v) if v in ("inf", "-inf") else v for key, v in plain["point"].items()}
     log = plain["log"] and folder / plain["log"]
     plain["number"] = plain.pop("trial")
+    plain["values"] = tuple(map(tuple, plain.get("values", ())))
+    plain |= {"seeds": tuple(plain.get("seeds", (0,))), "by_seed": tuple(plain.get("by_seed", ()))}
     return TrialRecord(
         **plain
         | {"history": history, "spent": spent, "metrics": metrics, "point": point, "log": log}

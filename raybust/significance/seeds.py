@@ -42,27 +42,18 @@ def compare_seeds(
         a: (S, N), value of each network of A on each image; S >= 2.
         b: (T, N), likewise for B; T >= 2.
         margin: of equivalence, in the unit of the values.
-        paired: whether network s of A and network s of B have the same seed; then S = T.
+        paired: whether networks s of A and B have the same seed; then S = T.
         level: at which `needed` seeds decide.
         resamples: of the hierarchical bootstrap, whose p-value is a check.
         bound: as in `compare_means`.
     """
     means_a, means_b, images = a.mean(1), b.mean(1), a.shape[1]
-    if paired:
-        over = means_a - means_b
-        one, freedom = float(over.var(ddof=1)), len(over) - 1.0
-        of_seeds = one / len(over)
-    else:
-        parts = [float(m.var(ddof=1)) / len(m) for m in (means_a, means_b)]
-        of_seeds, freedom = sum(parts), _welch(parts, [len(means_a), len(means_b)])
-        one = float(means_a.var(ddof=1)) + float(means_b.var(ddof=1))
-    difference = float(means_a.mean() - means_b.mean())
-    per_image = a.mean(0) - b.mean(0)
+    of_seeds, one, freedom = _of_seeds(means_a, means_b, paired=paired)
+    difference, per_image = float(means_a.mean() - means_b.mean()), a.mean(0) - b.mean(0)
     of_images = float(per_image.var(ddof=1)) / images
-    error, largest = (
-        math.sqrt(of_seeds + of_images),
-        float(max(np.abs(a).max(), np.abs(b).max(), bound)),
-    )
+    error = math.sqrt(of_seeds + of_images)
+    largest = float(max(np.abs(a).max(), np.abs(b).max(), bound))
+    over = p_of_zero(difference, math.sqrt(of_seeds), freedom)
     half = float(student.isf(LEVEL / 2, freedom)) * error
     moving = int((per_image != 0).sum())
     others = float(clopper_pearson_upper(0, images, LEVEL / 2))  # as in `bca`
@@ -82,12 +73,22 @@ def compare_seeds(
         needed=_needed(difference, one, of_images, level, 1 if paired else 2),
         test="t over seeds and images",
         checks={
-            "paired t over seeds" if paired else "Welch's t over seeds": p_of_zero(
-                difference, math.sqrt(of_seeds), freedom
-            ),
+            "paired t over seeds" if paired else "Welch's t over seeds": over,
             "hierarchical bootstrap": hierarchical(a, b, paired=paired, resamples=resamples),
         },
     )
+
+
+def _of_seeds(a: Floats, b: Floats, *, paired: bool) -> tuple[float, float, float]:
+    """Returns the variance of the difference of the means of two groups of values, that of one seed
+    on each side, and the degrees of freedom."""
+    if paired:
+        moved = a - b
+        one = float(moved.var(ddof=1))
+        return one / len(moved), one, len(moved) - 1.0
+    parts = [float(m.var(ddof=1)) / len(m) for m in (a, b)]
+    one = float(a.var(ddof=1)) + float(b.var(ddof=1))
+    return sum(parts), one, _welch(parts, [len(a), len(b)])
 
 
 def seeds_interval(

@@ -317,3 +317,9 @@ def _records(trained: Trained, summary: Summary, path: Path) -> dict[str, Path]:
         file.write_text(json.dumps(record, indent=1) + "\n")
         files[f"record {show_eps(eps)}"] = file
     return files
+
+
+def eps_setting(eps: Any) -> str:
+    """Returns radii that a program passes as a setting: a number, several, an array or a tensor."""
+    radii = torch.as_tensor(eps, dtype=torch.float64).flatten().tolist()
+    return f"evaluate.eps={radii}"

@@ -16,6 +16,7 @@ from raybust.identity import fixed_images, outputs_of, weights_digest
 from raybust.models import Normalize
 from raybust.reporting.attacks import compare_attacks
 from raybust.reporting.certificates import table
+from raybust.reporting.logs import read_log
 from raybust.search.leaderboard import UNITS
 from raybust.stages import attacked, certified
 from raybust.stages.current import changes_of
@@ -130,12 +131,17 @@ def _proven(trained: Trained) -> list[str]:
     logs = _current(trained, certified.FOLDER, ".tsv")
     if not logs:
         return [f"Nothing yet: `raybust certify {trained.name}`."]
-    text = table(logs, trained.config.certify.radii, [log.stem for log in logs])
-    return [
+    by_norm: dict[str, list[Path]] = {}
+    for log in logs:
+        by_norm.setdefault(read_log(log).norm, []).append(log)
+    lines = [
         "Certified accuracy in % by radius, by randomized smoothing: the smoothed classifier gives"
-        " the right class, and no change of the image within the radius changes it.",
-        text.rstrip(),
+        " the right class, and no change of the image within the radius changes it."
     ]
+    for norm, own in sorted(by_norm.items()):
+        text = table(own, trained.config.certify.radii, [log.stem for log in own])
+        lines += [f"### Radii in {norm}", text.rstrip()]
+    return lines
 
 
 def _attacked(trained: Trained) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +31,7 @@ from raybust.data import Part
 from raybust.disk.files import put_aside
 from raybust.errors import RequestError, WorkError
 from raybust.identity import Sent
-from raybust.reporting.logs import read_log
+from raybust.reporting.logs import norm_in, read_log
 from raybust.stages.bars import Echo, progress_bar
 from raybust.stages.measurement import Bench, Measurement, Options, bench, warn_of_few_classes
 from raybust.trained import Trained
@@ -60,11 +60,27 @@ class Certified(Measurement):
         return self.files["rows"]
 
     def export_cohen(self) -> Path:
-        """Writes the log with Cohen's six columns into the folder `cohen`; returns the file."""
+        """Writes the log with Cohen's six columns into the folder `cohen`; returns the file.
+
+        Raises:
+            RequestError: the draws ended once some radii were decided, which the columns cannot
+                tell: other radii are understated.
+        """
+        check_bare(self.details["protocol"]["targets"])
         target = bare_path(self.log, self.details["protocol"]["norm"])
         target.parent.mkdir(exist_ok=True)
         write_cohen(self.rows, target)
         return target
+
+
+def check_bare(targets: Sequence[float]) -> None:
+    """Rejects `--cohen` for certificates that were drawn only to decide some radii."""
+    if targets:
+        raise RequestError(
+            "--cohen: got certificates drawn only to decide the radii"
+            f" {', '.join(f'{one:g}' for one in targets)}, which six columns cannot tell; certify"
+            " without certify.radius and certify.intent=radii"
+        )
 
 
 def certify(trained: Trained, options: Options) -> Certified:
@@ -122,7 +138,7 @@ def bare_path(log: Path, norm: str) -> Path:
         log: the log.
         norm: of its radii.
     """
-    named = norm == "l2" or f"_{norm}" in log.stem
+    named = norm_in(log.stem) == norm
     return log.parent / "cohen" / (log.name if named else f"{log.stem}_{norm}{log.suffix}")
 
 

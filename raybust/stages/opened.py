@@ -204,11 +204,21 @@ def class_names(network: nn.Module, images: Tensor) -> list[str]:
         RequestError: it does not take these images, or does not give logits.
     """
     shape = tuple(images.shape[1:])
+    before = images.clone()
     try:
         with torch.no_grad():
             logits = network(images)
     except Exception as error:
-        raise RequestError(f"model: fails on images of (C, H, W) = {shape}: {error}") from error
+        wrong = next((p.dtype for p in network.parameters() if p.dtype != torch.float32), None)
+        hint = f"; its weights are {wrong}: call .float()" if wrong else ""
+        raise RequestError(
+            f"model: fails on images of (C, H, W) = {shape}: {error}{hint}"
+        ) from error
+    if not torch.equal(images, before):
+        raise RequestError(
+            "model: changes its input images in place; start its forward with images ="
+            " images.clone()"
+        )
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise RequestError(
@@ -221,6 +231,10 @@ def class_names(network: nn.Module, images: Tensor) -> list[str]:
         raise RequestError(
             f"model: gives {logits.shape[1]} columns of {logits.dtype} an image, expected one logit"
             f" for each of at least {_FEWEST} classes; turn a single logit z into (0, z)"
+        )
+    if logits.dtype != torch.float32:
+        raise RequestError(
+            f"model: gives logits of {logits.dtype}, expected float32; call .float()"
         )
     return [str(number) for number in range(logits.shape[1])]
 

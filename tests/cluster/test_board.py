@@ -119,12 +119,19 @@ def test_a_sweep_without_a_finished_trial_fails_with_the_same_words(sweep, state
     assert str(error.value) == f"search: no trial trained to the end: {why}"
 
 
+def planted(folder):
+    """The content of a leaderboard into which a test plants results: without its digest."""
+    plain = json.loads((folder / "leaderboard.json").read_text())
+    del plain["digest"]
+    return plain
+
+
 def test_what_finalists_reached_is_kept_and_not_measured_again(sweep, cli):
     study, folder = sweep()
     tell(study, folder, 0.5)
     tell(study, folder, 0.25)
     report(cli, folder)
-    plain = json.loads((folder / "leaderboard.json").read_text())
+    plain = planted(folder)
     plain["entries"][0] |= FINAL
     (folder / "leaderboard.json").write_text(json.dumps(plain))
     for _ in range(2):
@@ -141,7 +148,7 @@ def test_the_best_of_an_extended_sweep_is_not_that_of_the_earlier_finalists(swee
     study, folder = sweep()
     tell(study, folder, 0.5)
     report(cli, folder)
-    plain = json.loads((folder / "leaderboard.json").read_text())
+    plain = planted(folder)
     plain["entries"][0] |= FINAL
     (folder / "leaderboard.json").write_text(json.dumps(plain))
     place = leaves_of_arguments([f"out={folder.parent}"])
@@ -154,7 +161,7 @@ def test_an_average_of_early_stops_is_a_bound(sweep, cli):
     study, folder = sweep()
     tell(study, folder, 0.5)
     report(cli, folder)
-    plain = json.loads((folder / "leaderboard.json").read_text())
+    plain = planted(folder)
     reached = {"certified/acr": 0.1578, "certified/acr_low": 0.1, "certified/acr_high": 0.2}
     reached["certified/acr_understated"] = 1.0
     plain["entries"][0] |= FINAL | {"certified": reached}
@@ -296,7 +303,7 @@ def test_a_folder_that_was_moved_keeps_its_finalists_certificates(sweep, cli):
     tell(study, folder, 0.5)
     report(cli, folder)
     path = folder / "leaderboard.json"
-    plain = json.loads(path.read_text())
+    plain = planted(folder)
     plain["entries"][0] |= FINAL | {"log": "trials/0000/certified/test.tsv"}
     path.write_text(json.dumps(plain))
     moved = folder.rename(folder.with_name("moved"))
@@ -405,3 +412,16 @@ def test_trials_of_a_warm_start_give_no_importances(sweep, tmp_path):
     second = Study(config, Space.parse(BLOCK), place, "another sweep")
     assert second.warm_start(study, "search") == 6
     assert importances(second) == {}
+
+
+def test_a_leaderboard_that_was_edited_is_refused(sweep, cli):
+    study, folder = sweep()
+    tell(study, folder, 0.5)
+    report(cli, folder)
+    path = folder / "leaderboard.json"
+    path.write_text(path.read_text().replace("0.5", "0.6"))
+    done = cli("report", folder.name, "--out", folder.parent)
+    assert done.code == 2
+    assert "its entries were changed after they were written" in done.err
+    path.unlink()
+    assert cli("report", folder.name, "--out", folder.parent).code == 0

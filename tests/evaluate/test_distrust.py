@@ -1,5 +1,7 @@
 """Flags: ordinary networks have none, defenses that fool attacks have theirs."""
 
+import dataclasses
+
 import pytest
 import torch
 from nets import SHAPE, Small, Wrapped, examples, protocol, quantized
@@ -85,3 +87,14 @@ def test_survivors_of_the_largest_radius():
     last = [AttackRow(idx=i, eps=1.0, label=0, predict=0, becomes=0) for i in range(100)]
     assert names(flags_of_rows(rows(plan, 100) + last, plan)) == {"large_eps"}
     assert SHAPE == (1, 6, 6)
+
+
+def test_flags_name_no_attack_that_did_not_run():
+    """Square alone, or FAB alone, broke nothing that others had not."""
+    alone = protocol(100, eps=(0.1,), attacks=("square",), sanity=False)
+    assert names(flags_of_rows(rows(alone, 100, square=30), alone)) == {"black_box_only"}
+    nearest = protocol(100, eps=(0.1,), attacks=("fab-t",), sanity=False)
+    made = [dataclasses.replace(row, broken_by="fab-t", attacks=(("fab-t", 1),))
+            if row.broken_by == "pgd" else row
+            for row in rows(nearest, 100, pgd=30)]  # fmt: skip
+    assert "minimum_norm" not in names(flags_of_rows(made, nearest))

@@ -348,6 +348,7 @@ STORED = {
     "beside the state dict": lambda: {"state_dict": inner(), "mean": MEAN, "std": STD},
     "lists": lambda: {"model": inner(), "mean": MEAN.tolist(), "std": tuple(STD.tolist())},
     "a dictionary": lambda: {"net": inner(), "normalize": {"mean": MEAN, "std": STD}},
+    "a transform": lambda: {"net": inner(), "transform": {"mean": MEAN, "std": STD.tolist()}},
     "beside bare weights": lambda: {**inner(), "mean": MEAN, "std": STD},
     "four dimensions": lambda: {
         "model": inner(), "mean": MEAN.view(1, 3, 1, 1), "std": STD.view(1, 3, 1, 1)
@@ -369,6 +370,19 @@ def test_one_number_of_a_normalization_is_that_of_every_channel(tmp_path):
     models.load_weights(network, save({**layer, **prefixed("1.")}, tmp_path / "w.pth"))
     assert network.normalize.mean.flatten().tolist() == pytest.approx(MEAN.tolist())
     assert network.normalize.std.flatten().tolist() == pytest.approx([0.25] * 3)
+
+
+def test_a_single_number_beside_the_state_dict_is_that_of_every_channel(tmp_path):
+    """But a sigma is more often the noise of the training."""
+    network = build(1)
+    content = {"state_dict": inner(), "mean": 0.4, "std": 0.2, "epoch": 3}
+    models.load_weights(network, save(content, tmp_path / "w.pth"))
+    assert network.normalize.mean.flatten().tolist() == pytest.approx([0.4] * 3)
+    assert network.normalize.std.flatten().tolist() == pytest.approx([0.2] * 3)
+    before = build(1).normalize.mean.tolist()
+    network = build(1)
+    models.load_weights(network, save({**content, "std": "?", "sigma": 0.25}, tmp_path / "v.pth"))
+    assert network.normalize.mean.tolist() == before
 
 
 @pytest.mark.parametrize("other", [{}, {"norm.var": STD}])

@@ -133,3 +133,15 @@ def test_a_table_of_another_version_is_reported_unchecked(path, tmp_path):
     del fields["rounds"]  # raybust 0.1
     table.write_text("\n".join([f"# {json.dumps(fields)}", *rest]) + "\n")
     assert "50.00" in compare_attacks([("one", path)], tmp_path / "report").markdown
+
+
+def test_rows_that_look_alike_have_the_name_of_their_file(path, tmp_path, monkeypatch):
+    """`targets` and `seed` are in no column."""
+    other = tmp_path / "five.json"
+    monkeypatch.setattr(f"{__name__}.PROTOCOL", dataclasses.replace(PROTOCOL, targets=5))
+    write(other, {HEADLINE: 20})
+    found = compare_attacks([("mine", path), ("mine", other)], tmp_path / "report")
+    assert "| mine (one) |" in found.markdown
+    assert "| mine (five) |" in found.markdown
+    alone = compare_attacks([("mine", path)], tmp_path / "report")
+    assert "| mine |" in alone.markdown

@@ -35,7 +35,8 @@ def attacked(
         fold: whether to fold batch norms into the preceding convolutions meanwhile, which is
             cheaper and equal up to rounding; for running statistics only.
     """
-    asked = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
+    # Those of a copied TorchScript network are no leaves.
+    asked = [(p, p.requires_grad) for p in network.parameters() if p.is_leaf]
     norms = [module for module in network.modules() if isinstance(module, _NormBase)]
     tracked = [(norm, norm.track_running_stats) for norm in norms]
     try:
