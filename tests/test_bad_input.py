@@ -619,6 +619,8 @@ def early():
         None,
         ["train.init", "'nobody'"],
     )
+    bare = ["certify", "digits-run", "--cohen", "certify.radius=0.25", "certify.sigma=0.25"]
+    yield bare, "trained", ["--cohen", "decide the radii 0.25", "six columns cannot tell"]
     asked = ["evaluate", "digits-run", "corruptions.folder=none"]
     yield asked, "trained", ["none", "corruptions"]
 

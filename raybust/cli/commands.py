@@ -176,11 +176,11 @@ def certify(
     trained = open_trained(run, settings, given)
     device = checks.device_before(trained.config, address)
     checks.check_certify(trained.config, trained.dataset.shape, device)
+    if cohen:
+        certified.check_bare(certified.protocol_of(trained, device).targets)
     if dry_run:
         print_config(trained.config, leaves, _CERTIFYING, whole=verbose, as_json=as_json, base=run)
         return
-    if cohen:
-        certified.check_bare(certified.protocol_of(trained, device).targets)
     if only is not None:
         click.echo(certified.recompute(trained, only, result))
         return

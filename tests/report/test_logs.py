@@ -17,6 +17,8 @@ from raybust.reporting import (
     read_log,
     votes,
 )
+from raybust.reporting.logs import norm_in
+from raybust.stages.certified import bare_path
 
 PUBLISHED = Path(__file__).parents[3] / "shared" / "data" / "certification_logs"
 HEAD = "idx\tlabel\tpredict\tradius\tcorrect\ttime\n"
@@ -204,3 +206,14 @@ def test_a_header_of_another_version_is_told(tmp_path):
         "idx\tlabel\tpredict\tradius\tcorrect\ttime\n0\t1\t1\t0.5\t1\t0:00:01.000000\n"
     )
     assert any("header of another raybust version" in text for text in read_log(path).warnings)
+
+
+@pytest.mark.parametrize("p", ["l2", "linf", "l1", "l0"])
+@pytest.mark.parametrize(
+    "name", ["mine", "try_l1b", "vs_linf", "test_gaussian_l2_n100", "l0-or-l2"]
+)
+def test_six_columns_keep_their_norm_under_any_name(name, p):
+    path = bare_path(Path("certified") / f"{name}.tsv", p)
+    assert norm_in(path.stem) == p
+    again = bare_path(path, p)
+    assert again.name == path.name, "a name that states its norm stays"
