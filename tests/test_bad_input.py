@@ -313,6 +313,8 @@ def rows():
     yield [*TUNE, "train.lr=0.1"], space(LR), ["train.lr", "also set to 0.1", "command line"]
     yield [*TUNE, "tune.points=[{train.lr: 3}]"], space(LR), ["tune.points", "train.lr", "got 3"]
     yield [*TUNE, "tune.points=[{train.l: 3}]"], space(LR), ["tune.points", "train.l", "train.lr"]
+    near = "evaluate.eps=[8/255,0.0313726]"
+    yield ["train", near], None, ["evaluate.eps", "0.0313725 twice", "each radius once"]
     yield [*TUNE, "tune.seeds=0"], space(LR), ["tune.seeds", "0", ">= 1"]
     yield [*TUNE, "tune.race_level=0.5"], space(LR), ["tune.race_level", "0.5", "< 0.5"]
     yield (

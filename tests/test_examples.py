@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from click.testing import CliRunner
 from launched import COMMANDS, assert_bash
 from ray.autoscaler._private.kuberay.autoscaling_config import (
     _derive_autoscaling_config_from_ray_cr,
@@ -18,6 +19,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from raybust import methods
 from raybust.cli import cli
 from raybust.config import compose, leaves_of_arguments
+from raybust.search.race import Race
 from raybust.stages import gated, serving
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,7 +44,19 @@ def test_every_example_is_tested_here():
     names = {path.name for path in EXAMPLES.iterdir()}
     files = {"gcp.yaml", "kuberay-serve.yaml", "kuberay.yaml", "local.yaml", "slurm.sh"}
     gates = {"gate.yaml", "gate-action.yaml"}
-    assert names == files | gates | {"notebooks", "plugin"}, "notebooks in tests/cluster"
+    others = {"eight_methods.yaml", "notebooks", "plugin"}
+    assert names == files | gates | others, "notebooks in tests/cluster"
+
+
+def test_the_sweep_of_eight_methods_trains_every_seed():
+    done = CliRunner().invoke(cli, ["tune", str(EXAMPLES / "eight_methods.yaml"), "--dry-run"])
+    assert done.exit_code == 0, done.output
+    plain = read("eight_methods")
+    names = plain["search"]["method.name"]["choice"]
+    assert len(names) == plain["tune"]["trials"] == plain["tune"]["finalists"] == 8
+    assert set(names) <= set(methods.names())
+    race = Race({0: [[1.0], [1.0]], 1: [[0.0], [0.1]], 2: [[0.5]]}, plain["tune"]["race_level"])
+    assert race.standing() == [0, 2, 1], "nobody is left behind"
 
 
 def test_the_gate_is_one_and_the_workflow_runs_it():

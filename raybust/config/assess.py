@@ -7,6 +7,7 @@ numbers. `certify`, `evaluate` and `corruptions` may change after training.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 from raybust.config.options import Section, option
@@ -204,9 +205,14 @@ class Evaluate(Section):
             found.append(f"attacks: got {list(self.attacks)}, expected each once, from {allowed}")
         if not self.eps:
             found.append("eps: got [], expected at least one")
+        near = [a for a, b in pairwise(sorted(self.eps)) if b - a <= _ALIKE]
+        if near:
+            found.append(f"eps: got {near[0]:g} twice, up to {_ALIKE:g}; expected each radius once")
         return found
 
 
+_ALIKE = 1e-6
+"""Radii that are nearer read alike: files and metrics are named after them."""
 SETS = ("C1", "C2", "C3", "iCE")
 """Allowed values in `corruptions.sets`."""
 

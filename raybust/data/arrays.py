@@ -233,8 +233,8 @@ def check_images(array: np.ndarray, where: str) -> tuple[Tensor, float]:
     low, high = array.min(), array.max()
     if not (low >= 0 and high <= 1):
         raise RequestError(
-            f"{where}: got floats from {low:g} to {high:g}, expected [0, 1]; scale them, or store "
-            "uint8"
+            f"{where}: got floats from {low:g} to {high:.9g}, expected [0, 1]; scale them, or "
+            "store uint8"
         )
     return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)), 1.0
 
