@@ -78,11 +78,12 @@ class Geodesic(Method):
         20, "Epochs of autoencoder training, which precedes the first step.", ge=1
     )
     latent_images: int = option(10_000, "Maximum training images for the autoencoder.", ge=1)
-    pairing: Literal["ot", "random", "kmixup"] = option(
+    pairing: Literal["ot", "sinkhorn", "random", "kmixup"] = option(
         "ot",
-        "How to pair: classes in a random cycle by optimal transport; the same classes at random; "
-        "or halves of the batch by transport, regardless of class.",
+        "How to pair: classes in a random cycle by optimal transport; by the projection of an "
+        "entropic plan, as in the paper; the same classes at random; or halves of the batch.",
     )
+    entropy: float = option(0.01, "Entropy of `sinkhorn`, in squared distances.", gt=0)
     location: Literal["grid", "ascent", "random", "fixed"] = option(
         "grid", "Location on a geodesic: worst of a grid, gradient ascent, uniform, or `at`."
     )
@@ -109,10 +110,10 @@ class Geodesic(Method):
         " in training each pass uses its own batch statistics.",
     )
     penalty: float = option(0.1, "Weight of the variation along the geodesics.", ge=0)
-    estimate: Literal["differences", "gradient"] = option(
+    estimate: Literal["differences", "gradient", "printed"] = option(
         "differences",
-        "Estimator of the variation: differences on a jittered grid, or the slope at one uniform "
-        "location, which needs a second derivative.",
+        "Estimator of the variation: differences on a jittered grid; the slope at one uniform "
+        "location, which needs a second derivative; or that slope without the label's motion.",
     )
     performance: Literal["loss", "probabilities"] = option(
         "loss",
@@ -138,8 +139,9 @@ class Geodesic(Method):
     def problems(self) -> list[str]:
         """Adds constraints across fields."""
         found = super().problems()
-        if self.estimate == "gradient" and self.performance != "loss":
-            found.append("estimate: got 'gradient', expected 'differences' for the probabilities")
+        if self.estimate != "differences" and self.performance != "loss":
+            got = repr(self.estimate)
+            found.append(f"estimate: got {got}, expected 'differences' for the probabilities")
         if self.most is not None and self.most < self.least:
             found.append(f"most: got {self.most}, expected >= least, which is {self.least}")
         if self.embedding is not None and self.space != "feature_cost":
@@ -253,8 +255,9 @@ class Geodesic(Method):
         """Pairs the images of a batch with labels (B,) by the squared distances of the points
         `cost` (B, ...); logs the fallbacks in the context's metrics."""
         paths, fallbacks = coupled(
-            cost, labels, self.pairing, context.generator, least=self.least, most=self.most
-        )
+            cost, labels, self.pairing, context.generator,
+            least=self.least, most=self.most, entropy=self.entropy,
+        )  # fmt: skip
         context.metrics["geodesic/fallbacks"] = float(fallbacks)
         return paths
 
@@ -326,7 +329,8 @@ class Geodesic(Method):
         if penalty:
             if grid is None:
                 at = torch.rand((), generator=context.generator, device=total.device)
-                rough = slope(network, curves, at.to(total)).abs() ** self.power
+                moves = self.estimate == "gradient"
+                rough = slope(network, curves, at.to(total), label=moves).abs() ** self.power
             else:
                 at_grid = zip(logits, grid, strict=True)
                 values = [curves.performance(u, at, self.performance) for u, at in at_grid]

@@ -184,6 +184,52 @@ def test_t17_the_order_of_the_batch_does_not_matter():
     assert pairs(order) == pairs(torch.arange(24))
 
 
+def test_the_projection_of_a_small_entropy_is_the_assignment():
+    """Two classes of equal size: the plan is the permutation, and so are loss and gradient."""
+    images, labels = batch(8, 8)
+    found = {}
+    for pairing, entropy in (("ot", 1.0), ("sinkhorn", 1e-4)):
+        method, network = Geodesic(pairing=pairing, entropy=entropy, location="fixed"), Small()
+        loss = method.loss(network, images, labels, context())
+        loss.backward()
+        found[pairing] = loss.item(), network.head.grad.clone()
+    assert found["ot"][0] == pytest.approx(found["sinkhorn"][0], rel=1e-6)
+    assert torch.allclose(found["ot"][1], found["sinkhorn"][1], rtol=1e-5)
+
+
+def test_the_projection_takes_whole_classes_of_unequal_sizes():
+    images, labels = batch(12, 5)
+    curves = curves_of(Geodesic(pairing="sinkhorn", entropy=0.5), images, labels)
+    assert curves.pair.bincount().tolist() in ([12, 5], [5, 12])
+    assert curves_of(Geodesic(), images, labels).pair.bincount().tolist() == [5, 5]
+    ends = curves.target.argmax(1)
+    assert torch.equal(ends, 1 - curves.source.argmax(1)), "the label of the other class"
+    for label in (0, 1):
+        low = images[labels == label].flatten(1).amin(0)
+        high = images[labels == label].flatten(1).amax(0)
+        into = curves.end[ends == label].flatten(1)
+        assert ((into >= low - 1e-9) & (into <= high + 1e-9)).all(), "a mean of that class"
+
+
+@pytest.mark.parametrize("estimate", ["gradient", "printed"])
+def test_the_slope_is_that_of_finite_differences_with_and_without_the_label(estimate):
+    images, labels = batch(6, 6)
+    curves, network = curves_of(Geodesic(), images, labels), Small()
+    at, step = torch.tensor(0.3, dtype=images.dtype), 1e-5
+
+    def loss(where):
+        logits = network(curves.images(where))
+        label = curves.labels(where if estimate == "gradient" else 0.3)
+        return curves.means(F.cross_entropy(logits, label, reduction="none")[:, None])[:, 0]
+
+    expected = (loss(0.3 + step) - loss(0.3 - step)) / (2 * step)
+    found = slope(network, curves, at, label=estimate == "gradient")
+    assert torch.allclose(found, expected, rtol=1e-5, atol=1e-8)
+    given = context()
+    Geodesic(estimate=estimate, ramp=0.0, warmup=0.0).loss(network, images, labels, given)
+    assert given.metrics["geodesic/variation"] > 0
+
+
 def test_k_mixup_knows_no_classes():
     images, labels = batch(12, 12, 12)
     given = context()
@@ -229,7 +275,7 @@ def test_t21_a_batch_of_small_classes_crosses_them():
         assert (labels[paths.source] != labels[paths.partner]).all()
 
 
-@pytest.mark.parametrize("pairing", ["ot", "random", "kmixup"])
+@pytest.mark.parametrize("pairing", ["ot", "sinkhorn", "random", "kmixup"])
 @pytest.mark.parametrize("counts", [(8,), (1, 1, 1), (1, 1), (7, 1)])
 def test_t21_poor_batches_have_a_loss(pairing, counts):
     images, labels = batch(*counts)
@@ -251,7 +297,7 @@ def test_t21_one_image_is_the_base_s_and_nan_is_named():
     assert given.metrics == {"geodesic/fallbacks": 1.0}
     images, labels = batch(8, 8)
     images[3, 0, 1, 2] = math.nan
-    for pairing in ("ot", "random", "kmixup"):
+    for pairing in ("ot", "sinkhorn", "random", "kmixup"):
         with pytest.raises(WorkError, match="pixels that are NaN"):
             Geodesic(pairing=pairing).loss(Small(), images, labels, context())
     early = dataclasses.replace(context(), progress=0.0)

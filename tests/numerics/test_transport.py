@@ -12,9 +12,11 @@ from raybust.numerics.transport import (
     assignments,
     bures_geodesic,
     bures_map,
+    entropic_plan,
     gaussian_distance,
     interpolate,
     mean_classifier_accuracy,
+    projection,
     squared_distances,
     variation,
 )
@@ -294,3 +296,44 @@ ONES = torch.ones(2, 2)
 def test_t21_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+# Entropic plans
+
+
+def test_the_plan_of_two_points_is_that_by_hand():
+    """Cost 0 on the diagonal and c beside it: pi_11 = 1 / (2 + 2 exp(-c / eps))."""
+    for c, entropy in ((1.0, 0.5), (3.0, 2.0), (0.2, 0.01)):
+        cost = torch.tensor([[0.0, c], [c, 0.0]])
+        near = 1 / (2 + 2 * math.exp(-c / entropy))
+        expected = torch.tensor([[near, 0.5 - near], [0.5 - near, near]], dtype=torch.float64)
+        assert torch.allclose(entropic_plan(cost, entropy), expected, atol=1e-7)
+
+
+@pytest.mark.parametrize("sizes", [(7, 7), (9, 4), (3, 11)])
+@pytest.mark.parametrize("entropy", [0.05, 0.5, 5.0])
+def test_the_plan_is_that_of_pot(sizes, entropy):
+    ot = pytest.importorskip("ot")
+    draw = torch.Generator().manual_seed(0)
+    x, y = (torch.rand(n, 5, generator=draw, dtype=torch.float64) for n in sizes)
+    cost = squared_distances(x, y)
+    a, b = (np.full(n, 1 / n) for n in sizes)
+    theirs = ot.sinkhorn(a, b, cost.numpy(), entropy, method="sinkhorn_log",
+                         numItermax=20_000, stopThr=1e-13)  # fmt: skip
+    ours = entropic_plan(cost, entropy)
+    assert np.allclose(ours.numpy(), theirs, atol=2e-7)
+    assert torch.allclose(ours.sum(1), torch.full((sizes[0],), 1 / sizes[0], dtype=ours.dtype))
+
+
+def test_a_small_entropy_gives_the_assignment_and_none_underflows():
+    draw = torch.Generator().manual_seed(1)
+    x, y = (10 * torch.rand(20, 30, generator=draw, dtype=torch.float64) for _ in range(2))
+    cost = squared_distances(x, y)
+    (best,) = assignments([cost])
+    for entropy in (1e-2, 1e-6):
+        weights = projection(cost, entropy)
+        assert weights.isfinite().all()
+        assert torch.allclose(weights.sum(1), torch.ones(20, dtype=weights.dtype))
+    weights = projection(cost, 1e-2)
+    assert torch.equal(weights.argmax(1), best)
+    assert float(weights.amax(1).min()) > 0.99

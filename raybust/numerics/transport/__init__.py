@@ -12,6 +12,7 @@ from raybust.numerics.transport.bures import (
 )
 from raybust.numerics.transport.coupling import assignments, squared_distances
 from raybust.numerics.transport.curves import Curves, between, climb, jittered, slope
+from raybust.numerics.transport.entropic import entropic_plan, projection
 from raybust.numerics.transport.interpolation import interpolate, variation
 from raybust.numerics.transport.location import (
     climbed,
@@ -43,6 +44,7 @@ __all__ = [
     "climbed",
     "coupled",
     "decoded_accuracy",
+    "entropic_plan",
     "feature_cost",
     "gaussian_distance",
     "grid_of",
@@ -56,6 +58,7 @@ __all__ = [
     "mean_classifier_accuracy",
     "penultimate",
     "pixel_space",
+    "projection",
     "reach",
     "slope",
     "squared_distances",

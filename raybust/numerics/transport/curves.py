@@ -104,11 +104,16 @@ def between(
         paths: which point goes to which.
         noise: as in `Curves`.
     """
+    end, target = space.points[paths.partner], probabilities[paths.partner]
+    if paths.weights is not None:
+        ends = paths.weights @ space.points.flatten(1)
+        end = ends.view(len(ends), *space.points.shape[1:])
+        target = paths.weights.to(probabilities.dtype) @ probabilities
     return Curves(
         space.points[paths.source],
-        space.points[paths.partner],
+        end,
         probabilities[paths.source],
-        probabilities[paths.partner],
+        target,
         paths.pair,
         paths.pairs,
         noise,
@@ -116,9 +121,11 @@ def between(
     )
 
 
-def slope(network: Callable[[Tensor], Tensor], curves: Curves, at: Tensor) -> Tensor:
+def slope(
+    network: Callable[[Tensor], Tensor], curves: Curves, at: Tensor, *, label: bool = True
+) -> Tensor:
     """Returns d/dt of the mean cross entropy to the mixed label on each geodesic, (pairs,), with a
-    graph for its gradient; both image and label move.
+    graph for its gradient.
 
     With batch norm in train mode, which couples the images of a batch, this is the geodesic's share
     of the slope of the batch loss: the effect of its motion on all, not of all on it.
@@ -127,12 +134,14 @@ def slope(network: Callable[[Tensor], Tensor], curves: Curves, at: Tensor) -> Te
         network: images to logits.
         curves: curves of this batch.
         at: location in [0, 1], a scalar.
+        label: whether the label moves with the image; in the derivative that Zhu et al. (2023)
+            print, it does not.
     """
     t = at.detach().expand(len(curves.start)).clone().requires_grad_()
     # Compiled graphs and fused attention have no second derivatives.
     with torch.compiler.set_stance("force_eager"), sdpa_kernel(SDPBackend.MATH):
         logits = network(curves.noisy(t))
-    loss = F.cross_entropy(logits, curves.labels(t), reduction="sum")
+    loss = F.cross_entropy(logits, curves.labels(t if label else t.detach()), reduction="sum")
     (found,) = torch.autograd.grad(loss, t, create_graph=True)
     return curves.means(found[:, None])[:, 0]
 

@@ -2,9 +2,9 @@
 
 Each class is transported to its successor, so an image is a source at most once and there are as
 many problems as classes. Of two classes the larger is cut at random to the size of the smaller, so
-plans are permutations, that is, exact geodesics of the two subsets. Both are our choice: we have
-not read these details in Zhu et al. (2023). Halves are from k-mixup (Greenewald et al., TMLR 2023,
-arXiv:2106.02933), here with squared distances.
+plans are permutations, that is, exact geodesics of the two subsets. Both are our choice; Zhu et al.
+(2023) project the entropic plan of whole classes, which is `sinkhorn`. Halves are from k-mixup
+(Greenewald et al., TMLR 2023, arXiv:2106.02933), here with squared distances.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from raybust.numerics.transport.coupling import assignments, squared_distances
+from raybust.numerics.transport.entropic import projection
 
 Group = tuple[Tensor, Tensor]
 """Positions in the batch, int64 (n,) each: sources and targets of one problem."""
@@ -28,16 +29,24 @@ class Paths(NamedTuple):
         partner: batch position where it ends.
         pair: index of its problem, in [0, pairs).
         pairs: number of problems.
+        weights: float (M, B); if given, a path ends at this mean of all points, and `partner` is
+            the point with the largest weight.
     """
 
     source: Tensor
     partner: Tensor
     pair: Tensor
     pairs: int
+    weights: Tensor | None = None
 
 
 def class_cycle(
-    labels: Tensor, generator: torch.Generator, *, least: int = 4, most: int | None = None
+    labels: Tensor,
+    generator: torch.Generator,
+    *,
+    least: int = 4,
+    most: int | None = None,
+    equal: bool = True,
 ) -> tuple[list[Group], Tensor]:
     """Returns a problem from each class to the next in a random cycle, and the positions of the
     images left over for `halves`. Two classes give two problems, back and forth.
@@ -50,6 +59,7 @@ def class_cycle(
         generator: randomizes the order of classes and of images within a class.
         least: minimum images per class, >= 1.
         most: maximum images per class; None for all.
+        equal: whether the larger class of a problem is cut to the size of the smaller.
     """
     order = _permutation(len(labels), generator)
     known = labels.cpu()[order]
@@ -60,7 +70,8 @@ def class_cycle(
     cycle = [kept[at] for at in _permutation(len(kept), generator).tolist()]
     groups = []
     for a, b in zip(cycle, cycle[1:] + cycle[:1], strict=True):
-        count = min(len(a), len(b), len(order) if most is None else most)
+        count = min(len(a), len(b), len(order)) if equal else len(order)
+        count = count if most is None else min(count, most)
         groups.append((a[:count], b[:count]))
     small = [positions for positions in members if len(positions) < least]
     return groups, torch.cat(small) if small else order[:0]
@@ -112,6 +123,7 @@ def coupled(
     *,
     least: int = 4,
     most: int | None = None,
+    entropy: float = 0.01,
 ) -> tuple[Paths, int]:
     """Pairs the images of a batch; returns the paths and the number of images paired without regard
     to their class, or not at all, because the batch has fewer than `least` of it.
@@ -120,20 +132,48 @@ def coupled(
         cost: (B, ...), points whose squared distances are the cost.
         labels: int64 (B,).
         pairing: `ot`, classes in a random cycle by transport; `random`, the same classes at random;
-            `kmixup`, halves of the batch by transport.
+            `sinkhorn`, whole classes by the projection of an entropic plan; `kmixup`, halves of the
+            batch by transport.
         generator: source of randomness.
         least: as in `class_cycle`.
         most: as in `class_cycle`.
+        entropy: of `sinkhorn`, in squared distances of the points.
     """
     draw, known = _on_host(generator, labels)
     if pairing == "kmixup":
         every = torch.arange(len(cost))
         return join(match(cost, halves(every, draw)), cost.device), 0
-    groups, rest = class_cycle(known, draw, least=least, most=most)
+    equal = pairing != "sinkhorn"
+    groups, rest = class_cycle(known, draw, least=least, most=most, equal=equal)
     groups += halves(rest, draw)
+    if pairing == "sinkhorn":
+        return projected(cost, groups, entropy), len(rest)
     if pairing == "ot":
         groups = match(cost, groups, labels)
     return join(groups, cost.device), len(rest)
+
+
+def projected(images: Tensor, groups: list[Group], entropy: float) -> Paths:
+    """Returns the paths from each source to the barycentric projection of its group's plan.
+
+    Args:
+        images: (B, ...), points whose squared distances are the cost.
+        groups: problems, perhaps with more sources than targets or fewer.
+        entropy: in squared distances.
+
+    Raises:
+        ValueError: a point is NaN or infinite.
+    """
+    found = join([(a, a) for a, _ in groups], images.device)
+    weights = torch.zeros(len(found.source), len(images), dtype=torch.float64, device=images.device)
+    start = 0
+    for a, b in groups:
+        a, b = (part.to(images.device, non_blocking=True) for part in (a, b))
+        shares = projection(squared_distances(images[a], images[b]), entropy)
+        weights[start : start + len(a), b] = shares
+        start += len(a)
+    partner = weights.argmax(1) if len(weights) else found.partner
+    return found._replace(partner=partner, weights=weights.to(images.dtype))
 
 
 def join(groups: list[Group], device: torch.device) -> Paths:
