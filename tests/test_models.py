@@ -91,6 +91,7 @@ def test_sizes_are_the_published_ones(name, parameters, multiply_adds):
 def test_names_are_the_described_ones():
     assert models.names() == [
         "small_cnn",
+        "lenet",
         "resnet20",
         "resnet56",
         "resnet110",
@@ -124,6 +125,13 @@ def test_traced_by_fx_and_gradient_reaches_all_parameters(name):
 @pytest.mark.parametrize("shape", [(1, 8, 8), (1, 28, 28), (3, 33, 20), (3, 64, 64)])
 def test_any_size_of_image(name, shape):
     assert build(name, shape, num_classes=4)(images_of(shape, 2)).shape == (2, 4)
+
+
+def test_lenet_has_the_weights_of_the_paper_and_takes_small_images():
+    network = build("lenet", (1, 28, 28)).network
+    assert sum(part.numel() for part in network.parameters()) == 61_706
+    for shape in ((1, 4, 4), (1, 8, 8), (3, 19, 20), (3, 20, 20), (3, 32, 32), (1, 28, 20)):
+        assert build("lenet", shape)(torch.rand(2, *shape)).shape == (2, 10)
 
 
 def test_small_cnn_has_its_width_and_no_normalization_layer():

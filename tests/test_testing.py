@@ -30,6 +30,10 @@ class TestSmallCnn(testing.NetworkConformance):
     network = "small_cnn"
 
 
+class TestLenet(testing.NetworkConformance):
+    network = "lenet"
+
+
 class TestResnet20(testing.NetworkConformance):
     network = "resnet20"
 

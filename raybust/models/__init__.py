@@ -64,6 +64,10 @@ def _small_cnn(shape: Shape, num_classes: int, config: Model) -> nn.Module:
     return cifar.small_cnn(shape, num_classes, config.width)
 
 
+def _lenet(shape: Shape, num_classes: int, config: Model) -> nn.Module:
+    return cifar.lenet(shape, num_classes)
+
+
 def _resnet(shape: Shape, num_classes: int, config: Model, *, depth: int) -> nn.Module:
     return cifar.ResNet(shape[0], num_classes, depth)
 
@@ -79,6 +83,7 @@ def _wrn28_10(shape: Shape, num_classes: int, config: Model) -> nn.Module:
 _HE = "He, Zhang, Ren and Sun, 2016, arXiv:1512.03385"
 _BUILT_IN = {
     "small_cnn": _Entry(_small_cnn, "raybust; no normalization layers, for quick runs"),
+    "lenet": _Entry(_lenet, "LeCun, Bottou, Bengio and Haffner, 1998, LeNet-5"),
     "resnet20": _Entry(partial(_resnet, depth=20), _HE),
     "resnet56": _Entry(partial(_resnet, depth=56), _HE),
     "resnet110": _Entry(partial(_resnet, depth=110), _HE),

@@ -148,10 +148,6 @@ class Asking(Gaussian):
         """A run's name."""
         return "embedding-run"
 
-    def initial(self) -> str:
-        """A run's name."""
-        return "initial-run"
-
     def front(self) -> nn.Module:
         """An identity that the check can find."""
         return Front()
