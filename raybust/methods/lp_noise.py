@@ -65,6 +65,12 @@ class LpNoise(Method):
     rows: tuple[tuple[float, float], ...] = option(
         (), "The (p, eps) pairs of `rows`, for instance [[.inf, 0.02], [2, 1.0], [0, 0.01]]."
     )
+    concurrent: int = option(1, "Noises that an image gets, one after the other.", ge=1)
+    law: Literal["uniform", "laplace"] = option(
+        "uniform",
+        "Uniform in the ball; or `laplace`, no uniform law: the sampler of the first version of "
+        "the paper, whose noises of all finite p > 0 have the same direction.",
+    )
     clean: float = option(0.0, "Fraction of images without noise.", ge=0, le=1)
     sphere: bool = option(False, "Draw noise on the sphere of radius eps, not in the ball.")
     scaled: bool | None = option(
@@ -141,7 +147,8 @@ class LpNoise(Method):
         return self.base.loss(network, self.corrupt(seen, context), targets, inner)
 
     def corrupt(self, images: Tensor, context: StepContext) -> Tensor:
-        """Returns the images with independent noise added to each, clipped.
+        """Returns the images with independent noise added to each, clipped after each of
+        `concurrent` noises.
 
         The rms of the change measures the severity of an image's noise, for instance to set a
         label's confidence.
@@ -150,6 +157,11 @@ class LpNoise(Method):
             images: (B, C, H, W) in [0, 1].
             context: provides the generator.
         """
+        for _ in range(self.concurrent):
+            images = self._corrupted(images, context)
+        return images
+
+    def _corrupted(self, images: Tensor, context: StepContext) -> Tensor:
         count, generator, device = len(images), context.generator, images.device
         noises = self.noise_set((images.shape[1], images.shape[2], images.shape[3]))
         table = torch.tensor(noises.rows, dtype=torch.float64).to(device, non_blocking=True)
@@ -168,6 +180,7 @@ class LpNoise(Method):
             sphere=self.sphere,
             binary=self._binary,
             mask=mask,
+            law=self.law,
         )
 
     def noise_set(self, shape: Shape) -> LpSet:

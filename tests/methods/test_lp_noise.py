@@ -252,3 +252,15 @@ def test_bad_input(arguments, message):
     with pytest.raises(RequestError) as refused:
         composed(*arguments)
     assert message in str(refused.value)
+
+
+def test_concurrent_noises_come_one_after_the_other():
+    """Two draws of the same generator in turn; the second sees the first's result, clipped."""
+    images = torch.rand(6, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    one = LpNoise(noises="rows", rows=((math.inf, 0.4),))
+    two = LpNoise(noises="rows", rows=((math.inf, 0.4),), concurrent=2)
+    given = StepContext(generator=torch.Generator().manual_seed(3), progress=0.0)
+    by_hand = one.corrupt(one.corrupt(images, given), given)
+    again = StepContext(generator=torch.Generator().manual_seed(3), progress=0.0)
+    assert torch.equal(two.corrupt(images, again), by_hand)
+    assert (by_hand - images).abs().max() > 0.4

@@ -419,3 +419,34 @@ def test_norm_transfer_of_the_authors_experiment():
     same = {0.5: 248_692, 1.0: 156.8, 10.0: 0.2282, 50.0: 0.1371, INF: 0.1250}
     for p, eps in same.items():
         assert eps_of(p, rms(2.0, 4.0, D), D) == pytest.approx(eps, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("p", "ratio"),
+    [(0.5, 0.66), (1, 1.0), (2, 1.0), (5, 0.69), (10, 0.47), (50, 0.32), (200, 0.29)],
+)
+def test_the_first_versions_sampler_is_smaller_than_a_uniform_law_for_most_p(p, ratio):
+    """Ratios of the root mean square of an entry for d = 3072, from the specification's table."""
+    images, draw = torch.full((40, 3072), 0.5, dtype=torch.float64), torch.Generator()
+    eps = eps_of(float(p), 0.02, 3072)
+    found = {
+        law: (lp_noise(images, p, eps, generator=draw.manual_seed(0), law=law) - 0.5)
+        for law in ("laplace", "uniform")
+    }
+    sizes = {law: float(noise.square().mean().sqrt()) for law, noise in found.items()}
+    assert sizes["laplace"] / sizes["uniform"] == pytest.approx(ratio, abs=0.015)
+    norms = found["laplace"].abs().pow(p).sum(1).pow(1 / p)
+    assert (norms <= eps * (1 + 1e-9)).all()
+    assert norms.min() > 0.99 * eps, "in high dimension a ball is its sphere"
+
+
+def test_the_first_versions_sampler_differs_for_finite_p_alone():
+    images = torch.rand(4, 50, generator=torch.Generator().manual_seed(0))
+    orders = torch.tensor([0.0, math.inf, 2.0, 1.0])
+    radii = torch.tensor([0.2, 0.1, 0.3, 0.4])
+    noisy = lp_noise(images, orders, radii, generator=torch.Generator().manual_seed(1),
+                     law="laplace", sphere=True)  # fmt: skip
+    moved = (noisy - images).abs()
+    assert int((moved[0] > 0).sum()) <= 10
+    assert moved[1].max() <= 0.1 + 1e-6
+    assert float(moved[3].sum()) <= 0.4 + 1e-5

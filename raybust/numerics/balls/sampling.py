@@ -11,6 +11,7 @@ Notation: B rows of d entries; g has density proportional to exp(-|t|^p), so |g|
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -73,6 +74,7 @@ def lp_noise(
     sphere: bool = False,
     binary: bool = True,
     mask: Tensor | None = None,
+    law: Literal["uniform", "laplace"] = "uniform",
 ) -> Tensor:
     """Returns corrupted copies of images: with uniform noise of an Lp ball, or impulses if p is 0.
 
@@ -88,6 +90,7 @@ def lp_noise(
         sphere: whether noise is on the sphere; the mean radius in the ball is d / (d + 1).
         binary: see `impulses`.
         mask: bool, broadcast to the images: where noise is allowed; everywhere if None.
+        law: `uniform`, or that of `_laplace_points`.
 
     Raises:
         RequestError: p or eps outside its range; checked on the CPU only, since a GPU would stall.
@@ -102,7 +105,8 @@ def lp_noise(
     if device.type == "cpu":
         _check("p", orders, orders >= 0, "0 or a norm, > 0")
     sparse = orders == 0
-    noisy = _points(shape[1], orders, radii, generator, (sphere, dtype))
+    draw = _points if law == "uniform" else _laplace_points
+    noisy = draw(shape[1], orders, radii, generator, (sphere, dtype))
     if allowed is not None:
         noisy.mul_(allowed)
     noisy.add_(flat)
@@ -197,6 +201,29 @@ def _points(
         drawn = _one_order((len(rows), d), order, generator, sphere, dtype)
         points.index_copy_(0, rows, drawn)
     return points.mul_(radii)
+
+
+def _laplace_points(
+    d: int, p: Tensor, eps: Tensor, generator: torch.Generator, kind: tuple[bool, torch.dtype]
+) -> Tensor:
+    """Returns points (B, d) in the direction of Laplace variates, on spheres of p and eps, both
+    (B,), or for a ball within them; as `_points` for p = 0 and infinity.
+
+    The law of the code of the paper's first version: entries of a Laplace law whatever p is,
+    divided by their p-norm, which is uniform on the sphere for p = 1 alone.
+    """
+    sphere, dtype = kind
+    finite = (p > 0) & p.isfinite()
+    others = _points(d, torch.where(finite, 0.0, p), eps, generator, kind)
+    uniform = torch.empty(len(p), d, dtype=dtype, device=p.device)
+    uniform.uniform_(-1, 1, generator=generator)
+    signed = uniform.abs().clamp_(min=_LEAST).log_().neg_().copysign(uniform)
+    order = torch.where(finite, p, 1.0)[:, None].to(dtype)
+    points = _to_unit(signed, signed, order, generator, sphere=True)
+    if not sphere:
+        share = torch.rand(len(p), 1, generator=generator, device=p.device, dtype=dtype)
+        points = points * share.pow(1 / d)
+    return torch.where(finite[:, None], points * eps[:, None].to(dtype), others)
 
 
 def _one_order(
