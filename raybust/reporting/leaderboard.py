@@ -71,5 +71,8 @@ def draw_finalists(board: Leaderboard) -> Path | None:
     path = curve_of(board)
     if path is None:
         return None
-    labels = [f"{record.method} (trial {record.number})" for record, _ in found]
+    labels = [
+        f"{record.method} (trial {record.number}{', first seed' * bool(record.by_seed)})"
+        for record, _ in found
+    ]
     return draw_curve([log for _, log in found], path, labels)

@@ -20,8 +20,8 @@ from raybust.search.records import TrialRecord
 from raybust.significance import Band, compare_means, compare_seeds, decide, difference_band
 
 _GRID = 201
-_NAMED = 6
-"""Pairs named in a sentence."""
+_FEW, _NAMED = 3, 9
+"""Pairs of which each has a verdict; pairs named in a sentence."""
 
 
 @dataclass(frozen=True)
@@ -101,8 +101,12 @@ def _sentence(entries: Sequence[TrialRecord], values: Sequence[Floats], own: str
             apart.append(f"{b} has a larger ACR than {a}")
         else:
             alike.append(f"{a} and {b}")
-    parts = [_listed(apart)] * bool(apart)
-    parts += [f"the ACR does not tell apart {_listed(alike)}"] * bool(alike)
+    if len(pairs) > _FEW:
+        but = f", but not {_listed(alike)}" if alike else ""
+        parts = [f"the ACR tells apart {len(apart)} of the {len(pairs)} pairs of finalists{but}"]
+    else:
+        parts = [_listed(apart)] * bool(apart)
+        parts += [f"the ACR does not tell apart {_listed(alike)}"] * bool(alike)
     how = (
         "t tests over seeds and images, 5 % for all pairs"
         if several

@@ -59,4 +59,6 @@ def test_without_two_logs_of_the_same_images_nothing_is_said(tmp_path, kind):
 
 def test_many_pairs_are_counted(tmp_path):
     entries = [finalist(tmp_path, number, 0, count=40) for number in range(6)]
-    assert "and 9 more pairs" in separate(board(tmp_path, entries)).sentence
+    sentence = separate(board(tmp_path, entries)).sentence
+    assert "the ACR tells apart 0 of the 15 pairs of finalists, but not trial 0" in sentence
+    assert "and 6 more pairs" in sentence
