@@ -1,11 +1,18 @@
-"""A finalist's results on the test set over the seeds of its configuration."""
+"""A finalist's results on the test set over the seeds of its configuration.
+
+The means of what each seed reached, with intervals over seeds and images, and where the results of
+each lie.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from raybust.disk.runs import trial_folder
+from raybust.search.records import TrialRecord
 from raybust.significance import seeds_interval
 
 SEED_FIGURES = ("accuracy", "certified", "attacked")
@@ -48,3 +55,17 @@ def _metrics(every: Sequence[Mapping[str, float]]) -> dict[str, float]:
         elif not key.endswith("_high"):
             found[key] = math.fsum(values) / len(values)
     return found
+
+
+def logs_of_seeds(sweep: Path, entry: TrialRecord) -> list[Path]:
+    """Returns the files of the certificates of each seed of a finalist, which may be gone.
+
+    Args:
+        sweep: the sweep's folder.
+        entry: with certificates.
+    """
+    assert entry.log is not None
+    if not entry.by_seed:
+        return [entry.log]
+    inside = entry.log.relative_to(trial_folder(sweep, entry.number))
+    return [trial_folder(sweep, entry.number, seed) / inside for seed in entry.seeds]

@@ -9,12 +9,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from raybust.disk.runs import seed_folders, trial_folder
 from raybust.reporting.logs import Floats, Log, read_log
+from raybust.reporting.seeds import logs_of_seeds
 from raybust.search.leaderboard import Leaderboard
 from raybust.search.records import TrialRecord
 from raybust.significance import Band, compare_means, compare_seeds, decide, difference_band
@@ -43,7 +42,10 @@ def separate(board: Leaderboard) -> Separation | None:
     """Compares the finalists of a sweep; None if fewer than two have certificates in full on the
     same images."""
     entries = [entry for entry in board.finalists if entry.log is not None and entry.log.exists()]
-    groups = [[read_log(path) for path in _logs(board, entry)] for entry in entries]
+    groups = [
+        [read_log(path) for path in logs_of_seeds(board.folder, entry) if path.exists()]
+        for entry in entries
+    ]
     logs = list(itertools.chain(*groups))
     if len(groups) < 2 or not _alike(logs):
         return None
@@ -65,16 +67,6 @@ def separate(board: Leaderboard) -> Separation | None:
     return Separation(_sentence(entries, values, own), bands, logs[0].norm)
 
 
-def _logs(board: Leaderboard, entry: TrialRecord) -> list[Path]:
-    """Returns the certificates of each seed of a finalist."""
-    assert entry.log is not None
-    if not entry.by_seed:
-        return [entry.log]
-    inside = entry.log.relative_to(seed_folders(board.folder, entry.number)[0])
-    paths = [trial_folder(board.folder, entry.number, seed) / inside for seed in entry.seeds]
-    return [path for path in paths if path.exists()]
-
-
 def _alike(logs: Sequence[Log]) -> bool:
     """Whether logs have the same images and labels, and all draws."""
     images = {(tuple(sorted(log.idx.tolist())), log.norm) for log in logs}
@@ -87,7 +79,7 @@ def _sentence(entries: Sequence[TrialRecord], values: Sequence[Floats], own: str
     pairs = list(itertools.combinations(range(len(entries)), 2))
     several = min(len(group) for group in values) > 1
     found = decide([
-        compare_seeds(values[i], values[j], margin=0.0, paired=entries[i].seeds == entries[j].seeds)
+        compare_seeds(values[i], values[j], margin=0.0, paired=_paired(entries[i], values[i], entries[j], values[j]))
         if several
         else compare_means(values[i].mean(0), values[j].mean(0), margin=0.0)
         for i, j in pairs
@@ -113,6 +105,11 @@ def _sentence(entries: Sequence[TrialRecord], values: Sequence[Floats], own: str
         else "permutation tests, 5 % for all pairs; one seed each, so training noise is not in it"
     )
     return f"On {values[0].shape[1]:,} test images, {'; '.join(parts)} ({own}{how})."
+
+
+def _paired(one: TrialRecord, own: Floats, other: TrialRecord, others: Floats) -> bool:
+    """Whether two finalists have certificates of the same seeds, all of them."""
+    return one.seeds == other.seeds and len(own) == len(others) == len(one.seeds)
 
 
 def _listed(parts: Sequence[str]) -> str:

@@ -24,6 +24,7 @@ from raybust.disk.files import is_aside, read_json
 from raybust.errors import RequestError
 from raybust.models import Fronted
 from raybust.reporting.logs import read_log
+from raybust.reporting.seeds import logs_of_seeds
 from raybust.search.leaderboard import Leaderboard
 from raybust.search.records import TrialRecord
 from raybust.stages import attacked
@@ -125,10 +126,13 @@ class Current:
         return []
 
     def _notes(self, board: Leaderboard, entry: TrialRecord) -> Iterator[str]:
-        folder = runs.trial_folder(board.folder, entry.number)
-        results = [entry.log] if entry.log is not None and entry.log.exists() else []
-        if entry.attacked is not None:
-            found = [path for path in _summaries(folder) if _agrees(read_json(path), entry)]
+        logs = [] if entry.log is None else logs_of_seeds(board.folder, entry)
+        results = [log for log in logs if log.exists()]
+        for seed, one in zip(entry.seeds, entry.by_seed or (vars(entry),), strict=False):
+            if one.get("attacked") is None:
+                continue
+            folder = runs.trial_folder(board.folder, entry.number, seed)
+            found = [p for p in _summaries(folder) if _agrees(read_json(p), one["attacked"])]
             if not found:
                 yield "its results under attack are gone, or changed since the sweep measured them"
             results += found[:1]
@@ -164,25 +168,34 @@ class Current:
 
 
 def stale(board: Leaderboard) -> list[str]:
-    """Returns a sentence for each finalist whose certificates have changed since the sweep measured
-    them, or whose file of them was changed by hand."""
+    """Returns a sentence for each finalist, and each of its seeds, whose certificates have changed
+    since the sweep measured them, or whose file of them was changed by hand."""
     found = []
     for entry in board.entries:
-        recorded = (entry.certified or {}).get("certified/acr")
-        if entry.log is None or recorded is None:
+        if entry.log is None:
             continue
-        now = "are gone"
-        if entry.log.exists():
-            log = read_log(entry.log)
-            value = float((log.radius * log.correct).mean())
-            if math.isclose(recorded, value, rel_tol=1e-6, abs_tol=1e-9):
+        logs = logs_of_seeds(board.folder, entry)
+        for seed, log, one in zip(entry.seeds, logs, entry.by_seed or (vars(entry),), strict=False):
+            recorded = (one.get("certified") or {}).get("certified/acr")
+            if recorded is None or (now := _changed(log, recorded)) is None:
                 continue
-            now = f"now give ACR {value:.4f}"
-        found.append(
-            f"Trial {entry.number}: its certificates {now}, not {recorded:.4f} as when the"
-            " sweep measured it; rerun `raybust tune` to measure it again."
-        )
+            name = f"Trial {entry.number}" + f", seed {seed}" * bool(entry.by_seed)
+            found.append(
+                f"{name}: its certificates {now}, not {recorded:.4f} as when the sweep measured it;"
+                " rerun `raybust tune` to measure it again."
+            )
     return found
+
+
+def _changed(path: Path, recorded: float) -> str | None:
+    """Returns what certificates give now if it is not the recorded ACR, else None."""
+    if not path.exists():
+        return "are gone"
+    log = read_log(path)
+    value = float((log.radius * log.correct).mean())
+    if math.isclose(recorded, value, rel_tol=1e-6, abs_tol=1e-9):
+        return None
+    return f"now give ACR {value:.4f}"
 
 
 def changes_of(trained: Trained, result: Path) -> list[str]:
@@ -217,14 +230,13 @@ def _summaries(folder: Path) -> list[Path]:
     return [path for path in found if not is_aside(path) and "points" in read_json(path)]
 
 
-def _agrees(summary: Mapping[str, Any], entry: TrialRecord) -> bool:
-    """Returns whether a finalist's metrics are those of a summary."""
+def _agrees(summary: Mapping[str, Any], found: Mapping[str, float]) -> bool:
+    """Returns whether a finalist's metrics under attack are those of a summary."""
     norm, asked = summary["protocol"]["norm"], summary["protocol"]["eps"]
     stated = {"attacked/clean_accuracy": summary["clean"]}
     for point in summary["points"]:
         if point["eps"] in asked:
             stated[f"attacked/{norm}_{point['eps']:.6g}/robust_accuracy"] = point["robust"]
-    found = entry.first_seed.attacked or {}
     return all(found.get(key) == value for key, value in stated.items())
 
 

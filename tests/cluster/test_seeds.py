@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import kit
 import numpy as np
@@ -114,6 +115,19 @@ def test_the_registered_version_has_the_figures_of_its_own_network(raced):
     assert float(version.tags["raybust.acr"]) == pytest.approx(own["certified"]["certified/acr"])
     assert float(version.tags["raybust.clean_accuracy"]) == pytest.approx(own["accuracy"])
     assert "the mean of 3 seeds, of which this is the first" in version.description
+
+
+def test_the_report_says_which_seed_s_results_changed(raced, cli, tmp_path):
+    out, board, _ = raced
+    done = cli("report", "race", "--out", out)
+    assert done.code == 0, done.err
+    assert "certificates" not in done.out.partition("Columns from")[2].partition("intervals.")[2]
+    shutil.copytree(out / "race", tmp_path / "race")
+    number = board.finalists[0].number
+    (log,) = (runs.trial_folder(tmp_path / "race", number, 1) / "certified").glob("*n200.tsv")
+    log.unlink()
+    done = cli("report", "race", "--out", tmp_path)
+    assert f"Trial {number}, seed 1: its certificates are gone" in done.out
 
 
 def test_a_seed_is_named_on_the_command_line(raced, cli):
