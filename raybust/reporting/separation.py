@@ -78,8 +78,12 @@ def _alike(logs: Sequence[Log]) -> bool:
 def _sentence(entries: Sequence[TrialRecord], values: Sequence[Floats], own: str) -> str:
     pairs = list(itertools.combinations(range(len(entries)), 2))
     several = min(len(group) for group in values) > 1
+    whole = [len(group) == len(entry.seeds) for group, entry in zip(values, entries, strict=True)]
     found = decide([
-        compare_seeds(values[i], values[j], margin=0.0, paired=_paired(entries[i], values[i], entries[j], values[j]))
+        compare_seeds(
+            values[i], values[j], margin=0.0,
+            paired=entries[i].seeds == entries[j].seeds and whole[i] and whole[j],
+        )
         if several
         else compare_means(values[i].mean(0), values[j].mean(0), margin=0.0)
         for i, j in pairs
@@ -105,11 +109,6 @@ def _sentence(entries: Sequence[TrialRecord], values: Sequence[Floats], own: str
         else "permutation tests, 5 % for all pairs; one seed each, so training noise is not in it"
     )
     return f"On {values[0].shape[1]:,} test images, {'; '.join(parts)} ({own}{how})."
-
-
-def _paired(one: TrialRecord, own: Floats, other: TrialRecord, others: Floats) -> bool:
-    """Whether two finalists have certificates of the same seeds, all of them."""
-    return one.seeds == other.seeds and len(own) == len(others) == len(one.seeds)
 
 
 def _listed(parts: Sequence[str]) -> str:
