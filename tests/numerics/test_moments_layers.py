@@ -134,6 +134,20 @@ def test_inflation_and_ridge():
     torch.testing.assert_close(found, 1.2 * bare + 0.05 * torch.eye(4, dtype=torch.float64))
 
 
+def test_a_linear_layer_on_a_map_is_not_inflated():
+    """As in the authors' code: the sum over the pixels of A S A^T, whether it is the last layer."""
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(64, 5)).double()
+    images = torch.rand(2, 3, 6, 6, dtype=torch.float64)
+    rules = Rules(mode="channel", r_max=0.2, ridge=0.0)
+    before = through(network[:1], images, rules).covariance.matrix
+    forms = network[2].weight.reshape(5, 4, 16)
+    expected = torch.einsum("icp,bcd,jdp->bij", forms, before, forms)
+    torch.testing.assert_close(through(network, images, rules).covariance.matrix, expected)
+    logits = propagate(trace(network), network, images, SIGMA, rules)
+    for one, top, pair in zip(expected, logits.top, logits.covariance, strict=True):
+        torch.testing.assert_close(pair, one[top][:, top])
+
+
 def test_batch_norm_in_train_mode_is_the_batch_s_affine_map():
     torch.manual_seed(0)
     ours = nn.BatchNorm2d(3, momentum=0.3).double()

@@ -64,10 +64,10 @@ class ChannelCovariance(Covariance):
         return ChannelCovariance(self._summed(weight, 1 + self.rules.r_max), self.rules)
 
     def dense(self, weight: Tensor, mean: Tensor) -> ChannelCovariance:
-        """A S A^T; for P > 1 pixels summed over pixels and inflated like a convolution over the
-        whole map (our choice: the paper has no such layer)."""
+        """A S A^T, for P > 1 pixels summed over pixels, without the factor 1 + r_max, as in the
+        authors' code."""
         forms = weight.to(self.matrix.dtype).reshape(len(weight), self.matrix.shape[1], -1)
-        return ChannelCovariance(self._summed(forms, self._inflation(forms.shape[2])), self.rules)
+        return ChannelCovariance(self._summed(forms, 1.0), self.rules)
 
     def pair(self, weight: Tensor, mean: Tensor) -> Tensor:
         """A S A^T for two rows per image, over P pixels like `dense`."""
@@ -76,7 +76,7 @@ class ChannelCovariance(Covariance):
         pixels = rows.shape[3]
         moved = self.matrix @ rows.permute(0, 2, 1, 3).flatten(2)  # (B, C, 2 P)
         right = moved.reshape(batch, channels, 2, pixels).permute(0, 2, 1, 3).flatten(2)
-        return self._inflation(pixels) * (rows.flatten(2) @ right.mT)
+        return rows.flatten(2) @ right.mT
 
     def pooled(self, layer: Pooling, mean: Tensor) -> ChannelCovariance:
         """S over the number of pixels in a window, the smallest if they differ."""
@@ -115,9 +115,6 @@ class ChannelCovariance(Covariance):
             return ChannelCovariance(self.matrix + ridge, self.rules)
         means = mean.to(self.matrix.dtype).reshape(*self.matrix.shape[:2], -1)
         return ChannelCovariance(mean_relu_covariance(means, self.matrix, slope), self.rules)
-
-    def _inflation(self, pixels: int) -> float:
-        return 1 + self.rules.r_max if pixels > 1 else 1.0
 
     def _summed(self, weight: Tensor, factor: float) -> Tensor:
         """Returns factor * sum over t of W_t S W_t^T for a weight (Cout, Cin, T), capped by
