@@ -146,3 +146,34 @@ def test_an_average_of_the_weights_is_not_taken_for_them(clean, digits, tmp_path
     ]
     for key, value in found[0].items():
         assert torch.equal(value, found[1][key])
+
+
+def test_a_normalization_that_is_set_stays_whatever_the_weights_bring(clean, digits):
+    """The run was trained with mean 0.2 and std 0.3."""
+    for source in (clean, clean / checkpoint.WEIGHTS):
+        network = Trainer(make(f"train.init={source}"), digits, CPU).network
+        assert network.normalize.mean.item() == pytest.approx(0.2)
+        given = make(f"train.init={source}", "model.mean=[0.5]", "model.std=[0.25]")
+        network = Trainer(given, digits, CPU).network
+        assert network.normalize.mean.item() == 0.5
+        assert network.normalize.std.item() == 0.25
+        fresh = Trainer(make(), digits, CPU).network
+        lines = initial.initialize(fresh, make(f"train.init={source}"), digits)
+        assert "weights: their normalization, not the data's: mean 0.2, std 0.3" in lines
+
+
+def test_a_run_of_another_split_is_warned_of(digits, cli, tmp_path):
+    assert cli("train", *SMALL, "--name", "first", "--out", tmp_path).code == 0
+    again = ("train", *SMALL, "train.init=first", "--out", tmp_path)
+    same = cli(*again, "--name", "same")
+    assert same.code == 0, same.err
+    assert "another split" not in same.err
+    other = cli(*again, "data.split_seed=9", "--name", "other")
+    assert "warning: train.init: first was trained on other images or another split" in other.err
+
+
+def test_the_weights_to_start_from_are_those_of_a_whole_sweep(cli, tmp_path):
+    (tmp_path / "space.yaml").write_text("search: {train.init: {choice: [a, b]}}")
+    done = cli("tune", tmp_path / "space.yaml", "--dry-run")
+    assert done.code == 2
+    assert "train.init" in done.err

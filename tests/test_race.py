@@ -136,7 +136,7 @@ def test_ranks_put_the_race_before_what_it_left_behind():
 
 def study_of(folder, **changes):
     config = configuration.compose([], methods.get)
-    tune = replace(Tune(), seeds=3, startup=1, **changes)
+    tune = replace(Tune(), **{"seeds": 3, "startup": 1, **changes})
     return Study(replace(config, tune=tune), SPACE, folder, "mine")
 
 
@@ -162,13 +162,51 @@ def test_records_have_the_means_over_seeds_and_the_sum_of_the_passes(tmp_path):
         assert found.passes == 22.0
         assert found.feasible
         assert found.values == ((0.3,), (0.5,))
-        assert (found.seeds, found.failed_seeds, found.in_race) == ((0, 1), 1, False)
+        assert (found.seeds, found.in_race) == ((0, 1), None)
+        assert found.failed == ("seed 2 failed: its certified_fast/acr is nan",)
         assert again.seeds.open() == []
 
 
 def seen_by(study, sampler):
     trials, records = study.study.get_trials(), {r.number: r for r in study.records()}
     return study.seeds.seen(trials, records, study._violations, sampler)
+
+
+def test_passes_of_failed_seeds_count(tmp_path):
+    study = study_of(tmp_path)
+    number = told(study, 0.3, **{"passes/forward": 10.0})
+    study.seeds.end(number, 1, {ACR: 0.2, "passes/forward": 4.0}, "the loss became nan")
+    assert study.record(number).passes == 14.0
+    assert study.record(number).value == 0.3
+    assert study.record(number).failed == ("seed 1 failed: the loss became nan",)
+
+
+def test_a_trial_whose_seed_failed_or_that_is_infeasible_is_not_left_behind(tmp_path):
+    """It ranks behind, but nobody beat it."""
+    study = study_of(tmp_path, constraints=("validation/accuracy >= 0.45",))
+    numbers = [told(study, value) for value in (0.9, 0.5, 0.4)]
+    bad = told(study, 0.8, **{"validation/accuracy": 0.1})
+    study.seeds.end(numbers[0], 1, {}, "the loss became nan")
+    found = {record.number: record for record in study.records()}
+    assert found[numbers[0]].in_race is None
+    assert found[bad].in_race is None
+    assert found[numbers[1]].in_race
+    order = [record.number for record in ranked(study.records(), "max")]
+    assert order == [numbers[1], numbers[2], numbers[0], bad]
+
+
+def test_who_reads_a_study_reads_the_race_of_its_last_start(tmp_path):
+    """The configuration in run.json is that of the first start, with one seed."""
+    first = study_of(tmp_path, seeds=1)
+    numbers = [told(first, value) for value in (0.5, 0.6, 0.59)]
+    last = study_of(tmp_path, seeds=4, race_level=0.4)
+    for number, value in zip(numbers, (0.49, 0.61, 0.5), strict=True):
+        last.seeds.end(number, 1, {ACR: value, "validation/accuracy": 0.5})
+    config = configuration.compose([], methods.get)
+    config = replace(config, tune=replace(Tune(), seeds=1))
+    reader = Study(config, SPACE, tmp_path, "mine", reading=True)
+    assert [r.in_race for r in reader.records()] == [r.in_race for r in last.records()]
+    assert [r.in_race for r in reader.records()] != [None] * 3
 
 
 def test_the_sampler_sees_the_means(tmp_path):

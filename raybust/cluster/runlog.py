@@ -167,7 +167,7 @@ def record_means(folder: Path, record: TrialRecord) -> None:
     values, identity = [goals[0] for goals in record.values], runs.read_identity(folder)
     low, high = interval(values)
     found = {"seeds/mean": float(record.value or 0.0), "seeds/count": float(len(values))}
-    found |= {"seeds/failed": float(record.failed_seeds)}
+    found |= {"seeds/failed": float(len(record.failed))}
     found |= {"seeds/low": low, "seeds/high": high} if len(values) > 1 else {}
     with Journal(folder / SEEDS) as journal:
         journal.attach(identity.uid, identity.config["track"]["experiment"])

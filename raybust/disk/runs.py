@@ -318,7 +318,7 @@ def candidates(run: str, out: Path) -> list[Path]:
     """Returns the paths that RUN may mean: a run, any path, a sweep's trial."""
     sweep, _, trial = run.rpartition("/")
     found = [out / run, Path(run)]
-    if sweep and (named := re.fullmatch(r"(\d+)(?:\.(\d+))?", trial)):
+    if sweep and (named := re.fullmatch(r"(\d+)(?:\.([1-9]\d*))?", trial)):
         found.append(trial_folder(out / sweep, int(named[1]), int(named[2] or 0)))
     return found
 

@@ -84,7 +84,7 @@ def _seen(optimized: str, metric: str, entry: TrialRecord) -> str:
 
 def _seeds(entry: TrialRecord) -> str:
     """Returns how many seeds were trained, and whether the race left the trial behind."""
-    failed = f", {entry.failed_seeds} failed" * bool(entry.failed_seeds)
+    failed = f", {len(entry.failed)} failed" * bool(entry.failed)
     return f"{len(entry.values)}{failed}{', left behind' * (entry.in_race is False)}"
 
 

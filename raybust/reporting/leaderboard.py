@@ -38,6 +38,7 @@ def markdown(board: Leaderboard) -> str:
     if board.protocol:
         first = next(column.head for column in columns if column.group == "test")
         notes.append(f"Columns from `{first}` on: {board.protocol}")
+    notes += [f"Trial {e.number}: {text}." for e in board.entries for text in e.failed]
     return "\n".join([*lines, "", *notes, *board.notes])
 
 

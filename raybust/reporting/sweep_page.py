@@ -251,7 +251,7 @@ def _finalists(board: Leaderboard) -> list[str]:
     if (picture := board.folder / PICTURES / DIFFERENCE).exists():
         caption = (
             "The best finalist minus each other one; where a band is above zero, the best certifies"
-            " more images at that radius. The bands hold at all radii together, for one seed each."
+            " more images at that radius. The bands hold at all radii together."
         )
         parts.append(page.picture(picture, "Difference in certified accuracy", caption))
     return parts
@@ -271,7 +271,8 @@ def _pictures(pictures: Sequence[Picture], interactive: bool) -> list[str]:
 
 def _failures(board: Leaderboard) -> str:
     failed = [entry for entry in board.others if entry.state == "FAIL"]
-    if not failed:
+    seeds = [(entry, text) for entry in board.entries for text in entry.failed]
+    if not failed and not seeds:
         return page.text("No trial failed.") if every(board) else ""
     heads = [[("trial", "number", 1), ("method", "", 1), ("settings", "text", 1), ("why", "", 1)]]
     rows = [
@@ -279,6 +280,10 @@ def _failures(board: Leaderboard) -> str:
          (e.reason or "unknown reason", "text")]
         for e in failed
     ]  # fmt: skip
+    rows += [
+        [(str(e.number), "number"), (e.method, ""), (settings(e.point), "text"), (text, "text")]
+        for e, text in seeds
+    ]
     return page.table(heads, rows)
 
 

@@ -134,8 +134,17 @@ def importances(study: Study) -> dict[str, float]:
         return {}
     # With a custom target Optuna assumes lower is better, and warns.
     sign = -1 if study.study.directions[0] == optuna.study.StudyDirection.MAXIMIZE else 1
+    means = {record.number: record.value for record in study.records()}
     own = optuna.create_study(directions=study.study.directions)
-    own.add_trials(complete)
+    for trial in complete:
+        first, *others = trial.values
+        mean = means.get(trial.number)
+        own.add_trial(
+            optuna.trial.create_trial(
+                values=[first if mean is None else mean, *others], params=trial.params,
+                distributions=trial.distributions,
+            )
+        )  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = optuna.importance.get_param_importances(

@@ -191,6 +191,7 @@ def _parsed(plain: dict[str, Any], folder: Path) -> TrialRecord:
     point = {key: float(v) if v in ("inf", "-inf") else v for key, v in plain["point"].items()}
     log = plain["log"] and folder / plain["log"]
     plain["number"] = plain.pop("trial")
+    plain["failed"] = tuple(plain.get("failed", ()))
     plain["values"] = tuple(map(tuple, plain.get("values", ())))
     plain |= {"seeds": tuple(plain.get("seeds", (0,))), "by_seed": tuple(plain.get("by_seed", ()))}
     return TrialRecord(

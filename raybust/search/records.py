@@ -41,8 +41,9 @@ class TrialRecord:
         log: the finalist's certificates, of its first seed.
         values: the optimized metric, then the other objectives, of each seed.
         seeds: index of each of these seeds, from 0.
-        failed_seeds: number of further seeds that failed.
-        in_race: whether no other trial beats it (`raybust.search.race`); None without a race.
+        failed: why further seeds failed, a sentence each.
+        in_race: whether no other trial beats it (`raybust.search.race`); None for a trial that
+            takes no part: without a race, infeasible, or with a seed that failed.
         by_seed: `accuracy`, `certified` and `attacked` of each seed, if a finalist has several;
             the attributes of these names are their means.
     """
@@ -64,7 +65,7 @@ class TrialRecord:
     log: Path | None = None
     values: tuple[tuple[float, ...], ...] = ()
     seeds: tuple[int, ...] = (0,)
-    failed_seeds: int = 0
+    failed: tuple[str, ...] = ()
     in_race: bool | None = None
     by_seed: tuple[dict[str, Any], ...] = ()
 
@@ -107,7 +108,13 @@ def ranked(records: Iterable[TrialRecord], mode: str) -> list[TrialRecord]:
     complete = [record for record in records if record.state == "COMPLETE"]
     return sorted(
         complete,
-        key=lambda r: (r.feasible is False, r.in_race is False, sign * (r.value or 0.0), r.number),
+        key=lambda r: (
+            r.feasible is False,
+            bool(r.failed),
+            r.in_race is False,
+            sign * (r.value or 0.0),
+            r.number,
+        ),
     )
 
 

@@ -19,7 +19,7 @@ from raybust.config import Config
 from raybust.search.race import Race
 from raybust.search.records import TrialRecord
 
-_PREFIX = "seed/"
+_PREFIX, _RACE = "seed/", "race"
 _COSTS = ("passes/forward", "passes/backward", "train/seconds", "validation/seconds")
 """Metrics that add up over the seeds of a configuration."""
 
@@ -33,11 +33,20 @@ class Seeds:
     Args:
         config: section `tune`.
         study: Optuna's, which stores them.
+        reading: write nothing; the race is that of the last start.
     """
 
-    def __init__(self, config: Config, study: optuna.Study) -> None:
+    def __init__(self, config: Config, study: optuna.Study, *, reading: bool = False) -> None:
         self._study, self._part = study, config.tune
-        self.race = config.tune.seeds > 1
+        asked = [config.tune.seeds, config.tune.race_level]
+        last = study.user_attrs.get(_RACE)
+        if reading and last is not None:  # both may have changed since the sweep began
+            self._most, self._level = int(last[0]), float(last[1])
+        else:
+            self._most, self._level = int(asked[0]), float(asked[1])
+        if not reading and last != asked and (last is not None or self._most > 1):
+            study.set_user_attr(_RACE, asked)
+        self.race = self._most > 1
         self._signs = {
             key: 1.0 if mode == "max" else -1.0 for key, mode in self._part.directions().items()
         }
@@ -75,7 +84,7 @@ class Seeds:
             if not reason and not math.isfinite(value):
                 reason = f"its {key} is {value}"
         state = {"state": "FAIL", "reason": reason} if reason else {"state": "COMPLETE"}
-        self._write(number, seed, state | {"metrics": {} if reason else dict(metrics)})
+        self._write(number, seed, state | {"metrics": dict(metrics)})
 
     def merged(self, record: TrialRecord, feasible: Callable[[Any], bool | None]) -> TrialRecord:
         """Returns a trial's record with the means over its seeds; costs add up.
@@ -94,10 +103,12 @@ class Seeds:
         if not own:
             return replace(record, values=values)
         metrics = {
-            key: sum(one[key] for one in every) / (1 if key in _COSTS else len(every))
+            key: sum(one[key] for one in every) / len(every)
             for key in record.metrics
             if all(key in one for one in every)
         }
+        spent = [record.metrics, *(entry.get("metrics", {}) for entry in own.values())]
+        metrics |= {k: sum(one.get(k, 0.0) for one in spent) for k in _COSTS if k in metrics}
         return replace(
             record,
             value=metrics[self._part.metric],
@@ -105,16 +116,21 @@ class Seeds:
             feasible=feasible(metrics),
             values=values,
             seeds=(0, *good),
-            failed_seeds=sum(entry["state"] == "FAIL" for entry in own.values()),
+            failed=tuple(
+                f"seed {seed} failed: {entry['reason']}"
+                for seed, entry in own.items()
+                if entry["state"] == "FAIL"
+            ),
         )
 
     def raced(self, records: Sequence[TrialRecord]) -> list[TrialRecord]:
         """Returns the records with whether each is in the race, if there is one."""
         if not self.race:
             return list(records)
-        standing = set(self._race(records).standing())
+        race = self._race(records)
+        standing = set(race.standing())
         return [
-            replace(record, in_race=record.number in standing) if record.state == "COMPLETE"
+            replace(record, in_race=record.number in standing) if record.number in race.runs
             else record
             for record in records
         ]  # fmt: skip
@@ -127,7 +143,7 @@ class Seeds:
         """
         race, begun = self._race(records), Counter(number for number, _ in self._known)
         started = {number: 1 + begun[number] for number in race.runs}
-        number = race.next_seed(started, self._part.seeds)
+        number = race.next_seed(started, self._most)
         return None if number is None else (number, started[number])
 
     def seen(
@@ -173,9 +189,9 @@ class Seeds:
             ]
             for record in records
             if record.state == "COMPLETE" and record.feasible is not False
-            and not record.failed_seeds
+            and not record.failed
         }  # fmt: skip
-        return Race(runs, self._part.race_level)
+        return Race(runs, self._level)
 
     def _write(self, number: int, seed: int, entry: dict[str, Any]) -> None:
         self._known[number, seed] = entry

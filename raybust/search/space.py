@@ -26,10 +26,10 @@ _OF_THE_SWEEP = (
     "name", "out", "tune", "track", "cluster",
     "certified_fast", "attacked_fast", "certify", "evaluate", "corruptions",
     "data.name", "data.path", "data.validation", "data.split_seed", "data.limit", "data.image_size",
-    "train.passes", "train.seconds",
+    "train.passes", "train.seconds", "train.init",
 )  # fmt: skip
 """Sections and keys that all trials of a sweep share: where they run, how and on which images they
-are measured, and their budget."""
+are measured, their budget, and the weights from which they start."""
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ class Study:
         self.study = (load_study if reading else open_study)(config, folder, uid)
         if not reading:
             self._claim(uid)
-        self.seeds = Seeds(config, self.study)
+        self.seeds = Seeds(config, self.study, reading=reading)
         self._learns = config.tune.sampler in ("tpe", "gp")
         trials = self.study.get_trials(deepcopy=False)
         # With the same seed, the sampler would draw the points of the earlier start again.

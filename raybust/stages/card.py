@@ -110,6 +110,7 @@ def _how(trained: Trained) -> list[str]:
     budget, amount = config.train.budget
     return [
         *[f"- {line}" for line in described],
+        *([f"- started from the weights of `{start}`"] if (start := config.train.init) else []),
         f"- method `{config.method.key}`" + (f": {', '.join(told)}" if told else ""),
         f"- {config.train.optimizer}, learning rate {config.train.rate:g}, batch size"
         f" {config.train.batch_size}, {amount:g} {UNITS[budget]}, seed {config.seed}",

@@ -63,6 +63,7 @@ def measure(config: Config, entry: TrialRecord, folder: Path, echo: Echo) -> Tri
         folder: the sweep's.
         echo: prints a line.
     """
+    seed, before = 0, entry
     try:
         by_seed = []
         for seed in entry.seeds:
@@ -75,7 +76,7 @@ def measure(config: Config, entry: TrialRecord, folder: Path, echo: Echo) -> Tri
         if len(by_seed) > 1:
             entry = replace(entry, **over_seeds(by_seed), by_seed=tuple(by_seed))
     except OtherProtocolError as error:
-        name = f"{folder.name}/{entry.number}"
+        name = f"{folder.name}/{entry.number}" + f".{seed}" * bool(seed)
         reason = (
             f"{error}; use `raybust certify {name} --no-resume` (or evaluate) to measure it again,"
             " because --no-resume with this command restarts the search"
@@ -84,7 +85,10 @@ def measure(config: Config, entry: TrialRecord, folder: Path, echo: Echo) -> Tri
         reason = " ".join(str(error).split())[:_LONGEST] or type(error).__name__
     else:
         return replace(entry, reason=None)
-    echo(f"warning: trial {entry.number} could not be measured: {reason}")
+    if seed:  # figures of some seeds are not those of the trial
+        entry = before
+    name = f"trial {entry.number}" + f", seed {seed}," * bool(seed)
+    echo(f"warning: {name} could not be measured: {reason}")
     return replace(entry, reason=reason)
 
 

@@ -79,17 +79,18 @@ class Table:
     def seed(self, record: TrialRecord, running: int = 0) -> None:
         """Prints the mean of a configuration that has a further seed; arguments as in `row`."""
         self._note(record, running)
-        count, failed = len(record.values), f", {record.failed_seeds} failed"
+        count, failed = len(record.values), f", {len(record.failed)} failed"
         low, high = interval([goals[0] for goals in record.values])
+        means = [f"mean over the seeds [{number(low)}, {number(high)}]"] * (count > 1)
         self._write([
             str(record.number),
-            f"{count} seeds{failed * bool(record.failed_seeds)}",
+            f"{count} seed{'s' * (count != 1)}{failed * bool(record.failed)}",
             record.method,
             self._spent(record),
             number(record.value),
             number(self._best.value if self._best else None),
             number(record.metrics.get(ACCURACY)),
-            f"mean over the seeds [{number(low)}, {number(high)}]" if count > 1 else "",
+            "; ".join([*record.failed, *means]),
         ])  # fmt: skip
 
     def _note(self, record: TrialRecord, running: int) -> None:

@@ -126,7 +126,14 @@ def describe_sweep(board: Leaderboard, *, registered: bool) -> str:
         f"{board.state} Best by {board.metric}: trial {best.number}, {best.method},"
         f" {settings(best.point)}: {number(best.value)} on the validation part."
     ]
-    if best.log is not None:
+    figures = best.certified or {}
+    if best.by_seed and "certified/acr_low" in figures:
+        mean, low, high = (figures[f"certified/acr{end}"] for end in ("", "_low", "_high"))
+        lines.append(
+            f"On the test set: ACR {mean:.4f} [{low:.4f}, {high:.4f}], mean of"
+            f" {len(best.by_seed)} seeds."
+        )
+    elif best.log is not None:
         lines.append(f"On the test set: ACR {acr(read_log(best.log))}.")
     if registered:
         lines.append(

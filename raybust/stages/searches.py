@@ -76,6 +76,7 @@ def compare_searches(
         RequestError: the sweeps have other metrics or data, or no trial finished.
     """
     boards = [[board_of(sweep) for sweep in group] for group in groups]
+    _check_single(list(itertools.chain(*boards)))
     metric, mode = _goal(list(itertools.chain(*boards)))
     _check_data(list(itertools.chain(*groups)))
     _check_measured(list(itertools.chain(*groups)), metric)
@@ -99,6 +100,18 @@ def compare_searches(
     if any(len(group) == 1 for group in groups):
         notes.append("One search on a side: nothing can be said about others. Vary `seed`.")
     return Differences(tuple(rows), tuple(notes), (picture,))
+
+
+def _check_single(boards: Sequence[Leaderboard]) -> None:
+    """Rejects sweeps whose trials have several seeds: their passes and values are not those of the
+    order in which the trials began."""
+    for board in boards:
+        if any(len(entry.values) > 1 or entry.failed for entry in board.entries):
+            raise RequestError(
+                f"compare: {board.sweep} has trials of several seeds (tune.seeds), whose passes are"
+                f" not in the order of the trials; compare its trials, such as"
+                f" {board.sweep}/0,{board.sweep}/0.1"
+            )
 
 
 def _goal(boards: Sequence[Leaderboard]) -> tuple[str, str]:

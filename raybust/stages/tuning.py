@@ -73,7 +73,7 @@ def tune(
     dataset = data.load(config.data)
     images = dataset.shape, len(dataset.classes)
     check_finalists(config, *images, device=device_before(config, address))
-    size = _check_networks(config, space, dataset)
+    size = _check_networks(config, space, dataset, echo)
     out, plain = runs.out_folder(config), configuration.to_dict(config) | {SEARCH: block}
     folder = out / (config.name or f"sweep-{runs.fixed_digits(plain)}")
     inputs = initial.inputs_digest(config, dataset.digest)
@@ -105,10 +105,11 @@ def tune(
     return board
 
 
-def _check_networks(config: Config, space: Space, dataset: data.Dataset) -> int:
-    """Builds the sweep's network with its initial weights; returns the bytes of the largest one
-    that it may train."""
-    initial.initialize(assemble(config, dataset), config, dataset)
+def _check_networks(config: Config, space: Space, dataset: data.Dataset, echo: Echo) -> int:
+    """Builds the sweep's network with its initial weights and prints what they are; returns the
+    bytes of the largest one that it may train."""
+    for line in initial.initialize(assemble(config, dataset), config, dataset):
+        echo(line)
     return largest_network(config, space, dataset.shape, len(dataset.classes))
 
 
@@ -236,7 +237,7 @@ def _search(plan: sweep.Sweep, uri: str, echo: Echo) -> None:
     with Table(plan.config, echo, records) as table:
 
         def listener(record: TrialRecord, running: int) -> None:
-            if len(record.values) > 1 or record.failed_seeds:
+            if len(record.values) > 1 or record.failed:
                 table.seed(record, running)
             else:
                 table.row(record, running)

@@ -78,7 +78,7 @@ def initialize(network: nn.Module, config: Config, dataset: Dataset) -> list[str
     if source is None:
         return []
     path = _find(source, "train.init", config)
-    name = config.model.name.partition(".")[0]
+    name, lines = config.model.name.partition(".")[0], list[str]()
     new_head: Literal["of another shape", "always"] = "of another shape"
     library = models.pretrained(source) if models.is_pretrained(source) else None
     if library is not None and library.model != name:
@@ -89,14 +89,37 @@ def initialize(network: nn.Module, config: Config, dataset: Dataset) -> list[str
             raise _another(source, made, config)
         if manifest["classes"] != list(dataset.classes):
             new_head = "always"
+        lines = _seen_before(path.parent, source, dataset)
         path = path / checkpoint.WEIGHTS
+    built, own = _constants(network), config.model.mean is None
     try:
-        lines = models.load_weights(network, path, new_head=new_head)
+        lines += models.load_weights(network, path, new_head=new_head, normalization=own)
     except RequestError as error:
-        raise RequestError(*(f"train.init: {text}" for text in error.problems)) from None
-    if library is not None and config.model.mean is None:
-        lines += _normalize(network, library)
+        first, *others = error.problems
+        raise RequestError(f"train.init: {first}", *others) from None
+    if library is not None and own:
+        _normalize(network, library)
+    if _constants(network) != built:
+        lines.append(f"weights: their normalization, not the data's: {_constants(network)}")
     return lines
+
+
+def _seen_before(run: Path, source: str, dataset: Dataset) -> list[str]:
+    """Warns if a run was trained on other images or another split than those of now: images that
+    are held out now may be among them."""
+    known = runs.read_identity(run).data if (run / runs.IDENTITY).exists() else ""
+    if not known or known.partition("+")[0] == dataset.digest:
+        return []
+    return [
+        f"warning: train.init: {source} was trained on other images or another split; images that"
+        " are held out now may be among them"
+    ]
+
+
+def _constants(network: nn.Module) -> str:
+    """Returns the normalization of a network in words; "" without one."""
+    layers = (part.constants for part in network.modules() if isinstance(part, Normalize))
+    return next(layers, "")
 
 
 def _another(source: str, name: str, config: Config) -> RequestError:
@@ -106,14 +129,13 @@ def _another(source: str, name: str, config: Config) -> RequestError:
     )
 
 
-def _normalize(network: nn.Module, library: models.Pretrained) -> list[str]:
+def _normalize(network: nn.Module, library: models.Pretrained) -> None:
     """Sets the normalization that a library's weights were trained with, if the channels match."""
     layer = next((part for part in network.modules() if isinstance(part, Normalize)), None)
     if layer is None or layer.mean.numel() != len(library.mean):
-        return []
+        return
     layer.mean.copy_(torch.tensor(library.mean).reshape(-1, 1, 1))
     layer.std.copy_(torch.tensor(library.std).reshape(-1, 1, 1))
-    return [f"weights: normalization of {library.model}: {layer.constants}"]
 
 
 def embedding(config: Config, dataset: Dataset, device: torch.device | str) -> Embedding | None:

@@ -1,6 +1,7 @@
 """`raybust compare SWEEP1 SWEEP2`: best so far at equal passes, over seeds of the search."""
 
 import json
+from dataclasses import replace
 
 import kit
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from scipy import stats
 
 from raybust import config as configuration
+from raybust import methods
 from raybust.disk import runs
 from raybust.search.board import SEARCH
 from raybust.search.space import Space
@@ -124,3 +126,18 @@ def test_values_that_were_measured_differently_are_not_compared(tmp_path, cli):
     assert "certified_fast.n: 30 -> 3000" in done.err
     sweep(tmp_path, "rarely", [0.3, 0.4], certified_fast__n=30, certified_fast__every=0.5)
     assert cli("compare", "few", "rarely", "--out", tmp_path).code == 0
+
+
+def test_sweeps_of_several_seeds_are_not_compared_as_searches(tmp_path, cli):
+    one = sweep(tmp_path, "one", [0.3, 0.4])
+    sweep(tmp_path, "raced", [0.3, 0.4])
+    plain = runs.read_identity(tmp_path / "raced").config
+    config = configuration.from_dict({k: v for k, v in plain.items() if k != SEARCH}, methods.get)
+    config = replace(config, tune=replace(config.tune, seeds=3))
+    uid = runs.read_identity(tmp_path / "raced").uid
+    study = Study(config, Space.parse(BLOCK), tmp_path / "raced", uid)
+    study.seeds.end(0, 1, {"certified_fast/acr": 0.35, "validation/accuracy": 0.5})
+    done = cli("compare", one.name, "raced", "--out", tmp_path)
+    assert done.code == 2
+    assert "compare: raced has trials of several seeds" in done.err
+    assert "raced/0,raced/0.1" in done.err
