@@ -158,6 +158,23 @@ def test_the_same_command_repeats_nothing_and_gives_the_same_leaderboard(raced):
     assert plain["entries"][0]["values"] == [list(goals) for goals in board.entries[0].values]
 
 
+def test_a_seed_that_cannot_be_measured_leaves_its_trial_without_figures(raced, cli):
+    """Late in this file, because it certifies a seed anew under another protocol."""
+    out, board, _ = raced
+    number = board.finalists[0].number
+    done = cli("certify", f"race/{number}.1", "--out", out, "certify.seed=5", "--no-resume",
+               "certify.examples=30", "certify.n=200")  # fmt: skip
+    assert done.code == 0, done.err
+    report = cli("report", "race", "--out", out)
+    assert f"Trial {number}, seed 1: its certificates now give ACR" in report.out
+    again, said = run(out, *SETTINGS)
+    (entry,) = [entry for entry in again.entries if entry.number == number]
+    assert f"use `raybust certify race/{number}.1 --no-resume`" in entry.reason
+    assert (entry.accuracy, entry.certified, entry.by_seed) == (None, None, ())
+    assert any(f"trial {number}, seed 1, could not be measured" in line for line in said)
+    assert again.winner.number != number
+
+
 def test_an_interrupted_seed_is_finished_and_more_seeds_go_on(raced):
     """As after a kill: the study has the seed as running, its folder a checkpoint."""
     out, board, _ = raced
