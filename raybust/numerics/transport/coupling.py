@@ -65,12 +65,7 @@ def assignments(costs: Sequence[Tensor]) -> list[Tensor]:
             )
     if not costs:
         return []
-    ends = list(itertools.accumulate(cost.numel() for cost in costs))
-    host = torch.cat([cost.detach().flatten() for cost in costs]).cpu()
-    if not host.isfinite().all():
-        raise ValueError("cost: got NaN or infinite entries, expected numbers")
-    parts = torch.tensor_split(host, ends[:-1])
-    problems = [part.view(cost.shape).numpy() for part, cost in zip(parts, costs, strict=True)]
+    problems = [part.numpy() for part in on_host(costs)]
     threads = min(len(problems), torch.get_num_threads())
     if threads > 1 and max(len(problem) for problem in problems) >= _THREADED:
         with ThreadPoolExecutor(threads) as pool:
@@ -80,6 +75,22 @@ def assignments(costs: Sequence[Tensor]) -> list[Tensor]:
     joined = torch.from_numpy(np.concatenate(found))
     ends = list(itertools.accumulate(len(cost) for cost in costs))
     return list(torch.tensor_split(joined, ends[:-1]))
+
+
+def on_host(costs: Sequence[Tensor]) -> list[Tensor]:
+    """Returns the costs (n, m) of several problems on the CPU, in one copy.
+
+    Raises:
+        ValueError: an entry is not finite.
+    """
+    if not costs:
+        return []
+    ends = list(itertools.accumulate(cost.numel() for cost in costs))
+    host = torch.cat([cost.detach().flatten() for cost in costs]).cpu()
+    if not host.isfinite().all():
+        raise ValueError("cost: got NaN or infinite entries, expected numbers")
+    parts = torch.tensor_split(host, ends[:-1])
+    return [part.view(cost.shape) for part, cost in zip(parts, costs, strict=True)]
 
 
 def _assign(cost: NDArray[np.float64]) -> NDArray[np.int64]:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from raybust.numerics.transport.coupling import assignments, squared_distances
+from raybust.numerics.transport.coupling import assignments, on_host, squared_distances
 from raybust.numerics.transport.entropic import projection
 
 Group = tuple[Tensor, Tensor]
@@ -164,16 +164,21 @@ def projected(images: Tensor, groups: list[Group], entropy: float) -> Paths:
     Raises:
         ValueError: a point is NaN or infinite.
     """
-    found = join([(a, a) for a, _ in groups], images.device)
-    weights = torch.zeros(len(found.source), len(images), dtype=torch.float64, device=images.device)
+    device = images.device
+    found, costs = join([(a, a) for a, _ in groups], device), []
+    for group in groups:
+        a, b = (part.to(device, non_blocking=True) for part in group)
+        costs.append(squared_distances(images[a], images[b]))
+    weights = torch.zeros(len(found.source), len(images), dtype=torch.float64)
     start = 0
-    for a, b in groups:
-        a, b = (part.to(images.device, non_blocking=True) for part in (a, b))
-        shares = projection(squared_distances(images[a], images[b]), entropy)
-        weights[start : start + len(a), b] = shares
+    for (a, b), cost in zip(groups, on_host(costs), strict=True):
+        weights[start : start + len(a), b] = projection(cost, entropy)
         start += len(a)
     partner = weights.argmax(1) if len(weights) else found.partner
-    return found._replace(partner=partner, weights=weights.to(images.dtype))
+    return found._replace(
+        partner=partner.to(device, non_blocking=True),
+        weights=weights.to(images.dtype).to(device, non_blocking=True),
+    )
 
 
 def join(groups: list[Group], device: torch.device) -> Paths:
