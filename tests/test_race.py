@@ -167,11 +167,6 @@ def test_records_have_the_means_over_seeds_and_the_sum_of_the_passes(tmp_path):
         assert again.seeds.open() == []
 
 
-def seen_by(study, sampler):
-    trials, records = study.study.get_trials(), {r.number: r for r in study.records()}
-    return study.seeds.seen(trials, records, study._violations, sampler)
-
-
 def test_passes_of_failed_seeds_count(tmp_path):
     study = study_of(tmp_path)
     number = told(study, 0.3, **{"passes/forward": 10.0})
@@ -213,7 +208,7 @@ def test_the_sampler_sees_the_means(tmp_path):
     study = study_of(tmp_path)
     number = told(study, 0.9)
     study.seeds.end(number, 1, {ACR: 0.1, "validation/accuracy": 0.5})
-    seen = seen_by(study, optuna.samplers.RandomSampler())
+    seen = study.with_means(optuna.samplers.RandomSampler())
     assert [trial.value for trial in seen.get_trials()] == [0.5]
     assert seen.directions == study.study.directions
 
@@ -248,5 +243,5 @@ def test_a_constraint_is_seen_with_the_means(tmp_path):
     study = study_of(tmp_path, constraints=("validation/accuracy >= 0.6",))
     number = told(study, 0.9)
     study.seeds.end(number, 1, {ACR: 0.1, "validation/accuracy": 0.9})
-    (trial,) = seen_by(study, optuna.samplers.TPESampler()).get_trials()
+    (trial,) = study.with_means().get_trials()
     assert trial.constraints == pytest.approx({"validation/accuracy >= 0.6": -0.1})

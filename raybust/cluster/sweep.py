@@ -285,7 +285,7 @@ class StudySearch(Searcher):
             plain,
             str(folder),
             identity.uid,
-            name=f"{self._plan.job.name}/{number}" + f".{seed}" * bool(seed),
+            name=f"{self._plan.job.name}/{runs.trial_name(number, seed)}",
             parent=runs.read_identity(runs.trial_folder(self._plan.folder, number)).uid
             if seed
             else self._plan.job.uid,

@@ -17,7 +17,6 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,12 +47,8 @@ _RESUMABLE = (
     "tune.seeds",
     "tune.race_level",
 )
-_SCORING = ("certify.sigma", "certify.seed")
+SCORING = ("certify.sigma", "certify.seed")
 """Settings of `certify` that `certified_fast` uses: comparable epochs and trials share them."""
-_NOT_OF_VALUES = (
-    "certified_fast.every", "certified_fast.radii", "certified_fast.moment", "attacked_fast.every",
-)  # fmt: skip
-"""Settings of these sections on which no value of another metric depends."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +163,7 @@ def _difference(folder: Path, kind: str, plain: dict[str, Any], data: str) -> st
     if not changed:
         return ""
     advice = "choose another --name, or --no-resume to start over (the old run is kept)"
-    if set(changed) <= set(_SCORING):
+    if set(changed) <= set(SCORING):
         run = f"{folder.name}/NUMBER" if kind == "sweep" else folder.name
         given = " ".join(f"{key}=..." for key in changed)
         advice = (
@@ -177,26 +172,6 @@ def _difference(folder: Path, kind: str, plain: dict[str, Any], data: str) -> st
         )
     texts = "; ".join(differing[key] for key in changed)
     return f"exists with another configuration ({texts}); {advice}"
-
-
-def scoring_difference(
-    old: dict[str, Any], new: dict[str, Any], metrics: Sequence[str]
-) -> list[str]:
-    """Returns the settings under which two sweeps measured metrics differently, "key: old -> new".
-
-    Args:
-        old: configuration, as plain data.
-        new: likewise.
-        metrics: their names.
-    """
-    sections = {metric.partition("/")[0] for metric in metrics}
-    keys: list[str] = [name for name in ("certified_fast", "attacked_fast") if name in sections]
-    keys += _SCORING if "certified_fast" in sections else ()
-    return [
-        text
-        for text in configuration.difference(old, new)
-        if belongs(key := text.partition(":")[0], tuple(keys)) and key not in _NOT_OF_VALUES
-    ]
 
 
 def fixed_digits(plain: dict[str, Any]) -> str:
@@ -212,7 +187,7 @@ def fixed_digits(plain: dict[str, Any]) -> str:
 
 def _fixed(key: str) -> bool:
     """Returns whether a key must not change on resume."""
-    return key in _SCORING or not belongs(key, _RESUMABLE)
+    return key in SCORING or not belongs(key, _RESUMABLE)
 
 
 def check_writable(folder: Path, key: str = "out") -> None:
@@ -265,6 +240,17 @@ def trial_folder(sweep: Path, number: int, seed: int = 0) -> Path:
     return sweep / TRIALS / (f"{number:04d}" + f".{seed}" * bool(seed))
 
 
+def trial_name(number: int, seed: int = 0) -> str:
+    """Returns how commands name a trial of a sweep, "7", or one of its further seeds, "7.1"."""
+    return f"{number}.{seed}" if seed else str(number)
+
+
+def trial_of(folder: Path) -> str:
+    """Returns the name in its sweep, as `trial_name`, of the trial or seed that a folder holds."""
+    number, _, seed = folder.name.partition(".")
+    return trial_name(int(number), int(seed or 0))
+
+
 def seed_folders(sweep: Path, number: int) -> list[Path]:
     """Returns the folders of a trial and of its further seeds, those that exist, in order."""
     first = trial_folder(sweep, number)
@@ -277,8 +263,7 @@ def display_name(folder: Path) -> str:
     for its second seed."""
     if folder.parent.name != TRIALS:
         return folder.name
-    number, dot, seed = folder.name.partition(".")
-    return f"{folder.parent.parent.name}/{int(number)}{dot}{seed}"
+    return f"{folder.parent.parent.name}/{trial_of(folder)}"
 
 
 def by_uid(recorded: Path, uid: str, out: Path) -> Path:

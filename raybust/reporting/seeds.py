@@ -51,7 +51,7 @@ def _metrics(every: Sequence[Mapping[str, float]]) -> dict[str, float]:
                 [one[name] for one in every],
                 [(one[f"{name}_low"], one[f"{name}_high"]) for one in every],
             )
-            found |= {key: low, f"{name}_high": high}
+            found |= {key: max(low, 0.0), f"{name}_high": high}  # shares and radii
         elif not key.endswith("_high"):
             found[key] = math.fsum(values) / len(values)
     return found

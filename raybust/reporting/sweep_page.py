@@ -251,7 +251,8 @@ def _finalists(board: Leaderboard) -> list[str]:
     if (picture := board.folder / PICTURES / DIFFERENCE).exists():
         caption = (
             "The best finalist minus each other one; where a band is above zero, the best certifies"
-            " more images at that radius. The bands hold at all radii together."
+            " more images at that radius. The bands hold at all radii together"
+            f"{'' if any(entry.by_seed for entry in board.finalists) else ', for one seed each'}."
         )
         parts.append(page.picture(picture, "Difference in certified accuracy", caption))
     return parts
@@ -270,19 +271,14 @@ def _pictures(pictures: Sequence[Picture], interactive: bool) -> list[str]:
 
 
 def _failures(board: Leaderboard) -> str:
-    failed = [entry for entry in board.others if entry.state == "FAIL"]
-    seeds = [(entry, text) for entry in board.entries for text in entry.failed]
-    if not failed and not seeds:
+    failed = [(e, e.reason or "unknown reason") for e in board.others if e.state == "FAIL"]
+    failed += [(e, text) for e in board.entries for text in e.failed]
+    if not failed:
         return page.text("No trial failed.") if every(board) else ""
     heads = [[("trial", "number", 1), ("method", "", 1), ("settings", "text", 1), ("why", "", 1)]]
     rows = [
-        [(str(e.number), "number"), (e.method, ""), (settings(e.point), "text"),
-         (e.reason or "unknown reason", "text")]
-        for e in failed
-    ]  # fmt: skip
-    rows += [
-        [(str(e.number), "number"), (e.method, ""), (settings(e.point), "text"), (text, "text")]
-        for e, text in seeds
+        [(str(e.number), "number"), (e.method, ""), (settings(e.point), "text"), (why, "text")]
+        for e, why in failed
     ]
     return page.table(heads, rows)
 

@@ -25,7 +25,7 @@ from raybust.errors import RequestError
 from raybust.search.leaderboard import NAME, UNITS, Leaderboard
 from raybust.search.records import TrialRecord, ranked
 from raybust.search.space import Space
-from raybust.search.study import EARLIER, Study
+from raybust.search.study import Study
 from raybust.track.environment import ENVIRONMENT, environment
 from raybust.track.journal import text_of
 
@@ -125,30 +125,19 @@ def importances(study: Study) -> dict[str, float]:
 
     Keys with too few trials get 0, such as those of a method that was tried once.
     """
-    complete = [
-        trial
-        for trial in study.study.get_trials(states=(optuna.trial.TrialState.COMPLETE,))
-        if EARLIER not in trial.user_attrs
-    ]
+    own = {record.number for record in study.records()}  # not those of a warm start
+    states = (optuna.trial.TrialState.COMPLETE,)
+    complete = [t for t in study.with_means().get_trials(states=states) if t.number in own]
     if len(complete) < _FEWEST or len({trial.values[0] for trial in complete}) < 2:
         return {}
     # With a custom target Optuna assumes lower is better, and warns.
     sign = -1 if study.study.directions[0] == optuna.study.StudyDirection.MAXIMIZE else 1
-    means = {record.number: record.value for record in study.records()}
-    own = optuna.create_study(directions=study.study.directions)
-    for trial in complete:
-        first, *others = trial.values
-        mean = means.get(trial.number)
-        own.add_trial(
-            optuna.trial.create_trial(
-                values=[first if mean is None else mean, *others], params=trial.params,
-                distributions=trial.distributions,
-            )
-        )  # fmt: skip
+    view = optuna.create_study(directions=study.study.directions)
+    view.add_trials(complete)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = optuna.importance.get_param_importances(
-            own, target=lambda trial: sign * trial.values[0]
+            view, target=lambda trial: sign * trial.values[0]
         )
     return {key: float(value) for key, value in found.items()}
 

@@ -1,4 +1,4 @@
-"""Checks that trials report the metrics a sweep optimizes.
+"""Checks that trials report the metrics a sweep optimizes, and that sweeps measured them alike.
 
 Rejects metrics that nothing logs, that are never measured, or measured too rarely for early
 stopping, and finalists that would not be measured on the test set.
@@ -7,15 +7,24 @@ stopping, and finalists that would not be measured on the test set.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from typing import Any
 
+from raybust import config as configuration
 from raybust import methods
 from raybust.config import Config
 from raybust.config.measured import SECTIONS, measured
+from raybust.disk.runs import SCORING, belongs
 from raybust.errors import RequestError, unknown
 from raybust.search.space import Space
 
 _CHEAP = ("certified_fast", "attacked_fast")
 """Sections that are not measured every epoch, as validation is."""
+
+_NOT_OF_VALUES = (
+    "certified_fast.every", "certified_fast.radii", "certified_fast.moment", "attacked_fast.every",
+)  # fmt: skip
+"""Settings of these sections on which no value of another metric depends."""
 
 _LATEST = 0.5
 """Share of the budget by which a scheduler must have seen its metric: stopping a trial later saves
@@ -108,4 +117,24 @@ def _not_of_the_test_set(config: Config) -> list[str]:
         f" tune.finalists=0 and then run `raybust {key} SWEEP/NUMBER {key}.split={split}`"
         for key in ("certify", "evaluate")
         if (split := getattr(config, key).split) != "test"
+    ]
+
+
+def scoring_difference(
+    old: dict[str, Any], new: dict[str, Any], metrics: Sequence[str]
+) -> list[str]:
+    """Returns the settings under which two sweeps measured metrics differently, "key: old -> new".
+
+    Args:
+        old: configuration, as plain data.
+        new: likewise.
+        metrics: their names.
+    """
+    sections = {metric.partition("/")[0] for metric in metrics}
+    keys: list[str] = [name for name in _CHEAP if name in sections]
+    keys += SCORING if "certified_fast" in sections else ()
+    return [
+        text
+        for text in configuration.difference(old, new)
+        if belongs(key := text.partition(":")[0], tuple(keys)) and key not in _NOT_OF_VALUES
     ]

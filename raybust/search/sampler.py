@@ -6,6 +6,7 @@ sampler so that it does not repeat the points of the earlier start.
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import optuna
@@ -59,6 +60,12 @@ def make_sampler(config: Config, space: Space, seed: int) -> optuna.samplers.Bas
     if part.sampler == "grid":
         return Grid({d.name: d.grid() for d in space.domains}, seed=config.seed)
     return samplers.RandomSampler(seed=seed)
+
+
+def seed_after(config: Config, *drawn: int) -> int:
+    """Returns the seed of a sampler that follows on what was drawn so far, by its numbers."""
+    text = "/".join(map(str, (config.seed, *drawn)))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest())
 
 
 def check_sampler(config: Config, space: Space) -> None:

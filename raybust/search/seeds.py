@@ -7,7 +7,7 @@ study, one for each network. A sampler that learns from values sees the means.
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -50,23 +50,28 @@ class Seeds:
         self._signs = {
             key: 1.0 if mode == "max" else -1.0 for key, mode in self._part.directions().items()
         }
-        self._known: dict[tuple[int, int], dict[str, Any]] = {}
+        self._known: defaultdict[int, dict[int, dict[str, Any]]] = defaultdict(dict)
         for key, entry in study.user_attrs.items():
             if key.startswith(_PREFIX):
                 number, seed = key.removeprefix(_PREFIX).split("/")
-                self._known[int(number), int(seed)] = entry
+                self._known[int(number)][int(seed)] = entry
 
     def __bool__(self) -> bool:
         """Whether a configuration has a further seed, perhaps in training."""
-        return bool(self._known)
+        return len(self) > 0
 
     def __len__(self) -> int:
         """The number of further seeds, those in training included."""
-        return len(self._known)
+        return sum(map(len, self._known.values()))
 
     def open(self) -> list[tuple[int, int]]:
         """Returns configuration and index of the seeds in training."""
-        return [key for key, entry in self._known.items() if entry["state"] == "RUNNING"]
+        return [
+            (number, seed)
+            for number, own in self._known.items()
+            for seed, entry in own.items()
+            if entry["state"] == "RUNNING"
+        ]
 
     def begin(self, number: int, seed: int) -> None:
         """Records that a seed is in training.
@@ -95,8 +100,7 @@ class Seeds:
         """
         if record.state != "COMPLETE":
             return record
-        own = {seed: entry for (number, seed), entry in sorted(self._known.items())
-               if number == record.number}  # fmt: skip
+        own = dict(sorted(self._known.get(record.number, {}).items()))
         good = {seed: e["metrics"] for seed, e in own.items() if e["state"] == "COMPLETE"}
         every = [record.metrics, *good.values()]
         values = tuple(tuple(float(one[key]) for key in self._signs) for one in every)
@@ -141,8 +145,8 @@ class Seeds:
         Args:
             records: merged ones.
         """
-        race, begun = self._race(records), Counter(number for number, _ in self._known)
-        started = {number: 1 + begun[number] for number in race.runs}
+        race = self._race(records)
+        started = {number: 1 + len(self._known.get(number, ())) for number in race.runs}
         number = race.next_seed(started, self._most)
         return None if number is None else (number, started[number])
 
@@ -151,15 +155,15 @@ class Seeds:
         trials: Sequence[FrozenTrial],
         records: Mapping[int, TrialRecord],
         violations: Callable[[dict[str, float]], dict[str, float]],
-        sampler: optuna.samplers.BaseSampler,
+        sampler: optuna.samplers.BaseSampler | None,
     ) -> optuna.Study:
-        """Returns the study as a sampler is to see it: with the means over seeds as values.
+        """Returns the study in memory, with the means over seeds as values of its trials.
 
         Args:
             trials: of the study.
             records: merged ones of those trials that have a point, by number.
             violations: metrics to the violation of each constraint.
-            sampler: a new one, as Optuna's belong to one study each.
+            sampler: of the new study.
         """
         view = optuna.create_study(directions=self._study.directions, sampler=sampler)
         for trial in trials:
@@ -194,5 +198,5 @@ class Seeds:
         return Race(runs, self._level)
 
     def _write(self, number: int, seed: int, entry: dict[str, Any]) -> None:
-        self._known[number, seed] = entry
+        self._known[number][seed] = entry
         self._study.set_user_attr(f"{_PREFIX}{number}/{seed}", entry)

@@ -6,7 +6,6 @@ numbers. States are Optuna's: COMPLETE, PRUNED (stopped early), FAIL (NaN, error
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 import warnings
@@ -21,7 +20,7 @@ from raybust.config import Config
 from raybust.errors import RequestError
 from raybust.search.database import load_study, one_line, open_study
 from raybust.search.records import FINISHED, TrialRecord, front
-from raybust.search.sampler import Grid, make_sampler
+from raybust.search.sampler import Grid, make_sampler, seed_after
 from raybust.search.seeds import Seeds
 from raybust.search.space import Point, Space
 
@@ -91,7 +90,7 @@ class Study:
         self._learns = config.tune.sampler in ("tpe", "gp")
         trials = self.study.get_trials(deepcopy=False)
         # With the same seed, the sampler would draw the points of the earlier start again.
-        self.study.sampler = make_sampler(config, space, _seed(config, len(trials)))
+        self.study.sampler = make_sampler(config, space, seed_after(config, len(trials)))
         self._open: dict[int, optuna.Trial] = {}
         self._pending: dict[int, _Pending] = {}
         for point in first:
@@ -232,17 +231,24 @@ class Study:
         complete = [r for r in self.records() if r.state == "COMPLETE" and r.feasible is not False]
         return [record.number for record in front(complete, self._directions)]
 
+    def with_means(self, sampler: optuna.samplers.BaseSampler | None = None) -> optuna.Study:
+        """Returns the study in memory, with the means over seeds as values of its trials.
+
+        Args:
+            sampler: that is to see them; a new one, as Optuna's belong to one study each.
+        """
+        trials = self.study.get_trials(deepcopy=False)
+        records = {t.number: self._merged(t) for t in trials if POINT in t.user_attrs}
+        return self.seeds.seen(trials, records, self._violations, sampler)
+
     def _propose_by_means(self) -> None:
         """Enqueues what the sampler proposes when it sees the means over seeds, unless other points
         wait."""
         trials = self.study.get_trials(deepcopy=False)
         if any(trial.state == TrialState.WAITING for trial in trials):
             return
-        records = {t.number: self._merged(t) for t in trials if POINT in t.user_attrs}
-        sampler = make_sampler(
-            self._config, self.space, _seed(self._config, len(trials), len(self.seeds))
-        )
-        asked = self.seeds.seen(trials, records, self._violations, sampler).ask()
+        seed = seed_after(self._config, len(trials), len(self.seeds))
+        asked = self.with_means(make_sampler(self._config, self.space, seed)).ask()
         self.space.suggest(asked)
         self.study.enqueue_trial(asked.params, user_attrs={PROPOSED: True})
 
@@ -339,9 +345,3 @@ class Study:
             feasible=self._feasible(metrics),
             reason=trial.user_attrs.get(REASON),
         )
-
-
-def _seed(config: Config, *drawn: int) -> int:
-    """Returns the seed of a sampler that follows on what was drawn so far."""
-    text = "/".join(map(str, (config.seed, *drawn)))
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest())

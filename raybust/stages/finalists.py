@@ -76,7 +76,7 @@ def measure(config: Config, entry: TrialRecord, folder: Path, echo: Echo) -> Tri
         if len(by_seed) > 1:
             entry = replace(entry, **over_seeds(by_seed), by_seed=tuple(by_seed))
     except OtherProtocolError as error:
-        name = f"{folder.name}/{entry.number}" + f".{seed}" * bool(seed)
+        name = f"{folder.name}/{runs.trial_name(entry.number, seed)}"
         reason = (
             f"{error}; use `raybust certify {name} --no-resume` (or evaluate) to measure it again,"
             " because --no-resume with this command restarts the search"

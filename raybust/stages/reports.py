@@ -171,9 +171,7 @@ def _trial_label(result: Path, named: Path) -> str:
     """Returns "trial 7 " for a result of a trial of the sweep that the command names, else ""."""
     home = result.parent.parent
     return (
-        f"trial {runs.display_name(home).rpartition('/')[2]} "
-        if home.parent.name == runs.TRIALS and home != named
-        else ""
+        f"trial {runs.trial_of(home)} " if home.parent.name == runs.TRIALS and home != named else ""
     )
 
 

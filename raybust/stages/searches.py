@@ -18,6 +18,7 @@ from raybust.disk import runs
 from raybust.errors import RequestError
 from raybust.reporting.differences import Difference, Differences, plot_searches
 from raybust.search.board import board_of
+from raybust.search.goals import scoring_difference
 from raybust.search.leaderboard import Leaderboard
 from raybust.significance import LEVEL, Decision, compare_values, decide
 
@@ -134,7 +135,7 @@ def _check_measured(folders: Sequence[Path], metric: str) -> None:
     """Rejects sweeps that measured their metric under different settings."""
     first, *others = folders
     for other in others:
-        changed = runs.scoring_difference(
+        changed = scoring_difference(
             runs.read_identity(first).config, runs.read_identity(other).config, [metric]
         )
         if changed:

@@ -24,6 +24,7 @@ from raybust.errors import RequestError, WorkError
 from raybust.reporting.sweep_page import publish
 from raybust.search.board import SEARCH, make_board, write_space
 from raybust.search.database import check_storage
+from raybust.search.goals import scoring_difference
 from raybust.search.leaderboard import Leaderboard
 from raybust.search.records import FINISHED, TrialRecord
 from raybust.search.space import Point, Space
@@ -122,7 +123,7 @@ def _check_earlier(folder: Path, plain: dict[str, Any], inputs: str, dataset: da
         if (newest := checkpoint.newest(trial)) is None:
             continue
         manifest, whole = checkpoint.read_manifest(newest), checkpoint.has_weights(newest)
-        earlier, name = manifest["config"], f"trial {trial.name.lstrip('0') or 0} of {folder.name}"
+        earlier, name = manifest["config"], f"trial {runs.trial_of(trial)} of {folder.name}"
         if json.dumps(earlier["model"]["name"]) not in asked:
             models.check_installed(earlier["model"]["name"], name)
         config = configuration.from_dict(earlier, methods.get)
@@ -186,7 +187,7 @@ def _warm_start(
         identity = runs.read_identity(runs.find(name, runs.out_folder(config)))
         if identity.data and identity.data != dataset.digest:
             echo(f"warning: sweep {name} used other data")
-        changed = runs.scoring_difference(
+        changed = scoring_difference(
             identity.config, configuration.to_dict(config), list(config.tune.directions())
         )
         if changed:

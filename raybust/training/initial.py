@@ -35,13 +35,7 @@ def check(config: Config) -> None:
     Raises:
         RequestError: a source does not exist, or is a run without a checkpoint.
     """
-    sources = {
-        "train.init": config.train.init,
-        "method.embedding": config.method.embedded_by(),
-    }
-    for key, source in sources.items():
-        if source is not None:
-            _find(source, key, config)
+    _places(config)
 
 
 def inputs_digest(config: Config, data: str) -> str:
@@ -52,15 +46,18 @@ def inputs_digest(config: Config, data: str) -> str:
         config: names the weights.
         data: digest of the dataset.
     """
+    found = []
+    for path in _places(config):
+        with (path / checkpoint.WEIGHTS if path.is_dir() else path).open("rb") as file:
+            found.append(hashlib.file_digest(file, "sha256").hexdigest()[:16])
+    return "+".join([data, *found])
+
+
+def _places(config: Config) -> list[Path]:
+    """Returns where the weights lie that a run takes from others."""
     sources = (("train.init", config.train.init),
                ("method.embedding", config.method.embedded_by()))  # fmt: skip
-    found = []
-    for key, source in sources:
-        if source is not None:
-            path = _find(source, key, config)
-            with (path / checkpoint.WEIGHTS if path.is_dir() else path).open("rb") as file:
-                found.append(hashlib.file_digest(file, "sha256").hexdigest()[:16])
-    return "+".join([data, *found])
+    return [_find(source, key, config) for key, source in sources if source is not None]
 
 
 def initialize(network: nn.Module, config: Config, dataset: Dataset) -> list[str]:
@@ -116,10 +113,14 @@ def _seen_before(run: Path, source: str, dataset: Dataset) -> list[str]:
     ]
 
 
+def _normalization(network: nn.Module) -> Normalize | None:
+    return next((part for part in network.modules() if isinstance(part, Normalize)), None)
+
+
 def _constants(network: nn.Module) -> str:
     """Returns the normalization of a network in words; "" without one."""
-    layers = (part.constants for part in network.modules() if isinstance(part, Normalize))
-    return next(layers, "")
+    layer = _normalization(network)
+    return "" if layer is None else layer.constants
 
 
 def _another(source: str, name: str, config: Config) -> RequestError:
@@ -131,7 +132,7 @@ def _another(source: str, name: str, config: Config) -> RequestError:
 
 def _normalize(network: nn.Module, library: models.Pretrained) -> None:
     """Sets the normalization that a library's weights were trained with, if the channels match."""
-    layer = next((part for part in network.modules() if isinstance(part, Normalize)), None)
+    layer = _normalization(network)
     if layer is None or layer.mean.numel() != len(library.mean):
         return
     layer.mean.copy_(torch.tensor(library.mean).reshape(-1, 1, 1))

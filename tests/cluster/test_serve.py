@@ -300,11 +300,14 @@ def test_the_page_shows_class_and_radius(server, images, tmp_path):
         wait_for(
             tab, "document.readyState == 'complete' && !document.getElementById('access').hidden"
         )
+        assert tab.evaluate("document.getElementById('result').offsetHeight") == 0
+        wait_for(tab, "document.getElementById('error').textContent.startsWith('Enter the token')")
         tab.evaluate(f"document.getElementById('token').value = '{TOKEN}'")
         tab.evaluate("document.getElementById('enter').click()")
         wait_for(tab, "document.getElementById('name').textContent == 'mine'")
         tab.choose("#file", path)
         wait_for(tab, "document.querySelectorAll('#copies canvas').length == 6")
+        assert tab.evaluate("document.getElementById('result').offsetHeight") > 0
         assert tab.evaluate("document.getElementById('label').textContent") == answers[at]["label"]
         assert "No change within" in tab.evaluate("document.getElementById('meaning').textContent")
         assert tab.evaluate("document.querySelectorAll('#votes .bar').length") >= 1
@@ -314,6 +317,7 @@ def test_the_page_shows_class_and_radius(server, images, tmp_path):
         (tmp_path / "broken.png").write_text("no image")
         tab.choose("#file", tmp_path / "broken.png")
         wait_for(tab, "document.getElementById('error').textContent.includes('no image')")
+        assert tab.evaluate("document.getElementById('result').offsetHeight") == 0
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
