@@ -13,7 +13,7 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,7 @@ def _start(ray: Any, options: dict[str, Any]) -> None:
     for left in reversed(range(_STARTS)):
         before = psutil.Process().children(recursive=True)
         try:
-            with _environment(), _on_loopback():
+            with _environment(), _on_loopback(), _without(_unused(options)):
                 ray.init(address="local", _temp_dir=str(folder), **options)
             return
         except Exception as error:
@@ -121,6 +121,33 @@ def _on_loopback() -> Iterator[None]:
         yield
     finally:
         services.resolve_ip_for_localhost = before
+
+
+def _unused(options: Mapping[str, Any]) -> list[str]:
+    """Returns which servers of Ray's nobody asks here, as the methods that start them: the
+    autoscaler's; that which forwards the workers' output, unless it is shown; without a dashboard
+    its server, which then only reports usage, while `ray.init` waits for it."""
+    asked = {
+        "start_monitor": False,
+        "start_log_monitor": options.get("log_to_driver", True),
+        "start_api_server": options.get("include_dashboard", True),
+    }
+    return [start for start, used in asked.items() if not used]
+
+
+@contextmanager
+def _without(starts: Iterable[str]) -> Iterator[None]:
+    """Keeps Ray from starting some of its servers inside the context."""
+    from ray._private.node import Node
+
+    before = {name: getattr(Node, name) for name in starts}
+    for name in before:
+        setattr(Node, name, lambda node, **options: None)
+    try:
+        yield
+    finally:
+        for name, start in before.items():
+            setattr(Node, name, start)
 
 
 def session_folder() -> Path:

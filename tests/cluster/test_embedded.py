@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -44,6 +45,17 @@ def test_everything_listens_on_loopback_only(cluster):
     }
     assert places
     assert places <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
+
+
+def test_no_server_runs_that_nobody_asked_for(cluster):
+    """The session of the tests shows a dashboard, but no output of its workers."""
+    running = {
+        Path(word).name
+        for child in psutil.Process().children(recursive=True)
+        for word in child.cmdline()[:4]
+    }
+    assert {"gcs_server", "raylet", "dashboard.py"} <= running
+    assert not running & {"monitor.py", "log_monitor.py"}
 
 
 @pytest.mark.parametrize("token", ["", "0" * 64], ids=["no token", "another token"])

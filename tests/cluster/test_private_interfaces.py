@@ -22,7 +22,7 @@ TRIED = ("2.60.",)
 
 PLACES = {
     "autoscaler.py": "node types from the autoscaler's own file, or KubeRay's: test_growth.py",
-    "embedded.py": "servers on loopback: test_embedded.py",
+    "embedded.py": "servers on loopback, and none unasked: test_embedded.py",
     "scheduler.py": "schedulers that replay earlier starts: test_scheduler.py, test_resume.py",
     "worker.py": "Ray Train's list of checkpoints: test_lost.py (drill)",
 }
