@@ -20,7 +20,9 @@ from raybust.numerics.attacks import (
     square,
     targeted_dlr,
 )
+from raybust.numerics.attacks.square import _bump, _draws, _side, _square, _stripes, _tiles
 from raybust.numerics.balls import Threat
+from raybust.numerics.balls.source import uniform
 
 NORMS = ("linf", "l2", "l1")
 DUAL = {"linf": 1, "l2": 2, "l1": math.inf}
@@ -210,6 +212,41 @@ def test_a_batch_and_its_examples_alone_give_the_same(norm, attack):
         assert single.fooled[0] == whole.fooled[at]
         assert single.step[0] == whole.step[at]
         torch.testing.assert_close(single.images[0], whole.images[at], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_square_is_the_search_of_one_query_at_a_time(norm):
+    network, images, labels = labeled(6, classes=5)
+    threat = Threat(norm, {"linf": 0.03, "l2": 0.15, "l1": 0.4}[norm])
+    queries, passes = 260, []
+
+    def counted(points):
+        passes.append(len(points))
+        return network(points)
+
+    found = square(counted, images, labels, threat, generators(6), queries=queries)
+    assert 0 < found.fooled.sum() < 6
+    assert len(passes) < queries / 2
+    start, propose = (_stripes, _square) if norm == "linf" else (_tiles, _bump)
+    for at, source in enumerate(generators(6)):
+        image, label, best = images[at : at + 1], labels[at : at + 1], -math.inf
+        delta = proposal = start(image, threat, [source])
+        for number in range(queries):
+            if number:
+                if (number - 1) % 100 == 0:
+                    table = uniform(image.new_empty(1, 100, _draws(image)), [source])
+                side = _side(number / queries, image, threat)
+                proposal = propose(delta, image, threat, table[:, (number - 1) % 100], side)
+            logits = network(image + proposal)
+            loss = margin(logits, label).item()
+            if loss > best:
+                delta, best = proposal, loss
+            if logits.argmax() != label:
+                break
+        fooled = best > 0
+        assert bool(found.fooled[at]) == fooled
+        assert found.step[at] == (number if fooled else -1)
+        torch.testing.assert_close(found.images[at], image[0] + delta[0], rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("norm", NORMS)

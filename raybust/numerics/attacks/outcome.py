@@ -80,7 +80,7 @@ class Outcome:
         logits: Tensor,
         labels: Tensor,
         *,
-        step: int,
+        step: int | Tensor,
         loss: Tensor,
     ) -> Tensor:
         """Records the network's outputs at some points; returns which of their examples are fooled
@@ -91,7 +91,7 @@ class Outcome:
             points: (R, C, H, W), one per example, in the ball.
             logits: (R, K) at the points.
             labels: int64 (R,).
-            step: steps of this run so far.
+            step: steps of this run so far, of all examples or (R,).
             loss: (R,) at the points.
         """
         before = self.fooled[rows]
@@ -100,7 +100,7 @@ class Outcome:
         column = kept.reshape(-1, *[1] * (points.ndim - 1))
         self.images[rows] = torch.where(column, points, self.images[rows])
         self.loss[rows] = torch.where(kept, loss, self.loss[rows])
-        self.step[rows] = self.step[rows].masked_fill(fooled, step)
+        self.step[rows] = torch.where(fooled, step, self.step[rows])
         self.fooled[rows] = fooled | before
         return fooled | before
 

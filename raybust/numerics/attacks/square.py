@@ -3,12 +3,17 @@
 Andriushchenko et al. (2020, arXiv:1912.00049) for Linf and L2, Croce and Hein (2021,
 arXiv:2103.01208) for L1. If it beats gradients, gradients are masked. Each example draws its
 windows from its own generator.
+
+Few queries raise the loss, so several are tried at once, as if none of them did. What follows the
+first that does is thrown away: the search is that of one query at a time, in fewer passes.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from functools import lru_cache
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -23,7 +28,10 @@ _AREA = 0.8
 _HALVINGS = tuple(count / 5000 for count in (10, 50, 200, 500, 1000, 2000, 4000))
 """Shares of the queries after which the window area is halved, as in AutoAttack."""
 _DRAWN_AHEAD = 100
-_CROWDED = 0.25
+_IMAGES, _PIXELS = 256, 2**20
+"""Most images and pixels of a batch of queries; the attacked batch may have more (our choice)."""
+_FEW, _MANY = 0.25, 0.5
+"""Shares of examples whose loss rose, between which the number of queries at once stays."""
 _FADE = {"l2": 2, "l1": 4}
 _TINY = 1e-12
 
@@ -46,43 +54,109 @@ def square(
         labels: int64 (B,).
         threat: allowed perturbations.
         source: source of randomness, one generator or one per example.
-        queries: maximum forward passes per example, >= 1.
+        queries: maximum forward passes per example, >= 1; those thrown away do not count.
 
     Raises:
         RequestError: fewer than one query.
     """
     at_least_one(queries=queries)
-    outcome = Outcome.begin(images)
-    rows = torch.arange(len(images), device=images.device)
-    clean, truth = images, labels
-    delta = _stripes(clean, threat, source) if threat.norm == "linf" else _tiles(
-        clean, threat, source)  # fmt: skip
-    best = torch.full_like(outcome.loss, -torch.inf)
-    proposal, table = delta, torch.empty(0)
-    for number in range(queries):
-        if number:
-            at = (number - 1) % _DRAWN_AHEAD
-            if at == 0:
-                table = uniform(clean.new_empty(len(rows), _DRAWN_AHEAD, _draws(clean)), source)
-            side = _side(number / queries, clean, threat)
-            propose = _square if threat.norm == "linf" else _bump
-            proposal = propose(delta, clean, threat, table[:, at], side)
-        point = clean + proposal
-        logits = network(point)
-        loss = margin(logits, truth)
-        better = (loss > best).reshape(-1, 1, 1, 1)
-        delta, best = torch.where(better, proposal, delta), torch.maximum(best, loss)
-        done = outcome.see(rows, point, logits, truth, step=number, loss=loss)
-        share, _ = read(logits, done)
-        if share == 1:
+    search = _Search(network, images, labels, threat, source)
+    for first, count, side in _stretches(queries, images, threat):
+        if not search.narrow():
             break
-        if share > _CROWDED:
-            left = (~done).nonzero().flatten()
-            rows, clean, truth, delta, best = (
-                part[left] for part in (rows, clean, truth, delta, best)
-            )
-            table, source = table[left] if number else table, select(source, left)
-    return outcome
+        search.advance(first, count, side)
+    return search.outcome
+
+
+def _stretches(queries: int, images: Tensor, threat: Threat) -> Iterator[tuple[int, int, int]]:
+    """Yields (first query, number of queries, window side) of the runs of queries after the start
+    that share a side and a table of draws."""
+
+    def shared(number: int) -> tuple[int, int]:
+        return _side(number / queries, images, threat), (number - 1) // _DRAWN_AHEAD
+
+    for (side, _), group in groupby(range(1, queries), shared):
+        numbers = list(group)
+        yield numbers[0], len(numbers), side
+
+
+class _Search:
+    """The state of the search: of each open example the best perturbation and its loss."""
+
+    def __init__(
+        self, network: Network, images: Tensor, labels: Tensor, threat: Threat, source: Source
+    ) -> None:
+        self.network, self.threat, self.source = network, threat, source
+        self.outcome = Outcome.begin(images)
+        self.rows = torch.arange(len(images), device=images.device)
+        self.clean, self.truth = images, labels
+        start = _stripes if threat.norm == "linf" else _tiles
+        self.propose = _square if threat.norm == "linf" else _bump
+        self.delta = start(images, threat, source)
+        self.most = max(len(images), min(_IMAGES, _PIXELS // images[0].numel()))
+        self.at_once = 1
+        self.table = torch.empty(0)
+        points = images + self.delta
+        logits = network(points)
+        self.best = margin(logits, labels)
+        self.done = self.outcome.see(self.rows, points, logits, labels, step=0, loss=self.best)
+        read(logits, self.done)
+
+    def narrow(self) -> bool:
+        """Drops the examples that are done; returns whether any is left."""
+        left = (~self.done).nonzero().flatten()
+        if len(left) < len(self.rows):
+            self.source = select(self.source, left)
+            for name in ("rows", "clean", "truth", "delta", "best", "done"):
+                setattr(self, name, getattr(self, name)[left])
+            if len(self.table):
+                self.table = self.table[left]
+        return len(left) > 0
+
+    def advance(self, first: int, count: int, side: int) -> None:
+        """Spends a stretch of queries: every open example goes through it at its own pace."""
+        start = (first - 1) % _DRAWN_AHEAD
+        if start == 0:
+            like = self.clean.new_empty(len(self.rows), _DRAWN_AHEAD, _draws(self.clean))
+            self.table = uniform(like, self.source)
+        table = self.table[:, start : start + count]
+        used = torch.zeros_like(self.rows)
+        while len(live := ((used < count) & ~self.done).nonzero().flatten()):
+            left = count - int(used[live].min())
+            number = max(min(self.at_once, self.most // len(live), left), 1)
+            ahead = used[live, None] + torch.arange(number, device=live.device)
+            draws = table[live[:, None], ahead.clamp(max=count - 1)]
+            used[live] = self._try(live, ahead, draws, valid=ahead < count, side=side, first=first)
+
+    def _try(
+        self, live: Tensor, ahead: Tensor, draws: Tensor, *, valid: Tensor, side: int, first: int
+    ) -> Tensor:
+        """Tries some queries of each live example on its present perturbation, and keeps the first
+        that raises its loss; returns how many queries of the stretch it has used then."""
+        number = ahead.shape[1]
+        clean, truth = (x[live].repeat_interleave(number, 0) for x in (self.clean, self.truth))
+        delta = self.delta[live].repeat_interleave(number, 0)
+        proposals = self.propose(delta, clean, self.threat, draws.flatten(0, 1), side)
+        points = clean + proposals
+        logits = self.network(points)
+        loss = margin(logits, truth)
+        better = (loss > self.best[live].repeat_interleave(number)) | (logits.argmax(1) != truth)
+        better = better.reshape(valid.shape) & valid
+        raised, which = better.any(1), better.long().argmax(1)
+        picked = torch.arange(len(live), device=live.device) * number + which
+        self.done[live] = self.outcome.see(
+            self.rows[live], points[picked], logits[picked], self.truth[live],
+            step=first + ahead.gather(1, which[:, None])[:, 0], loss=loss[picked],
+        )  # fmt: skip
+        column = raised.reshape(-1, 1, 1, 1)
+        self.delta[live] = torch.where(column, proposals[picked], self.delta[live])
+        self.best[live] = torch.where(raised, loss[picked], self.best[live])
+        share, _ = read(logits, raised)
+        if share < _FEW:
+            self.at_once = min(2 * self.at_once, _DRAWN_AHEAD)
+        elif share > _MANY:
+            self.at_once = max(self.at_once // 2, 1)
+        return ahead[:, 0] + torch.where(raised, which + 1, valid.sum(1))
 
 
 def _draws(images: Tensor) -> int:
