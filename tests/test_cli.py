@@ -39,6 +39,20 @@ def test_every_command_has_help(cli):
             assert option.opts[0] in shown.out
 
 
+def test_a_working_directory_that_is_gone_is_one_line(tmp_path):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    code = "import os, sys; os.chdir(sys.argv[1]); os.rmdir(sys.argv[1]);"
+    code += "from raybust.cli import main; main(['methods'])"
+    found = subprocess.run(
+        [sys.executable, "-P", "-c", code, str(gone)], capture_output=True, text=True
+    )
+    assert found.returncode == 2
+    assert found.stderr == (
+        "raybust: the working directory is gone; change to a folder that exists (`cd`)\n"
+    )
+
+
 def test_no_command_shows_help(cli):
     shown = cli()
     text = shown.out + shown.err

@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import errno
 import gc
+import os
 import signal
 import sys
 import threading
@@ -37,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     atexit.register(gc.freeze)  # avoids a final collection that takes seconds
     code = 0
     try:
+        _check_place()
         cli.main(args=arguments, prog_name="raybust", standalone_mode=False)
     except RequestError as error:
         code = _print_error(error, 2)
@@ -54,6 +56,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     finally:
         sys.unraisablehook = hook
     sys.exit(code)
+
+
+def _check_place() -> None:
+    """Rejects a working directory that is gone, in which libraries abort."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise RequestError(
+            "the working directory is gone; change to a folder that exists (`cd`)"
+        ) from None
 
 
 def _resend_interrupt(unraisable: sys.UnraisableHookArgs) -> None:

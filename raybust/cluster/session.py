@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import logging
 import math
+import signal
 import socket
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +21,7 @@ from raybust.cluster.embedded import embedded
 from raybust.config import Config
 from raybust.errors import RequestError
 
-_PROBE_S = 10.0
+_PROBE_S, _CONNECT_S = 10.0, 60.0
 _ROUNDING = 1e-9
 
 
@@ -50,13 +52,14 @@ def session(address: str | None, *, verbose: bool, dashboard: bool = False) -> I
             yield ray
         return
     _probe(address)
-    try:
-        ray.init(address=address, **options)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        text = " ".join(str(error).split())[:200]
-        raise RequestError(
-            f"no Ray cluster at address '{address}': {text}; run `raybust doctor`"
-        ) from None
+    with _in_time(address):
+        try:
+            ray.init(address=address, **options)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            text = " ".join(str(error).split())[:200]
+            raise RequestError(
+                f"no Ray cluster at address '{address}': {text}; run `raybust doctor`"
+            ) from None
     try:
         yield ray
     finally:
@@ -74,6 +77,32 @@ def _probe(address: str) -> None:
         raise RequestError(
             f"no Ray cluster at address '{address}': {error}; run `raybust doctor`"
         ) from None
+
+
+@contextmanager
+def _in_time(address: str) -> Iterator[None]:
+    """Ends an attempt to connect that takes too long: Ray keeps trying for minutes where a cluster
+    refuses its token. Only the main thread can be interrupted so."""
+    main, late = threading.main_thread(), threading.Event()
+
+    def interrupt() -> None:
+        late.set()
+        signal.pthread_kill(main.ident or 0, signal.SIGINT)
+
+    timer = threading.Timer(_CONNECT_S, interrupt)
+    if threading.current_thread() is main:
+        timer.start()
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not late.is_set():
+            raise
+        raise RequestError(
+            f"the Ray cluster at address '{address}' took no connection in {_CONNECT_S:g} s; is"
+            " RAY_AUTH_TOKEN that of the cluster? Run `raybust doctor`"
+        ) from None
+    finally:
+        timer.cancel()
 
 
 @dataclass(frozen=True)

@@ -129,7 +129,8 @@ def server(tmp_path_factory):
     opened = Server(out, "--queue", "40")
     yield opened
     assert opened.stop(signal.SIGTERM) == 0
-    left = [one for one in psutil.process_iter() if str(out) in " ".join(one.cmdline())]
+    running = [one.info["cmdline"] or [] for one in psutil.process_iter(["cmdline"])]
+    left = [words for words in running if str(out) in " ".join(words)]
     assert not left, "nothing is left of a server that was ended"
 
 

@@ -1,5 +1,6 @@
 """How many runs fit on a cluster, and addresses without a cluster."""
 
+import os
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -151,6 +152,33 @@ def test_an_address_without_a_cluster_is_one_line(tmp_path):
     assert told[-1].startswith(f"raybust: no Ray cluster at address '{address}'")
     assert "raybust doctor" in told[-1]
     assert len(told) == 1, found.stderr
+
+
+@pytest.mark.cluster
+@pytest.mark.drills
+def test_a_cluster_that_refuses_the_token_is_one_line(cluster):
+    """Ray itself would keep trying for minutes."""
+    code = """
+import sys
+from raybust.cluster import session
+session._CONNECT_S = 3.0
+try:
+    with session.session(sys.argv[1], verbose=False):
+        print("connected")
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+    address = cluster.get_runtime_context().gcs_address
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
+    found = subprocess.run(
+        [sys.executable, "-c", code, address], capture_output=True, text=True, env=environment
+    )
+    assert found.returncode == 0, found.stderr
+    assert found.stdout == (
+        f"RequestError the Ray cluster at address '{address}' took no connection in 3 s; is"
+        " RAY_AUTH_TOKEN that of the cluster? Run `raybust doctor`\n"
+    )
 
 
 @pytest.mark.cluster

@@ -278,6 +278,7 @@ def test_a_sweep_without_a_finished_trial_says_why(out):
     block = {"train.lr": {"choice": [WILD, 2 * WILD]}}
     with pytest.raises(WorkError, match=r"no trial trained to the end.*nan in epoch 1"):
         run(out, "name=lost", "tune.trials=2", "train.epochs=1", block=block)
+    track.sync(out / "lost", kit.uri(out), out, deadline_s=120)  # what a loaded machine left
     found = kit.runs_of(out)
     assert found["lost"].info.status == "FAILED"
     assert len(found) == 3
