@@ -76,16 +76,19 @@ def test_a_short_command_does_not_wait_for_helpers(here):
     assert time.monotonic() - began < 30  # helpers that import torch need longer on a busy machine
 
 
-def deadly(number, own):
+def deadly(number, own, dying):
     if os.getpid() != own:
+        dying.touch()
         os.kill(os.getpid(), signal.SIGKILL)
+    wait(dying.exists, 30, "a helper that dies")
     time.sleep(0.5)
     return number
 
 
-def test_helpers_that_die_cost_no_result(here):
+def test_helpers_that_die_cost_no_result(here, tmp_path):
     pool, said = here
-    found = list(pool.run(deadly, ((number, os.getpid()) for number in range(20))))
+    dying = tmp_path / "dying"
+    found = list(pool.run(deadly, ((number, os.getpid(), dying) for number in range(20))))
     assert sorted(found) == list(range(20))
     assert said == ["warning: a helper process died; the command goes on in one process"]
 

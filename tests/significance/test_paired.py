@@ -124,11 +124,11 @@ def test_equivalence_is_rarely_claimed_at_the_margin_by_identical_seeds():
     """One image in a hundred differs: the true difference is the margin."""
     for images in (60, 200, 500):
         claimed = 0
-        for _ in range(500):
+        for _ in range(200):
             a = np.ones((3, images))
             b = np.tile(DRAW.random(images) >= 0.01, (3, 1)).astype(float)
             claimed += compare_seeds(a, b, 0.01, paired=True, resamples=1).p_within <= 0.05
-        assert claimed <= 0.07 * 500, images
+        assert claimed <= 0.08 * 200, images
 
 
 @pytest.mark.parametrize(
@@ -137,11 +137,11 @@ def test_equivalence_is_rarely_claimed_at_the_margin_by_identical_seeds():
 @pytest.mark.parametrize("paired", [True, False])
 def test_few_seeds_find_no_more_than_they_may(seeds, images, noise, paired):
     wrong = 0
-    for _ in range(1000):
+    for _ in range(400):
         a, b = (noise * DRAW.normal(size=(seeds, 1)) + 0.5 * DRAW.normal(size=(seeds, images))
                 for _ in "ab")  # fmt: skip
         wrong += compare_seeds(a, b, 0.1, paired=paired, resamples=1).p <= 0.05
-    assert wrong <= 0.07 * 1000
+    assert wrong <= 0.08 * 400
 
 
 def test_where_images_are_lacking_no_number_of_seeds_is_promised():
@@ -189,7 +189,9 @@ def test_permutations_of_few_images_are_all_of_them():
 
 
 def test_t_tests_are_scipys():
-    a, b = DRAW.normal(size=30), DRAW.normal(0.3, size=30)
+    """Of the tests of equivalence, t and the bound on unseen images, t is the larger one here."""
+    draw = np.random.default_rng(3)
+    a, b = draw.normal(size=30), draw.normal(0.3, size=30)
     d = a - b
     error = d.std(ddof=1) / math.sqrt(30)
     assert p_of_zero(d.mean(), error, 29) == pytest.approx(stats.ttest_rel(a, b).pvalue, abs=1e-9)
