@@ -25,7 +25,15 @@ from raybust.config.options import option
 from raybust.methods.base import Method, StepContext
 from raybust.methods.standard import Standard
 from raybust.numerics.balls import lp_noise, squares
-from raybust.numerics.lp_sets import LARGE_PATCH, SMALL_PATCH, LpSet, Shape, eps_of, named
+from raybust.numerics.lp_sets import (
+    CIFAR_SHAPE,
+    LARGE_PATCH,
+    SMALL_PATCH,
+    LpSet,
+    Shape,
+    eps_of,
+    named,
+)
 from raybust.numerics.modes import evaluating
 
 _PATCHES = {"none": None, "large": LARGE_PATCH, "small": SMALL_PATCH}
@@ -47,9 +55,12 @@ class LpNoise(Method):
     """
 
     base: Method = field(default_factory=Standard)
-    noises: Literal["C1", "C2", "C3", "C1_patched", "C2_patched", "one", "rows"] = option(
+    noises: Literal[
+        "C1", "C2", "C3", "C1_patched", "C2_patched", "v1/C1", "v1/C2", "one", "rows"
+    ] = option(
         "C2",
-        "Paper's set for the image size; `one`: `p` with `eps` or `rms`; or the list `rows`.",
+        "Paper's set for the image size, `v1/` of its first version; `one`: `p` with `eps` or "
+        "`rms`; or the list `rows`.",
     )
     p: float = option(2.0, "Norm of `one`: 0 (impulses) to .inf.", ge=0, le=math.inf)
     eps: float | None = option(
@@ -65,7 +76,9 @@ class LpNoise(Method):
     rows: tuple[tuple[float, float], ...] = option(
         (), "The (p, eps) pairs of `rows`, for instance [[.inf, 0.02], [2, 1.0], [0, 0.01]]."
     )
-    concurrent: int = option(1, "Noises that an image gets, one after the other.", ge=1)
+    concurrent: int = option(
+        1, "Different noises of the set that an image gets, one after the other.", ge=1
+    )
     law: Literal["uniform", "laplace"] = option(
         "uniform",
         "Uniform in the ball; or `laplace`, no uniform law: the sampler of the first version of "
@@ -82,7 +95,7 @@ class LpNoise(Method):
     impulse: Literal["auto", "binary", "uniform"] = option(
         "auto",
         "Values for p = 0: 0 or 1, or uniform; `auto`: uniform in the sets C1 to C3, as in their "
-        "published runs, else binary.",
+        "published runs, by the row in those of the first version, else binary.",
     )
     augment: Literal["none", "trivial", "rand", "augmix"] = option(
         "none", "torchvision augmentation applied before the noise, drawn per image."
@@ -106,6 +119,13 @@ class LpNoise(Method):
             found.append("rows: got none, expected at least one [p, eps]")
         if self.noises == "one" and self.p == 0 and (self.eps or 0) > 1:
             found.append(f"eps: got {self.eps}, expected a share in [0, 1], because p is 0")
+        given = {"one": 1, "rows": len(self.rows)}.get(self.noises)
+        most = len(named(self.noises, CIFAR_SHAPE).rows) if given is None else given
+        if self.concurrent > max(most, 1):
+            found.append(
+                f"concurrent: got {self.concurrent}, expected at most {most}, the number of noises"
+                f" in {self.noises}"
+            )
         for number, (p, eps) in enumerate(self.rows, 1):
             if not p >= 0:
                 found.append(f"rows: got p = {p} in row {number}, expected 0 to .inf")
@@ -147,8 +167,8 @@ class LpNoise(Method):
         return self.base.loss(network, self.corrupt(seen, context), targets, inner)
 
     def corrupt(self, images: Tensor, context: StepContext) -> Tensor:
-        """Returns the images with independent noise added to each, clipped after each of
-        `concurrent` noises.
+        """Returns the images with independent noise added to each: `concurrent` noises, drawn
+        without replacement, clipped after each.
 
         The rms of the change measures the severity of an image's noise, for instance to set a
         label's confidence.
@@ -157,15 +177,20 @@ class LpNoise(Method):
             images: (B, C, H, W) in [0, 1].
             context: provides the generator.
         """
-        for _ in range(self.concurrent):
-            images = self._corrupted(images, context)
+        noises = self.noise_set((images.shape[1], images.shape[2], images.shape[3]))
+        scores = torch.rand(
+            len(images), len(noises.rows), generator=context.generator, device=images.device
+        )
+        for drawn in scores.topk(self.concurrent).indices.unbind(1):
+            images = self._corrupted(images, noises, drawn, context.generator)
         return images
 
-    def _corrupted(self, images: Tensor, context: StepContext) -> Tensor:
-        count, generator, device = len(images), context.generator, images.device
-        noises = self.noise_set((images.shape[1], images.shape[2], images.shape[3]))
+    def _corrupted(
+        self, images: Tensor, noises: LpSet, drawn: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        """Adds the noises of rows `drawn`, int64 (B,)."""
+        count, device = len(images), images.device
         table = torch.tensor(noises.rows, dtype=torch.float64).to(device, non_blocking=True)
-        drawn = torch.randint(len(table), (count,), generator=generator, device=device)
         p, eps = table[drawn].unbind(1)
         if noises.scaled:
             eps = eps * torch.rand(count, generator=generator, device=device)
@@ -178,7 +203,7 @@ class LpNoise(Method):
             eps,
             generator=generator,
             sphere=self.sphere,
-            binary=self._binary,
+            binary=self._binary(noises, drawn),
             mask=mask,
             law=self.law,
         )
@@ -198,11 +223,12 @@ class LpNoise(Method):
             patch=chosen.patch if self.patch == "own" else _PATCHES[self.patch],
         )
 
-    @property
-    def _binary(self) -> bool:
-        if self.impulse == "auto":
-            return self.noises in ("one", "rows")
-        return self.impulse == "binary"
+    def _binary(self, noises: LpSet, drawn: Tensor) -> bool | Tensor:
+        if self.impulse != "auto":
+            return self.impulse == "binary"
+        if noises.binary:
+            return torch.tensor(noises.binary).to(drawn.device, non_blocking=True)[drawn]
+        return self.noises in ("one", "rows")
 
     def _augmented(self, images: Tensor, context: StepContext) -> Tensor:
         """Applies an independent draw of torchvision's augmentation to each image (B, C, H, W).

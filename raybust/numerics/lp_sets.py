@@ -1,5 +1,5 @@
-"""The sets of (p, eps) of Siedel et al. (VISAPP 2024, arXiv:2305.05400), and the root mean square
-of a random point of an Lp ball.
+"""The sets of (p, eps) of Siedel et al. (VISAPP 2024, arXiv:2305.05400; `v1/` those of its first
+version, of May 2023), and the root mean square of a random point of an Lp ball.
 
 In high dimension d almost all points of a ball have the same size in every norm (Barthe et al.,
 2005), so noises of different norms can be matched by the root mean square (rms) of an entry. Sets
@@ -76,6 +76,22 @@ _ICE_TINY: tuple[Row, ...] = (
     (10.0, 0.06),
     (50.0, 0.04),
 )
+_FIRST: dict[str, tuple[tuple[float, float, bool], ...]] = {
+    "v1/C1": ((INF, 0.02, False), (2.0, 1.0, False), (0.0, 0.01, True), (0.0, 0.03, False)),
+    "v1/C2": (
+        (INF, 0.0, False),
+        *((INF, eps, False) for eps in (0.01, 0.02)),
+        *((0.5, eps, False) for eps in (50e3, 100e3)),
+        *((1.0, eps, False) for eps in (25.0, 40.0)),
+        *((2.0, eps, False) for eps in (0.5, 1.0)),
+        (5.0, 0.2, False),
+        *((10.0, eps, False) for eps in (0.06, 0.15)),
+        *((50.0, eps, False) for eps in (0.05, 0.1)),
+        *((0.0, eps, True) for eps in (0.01, 0.02)),
+        *((0.0, eps, False) for eps in (0.02, 0.03, 0.06)),
+    ),
+}
+"""p, eps, and whether impulses are 0 or 1, from the configurations beside the authors' results."""
 
 LARGE_PATCH = (0.5, 1.0)
 SMALL_PATCH = (0.2, 0.7)
@@ -91,12 +107,15 @@ class LpSet:
         shape: (C, H, W) of the images these eps are for.
         scaled: whether eps is multiplied by U(0, 1), drawn for each image.
         patch: range of the share of the area that gets noise; None for the whole image.
+        binary: for each row, whether impulses are 0 or 1, not uniform; empty if the set does not
+            say.
     """
 
     rows: tuple[Row, ...]
     shape: Shape
     scaled: bool = False
     patch: tuple[float, float] | None = None
+    binary: tuple[bool, ...] = ()
 
     def scaled_to(self, shape: Shape) -> LpSet:
         """Returns the set for another image shape: each eps changes so that the rms of an entry
@@ -116,12 +135,16 @@ def named(name: str, shape: Shape) -> LpSet:
     The `_patched` sets of 2024 have one large eps per norm, times U(0, 1), on a patch. iCE: the six
     barely visible noises of the metric of that name.
 
+    v1/C1: four noises. v1/C2: no noise and 18 small ones, as trained with TrivialAugment; without
+    it, the authors added a shift of all entries by +-0.05, which is left out here. Their eps belong
+    to `law=laplace`: noise of the uniform law is larger for p > 2, see `lp_noise`.
+
     Images with 3 x 32 x 32 and 3 x 64 x 64 entries get the published values. Other shapes are
     scaled by rms from the nearer of the two (our choice), and so are the patched sets, published
     only for 3 x 64 x 64.
 
     Args:
-        name: `C1`, `C2`, `C3`, `C1_patched`, `C2_patched` or `iCE`.
+        name: `C1`, `C2`, `C3`, `C1_patched`, `C2_patched`, `iCE`, `v1/C1` or `v1/C2`.
         shape: (C, H, W).
     """
     own, table, ice = CIFAR_SHAPE, _CIFAR, _ICE_CIFAR
@@ -129,6 +152,11 @@ def named(name: str, shape: Shape) -> LpSet:
         own, table, ice = TINY_SHAPE, _TINY, _ICE_TINY
     if name == "iCE":
         return LpSet(rows=ice, shape=own).scaled_to(shape)
+    if name in _FIRST:
+        first = _FIRST[name]
+        rows = tuple((p, eps) for p, eps, _ in first)
+        flags = tuple(binary for *_, binary in first)
+        return LpSet(rows=rows, shape=CIFAR_SHAPE, binary=flags).scaled_to(shape)
     kind, _, patched = name.partition("_")
     if patched:
         rows = tuple(row for row in _PATCHED if kind == "C1" or row[0] in _C2_NORMS)

@@ -1,5 +1,6 @@
 """Random Lp noise in training: the resulting batches, and errors in the configuration."""
 
+import dataclasses
 import json
 import math
 
@@ -14,6 +15,7 @@ from raybust.methods import StepContext, get
 from raybust.methods.gaussian import Gaussian
 from raybust.methods.lp_noise import LpNoise, jensen_shannon
 from raybust.methods.standard import Standard
+from raybust.numerics.balls import lp_noise
 from raybust.numerics.lp_sets import CIFAR_SHAPE, named, rms
 
 D = 3072
@@ -245,6 +247,10 @@ def test_rows_survive_yaml_the_command_line_and_json(tmp_path):
         (["method.rows=[[2]]"], "method.rows: got [[2]]"),
         (["method.rows=[[0,true]]"], "method.rows: got [[0, True]]"),
         (["method.noises=C4"], "method.noises: got 'C4'"),
+        (
+            ["method.noises=v1/C1", "method.concurrent=5"],
+            "method.concurrent: got 5, expected at most 4, the number of noises in v1/C1",
+        ),
         (["method.jsd=12", "method.mix=mixup"], "method.jsd: needs views of the same image"),
     ],
 )
@@ -257,10 +263,37 @@ def test_bad_input(arguments, message):
 def test_concurrent_noises_come_one_after_the_other():
     """Two draws of the same generator in turn; the second sees the first's result, clipped."""
     images = torch.rand(6, 1, 4, 4, generator=torch.Generator().manual_seed(0))
-    one = LpNoise(noises="rows", rows=((math.inf, 0.4),))
-    two = LpNoise(noises="rows", rows=((math.inf, 0.4),), concurrent=2)
-    given = StepContext(generator=torch.Generator().manual_seed(3), progress=0.0)
-    by_hand = one.corrupt(one.corrupt(images, given), given)
-    again = StepContext(generator=torch.Generator().manual_seed(3), progress=0.0)
-    assert torch.equal(two.corrupt(images, again), by_hand)
-    assert (by_hand - images).abs().max() > 0.4
+    rows = ((math.inf, 0.4), (math.inf, 0.4))
+    found = LpNoise(noises="rows", rows=rows, concurrent=2).corrupt(images, context(3))
+    generator = torch.Generator().manual_seed(3)
+    torch.rand(6, 2, generator=generator)  # the order of the noises
+    for _ in range(2):
+        images = lp_noise(images, math.inf, 0.4, generator=generator)
+    assert torch.equal(found, images)
+
+
+def test_concurrent_noises_differ():
+    """As in the first version's code: an image never gets one noise of the set twice."""
+    images, _ = gray(300)
+    rows = ((math.inf, 0.01), (math.inf, 0.02), (math.inf, 0.04))
+    method = LpNoise(noises="rows", rows=rows, sphere=True, concurrent=2)
+    size = (method.corrupt(images, context()) - images).abs().amax((1, 2, 3))
+    shares = {
+        total: float(((size - total).abs() < 1e-6).double().mean()) for total in (0.03, 0.05, 0.06)
+    }
+    assert sum(shares.values()) == 1
+    assert all(abs(share - 1 / 3) < 4 * math.sqrt(2 / 9 / 300) for share in shares.values())
+
+
+def test_sets_of_the_first_version_mix_impulses_of_both_kinds():
+    images, _ = gray(400)
+    method = LpNoise(noises="v1/C1", law="laplace")
+    noisy = method.corrupt(images, context())
+    changed = (noisy != images).sum((1, 2, 3))
+    binary, uniform = changed == round(0.01 * D), changed == round(0.03 * D)
+    for kind in (binary, uniform):
+        assert abs(kind.double().mean() - 0.25) < 4 * math.sqrt(3 / 16 / 400)
+    assert set(noisy[binary].unique().tolist()) == {0.0, 0.5, 1.0}
+    assert len(noisy[uniform].unique()) > 1000
+    forced = dataclasses.replace(method, impulse="uniform").corrupt(images, context())
+    assert len(forced[binary].unique()) > 1000

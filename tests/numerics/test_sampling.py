@@ -404,6 +404,34 @@ def test_sets_are_the_published_ones():
     assert patched.patch == (0.5, 1.0)
 
 
+def test_sets_of_the_first_version():
+    """Four noises, and no noise with 18 others; impulses of both kinds in one set."""
+    small, large = (named(f"v1/{name}", CIFAR_SHAPE) for name in ("C1", "C2"))
+    assert small.rows == ((INF, 0.02), (2.0, 1.0), (0.0, 0.01), (0.0, 0.03))
+    assert small.binary == (False, False, True, False)
+    assert len(large.rows) == len(large.binary) == 19
+    assert {p for p, _ in large.rows} == {0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 50.0, INF}
+    impulses = zip(large.rows[-5:], large.binary[-5:], strict=True)
+    assert [(eps, binary) for (_, eps), binary in impulses] == [
+        (0.01, True), (0.02, True), (0.02, False), (0.03, False), (0.06, False),
+    ]  # fmt: skip
+    assert not any(large.binary[:-5])
+    scaled = named("v1/C2", (1, 8, 8))
+    assert scaled.binary == large.binary
+    assert scaled.rows[0] == (INF, 0.0)
+    assert rms(*scaled.rows[8], 64) == pytest.approx(rms(*large.rows[8], D))
+
+
+def test_each_row_has_its_own_kind_of_impulse():
+    gray = torch.full((2, 1000), 0.5)
+    flags = torch.tensor([True, False])
+    noisy = lp_noise(gray, 0.0, 0.3, generator=generator(), binary=flags)
+    assert set(noisy[0].unique().tolist()) == {0.0, 0.5, 1.0}
+    assert len(noisy[1].unique()) > 200
+    mixed = lp_noise(gray, torch.tensor([2.0, 0.0]), 0.3, generator=generator(), binary=~flags)
+    assert set(mixed[1].unique().tolist()) == {0.0, 0.5, 1.0}
+
+
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 224, 224)])
 def test_scaling_keeps_the_size_of_an_entry(shape):
     own = CIFAR_SHAPE if shape[1] < 32 else TINY_SHAPE

@@ -30,7 +30,7 @@ def impulses(
     share: float | Tensor,
     *,
     generator: torch.Generator,
-    binary: bool = True,
+    binary: bool | Tensor = True,
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor]:
     """Draws impulse noise, the "p = 0" of Siedel et al.
@@ -42,7 +42,8 @@ def impulses(
         shape: (B, d); B may be 0.
         share: share of the entries, in [0, 1], one or (B,).
         generator: source of randomness, on the device of the results.
-        binary: whether values are 0 or 1 with equal probability, or uniform in [0, 1).
+        binary: whether values are 0 or 1 with equal probability, or uniform in [0, 1); for all
+            rows, or bool (B,).
         dtype: dtype of the values.
 
     Returns:
@@ -62,7 +63,10 @@ def impulses(
         kept = torch.arange(shape[1], device=device) < counts[:, None]
         chosen = torch.zeros(shape, dtype=torch.bool, device=device).scatter_(1, ranked, kept)
     values = torch.rand(shape, generator=generator, device=device, dtype=dtype)
-    return chosen, (values < 0.5).to(dtype) if binary else values
+    ends = (values < 0.5).to(dtype)
+    if isinstance(binary, bool):
+        return chosen, ends if binary else values
+    return chosen, torch.where(binary[:, None], ends, values)
 
 
 def lp_noise(
@@ -72,7 +76,7 @@ def lp_noise(
     *,
     generator: torch.Generator,
     sphere: bool = False,
-    binary: bool = True,
+    binary: bool | Tensor = True,
     mask: Tensor | None = None,
     law: Literal["uniform", "laplace"] = "uniform",
 ) -> Tensor:
@@ -118,7 +122,7 @@ def lp_noise(
             (len(rows), shape[1]),
             torch.where(sparse, radii, 0.0)[rows],
             generator=generator,
-            binary=binary,
+            binary=binary if isinstance(binary, bool) else binary[rows],
             dtype=dtype,
         )
         chosen = chosen if allowed is None else chosen & allowed[rows]
