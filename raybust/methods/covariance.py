@@ -3,7 +3,8 @@
 
 The pass propagates the features and their covariance under the smoothing noise; a hinge on the
 resulting radius replaces MACER's k noisy copies. Works on any network that torch.fx can trace
-(`raybust.numerics.moments`). The propagated radius is an estimate, never a certificate.
+(`raybust.numerics.moments`), with `mode=linear` on any network. The radius is an estimate, never a
+certificate.
 """
 
 from __future__ import annotations
@@ -21,11 +22,14 @@ from raybust.numerics.modes import evaluating
 from raybust.numerics.moments import (
     LogitMoments,
     Rules,
+    contenders,
+    linear_score,
     margin_hinge,
     margin_score,
     probability_cross_entropy,
     probability_hinge,
     propagate,
+    radius_hinge,
     trace,
 )
 
@@ -38,6 +42,10 @@ class Covariance(Method):
     logits u divided by its propagated standard deviation; H2 = gamma - xi where |xi| <= gamma, xi =
     PHI^-1(q1) - PHI^-1(q2), q the two largest of softmax(beta u). Both hinges include only
     correctly classified images. Defaults are the authors' best reported values, where available.
+
+    With `hinge=radius`: CE + weight max(0, sigma (gamma - z)) over all images, z that of the label
+    against the largest other class and without their covariance, as in another implementation
+    written from the paper, whose constant is sigma gamma.
     """
 
     sigma: float = option(0.25, "Standard deviation of the noise.", gt=0, unit="pixels in [0, 1]")
@@ -47,8 +55,13 @@ class Covariance(Method):
     warmup: float = option(
         0.25, "Fraction of training with weight 0; the authors use 32 of 120 epochs.", ge=0, lt=1
     )
-    mode: Literal["channel", "channel_exact", "diagonal", "full"] = option(
-        "channel", "What to propagate; `channel` as in the paper, `full` for tiny networks only."
+    hinge: Literal["code", "radius"] = option(
+        "code", "H1 and H2 as in the authors' code, or one hinge on the radius of the label."
+    )
+    mode: Literal["channel", "channel_exact", "diagonal", "full", "linear"] = option(
+        "channel",
+        "What to propagate: `channel` as in the paper, `full` for tiny networks only; or `linear`: "
+        "the slope of the margin at the image, one more backward pass.",
     )
     r_max: float = option(
         0.1, "Assumed bound on pixel correlation in the two channel modes.", ge=0, le=1
@@ -68,12 +81,15 @@ class Covariance(Method):
         True, "Treat covariances as constants in the gradient, as in the authors' code."
     )
 
-    def setup(self, network: nn.Module, images: Tensor, targets: Tensor) -> fx.Graph:
-        """Traces the network, test-propagates two images without gradient and returns the graph.
+    def setup(self, network: nn.Module, images: Tensor, targets: Tensor) -> fx.Graph | None:
+        """Traces the network, test-propagates two images without gradient and returns the graph;
+        None for `linear`.
 
         Raises:
             RequestError: the network cannot be traced, or the named layer has no rule.
         """
+        if self.mode == "linear":
+            return None
         try:
             with evaluating(network), torch.no_grad():
                 graph = trace(network)
@@ -84,6 +100,7 @@ class Covariance(Method):
 
     def rules(self) -> Rules:
         """Returns the propagation settings."""
+        assert self.mode != "linear"
         return Rules(
             mode=self.mode,
             r_max=self.r_max,
@@ -101,26 +118,41 @@ class Covariance(Method):
         estimate.
         """
         noise = torch.empty_like(images).normal_(generator=context.generator)
-        graph, rules = context.prepared, self.rules()
-
-        def moments(module: nn.Module, inputs: Tensor) -> LogitMoments:
-            return propagate(graph, module, inputs, self.sigma, rules)
-
-        through = getattr(network, "through", None)  # counts the pass if the network counts passes
-        inputs = images + self.sigma * noise
-        found = moments(network, inputs) if through is None else through(moments, inputs)
-        logits = LogitMoments(*found)
-        scores = margin_score(logits)
         labels = targets if targets.ndim == 1 else targets.argmax(1)
-        correct = logits.top[:, 0] == labels
+        logits, scores = self._scored(
+            network, images + self.sigma * noise, context.prepared, labels
+        )
+        correct = logits.argmax(1) == labels
         context.metrics["covariance/radius"] = (self.sigma * scores * correct).detach().mean()
-        loss = probability_cross_entropy(logits.mean.softmax(1), targets).mean()
+        loss = probability_cross_entropy(logits.softmax(1), targets).mean()
         if context.progress < self.warmup or self.weight == 0:
             return loss
-        hinges = margin_hinge(scores, correct, self.gamma) + probability_hinge(
-            (self.beta * logits.mean).softmax(1), labels, self.gamma
-        )
+        if self.hinge == "radius":
+            hinges = radius_hinge(scores, self.sigma, self.gamma)
+        else:
+            hinges = margin_hinge(scores, correct, self.gamma) + probability_hinge(
+                (self.beta * logits).softmax(1), labels, self.gamma
+            )
         return loss + self.weight * hinges.mean()
+
+    def _scored(
+        self, network: nn.Module, inputs: Tensor, graph: fx.Graph | None, labels: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Returns logits (B, K) of noisy images, and z (B,) of the pair that the hinge compares."""
+        first = labels if self.hinge == "radius" else None
+        if graph is None:
+            logits = network(inputs.requires_grad_())
+            pair = contenders(logits, first)
+            detach = self.detach_covariance
+            return logits, linear_score(logits, pair, inputs, self.sigma, detach=detach)
+        rules = self.rules()
+
+        def moments(module: nn.Module, images: Tensor) -> LogitMoments:
+            return propagate(graph, module, images, self.sigma, rules, labels=first)
+
+        through = getattr(network, "through", None)  # counts the pass if the network counts passes
+        found = moments(network, inputs) if through is None else through(moments, inputs)
+        return found[0], margin_score(LogitMoments(*found), crossed=self.hinge == "code")
 
     def noise(self) -> float:
         """Returns the training sigma, which certification also uses."""

@@ -39,10 +39,18 @@ def test_one_pass_is_counted():
     assert context.metrics["covariance/radius"] >= 0
 
 
-def test_the_network_s_own_pass():
+def test_the_slope_is_one_more_backward_pass():
+    loss, counted, context = step(Covariance(mode="linear"), network_for())
+    loss.backward()
+    assert (counted.forward_passes, counted.backward_passes) == (8, 16)
+    assert context.metrics["covariance/radius"] >= 0
+
+
+@pytest.mark.parametrize("mode", ["channel", "linear"])
+def test_the_network_s_own_pass(mode):
     """With weight 0 it equals Gaussian training up to the constant 1e-10, batch norm included."""
     ours, theirs = network_for(), network_for()
-    loss, _, _ = step(Covariance(weight=0.0), ours)
+    loss, _, _ = step(Covariance(weight=0.0, mode=mode), ours)
     noise = torch.empty_like(IMAGES).normal_(generator=torch.Generator().manual_seed(0))
     expected = nn.functional.cross_entropy(theirs.train()(IMAGES + 0.25 * noise), LABELS)
     torch.testing.assert_close(loss, expected, rtol=1e-8, atol=0)
@@ -90,21 +98,75 @@ def test_gradient_against_finite_differences(case, detach):
         assert float(gradient[at]) == pytest.approx(difference, rel=1e-4, abs=1e-6)
 
 
+@pytest.mark.parametrize("mode", ["channel", "linear"])
+def test_radius_form_written_out(mode):
+    """CE plus the missing radius of the label against the best other class, over all images."""
+    network = network_for("plain")
+    method = Covariance(mode=mode, hinge="radius", warmup=0.0, gamma=3.0, weight=0.7)
+    loss, _, context = step(method, network)
+    noise = torch.empty_like(IMAGES).normal_(generator=torch.Generator().manual_seed(0))
+    total, radii = 0.0, []
+    for image, label in zip(IMAGES + 0.25 * noise, LABELS.tolist(), strict=True):
+        logits = network(image[None])[0]
+        others = [k for k in range(4) if k != label]
+        rival = max(others, key=lambda k: float(logits[k].detach()))
+        rows = network[4].weight[[label, rival]]
+        if mode == "linear":
+            jacobian = torch.autograd.functional.jacobian(lambda x: network(x[None])[0], image)
+            slope = jacobian[label] - jacobian[rival]
+            variance = 0.25**2 * slope.square().sum()
+        else:
+            taps = network[0].weight.flatten(1)
+            shared = 0.25**2 * 1.1 * taps @ taps.mT + 0.1 * torch.eye(4).double()
+            variance = (rows @ (shared / 36) @ rows.mT).trace()
+        z = (logits[label] - logits[rival]) / variance.sqrt()
+        missing = max(0.0, float(0.25 * (3.0 - z.detach())))
+        total += float(-logits.detach().log_softmax(0)[label]) + 0.7 * missing
+        radii.append(max(0.0, float(0.25 * z.detach())))
+    assert float(loss.detach()) == pytest.approx(total / 8, rel=1e-6)
+    assert float(context.metrics["covariance/radius"]) == pytest.approx(sum(radii) / 8)
+
+
+@pytest.mark.parametrize("hinge", ["code", "radius"])
+def test_gradient_through_the_slope_against_finite_differences(hinge):
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.Softplus(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4)
+    ).double()  # smooth, and without a rule: only this mode takes it
+    method = Covariance(
+        mode="linear", warmup=0.0, detach_covariance=False, weight=0.7, hinge=hinge, gamma=2.0
+    )
+    moved = network[0].weight
+    gradient = torch.autograd.grad(step(method, network)[0], moved)[0].flatten()
+    start = moved.detach().clone()
+    for at in (0, 7):
+        sides = []
+        for size in (1e-6, -1e-6):
+            with torch.no_grad():
+                moved.view(-1)[at] += size
+            sides.append(float(step(method, network)[0].detach()))
+            with torch.no_grad():
+                moved.copy_(start)
+        difference = (sides[0] - sides[1]) / 2e-6
+        assert float(gradient[at]) == pytest.approx(difference, rel=1e-4, abs=1e-6)
+
+
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e6])
 def test_no_nan_reaches_the_weights(scale):
-    for expected_relu in (True, False):
+    for settings in ({"expected_relu": True}, {}, {"mode": "linear"}):
         network = network_for().float()
         network.linear.weight.data *= scale
-        method = Covariance(warmup=0.0, expected_relu=expected_relu, ridge=0.0)
+        method = Covariance(warmup=0.0, ridge=0.0, **settings)
         loss, _, _ = step(method, network, IMAGES.float())
         loss.backward()
         assert loss.isfinite()
         assert all(p.grad.isfinite().all() for p in network.parameters())
 
 
-def test_bf16_autocast():
+@pytest.mark.parametrize("mode", ["channel", "linear"])
+def test_bf16_autocast(mode):
     network = network_for().float()
-    method = Covariance(warmup=0.0)
+    method = Covariance(warmup=0.0, mode=mode)
     graph = method.setup(network, IMAGES.float(), LABELS)
     counted = CountedNetwork(network.train(), torch.bfloat16)
     context = StepContext(torch.Generator().manual_seed(0), 0.5, graph)
@@ -112,7 +174,7 @@ def test_bf16_autocast():
     loss.backward()
     assert loss.dtype == torch.float32
     assert loss.isfinite()
-    assert counted.backward_passes == 8
+    assert counted.backward_passes == (8 if mode == "channel" else 16)
 
 
 def test_soft_targets_use_the_likeliest_class():
@@ -138,3 +200,5 @@ def test_networks_that_do_not_fit_are_refused_before_training(network, message):
     with pytest.raises(RequestError, match=message):
         Covariance().setup(network.double(), IMAGES, LABELS)
     assert network.training
+    loss, _, _ = step(Covariance(mode="linear", warmup=0.0), network)
+    assert loss.isfinite()

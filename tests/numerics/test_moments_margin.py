@@ -9,12 +9,17 @@ from torch.autograd import gradcheck
 from raybust.numerics.moments import (
     LogitMoments,
     Rules,
+    contenders,
+    linear_score,
     margin_hinge,
     margin_score,
     moment_acr,
     probability_cross_entropy,
     probability_hinge,
+    propagate,
+    radius_hinge,
     screening_radii,
+    trace,
 )
 
 
@@ -46,6 +51,72 @@ def test_score_is_finite_for_every_covariance(scale):
     score.sum().backward()
     assert score.isfinite().all()
     assert mean.grad.isfinite().all()
+
+
+def test_contenders():
+    u = torch.tensor([[3.0, 2.0, 1.0], [1.0, 3.0, 2.0], [1.0, 2.0, 3.0]])
+    assert contenders(u).tolist() == [[0, 1], [1, 2], [2, 1]]
+    assert contenders(u, torch.tensor([0, 0, 1])).tolist() == [[0, 1], [0, 1], [1, 2]]
+
+
+def test_score_of_a_label_that_is_not_the_largest_is_negative():
+    q = torch.tensor([[[0.5, 0.2], [0.2, 0.3]]], dtype=torch.float64)
+    u = torch.tensor([[1.0, 0.2, -3.0]], dtype=torch.float64)
+    of_label = LogitMoments(u, contenders(u, torch.tensor([1])), q)
+    assert float(margin_score(of_label)) == pytest.approx(-0.8 / 1.2**0.5)
+    assert float(margin_score(of_label, crossed=False)) == pytest.approx(-0.8 / 0.8**0.5)
+
+
+def test_radius_hinge():
+    """The radius sigma z that is missing to sigma gamma; misclassified images count."""
+    found = radius_hinge(torch.tensor([1.0, 9.0, -2.0]), 0.25, 8.0)
+    assert found.tolist() == [1.75, 0.0, 2.5]
+
+
+def test_linear_score_of_a_linear_network_is_its_distance():
+    """sigma z is the signed distance to the boundary between the two classes, for any sigma."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).double()
+    images = torch.rand(30, 1, 4, 4, dtype=torch.float64, requires_grad=True)
+    logits, labels = network(images), torch.arange(30) % 3
+    pair = contenders(logits, labels)
+    rows = network[1].weight[pair]
+    gap = logits.gather(1, pair)
+    distance = (gap[:, 0] - gap[:, 1]) / (rows[:, 0] - rows[:, 1]).norm(dim=1)
+    for sigma in (0.1, 1.0):
+        found = sigma * linear_score(logits, pair, images, sigma)
+        torch.testing.assert_close(found, distance)
+
+
+def test_linear_score_against_sampling_and_full_propagation():
+    """Small noise: a ReLU network is linear in almost all draws; all three agree."""
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten(),
+        nn.Linear(64, 3),
+    ).double()  # fmt: skip
+    image = torch.rand(1, 1, 6, 6, dtype=torch.float64, requires_grad=True)
+    sigma, logits = 1e-4, network(image)
+    pair = contenders(logits)
+    gap = float((logits[0, pair[0, 0]] - logits[0, pair[0, 1]]).detach())
+    variance = (gap / float(linear_score(logits, pair, image, sigma))) ** 2
+    with torch.no_grad():
+        drawn = network(image + sigma * torch.randn(20_000, 1, 6, 6, dtype=torch.float64))
+        sampled = float((drawn[:, pair[0, 0]] - drawn[:, pair[0, 1]]).var())
+    assert variance == pytest.approx(sampled, rel=0.04)
+    moments = propagate(trace(network), network, image, sigma, Rules(mode="full"))
+    q = moments.covariance[0].detach()
+    assert variance == pytest.approx(float(q[0, 0] + q[1, 1] - 2 * q[0, 1]), rel=1e-3)
+
+
+def test_linear_score_is_finite_where_nothing_moves():
+    network = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    nn.init.zeros_(network[1].weight)
+    images = torch.rand(3, 1, 2, 2, requires_grad=True)
+    logits = network(images)
+    score = linear_score(logits, contenders(logits), images, 0.25)
+    score.sum().backward()
+    assert score.isfinite().all()
 
 
 def test_margin_hinge():

@@ -9,14 +9,16 @@ from raybust.numerics.moments.covariance import Convolution, Covariance, Mode, P
 from raybust.numerics.moments.layers import register
 from raybust.numerics.moments.margin import (
     SCREENING,
+    linear_score,
     margin_hinge,
     margin_score,
     moment_acr,
     probability_cross_entropy,
     probability_hinge,
+    radius_hinge,
     screening_radii,
 )
-from raybust.numerics.moments.propagation import LogitMoments, propagate, trace
+from raybust.numerics.moments.propagation import LogitMoments, contenders, propagate, trace
 from raybust.numerics.moments.rectifier import (
     expected_relu,
     mean_relu_covariance,
@@ -35,8 +37,10 @@ __all__ = [
     "Moments",
     "Pooling",
     "Rules",
+    "contenders",
     "expected_relu",
     "flatten",
+    "linear_score",
     "margin_hinge",
     "margin_score",
     "mean_relu_covariance",
@@ -44,6 +48,7 @@ __all__ = [
     "probability_cross_entropy",
     "probability_hinge",
     "propagate",
+    "radius_hinge",
     "register",
     "relu_covariance",
     "relu_variance",

@@ -18,16 +18,51 @@ SCREENING = Rules(mode="channel_exact", r_max=0.0, expected_relu=False)
 """Settings of the screening radius (our choice, by the rank correlations reported in docs)."""
 
 
-def margin_score(logits: LogitMoments) -> Tensor:
-    """Returns z = (u1 - u2) / sqrt(Q11 + Q22 + 2 |Q12|) >= 0 for the two largest logits, (B,).
+def margin_score(logits: LogitMoments, *, crossed: bool = True) -> Tensor:
+    """Returns z = (u1 - u2) / sqrt(Q11 + Q22 + 2 |Q12|) for the two classes, (B,); below 0 only
+    where the first is a label that is not the largest.
 
-    With - 2 Q12 instead of + 2 |Q12|, PHI(z) would be the probability that the first wins; this z
-    is never larger. It is finite at Q = 0, thanks to a floor of 1e-12 under the square root.
+    With - 2 Q12 instead of + 2 |Q12|, PHI(z) would be the probability that the first wins; |z| is
+    never larger. It is finite at Q = 0, thanks to a floor of 1e-12 under the square root.
+
+    Args:
+        logits: moments of the two.
+        crossed: False leaves out the term 2 |Q12|.
     """
-    pair = logits.mean.gather(1, logits.top)
     q = logits.covariance
-    spread = q[:, 0, 0] + q[:, 1, 1] + 2 * q[:, 0, 1].abs()
-    return (pair[:, 0] - pair[:, 1]) / spread.clamp_min(1e-12).sqrt()
+    spread = q[:, 0, 0] + q[:, 1, 1]
+    if crossed:
+        spread = spread + 2 * q[:, 0, 1].abs()
+    return _gap(logits.mean, logits.top) / spread.clamp_min(1e-12).sqrt()
+
+
+def linear_score(
+    logits: Tensor, pair: Tensor, images: Tensor, sigma: float, *, detach: bool = True
+) -> Tensor:
+    """Returns z = (u1 - u2) / (sigma ||d(u1 - u2)/dx||), the margin over its standard deviation if
+    the network is linear around the images, (B,). Our own form.
+
+    The variance is exact for linear layers, whatever the correlations between pixels and channels,
+    and takes a ReLU by its slope at the mean. It costs one backward pass to the images, keeps the
+    graph of the logits, and needs no rule of a layer. Batch norm in train mode adds the effect of
+    an image on the others' margins. Finite at slope 0, like `margin_score`.
+
+    Args:
+        logits: (B, K), the network's output.
+        pair: classes int64 (B, 2), see `contenders`.
+        images: (B, C, H, W), its input, requires a gradient.
+        sigma: standard deviation of the noise, > 0.
+        detach: whether the slope is a constant in the gradient of z, else that is of second order.
+    """
+    gap = _gap(logits, pair)
+    (slope,) = torch.autograd.grad(gap.sum(), images, retain_graph=True, create_graph=not detach)
+    variance = (sigma * slope).flatten(1).square().sum(1)
+    return gap / variance.clamp_min(1e-12).sqrt()
+
+
+def _gap(logits: Tensor, pair: Tensor) -> Tensor:
+    first, second = logits.gather(1, pair).unbind(1)
+    return first - second
 
 
 def probability_cross_entropy(probabilities: Tensor, targets: Tensor) -> Tensor:
@@ -42,6 +77,17 @@ def probability_cross_entropy(probabilities: Tensor, targets: Tensor) -> Tensor:
     if targets.ndim == 1:
         return losses.gather(1, targets[:, None])[:, 0]
     return (targets * losses).sum(1)
+
+
+def radius_hinge(scores: Tensor, sigma: float, gamma: float) -> Tensor:
+    """Returns max(0, sigma (gamma - z)), the radius sigma z that is missing to sigma gamma: (B,).
+
+    Args:
+        scores: z (B,) of the label against the largest other class, negative where misclassified.
+        sigma: standard deviation of the noise.
+        gamma: largest rewarded score.
+    """
+    return (sigma * (gamma - scores)).clamp_min(0)
 
 
 def margin_hinge(scores: Tensor, correct: Tensor, gamma: float) -> Tensor:

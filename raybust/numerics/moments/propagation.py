@@ -36,7 +36,8 @@ class LogitMoments(NamedTuple):
 
     Attributes:
         mean: logits (B, K), K >= 2, with their graph.
-        top: classes of the two largest, int64 (B, 2).
+        top: two classes, int64 (B, 2): those of the two largest, or the label and the largest
+            other one.
         covariance: covariance of those two, (B, 2, 2); without a graph if the rules detach.
     """
 
@@ -74,6 +75,8 @@ def propagate(
     images: Tensor,
     sigma: float,
     rules: Rules,
+    *,
+    labels: Tensor | None = None,
 ) -> LogitMoments:
     """Returns the moments of the logits under noise N(0, sigma^2 I) on the images.
 
@@ -84,6 +87,7 @@ def propagate(
         images: (B, C, H, W), the means of the noisy images, B >= 1.
         sigma: standard deviation of the noise, > 0, in units of the images.
         rules: mode and settings.
+        labels: int64 (B,), the first class of each pair; the largest logit's if None.
 
     Raises:
         ValueError: sigma is not positive, or a layer has no rule or an unsupported setting; names
@@ -102,11 +106,26 @@ def propagate(
         logits, rows = layer(found.mean), layer.get_parameter("weight")
     if logits.shape[1] < 2:
         raise ValueError(f"got {logits.shape[1]} logit, expected at least two classes")
-    top = logits.detach().topk(2).indices
+    top = contenders(logits, labels)
     with rules.path(images.device):
         before = found.mean.detach() if rules.detach else found.mean
         covariance = found.covariance.pair(rows[top], before)
     return LogitMoments(logits, top, covariance)
+
+
+def contenders(logits: Tensor, labels: Tensor | None = None) -> Tensor:
+    """Returns the classes of the two largest logits, or the label and the class of the largest
+    other one: int64 (B, 2).
+
+    Args:
+        logits: (B, K), K >= 2.
+        labels: int64 (B,).
+    """
+    top = logits.detach().topk(2).indices
+    if labels is None:
+        return top
+    rivals = torch.where(top[:, 0] == labels, top[:, 1], top[:, 0])
+    return torch.stack([labels, rivals], 1)
 
 
 def noisy(images: Tensor, sigma: float, rules: Rules) -> Moments:
