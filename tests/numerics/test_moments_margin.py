@@ -99,7 +99,7 @@ def test_linear_score_against_sampling_and_full_propagation():
     sigma, logits = 1e-4, network(image)
     pair = contenders(logits)
     gap = float((logits[0, pair[0, 0]] - logits[0, pair[0, 1]]).detach())
-    variance = (gap / float(linear_score(logits, pair, image, sigma))) ** 2
+    variance = (gap / float(linear_score(logits, pair, image, sigma).detach())) ** 2
     with torch.no_grad():
         drawn = network(image + sigma * torch.randn(20_000, 1, 6, 6, dtype=torch.float64))
         sampled = float((drawn[:, pair[0, 0]] - drawn[:, pair[0, 1]]).var())
