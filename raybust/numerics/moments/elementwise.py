@@ -29,8 +29,8 @@ class DiagonalCovariance(Covariance):
     """Variances in the shape of the features."""
 
     def __init__(self, variance: Tensor, rules: Rules) -> None:
-        """Stores variances (B, C, H, W) or (B, D), clamped to the ceiling."""
-        self.variance, self.rules = variance.nan_to_num(CEILING).clamp_max(CEILING), rules
+        """Stores variances (B, C, H, W) or (B, D)."""
+        self.variance, self.rules = variance, rules
 
     @classmethod
     def of_noise(cls, images: Tensor, sigma: float, rules: Rules) -> DiagonalCovariance:
@@ -43,16 +43,16 @@ class DiagonalCovariance(Covariance):
 
     def scaled(self, factor: Tensor, mean: Tensor) -> DiagonalCovariance:
         """Multiplies by factor^2."""
-        return self._with(self.variance * factor.to(self.variance.dtype) ** 2)
+        return self._limited(self.variance * factor.to(self.variance.dtype) ** 2)
 
     def convolved(self, layer: Convolution, mean: Tensor) -> DiagonalCovariance:
         """Convolves variances with squared weights."""
         weight = layer.weight.to(self.variance.dtype) ** 2
-        return self._with(F.conv2d(self.variance, weight, None, *layer[1:]))
+        return self._limited(F.conv2d(self.variance, weight, None, *layer[1:]))
 
     def dense(self, weight: Tensor, mean: Tensor) -> DiagonalCovariance:
         """Squared weights times variances."""
-        return self._with(self.variance @ weight.to(self.variance.dtype).square().mT)
+        return self._limited(self.variance @ weight.to(self.variance.dtype).square().mT)
 
     def pair(self, weight: Tensor, mean: Tensor) -> Tensor:
         """A diag(variances) A^T."""
@@ -88,6 +88,10 @@ class DiagonalCovariance(Covariance):
 
     def _deviation(self) -> Tensor:
         return self.variance.clamp_min(torch.finfo(self.variance.dtype).tiny).sqrt()
+
+    def _limited(self, variance: Tensor) -> DiagonalCovariance:
+        """After a layer that may enlarge variances: at most the ceiling, also on overflow."""
+        return self._with(variance.nan_to_num(CEILING).clamp_max(CEILING))
 
     def _with(self, variance: Tensor) -> DiagonalCovariance:
         return DiagonalCovariance(variance, self.rules)

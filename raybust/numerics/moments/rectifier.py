@@ -72,8 +72,9 @@ def expected_relu(mean: Tensor, deviation: Tensor, slope: float = 0.0) -> Tensor
 def relu_variance(mean: Tensor, deviation: Tensor, slope: float = 0.0) -> Tensor:
     """Returns Var f(X) >= 0 for a (leaky) ReLU, in the broadcast shape.
 
-    s^2 d^2 + 2 s (1 - s) d^2 PHI + (1 - s)^2 Var relu(X), and Var relu(X) / d^2 = (a^2 + 1) PHI + a
-    phi - (a PHI + phi)^2. For a > 0 this loses digits, so relu(x) = x + relu(-x) is used instead.
+    s^2 d^2 + 2 s (1 - s) d^2 PHI(a) + (1 - s)^2 Var relu(X), and Var relu(X) / d^2 = PHI(a) -
+    h (h + |a|), h = phi(a) - |a| PHI(-|a|): the usual (a^2 + 1) PHI + a phi - (a PHI + phi)^2
+    without its loss of digits at large a.
 
     Args:
         mean: (...).
@@ -81,12 +82,13 @@ def relu_variance(mean: Tensor, deviation: Tensor, slope: float = 0.0) -> Tensor
         slope: s.
     """
     a = _standardized(mean, deviation)
-    tail, density = _cdf(-a.abs()), _density(a)
     b = a.abs()
-    far = (b * b + 1) * tail - b * density - (density - b * tail) ** 2
-    near = 1 - 2 * tail + far
-    rectified = torch.where(a > 0, near, far).clamp_min(0)
-    total = slope**2 + 2 * slope * (1 - slope) * _cdf(a) + (1 - slope) ** 2 * rectified
+    tail = _cdf(-b)
+    probability = torch.copysign(0.5 - tail, a) + 0.5
+    h = _density(b) - b * tail
+    total = (probability - h * (h + b)).clamp_min(0)
+    if slope:
+        total = slope**2 + 2 * slope * (1 - slope) * probability + (1 - slope) ** 2 * total
     return total * deviation.square()
 
 
