@@ -78,7 +78,7 @@ SETTINGS = {
     ),
     "mnist": Setting(
         Data(name="npz", path=str(SHARED / "mnist.npz")),
-        0.25, 300, 2000, (0.0, 0.25, 0.5, 0.65), network="lenet", passes=10.0,
+        0.25, 200, 1000, (0.0, 0.25, 0.5, 0.6), network="lenet", passes=5.0,
         arms=("gaussian", "margin", "macer", "covariance", "covariance, diagonal",
               "covariance, linear", "covariance, linear, radius"),
     ),
