@@ -141,7 +141,8 @@ class Covariance(Method):
         """Returns logits (B, K) of noisy images, and z (B,) of the pair that the hinge compares."""
         first = labels if self.hinge == "radius" else None
         if graph is None:
-            logits = network(inputs.requires_grad_())
+            with torch.compiler.set_stance("force_eager"):  # compiled code has one backward pass
+                logits = network(inputs.requires_grad_())
             pair = contenders(logits, first)
             detach = self.detach_covariance
             return logits, linear_score(logits, pair, inputs, self.sigma, detach=detach)

@@ -98,6 +98,18 @@ def test_gradient_against_finite_differences(case, detach):
         assert float(gradient[at]) == pytest.approx(difference, rel=1e-4, abs=1e-6)
 
 
+@pytest.mark.parametrize("detach", [True, False])
+def test_the_slope_of_a_compiled_network(detach):
+    own, compiled = network_for(), network_for()
+    compiled.compile(backend="aot_eager")
+    method = Covariance(mode="linear", warmup=0.0, detach_covariance=detach)
+    found = [step(method, network)[0] for network in (own, compiled)]
+    for loss in found:
+        loss.backward()
+    torch.testing.assert_close(found[0], found[1])
+    torch.testing.assert_close(own.linear.weight.grad, compiled.linear.weight.grad)
+
+
 @pytest.mark.parametrize("mode", ["channel", "linear"])
 def test_radius_form_written_out(mode):
     """CE plus the missing radius of the label against the best other class, over all images."""
