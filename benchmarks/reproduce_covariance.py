@@ -70,7 +70,10 @@ class Setting(NamedTuple):
 
 SETTINGS = {
     "digits": Setting(
-        Data(name="digits"), 0.5, 180, 1000, (0.0, 0.5, 1.0, 1.25), seconds=12.0
+        Data(name="digits"), 0.25, 359, 1000, (0.0, 0.25, 0.5, 0.6), network="small_cnn",
+        passes=60.0,
+        arms=("gaussian", "margin", "covariance", "covariance, E relu", "covariance, diagonal",
+              "covariance, linear", "covariance, linear, radius", "macer"),
     ),
     "cifar10": Setting(
         Data(name="npz", path=str(SHARED / "cifar10-subset.npz"), augment="crop_flip"),
@@ -314,6 +317,7 @@ def main() -> int:
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--margins", nargs="*", help="networks whose margins to compare")
     parser.add_argument("--passes", type=float, help="another budget")
+    parser.add_argument("--sigma", type=float, help="another noise")
     parser.add_argument("--methods", nargs="*", help="some of the contestants")
     parser.add_argument("--seeds", nargs="*", type=int, default=SEEDS)
     given = parser.parse_args()
@@ -324,6 +328,8 @@ def main() -> int:
     setting = SETTINGS[given.source]
     if given.passes:
         setting = setting._replace(passes=given.passes, seconds=math.inf)
+    if given.sigma:
+        setting = setting._replace(sigma=given.sigma)
     if setting.data.path and not Path(setting.data.path).exists():
         print(f"skipped: {setting.data.path} is not there", file=sys.stderr)
         return 0
