@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from raybust.numerics.moments.covariance import Convolution
 from raybust.numerics.moments.rectifier import expected_relu
 from raybust.numerics.moments.state import Moments
+from raybust.numerics.tracing import named
 
 Rule = Callable[..., Moments]
 R = TypeVar("R", bound=Rule)
@@ -42,16 +43,6 @@ def register(*keys: Any) -> Callable[[R], R]:
         return rule
 
     return add
-
-
-def named(
-    defaults: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> dict[str, Any]:
-    """Returns the arguments of a call by name; `defaults` is in the order of the signature."""
-    unknown = kwargs.keys() - defaults.keys()
-    if unknown or len(args) > len(defaults):
-        raise ValueError(f"the arguments {sorted(unknown) or args}")
-    return {**defaults, **dict(zip(defaults, args, strict=False)), **kwargs}
 
 
 @register(nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d)

@@ -8,18 +8,19 @@ affordable.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
 
+from raybust.numerics import tracing
 from raybust.numerics.moments.channel import ChannelCovariance
 from raybust.numerics.moments.covariance import Covariance, Rules
 from raybust.numerics.moments.elementwise import DiagonalCovariance
 from raybust.numerics.moments.joint import JointCovariance
 from raybust.numerics.moments.layers import RULES
 from raybust.numerics.moments.state import Moments
+from raybust.numerics.tracing import Table, Watch
 
 _FORMS: dict[str, type[Covariance]] = {
     "channel": ChannelCovariance,
@@ -27,8 +28,6 @@ _FORMS: dict[str, type[Covariance]] = {
     "diagonal": DiagonalCovariance,
     "full": JointCovariance,
 }
-
-Watch = Callable[[fx.Node, Any], None]
 
 
 class LogitMoments(NamedTuple):
@@ -46,11 +45,7 @@ class LogitMoments(NamedTuple):
     covariance: Tensor
 
 
-class _Tracer(fx.Tracer):
-    """Treats torch's layers and all module classes with a rule as leaves."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return type(m) in RULES or super().is_leaf_module(m, module_qualified_name)
+_TABLE = Table(RULES, Moments, "covariances", "raybust.numerics.moments.register")
 
 
 def trace(network: nn.Module) -> fx.Graph:
@@ -59,14 +54,7 @@ def trace(network: nn.Module) -> fx.Graph:
     Raises:
         ValueError: the network cannot be traced because its forward pass depends on its input.
     """
-    try:
-        return _Tracer().trace(network)
-    except Exception as error:  # a network's code may raise anything on proxies
-        raise ValueError(
-            f"{type(network).__name__} cannot be traced by torch.fx: {error}; its forward pass "
-            "must not branch on its input, unless the part that does is a separate module with a "
-            "rule (raybust.numerics.moments.register)"
-        ) from error
+    return tracing.trace(network, _TABLE)
 
 
 def propagate(
@@ -141,77 +129,9 @@ def run(
     watch: Watch | None = None,
     head: fx.Node | None = None,
 ) -> Any:
-    """Runs the graph on a value; returns the network's output, or with `head` the input of that
-    node.
-
-    Steps on `Moments` apply their rules; on a tensor this is the network's own forward pass. Values
-    are freed after their last use.
-
-    Args:
-        graph: result of `trace(network)`.
-        network: the network.
-        value: `Moments`, or images (B, C, H, W).
-        watch: called with each node and its value.
-        head: node to stop at.
-    """
-    values: dict[fx.Node, Any] = {}
-    waiting = {node: len(node.users) for node in graph.nodes}
-    inputs = iter([value])
-    for node in graph.nodes:
-        if node is head or node.op == "output":
-            return fx.node.map_arg(node.args[0], values.__getitem__)
-        if node.op == "placeholder":
-            values[node] = next(inputs, node.args[0] if node.args else None)
-        else:
-            values[node] = _step(node, network, values)
-        if watch is not None:
-            watch(node, values[node])
-        for used in node.all_input_nodes:
-            waiting[used] -= 1
-            if not waiting[used]:
-                del values[used]
-    raise ValueError("the network returns nothing")
-
-
-def _step(node: fx.Node, network: nn.Module, values: dict[fx.Node, Any]) -> Any:
-    if node.op == "get_attr":
-        owner, _, name = str(node.target).rpartition(".")
-        return getattr(network.get_submodule(owner), name)
-    module = network.get_submodule(str(node.target)) if node.op == "call_module" else None
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
-    if not any(isinstance(values[used], Moments) for used in node.all_input_nodes):
-        if module is not None:
-            return module(*args, **kwargs)
-        if node.op == "call_method":
-            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        assert callable(node.target)
-        return node.target(*args, **kwargs)
-    what, rule = _rule(node, module)
-    try:
-        return rule(*(() if module is None else (module,)), *args, **kwargs)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{what}: no rule for {error}") from error
-
-
-def _rule(node: fx.Node, module: nn.Module | None) -> tuple[str, Callable[..., Any]]:
-    """Returns the name of a step, for messages, and its rule."""
-    if module is not None:
-        kind: Any = type(module)
-        what = f"layer '{node.target}' ({kind.__name__})"
-        keys: tuple[Any, ...] = kind.__mro__
-    else:
-        kind = node.target
-        name = kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__name__}"
-        what = f"step '{node.name}' ({name})"
-        keys = (kind,)
-    for key in keys:
-        if key in RULES:
-            return what, RULES[key]
-    raise ValueError(
-        f"{what} has no rule for covariances; add one with "
-        "raybust.numerics.moments.register, or use a network of convolutions, linear layers, "
-        "batch norm, (leaky) ReLU, pooling and sums"
-    )
+    """Runs the graph on `Moments`, or on images (B, C, H, W), which is the network's own forward
+    pass; see `raybust.numerics.tracing.run`."""
+    return tracing.run(graph, network, value, _TABLE, watch, head)
 
 
 def _head(graph: fx.Graph, network: nn.Module) -> fx.Node | None:

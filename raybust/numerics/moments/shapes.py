@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from raybust.numerics.moments.covariance import Pooling
-from raybust.numerics.moments.layers import named, register
+from raybust.numerics.moments.layers import register
 from raybust.numerics.moments.state import Moments
+from raybust.numerics.tracing import named
 
 _AVERAGE = {
     "kernel_size": None,

@@ -1,0 +1,40 @@
+"""Sound bounds of a network's logits over a Linf ball: intervals and backward linear bounds.
+
+`trace` a network, `enclose` a `ball`, take `margins`; `certified_margin` does all of it for a
+certificate; `register` adds a layer's rule. Assumes that the network's sums are plain sums of
+products in its dtype, in any order: no TF32, no bfloat16, no Winograd convolution.
+"""
+
+from raybust.numerics.relaxation import shapes
+from raybust.numerics.relaxation.box import Box, Setting, Statistics, ball, between
+from raybust.numerics.relaxation.layers import register
+from raybust.numerics.relaxation.margins import (
+    Bound,
+    certified_margin,
+    enclose,
+    margins,
+    nominal,
+    trace,
+)
+from raybust.numerics.relaxation.steps import Affine, MaxPool, Rectifier, Step, Sum
+
+__all__ = [
+    "Affine",
+    "Bound",
+    "Box",
+    "MaxPool",
+    "Rectifier",
+    "Setting",
+    "Statistics",
+    "Step",
+    "Sum",
+    "ball",
+    "between",
+    "certified_margin",
+    "enclose",
+    "margins",
+    "nominal",
+    "register",
+    "shapes",
+    "trace",
+]
