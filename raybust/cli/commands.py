@@ -28,7 +28,8 @@ from raybust.errors import RequestError
 from raybust.request import apart, compose, open_trained, read_leaves
 
 _WHERE = ("cluster", "track")
-_TRAINING = ("data", "model", "method", "train", "certified_fast", "attacked_fast", *_WHERE)
+_TRAINING = ("data", "model", "method", "train", "certified_fast", "certified_linf_fast",
+             "attacked_fast", *_WHERE)  # fmt: skip
 _CERTIFYING = ("certify", *_WHERE)
 _ATTACKING = ("evaluate", "corruptions", *_WHERE)
 _SWEEP = (*_TRAINING, "certify", "evaluate", "tune")
@@ -37,7 +38,8 @@ _SWEEP = (*_TRAINING, "certify", "evaluate", "tune")
 @cli.command(
     cls=Command,
     sections=("data", "model", "train"),
-    more="Also method.*, see `raybust methods NAME`, and certified_fast.*, attacked_fast.*,"
+    more="Also method.*, see `raybust methods NAME`, and certified_fast.*,"
+    " certified_linf_fast.*, attacked_fast.*,"
     " cluster.*, track.*: see docs/configuration.md.",
 )
 @click.argument(

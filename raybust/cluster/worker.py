@@ -68,6 +68,7 @@ def missing_metric(config: Config, progress: Progress) -> str | None:
     not measured every epoch may be missing until the last one."""
     every = {
         "certified_fast": config.certified_fast.every,
+        "certified_linf_fast": config.certified_linf_fast.every,
         "attacked_fast": config.attacked_fast.every,
     }
 

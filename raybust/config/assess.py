@@ -68,6 +68,34 @@ class FastAttack(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class FastBounds(Section):
+    """The deterministic per-epoch certificate in Linf, `certified_linf_fast/accuracy_EPS`: sound
+    bounds of the network itself, without noise or alpha, on the whole validation part."""
+
+    every: float = option(0, "Like `certified_fast.every`.", ge=0)
+    examples: int | None = option(
+        None, "Maximum number of validation images; default: all of them.", ge=1
+    )
+    eps: tuple[float, ...] = option(
+        (8 / 255,), "Radii of the balls, Linf.", ge=0, le=1, unit="pixels in [0, 1]"
+    )
+    bound: Literal["ibp", "crown", "best"] = option(
+        "ibp",
+        "Intervals (about three passes per image), backward linear bounds (a pass per class more),"
+        " or the better of both for each margin.",
+    )
+
+    def problems(self) -> list[str]:
+        """Adds checks beyond the field domains."""
+        found = super().problems() + _cadence(self.every)
+        if not self.eps:
+            found.append("eps: got [], expected at least one")
+        if len({f"{one:g}" for one in self.eps}) < len(self.eps):
+            found.append(f"eps: got {list(self.eps)}, expected radii whose names differ")
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
 class Certify(Section):
     """Randomized smoothing (Cohen et al., 2019): the protocol of a certification log."""
 

@@ -8,33 +8,40 @@ from __future__ import annotations
 
 import math
 
-from raybust.config.assess import FastAttack, FastCertify
+from raybust.config.assess import FastAttack, FastBounds, FastCertify
 
-SECTIONS = ("train", "validation", "passes", "certified_fast", "attacked_fast")
+SECTIONS = (
+    "train", "validation", "passes", "certified_fast", "certified_linf_fast", "attacked_fast",
+)  # fmt: skip
 """First components of the training loop's metric names."""
 
 _SHARES = (
     "validation/accuracy",
     "certified_fast/abstention",
     "certified_fast/accuracy_at/",
+    "certified_linf_fast/accuracy_",
     "attacked_fast/robust_accuracy",
 )
 _SIGNED = "train/loss"
 """A method's penalty may make it negative."""
 
 
-def measured(certified: FastCertify, attacked: FastAttack) -> list[str]:
+def measured(certified: FastCertify, attacked: FastAttack, bounds: FastBounds) -> list[str]:
     """Returns the training loop's metrics that a sweep may use.
 
     Args:
         certified: the section `certified_fast`; its metrics, one per radius among them, are
             listed even if `every` is 0.
         attacked: the section `attacked_fast`.
+        bounds: the section `certified_linf_fast`; its metrics, one per radius, are listed if it is
+            measured.
     """
     found = ["validation/accuracy", _SIGNED, "train/seconds", "passes/per_image"]
     found += ["certified_fast/acr", "certified_fast/abstention"]
     found += [f"certified_fast/accuracy_at/{radius:g}" for radius in certified.radii]
     found += ["certified_fast/moment_acr"] if certified.moment else []
+    if bounds.every:
+        found += [f"certified_linf_fast/accuracy_{eps:g}" for eps in bounds.eps]
     return found + ["attacked_fast/robust_accuracy"] * bool(attacked.every)
 
 

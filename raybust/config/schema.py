@@ -12,7 +12,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from raybust.config.assess import Certify, Corruptions, Evaluate, FastAttack, FastCertify
+from raybust.config.assess import (
+    Certify,
+    Corruptions,
+    Evaluate,
+    FastAttack,
+    FastBounds,
+    FastCertify,
+)
 from raybust.config.measured import SECTIONS, measured
 from raybust.config.options import Section, option
 from raybust.config.tune import Tune
@@ -217,6 +224,7 @@ class Config(Section):
     model: Model = field(default_factory=Model)
     train: Train = field(default_factory=Train)
     certified_fast: FastCertify = field(default_factory=FastCertify)
+    certified_linf_fast: FastBounds = field(default_factory=FastBounds)
     attacked_fast: FastAttack = field(default_factory=FastAttack)
     certify: Certify = field(default_factory=Certify)
     evaluate: Evaluate = field(default_factory=Evaluate)
@@ -259,7 +267,7 @@ class Config(Section):
     def _metric_problems(self) -> list[str]:
         """Returns the problems with metrics that a sweep uses but no epoch reports; metrics of
         methods are checked in `raybust.search.goals`."""
-        known = measured(self.certified_fast, self.attacked_fast)
+        known = measured(self.certified_fast, self.attacked_fast, self.certified_linf_fast)
         found = []
         for field_name, metric in self.tune.asked():
             section, slash, _ = metric.partition("/")
@@ -267,8 +275,8 @@ class Config(Section):
             if not of_method and metric not in known:
                 problems = unknown("metric", metric, known).problems
                 found += [f"tune.{field_name}: {text}" for text in problems]
-                if section == "attacked_fast":
-                    found[-1] += "; attacked_fast.every=0.05 measures it"
+                if section in ("attacked_fast", "certified_linf_fast"):
+                    found[-1] += f"; {section}.every=0.05 measures it"
         return found
 
 

@@ -80,6 +80,17 @@ class Method(Section):
         """
         raise NotImplementedError
 
+    def initialize(self, network: nn.Module) -> None:
+        """Changes the weights of a fresh network in place, with draws from torch's global
+        generator; not called where `train.init` gives weights. Defaults to the base's, else keeps
+        the network's own.
+
+        Args:
+            network: as built, on the CPU.
+        """
+        if self.wrapped:
+            self.wrapped.initialize(network)
+
     def setup(self, network: nn.Module, images: Tensor, targets: Tensor) -> Any:
         """Returns state computed once before training, passed to each step as `context.prepared`.
         Defaults to the base's, else None.

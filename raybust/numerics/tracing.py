@@ -65,6 +65,7 @@ def run(
     network: nn.Module,
     value: Any,
     table: Table,
+    *,
     watch: Watch | None = None,
     head: fx.Node | None = None,
 ) -> Any:

@@ -178,6 +178,7 @@ def _budget(config: Config, space: Space) -> str:
 def _search(config: Config) -> str:
     """Describes in one line how trials were scored."""
     fast, attack = config.certified_fast, config.attacked_fast
+    bounds = config.certified_linf_fast
     parts = ["validation part"]
     if fast.every:
         parts.append(
@@ -188,6 +189,10 @@ def _search(config: Config) -> str:
             f"PGD of {attack.steps} steps on {attack.examples} images,"
             f" {attack.norm} <= {attack.eps:.3g}"
         )
+    if bounds.every:
+        count = "all" if bounds.examples is None else bounds.examples
+        radii = ", ".join(f"{eps:g}" for eps in bounds.eps)
+        parts.append(f"{bounds.bound} bounds of {count} images, linf <= {radii}")
     return "; ".join(parts) + "; values of the last epoch."
 
 

@@ -18,11 +18,12 @@ from raybust.disk.runs import SCORING, belongs
 from raybust.errors import RequestError, unknown
 from raybust.search.space import Space
 
-_CHEAP = ("certified_fast", "attacked_fast")
+_CHEAP = ("certified_fast", "certified_linf_fast", "attacked_fast")
 """Sections that are not measured every epoch, as validation is."""
 
 _NOT_OF_VALUES = (
     "certified_fast.every", "certified_fast.radii", "certified_fast.moment", "attacked_fast.every",
+    "certified_linf_fast.every", "certified_linf_fast.eps",
 )  # fmt: skip
 """Settings of these sections on which no value of another metric depends."""
 
@@ -54,7 +55,7 @@ def check_goals(config: Config, space: Space) -> None:
 def _unknown(config: Config, space: Space) -> list[str]:
     """Reports metrics whose section is neither the training loop's nor a candidate method's."""
     keys = _methods(config, space)
-    known = measured(config.certified_fast, config.attacked_fast)
+    known = measured(config.certified_fast, config.attacked_fast, config.certified_linf_fast)
     return [
         f"tune.{field}: {text}"
         for field, metric in config.tune.asked()

@@ -24,7 +24,7 @@ _RATE = "train.lr"
 _METHOD = "method.name"
 _OF_THE_SWEEP = (
     "name", "out", "tune", "track", "cluster",
-    "certified_fast", "attacked_fast", "certify", "evaluate", "corruptions",
+    "certified_fast", "certified_linf_fast", "attacked_fast", "certify", "evaluate", "corruptions",
     "data.name", "data.path", "data.validation", "data.split_seed", "data.limit", "data.image_size",
     "train.passes", "train.seconds", "train.init",
 )  # fmt: skip

@@ -61,8 +61,8 @@ def _places(config: Config) -> list[Path]:
 
 
 def initialize(network: nn.Module, config: Config, dataset: Dataset) -> list[str]:
-    """Loads the weights `train.init` into the fresh network, if there are any; returns what was
-    read, a line each.
+    """Loads the weights `train.init` into the fresh network, if there are any, else lets the method
+    initialize it; returns what was read, a line each.
 
     Either network may have a front module or not. Where a run's classes differ from the data's, or
     the last layer of a weights file has another shape, the last layer stays new. A library's
@@ -73,6 +73,7 @@ def initialize(network: nn.Module, config: Config, dataset: Dataset) -> list[str
     """
     source = config.train.init
     if source is None:
+        config.method.initialize(network)
         return []
     path = _find(source, "train.init", config)
     name, lines = config.model.name.partition(".")[0], list[str]()

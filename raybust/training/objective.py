@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -109,16 +110,20 @@ class CountedNetwork(nn.Module):
         return logits
 
     def through(
-        self, run: Callable[[nn.Module, Tensor], tuple[Tensor, ...]], images: Tensor
-    ) -> tuple[Tensor, ...]:
+        self,
+        run: Callable[[nn.Module, Tensor], tuple[Any, ...]],
+        images: Tensor,
+        passes: int = 1,
+    ) -> tuple[Any, ...]:
         """Returns run(network, images), a custom forward pass, counted and autocast like `forward`.
 
         Args:
-            run: applies the network once to the images; returns the logits first, then any other
+            run: applies the network to the images; returns the logits first, then any other
                 results, which are passed on.
             images: (B, C, H, W) in [0, 1].
+            passes: that `run` takes per image.
         """
-        count = len(images)
+        count = passes * len(images)
         self.forward_passes += count
         if self.autocast is None:
             logits, *others = run(self.network, images)

@@ -1,7 +1,7 @@
 """Per-epoch validation metrics, for early stopping and search, never for publication.
 
-Clean accuracy, the fast certificate `certified_fast/*` and the fast attack `attacked_fast/*`, all
-on the validation part, with its images distributed over the ranks.
+Clean accuracy, the fast certificates `certified_fast/*` and `certified_linf_fast/*` and the fast
+attack `attacked_fast/*`, all on the validation part, with its images distributed over the ranks.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from raybust import devices
 from raybust.certification import fast_certificate
 from raybust.config import Config
 from raybust.data import Part, spread
@@ -20,6 +21,7 @@ from raybust.evaluate import correct
 from raybust.numerics.attacks import ascend, attacked
 from raybust.numerics.balls import Threat
 from raybust.numerics.moments import moment_acr
+from raybust.numerics.relaxation import certified_margin, trace
 from raybust.training.objective import smoothing_sigma
 from raybust.training.ranks import Ranks
 
@@ -43,7 +45,8 @@ def measure(
     Args:
         network: maps images (B, C, H, W) in [0, 1] to logits (B, K).
         split: the validation part.
-        config: sections `certified_fast` and `attacked_fast` select the measurements.
+        config: sections `certified_fast`, `certified_linf_fast` and `attacked_fast` select the
+            measurements.
         ranks: the ranks that share the work.
         epoch: number of completed epochs, from 1.
         before: spent fraction of the budget at the end of the previous epoch.
@@ -57,11 +60,12 @@ def measure(
     found["validation/accuracy"] = hits.sum(), len(hits)
     for section, measured in (
         (config.certified_fast, _certificate),
+        (config.certified_linf_fast, _bounds),
         (config.attacked_fast, _attack),
     ):
         if not _due(section.every, epoch, before, spent):
             continue
-        chosen = torch.tensor(spread(len(split), section.examples))
+        chosen = torch.tensor(spread(len(split), section.examples or len(split)))
         share = chosen[ranks.rank :: ranks.world]
         if len(share):
             for key, value in measured(network, split, share, config, ranks.device).items():
@@ -101,6 +105,32 @@ def _certificate(
         except ValueError as error:
             raise RequestError(f"certified_fast.moment: {error}") from None
     return found
+
+
+def _bounds(
+    network: nn.Module, split: Part, mine: Tensor, config: Config, device: torch.device
+) -> dict[str, float]:
+    """Returns the share of images that the network, as it computes in float32, provably classifies
+    right on the whole Linf ball."""
+    fast = config.certified_linf_fast
+    hits = torch.zeros(len(fast.eps), dtype=torch.float64, device=device)
+    try:
+        graph = trace(network)
+        for part in mine.split(config.evaluate.batch):
+            images, labels = (tensor.to(device) for tensor in split.fetch(part))
+            with devices.arithmetic(device):
+                for place, eps in enumerate(fast.eps):
+                    low = certified_margin(
+                        graph, network, images, labels, eps=eps, bound=fast.bound
+                    )
+                    hits[place] += (low > 0).sum()
+    except ValueError as error:
+        raise RequestError(f"certified_linf_fast: {error}") from None
+    shares = (hits / len(mine)).tolist()
+    return {
+        f"certified_linf_fast/accuracy_{eps:g}": share
+        for eps, share in zip(fast.eps, shares, strict=True)
+    }
 
 
 def _attack(

@@ -109,7 +109,7 @@ def test_samples_stay_inside_at_every_layer(name):
     def keep(node, value):
         boxes[node] = value
 
-    tracing.run(graph, network, ball(image, eps, Setting()), _TABLE, keep)
+    tracing.run(graph, network, ball(image, eps, Setting()), _TABLE, watch=keep)
     delta = 2 * torch.rand(10_000, 1, 4, 4, generator=torch.Generator().manual_seed(2)) - 1
     delta[::2] = delta[::2].sign()
     points = (image + eps * delta).clamp(0, 1)
@@ -127,7 +127,7 @@ def test_samples_stay_inside_at_every_layer(name):
         touched = max(touched, float(((value - box.center).abs() / box.radius).max()))
 
     with torch.no_grad():
-        tracing.run(graph, network, points, _TABLE, check)
+        tracing.run(graph, network, points, _TABLE, watch=check)
     assert checked >= 9
     assert touched > 0.9, "the samples test nothing"
 
@@ -138,7 +138,7 @@ def test_margins_hold_for_samples_and_attacks(name, bound):
     network = networks()[name].eval()
     images, eps = images_of(8, (1, 4, 4), torch.float32), 0.02
     labels = network(images).argmax(1)
-    low = certified_margin(trace(network), network, images, labels, eps, bound)
+    low = certified_margin(trace(network), network, images, labels, eps=eps, bound=bound)
     others = F.one_hot(labels, 3).bool()
 
     def smallest(points):
@@ -164,7 +164,7 @@ def test_monotone_in_eps(bound):
     network = networks()["front"].double().eval()
     images, labels = images_of(4, (1, 4, 4)), torch.arange(4) % 3
     found = [
-        certified_margin(trace(network), network, images, labels, eps, bound)
+        certified_margin(trace(network), network, images, labels, eps=eps, bound=bound)
         for eps in (0.0, 0.001, 0.01, 0.02, 0.05, 0.1)
     ]
     if bound == "ibp":  # boxes are nested; the lower lines of linear bounds jump with eps
@@ -341,6 +341,6 @@ def test_nan_certifies_nothing():
         network[1].bias[0] = math.nan
     images = images_of(2, (1, 1, 3))
     found = certified_margin(
-        trace(network), network, images, torch.zeros(2, dtype=torch.int64), 0.01, "crown"
+        trace(network), network, images, torch.zeros(2, dtype=torch.int64), eps=0.01, bound="crown"
     )
     assert not (found > 0).any()

@@ -131,7 +131,7 @@ def run(
 ) -> Any:
     """Runs the graph on `Moments`, or on images (B, C, H, W), which is the network's own forward
     pass; see `raybust.numerics.tracing.run`."""
-    return tracing.run(graph, network, value, _TABLE, watch, head)
+    return tracing.run(graph, network, value, _TABLE, watch=watch, head=head)
 
 
 def _head(graph: fx.Graph, network: nn.Module) -> fx.Node | None:

@@ -14,6 +14,7 @@ from raybust.numerics.relaxation.margins import (
     enclose,
     margins,
     nominal,
+    rectified,
     trace,
 )
 from raybust.numerics.relaxation.steps import Affine, MaxPool, Rectifier, Step, Sum
@@ -34,6 +35,7 @@ __all__ = [
     "enclose",
     "margins",
     "nominal",
+    "rectified",
     "register",
     "shapes",
     "trace",

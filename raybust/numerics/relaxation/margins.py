@@ -17,11 +17,11 @@ from raybust.numerics import tracing
 from raybust.numerics.relaxation.box import Box, Setting, Statistics, ball
 from raybust.numerics.relaxation.layers import RULES
 from raybust.numerics.relaxation.linear import substitute
-from raybust.numerics.relaxation.steps import Affine
+from raybust.numerics.relaxation.steps import Affine, Rectifier
 from raybust.numerics.tracing import Table
 
-Bound = Literal["ibp", "crown", "crown_full"]
-"""How margins are bounded."""
+Bound = Literal["ibp", "crown", "crown_full", "best"]
+"""How margins are bounded; `best` is the larger of `ibp` and `crown` for each class."""
 
 _TABLE = Table(RULES, Box, "bounds", "raybust.numerics.relaxation.register")
 
@@ -71,7 +71,24 @@ def nominal(graph: fx.Graph, network: nn.Module, images: Tensor) -> tuple[Tensor
                 variance, mean = torch.var_mean(value.to(images.dtype), others, correction=0)
                 found[module] = mean, variance
 
-    return tracing.run(graph, network, images, _TABLE, watch), found
+    return tracing.run(graph, network, images, _TABLE, watch=watch), found
+
+
+def rectified(logits: Box) -> list[Box]:
+    """Returns the boxes that enter (leaky) ReLUs on a tape, from input to output.
+
+    Args:
+        logits: result of `enclose`.
+    """
+    found: dict[int, Box] = {}
+    waiting = [logits]
+    while waiting:
+        box = waiting.pop()
+        for source in box.sources:
+            if isinstance(box.step, Rectifier):
+                found[source.number] = source
+            waiting.append(source)
+    return [found[number] for number in sorted(found)]
 
 
 def margins(logits: Box, labels: Tensor, bound: Bound) -> Tensor:
@@ -86,13 +103,23 @@ def margins(logits: Box, labels: Tensor, bound: Bound) -> Tensor:
     own = F.one_hot(labels, count).to(logits.center)
     every = torch.eye(count, dtype=own.dtype, device=own.device)
     rows = own - every[:, None]  # (K, B, K)
-    deep = bound != "ibp"
-    return substitute(logits, rows, lambda step: deep or isinstance(step, Affine)).T
+    found = []
+    if bound in ("ibp", "best"):
+        found.append(substitute(logits, rows, lambda step: isinstance(step, Affine)))
+    if bound != "ibp":
+        found.append(substitute(logits, rows, lambda step: True))
+    return torch.stack(found).amax(0).T
 
 
 @torch.no_grad()
 def certified_margin(
-    graph: fx.Graph, network: nn.Module, images: Tensor, labels: Tensor, eps: float, bound: Bound
+    graph: fx.Graph,
+    network: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    eps: float,
+    bound: Bound,
 ) -> Tensor:
     """Returns a lower bound (B,) of min over j != y of f_y - f_j over the Linf ball of radius eps
     within [0, 1], float64, rounded outward. Above 0, the network answers y on all of it, in real
