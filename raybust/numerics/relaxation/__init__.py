@@ -5,7 +5,6 @@ certificate; `register` adds a layer's rule. Assumes that the network's sums are
 products in its dtype, in any order: no TF32, no bfloat16, no Winograd convolution.
 """
 
-from raybust.numerics.relaxation import shapes
 from raybust.numerics.relaxation.box import Box, Setting, Statistics, ball, between
 from raybust.numerics.relaxation.layers import register
 from raybust.numerics.relaxation.margins import (
@@ -17,6 +16,7 @@ from raybust.numerics.relaxation.margins import (
     rectified,
     trace,
 )
+from raybust.numerics.relaxation.shapes import flatten
 from raybust.numerics.relaxation.steps import Affine, MaxPool, Rectifier, Step, Sum
 
 __all__ = [
@@ -33,10 +33,10 @@ __all__ = [
     "between",
     "certified_margin",
     "enclose",
+    "flatten",
     "margins",
     "nominal",
     "rectified",
     "register",
-    "shapes",
     "trace",
 ]

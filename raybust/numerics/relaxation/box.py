@@ -79,11 +79,10 @@ class Box:
     @property
     def ends(self) -> tuple[Tensor, Tensor]:
         """Lower and upper ends, rounded outward."""
-        lower, upper = self.center - self.radius, self.center + self.radius
-        if not self.setting.widen:
-            return lower, upper
-        room = 2 * self.unit * self.extent
-        return lower - room, upper + room
+        radius = self.radius
+        if self.setting.widen:
+            radius = torch.add(radius, self.extent, alpha=4 * self.unit)
+        return self.center - radius, self.center + radius
 
     def gamma(self, terms: int) -> float:
         """The relative error of a sum of so many terms."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from raybust.numerics.relaxation.box import Box, between
-from raybust.numerics.relaxation.steps import Step, dot
+from raybust.numerics.relaxation.steps import Step, dot, room
 
 _VALUES = 2**22
 """Coefficients of `tightened` at a time (our choice)."""
@@ -43,7 +43,7 @@ def substitute(box: Box, rows: Tensor, passes: Callable[[Step], bool]) -> Tensor
                 continue
             waiting[source] = waiting[source] + part
             if source.unit:
-                total = total - 2 * source.unit * dot(waiting[source].abs(), source.extent, source)
+                total = total - 2 * source.unit * room(waiting[source], source.extent, source)
     return total
 
 
@@ -52,7 +52,7 @@ def _smallest(box: Box, rows: Tensor) -> Tensor:
     low = dot(rows, box.center, box) - dot(rows.abs(), box.radius, box)
     if not box.setting.widen:
         return low
-    return low - 4 * box.shape.numel() * _DOUBLE * dot(rows.abs(), box.extent, box)
+    return low - 4 * box.shape.numel() * _DOUBLE * room(rows, box.extent, box)
 
 
 def tightened(box: Box) -> Box:
@@ -72,8 +72,8 @@ def tightened(box: Box) -> Box:
     shape = box.center.shape
     found = [torch.cat(side).T.reshape(shape) for side in (lower, upper)]
     if box.setting.widen:  # from float64, outward
-        room = [8 * box.unit * side.abs() for side in found]
-        found = [(found[0] - room[0]).to(box.center), (found[1] + room[1]).to(box.center)]
+        wider = [8 * box.unit * side.abs() for side in found]
+        found = [(found[0] - wider[0]).to(box.center), (found[1] + wider[1]).to(box.center)]
     ends = box.ends
     low, high = torch.maximum(found[0], ends[0]), torch.minimum(found[1], ends[1])
     return between(low, high, box.setting, box.step, box.sources)

@@ -66,13 +66,13 @@ class Affine(Step):
     def forward(self, *sources: Box) -> Box:
         """|L| maps the radius."""
         (x,) = sources
-        center, room = self.apply(x.center), 2 * x.gamma(self.terms)
-        if not room:
+        center, share = self.apply(x.center), 2 * x.gamma(self.terms)
+        if not share:
             return Box(center, self.magnitude(x.radius), x.setting, self, sources)
-        radius = self.magnitude(x.radius + room * x.extent)
+        radius = self.magnitude(torch.add(x.radius, x.extent, alpha=share))
         if self.offset is not None:
-            radius = radius + room * self.offset
-        radius = radius * (1 + 2 * room) + torch.finfo(radius.dtype).tiny * self.terms
+            radius = radius + share * self.offset
+        radius = radius * (1 + 2 * share) + torch.finfo(radius.dtype).tiny * self.terms
         return Box(center, radius, x.setting, self, sources)
 
     def backward(self, rows: Tensor, sources: tuple[Box, ...]) -> tuple[list[Tensor], Tensor]:
@@ -83,12 +83,12 @@ class Affine(Step):
         total = rows.new_zeros(())
         if self.constant is not None:
             total = dot(rows, self.constant, x)
-        room = 2 * x.gamma(self.terms)
-        if room:
+        share = 2 * x.gamma(self.terms)
+        if share:
             sizes = self.magnitude(x.extent)
             if self.offset is not None:
                 sizes = sizes + self.offset
-            total = total - room * (1 + 2 * room) * dot(rows.abs(), sizes, x)
+            total = total - share * (1 + 2 * share) * room(rows, sizes, x)
         return [moved], total
 
 
@@ -108,7 +108,7 @@ class Sum(Step):
         x, y = sources
         total = rows.new_zeros(())
         if x.unit:
-            total = -4 * x.unit * dot(rows.abs(), x.extent + y.extent, x)
+            total = -4 * x.unit * room(rows, x.extent + y.extent, x)
         return [rows, rows], total
 
 
@@ -144,7 +144,7 @@ class Rectifier(Step):
         over, under = rows.clamp_max(0), rows.clamp_min(0)
         total = dot(over, high, x)
         if x.unit:
-            total = total - 6 * x.unit * dot(rows.abs(), x.extent, x)
+            total = total - 6 * x.unit * room(rows, x.extent, x)
         return [under * below + over * chord], total
 
 
@@ -174,14 +174,31 @@ class MaxPool(Step):
             window = self.options["kernel_size"]
             terms = window**2 if isinstance(window, int) else window[0] * window[1]
             largest = F.max_pool2d(x.extent, **self.options)
-            total = total - 2 * x.gamma(terms) * dot(rows.abs(), largest, x)
+            total = total - 2 * x.gamma(terms) * room(rows, largest, x)
         return [moved.reshape(*rows.shape[:2], *x.shape)], total
 
 
 def dot(rows: Tensor, values: Tensor, box: Box) -> Tensor:
     """Returns the inner products (J, B) of rows (J, B, ...) and values (B, ...) or broadcastable to
     it, in float64 if the box is widened: their rounding is then below that of the box."""
-    values = values.expand(rows.shape[1:])
-    if box.setting.widen:
-        rows, values = rows.double(), values.double()
-    return torch.einsum("jbd,bd->jb", rows.flatten(2), values.flatten(1))
+    kind = torch.float64 if box.setting.widen else rows.dtype
+    values = values.reshape([1] * (rows.ndim - 1 - values.ndim) + list(values.shape))
+    lone = [axis for axis in range(2, rows.ndim) if values.shape[axis - 1] == 1]
+    if lone:
+        rows = rows.sum(lone, keepdim=True, dtype=kind)
+    values = values.to(kind).expand(rows.shape[1:])
+    return torch.einsum("jbd,bd->jb", rows.to(kind).flatten(2), values.flatten(1))
+
+
+def room(rows: Tensor, sizes: Tensor, box: Box) -> Tensor:
+    """Returns an upper bound (J, B) of the inner products of |rows| (J, B, ...) and sizes >= 0, in
+    the dtype of the rows.
+
+    Args:
+        rows: coefficients.
+        sizes: (B, ...) or broadcastable to it.
+        box: gives the unit roundoff.
+    """
+    sizes = sizes.expand(rows.shape[1:]).flatten(1)
+    found = torch.einsum("jbd,bd->jb", rows.abs().flatten(2), sizes)
+    return found * (1 + 2 * box.gamma(sizes.shape[1] + 3))
