@@ -25,12 +25,15 @@ class Table:
         kind: class of the values that the rules take in place of features.
         what: the values in words, for messages.
         register: the function that adds a rule, for messages.
+        strict: whether a module class needs a rule of its own, not of a class it derives from, and
+            modules with hooks are refused: rules do not run them.
     """
 
     rules: Mapping[Any, Callable[..., Any]]
     kind: type[Any]
     what: str
     register: str
+    strict: bool = False
 
 
 class _Tracer(fx.Tracer):
@@ -137,7 +140,9 @@ def _rule(node: fx.Node, module: nn.Module | None, table: Table) -> tuple[str, C
     if module is not None:
         kind: Any = type(module)
         what = f"layer '{node.target}' ({kind.__name__})"
-        keys: tuple[Any, ...] = kind.__mro__
+        keys: tuple[Any, ...] = kind.__mro__[:1] if table.strict else kind.__mro__
+        if table.strict and (module._forward_hooks or module._forward_pre_hooks):
+            raise ValueError(f"{what} has hooks, which no rule for {table.what} runs; remove them")
     else:
         kind = node.target
         name = kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__name__}"

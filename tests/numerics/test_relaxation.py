@@ -318,12 +318,38 @@ def test_without_widening_float32_is_sometimes_above():
         (nn.Conv2d(1, 1, 3, padding="same"), "padding='same', expected numbers"),
         (nn.LeakyReLU(2.0), "a leaky slope of 2.0"),
         (nn.Softmax(1), "has no rule for bounds"),
+        (nn.Dropout().train(), "no rule for dropout in train mode"),
+        (nn.ReLU6(), "has no rule for bounds"),
     ],
 )
 def test_steps_without_a_rule_are_refused_by_name(layer, message):
     network = nn.Sequential(layer, nn.Flatten(), nn.Linear(16, 3))
     with pytest.raises(ValueError, match=message):
         enclose(trace(network), network, ball(images_of(2, (1, 4, 4)).float(), 0.1, Setting()))
+
+
+def test_a_subclass_needs_a_rule_of_its_own():
+    """Its forward pass may do anything; here torch's own, which tracing does not enter."""
+    layer = torch.ao.nn.qat.Conv2d(
+        1, 1, 3, qconfig=torch.ao.quantization.get_default_qat_qconfig("fbgemm")
+    )
+    network = nn.Sequential(layer, nn.Flatten(), nn.Linear(4, 3))
+    box = ball(images_of(2, (1, 4, 4)).float(), 0.1, Setting())
+    with pytest.raises(ValueError, match=r"layer '0' \(Conv2d\) has no rule for bounds"):
+        enclose(trace(network), network, box)
+
+
+def test_hooks_are_refused():
+    images, labels = images_of(2, (1, 4, 4)).float(), torch.zeros(2, dtype=torch.int64)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    hook = network[1].register_forward_hook(lambda module, inputs, found: -found)
+    with pytest.raises(ValueError, match=r"layer '1' \(Linear\) has hooks"):
+        certified_margin(trace(network), network, images, labels, eps=0.01, bound="ibp")
+    hook.remove()
+    certified_margin(trace(network), network, images, labels, eps=0.01, bound="ibp")
+    network.register_forward_hook(lambda module, inputs, found: -found)
+    with pytest.raises(ValueError, match="computes something else than its trace"):
+        certified_margin(trace(network), network, images, labels, eps=0.01, bound="ibp")
 
 
 def test_a_network_that_branches_is_refused():

@@ -23,7 +23,7 @@ from raybust.numerics.tracing import Table
 Bound = Literal["ibp", "crown", "crown_full", "best"]
 """How margins are bounded; `best` is the larger of `ibp` and `crown` for each class."""
 
-_TABLE = Table(RULES, Box, "bounds", "raybust.numerics.relaxation.register")
+_TABLE = Table(RULES, Box, "bounds", "raybust.numerics.relaxation.register", strict=True)
 
 
 def trace(network: nn.Module) -> fx.Graph:
@@ -132,8 +132,19 @@ def certified_margin(
         labels: int64 (B,).
         eps: radius, pixels in [0, 1].
         bound: how.
+
+    Raises:
+        ValueError: a step has no rule or an unsupported setting, or the network's own logits are
+            not in their box.
     """
     box = ball(images, eps, Setting(tight=bound == "crown_full"))
-    found = margins(enclose(graph, network, box), labels, bound)
+    logits = enclose(graph, network, box)
+    lower, upper = logits.ends
+    own = network(images)
+    if ((own < lower) | (own > upper)).any():
+        raise ValueError(
+            f"{type(network).__name__} computes something else than its trace; remove its hooks"
+        )
+    found = margins(logits, labels, bound)
     others = F.one_hot(labels, found.shape[1]).bool()
     return found.masked_fill(others, torch.inf).amin(1)
