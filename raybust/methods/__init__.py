@@ -12,9 +12,9 @@ from importlib.metadata import EntryPoint
 
 from raybust import plugins
 from raybust.errors import RequestError, unknown
-from raybust.methods.base import Method, StepContext
+from raybust.methods.base import Method, Round, StepContext
 
-__all__ = ["Method", "StepContext", "get", "names"]
+__all__ = ["Method", "Round", "StepContext", "get", "names"]
 
 _GROUP = "raybust.methods"
 _KEYS: dict[type[Method], str] = {}

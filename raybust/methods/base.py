@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,7 @@ class StepContext:
             method's key, such as `geodesic/distance`.
         embed: maps images (B, C, H, W) to features (B, D) of the frozen network named by
             `embedded_by`, None without one. Not counted as a pass of the trained network.
+        stored: what the method's last `store` keeps for the steps, None without rounds.
     """
 
     generator: torch.Generator
@@ -42,6 +43,20 @@ class StepContext:
     prepared: Any = None
     metrics: dict[str, Tensor | float] = field(default_factory=dict)
     embed: Callable[[Tensor], Tensor] | None = None
+    stored: Any = None
+
+
+class Round(NamedTuple):
+    """Result of `Method.store`.
+
+    Attributes:
+        found: what the network decided, one tensor of any shape, without gradient. Checkpoints keep
+            it, so it should be small.
+        stored: `context.stored` of every step until the next round.
+    """
+
+    found: Tensor
+    stored: Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +121,40 @@ class Method(Section):
         """Returns the maximum number of images passed to `setup`, taken evenly from the training
         part. Defaults to the base's, else 512."""
         return self.wrapped.setup_images() if self.wrapped else 512
+
+    def round_epochs(self) -> int:
+        """Returns the number of epochs after which `store` is called again, before the epoch's
+        first step; 0 for never. Defaults to the base's, else 0."""
+        return self.wrapped.round_epochs() if self.wrapped else 0
+
+    def store(
+        self,
+        network: nn.Module,
+        images: Tensor,
+        targets: Tensor,
+        context: StepContext,
+        found: Tensor | None = None,
+    ) -> Round:
+        """Returns what the steps of the coming epochs use apart from their own batches. Defaults to
+        the base's; called only if `round_epochs` is not 0.
+
+        Args:
+            network: as in `loss`; calls count passes. It is restored afterwards.
+            images: (N, C, H, W) in [0, 1], all images of this rank's coming epoch, augmented.
+            targets: int64 (N,).
+            context: as in `loss`; its generator depends on seed, round and rank alone.
+            found: what the round found before the run was interrupted within it. The network has
+                changed since, so the stored state must follow from `found`, the images, the
+                targets and the generator, without a pass through the network.
+        """
+        if self.wrapped is None:
+            raise NotImplementedError
+        return self.wrapped.store(network, images, targets, self.inner(context), found)
+
+    def inner(self, context: StepContext) -> StepContext:
+        """Returns the context that the base receives. Defaults to the same; a method whose `setup`
+        adds to the base's state replaces `prepared`."""
+        return context
 
     def embedded_by(self) -> str | None:
         """Returns the run, checkpoint folder or weights file of the frozen network whose features

@@ -152,12 +152,16 @@ class LpNoise(Method):
                 classes = network(images[:1]).shape[1]
         return Prepared(classes, self.base.setup(network, images, targets))
 
+    def inner(self, context: StepContext) -> StepContext:
+        """Returns the context with the base's prepared state."""
+        prepared: Prepared = context.prepared or Prepared(0, None)
+        return dataclasses.replace(context, prepared=prepared.base)
+
     def loss(
         self, network: nn.Module, images: Tensor, targets: Tensor, context: StepContext
     ) -> Tensor:
         """Returns the base's loss, plus the consistency loss if `jsd` is set; see `Method.loss`."""
-        prepared: Prepared = context.prepared or Prepared(0, None)
-        inner = dataclasses.replace(context, prepared=prepared.base)
+        inner = self.inner(context)
         if self.jsd:
             views = [self.corrupt(self._augmented(images, context), context) for _ in range(2)]
             consistency = jensen_shannon(network(torch.cat([images, *views])), 3)

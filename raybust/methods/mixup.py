@@ -47,15 +47,18 @@ class Mixup(Method):
             classes = network(images[:1]).shape[1]
         return Prepared(classes, self.base.setup(network, images, targets))
 
+    def inner(self, context: StepContext) -> StepContext:
+        """Returns the context with the base's prepared state."""
+        return dataclasses.replace(context, prepared=context.prepared.base)
+
     def loss(
         self, network: nn.Module, images: Tensor, targets: Tensor, context: StepContext
     ) -> Tensor:
         """Returns the base's loss on the mixed batch; see `Method.loss`."""
-        prepared: Prepared = context.prepared
-        inner = dataclasses.replace(context, prepared=prepared.base)
         mixed, ratio, order = mixture(images, self.alpha, context.generator)
-        labels = probabilities(targets, prepared.classes, images.dtype)
-        return self.base.loss(network, mixed, blend(labels, labels[order], ratio), inner)
+        labels = probabilities(targets, context.prepared.classes, images.dtype)
+        labels = blend(labels, labels[order], ratio)
+        return self.base.loss(network, mixed, labels, self.inner(context))
 
 
 def mixture(

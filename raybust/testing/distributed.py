@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from raybust.methods import Method
+from raybust.methods import Method, StepContext
 from raybust.testing.ranks import run_ranks
 from raybust.testing.step import batch, network_for
 from raybust.training.objective import Objective
@@ -103,6 +103,9 @@ def _objective(method: Method) -> tuple[Objective, Tensor, Tensor]:
     network, _ = network_for(method, classes)
     objective = Objective(network.network, method)
     objective.prepare(images, labels)
+    if method.round_epochs():
+        context = StepContext(torch.Generator().manual_seed(11))
+        objective.refresh(images, labels, context, None)
     return objective, images, labels
 
 

@@ -169,6 +169,34 @@ def check_setup(method: Method) -> None:
     assert all(p.grad is None and p.requires_grad for p in network.parameters())
 
 
+def check_round(method: Method) -> None:
+    """A round leaves network, images and global generators unchanged. What it found is a finite
+    tensor, from which the same stored state follows without a pass through the network."""
+    if not method.round_epochs():
+        return
+    step = Step(method)
+    state, images = copy.deepcopy(step.network.state_dict()), step.images.clone()
+    modes = [module.training for module in step.network.modules()]
+    before = torch.get_rng_state()
+    first = step.begun()
+    passes = step.network.forward_passes
+    again = step.begun(first.found)
+    assert step.network.forward_passes == passes, "what is known is found again"
+    assert torch.equal(before, torch.get_rng_state()), "draws from torch's global generator"
+    assert torch.equal(images, step.images), "the images were changed"
+    assert modes == [module.training for module in step.network.modules()], "a mode changed"
+    assert not _changed(state, step.network.state_dict()), "the network was changed"
+    assert all(p.grad is None and p.requires_grad for p in step.network.parameters())
+    assert first.found.isfinite().all()
+    assert not first.found.requires_grad
+    losses = []
+    for stored in (first.stored, again.stored):
+        other = Step(method)
+        other.context.stored = stored
+        losses.append(other.loss().item())
+    assert losses[0] == losses[1], "the stored state does not follow from what was found"
+
+
 def check_noise(method: Method) -> None:
     """`noise` returns a positive float or None."""
     sigma = method.noise()
@@ -195,6 +223,7 @@ STEP_CHECKS = (
     check_passes,
     check_metrics,
     check_setup,
+    check_round,
     check_noise,
     check_round_trip,
 )

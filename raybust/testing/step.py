@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from raybust.methods import Method, StepContext
+from raybust.methods import Method, Round, StepContext
 from raybust.training.objective import CountedNetwork
 
 BATCH = 8
@@ -106,6 +106,7 @@ class Step:
         network: network that the method receives.
         probe: network inside `network`.
         prepared: result of the method's `setup`.
+        stored: of a round of the method, None if it has none.
         generator: source of the step's randomness.
         context: context of a step halfway through a run.
     """
@@ -139,9 +140,20 @@ class Step:
             self.targets = (1 - soft) * one_hot + soft / classes
         self.generator = torch.Generator().manual_seed(seed)
         self.before = self.generator.get_state()
+        self.stored = self.begun().stored if method.round_epochs() else None
         self.network.forward_passes = self.network.backward_passes = 0
         self.probe.training_calls = 0
-        self.context = StepContext(self.generator, 0.5, self.prepared)
+        self.context = StepContext(self.generator, 0.5, self.prepared, stored=self.stored)
+
+    def begun(self, found: Tensor | None = None) -> Round:
+        """Returns a round of the method over the step's images.
+
+        Args:
+            found: as in `Method.store`.
+        """
+        labels = self.targets if self.targets.ndim == 1 else self.targets.argmax(1)
+        context = StepContext(torch.Generator().manual_seed(11), 0.5, self.prepared)
+        return self.method.store(self.network, self.images, labels, context, found)
 
     def loss(self) -> Tensor:
         """Returns the method's loss of the step."""

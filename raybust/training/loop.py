@@ -27,6 +27,7 @@ from raybust.disk import checkpoint
 from raybust.disk.pulse import Pulse
 from raybust.errors import WorkError
 from raybust.identity import code_of, fixed_images, outputs_of, same_function
+from raybust.methods import StepContext
 from raybust.training import initial
 from raybust.training.objective import Objective, assemble, smoothing_sigma
 from raybust.training.optimizer import autocast, optimizer, schedule
@@ -66,6 +67,7 @@ class Trainer:
         self.metrics: dict[str, float] = {}
         self.watch: Callable[[Pulse], None] = lambda pulse: None
         self._sums: dict[str, tuple[Tensor, int]] = {}
+        self._found: list[Tensor] = []
         torch.manual_seed(config.seed)
         self.network = assemble(config, dataset)
         if resume is None:
@@ -99,6 +101,29 @@ class Trainer:
         self.wrapped: nn.Module = self.objective
         if self.ranks.world > 1:
             self.wrapped = DistributedDataParallel(self.objective)
+
+    def begin_round(self) -> None:
+        """Begins a round of the method if the coming epoch is the first of one, or the first of a
+        resumed run. What a round found is kept in checkpoints; what it stores follows from it, so a
+        resumed run with the same number of workers makes no further pass for it."""
+        every = self.config.method.round_epochs()
+        if not every:
+            return
+        first = self.epoch - self.epoch % every
+        if self.epoch > first and self.objective.stored is not None:
+            return
+        known = self.epoch > first and len(self._found) == self.ranks.world
+        draw = torch.Generator(self.device)
+        draw.manual_seed(mix(self.config.seed, "round", first, self.ranks.rank))
+        batches = list(self.batches.epoch(first))
+        images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+        context = StepContext(draw, self.share)
+        before = self._found[self.ranks.rank].to(self.device) if known else None
+        found = self.objective.refresh(images, labels, context, before)
+        if not known:
+            self._found = self.ranks.gather(found)
+            for key, value in context.metrics.items():
+                self._log(key, value)
 
     def step(self, images: Tensor, labels: Tensor, progress: float) -> Tensor:
         """Trains on one batch of this rank and returns its detached loss.
@@ -167,6 +192,7 @@ class Trainer:
         previous, started = self.metrics.get("train/seconds", 0.0), time.perf_counter()
         loss_sum = torch.zeros((), device=self.device)
         self._sums = {}
+        self.begin_round()
         for number, (images, labels) in enumerate(self.batches.epoch(self.epoch), 1):
             loss_sum += self.step(images, labels, self.share)
             self.share = self._spent(number, previous + time.perf_counter() - started)
@@ -261,6 +287,8 @@ class Trainer:
         }
         if self.config.train.ema:
             state["network"] = self.network.state_dict()
+        if self._found:
+            state["found"] = self._found
         manifest = {
             "config": configuration.to_dict(self.config),
             "classes": list(self.dataset.classes),
@@ -282,7 +310,7 @@ class Trainer:
         if self.config.train.ema:
             self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.epoch = state["epoch"]
+        self.epoch, self._found = state["epoch"], state.get("found", [])
         manifest = checkpoint.read_manifest(folder)
         self.metrics = manifest["metrics"]
         if not same_function(self.average.eval(), manifest):

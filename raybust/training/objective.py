@@ -146,6 +146,7 @@ class Objective(nn.Module):
         network: the counting wrapper; `network.network` is the network itself.
         metrics: the method's metrics of the last step.
         embed: features of a frozen network, see `StepContext`; a function, not a submodule.
+        stored: of the method's current round, see `Method.store`.
     """
 
     def __init__(
@@ -157,16 +158,32 @@ class Objective(nn.Module):
         self.prepared: object = None
         self.metrics: dict[str, Tensor | float] = {}
         self.embed: Callable[[Tensor], Tensor] | None = None
+        self.stored: object = None
 
     def prepare(self, images: Tensor, targets: Tensor) -> None:
         """Runs the method's `setup` on training images (B, C, H, W) and labels (B,)."""
         self.prepared = self.method.setup(self.network.network, images, targets)
 
+    def refresh(
+        self, images: Tensor, targets: Tensor, context: StepContext, found: Tensor | None
+    ) -> Tensor:
+        """Begins a round of the method and returns what it found; see `Method.store`.
+
+        Args:
+            images: (N, C, H, W) of this rank.
+            targets: int64 (N,).
+            context: generator and progress; the rest is filled in.
+            found: result of the same call before the run was interrupted, or None.
+        """
+        context.prepared, context.embed = self.prepared, self.embed
+        result, self.stored = self.method.store(self.network, images, targets, context, found)
+        return result
+
     def forward(
         self, images: Tensor, targets: Tensor, generator: torch.Generator, progress: float
     ) -> Tensor:
         """Returns the scalar loss; see `Method.loss`."""
-        context = StepContext(generator, progress, self.prepared, embed=self.embed)
+        context = StepContext(generator, progress, self.prepared, {}, self.embed, self.stored)
         loss = self.method.loss(self.network, images, targets, context)
         self.metrics = context.metrics
         return loss

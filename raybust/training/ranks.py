@@ -76,6 +76,13 @@ class Ranks:
             if number
         }
 
+    def gather(self, value: Tensor) -> list[Tensor]:
+        """Returns the tensors of all ranks, of any shapes, on the CPU."""
+        found = [value.detach().cpu()] * self.world
+        if self.world > 1:
+            dist.all_gather_object(found, found[0])
+        return found
+
     def broadcast_buffers(self, network: nn.Module) -> None:
         """Broadcasts the network's buffers from rank 0 to all ranks."""
         if self.world > 1:

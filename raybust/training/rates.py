@@ -78,6 +78,7 @@ def range_test(config: Config, dataset: Dataset, device: torch.device) -> RangeT
     trainer = _Rising(dataclasses.replace(config, train=train), dataset, device)
     trainer.objective.train()
     trainer.generator.manual_seed(config.seed)
+    trainer.begin_round()
     low, high = (limits[train.optimizer] for limits in (_LOWEST, _HIGHEST))
     rates: list[float] = []
     losses: list[float] = []

@@ -4,6 +4,7 @@ Couplings, Wasserstein geodesics and the worst location on them, closed forms fo
 pairings of a labeled batch, and the spaces in which its images are mixed.
 """
 
+from raybust.numerics.transport.along import along
 from raybust.numerics.transport.bures import (
     bures_geodesic,
     bures_map,
@@ -22,9 +23,22 @@ from raybust.numerics.transport.location import (
     reach,
     worst_of_grid,
 )
-from raybust.numerics.transport.pairs import Paths, class_cycle, coupled, halves, join, match
+from raybust.numerics.transport.pairs import (
+    Group,
+    Paths,
+    class_cycle,
+    coupled,
+    halves,
+    join,
+    match,
+    on_host_with,
+    solved,
+)
+from raybust.numerics.transport.rounds import Stored, gathered, opposite, stacked
 from raybust.numerics.transport.spaces import (
+    Counter,
     Space,
+    decoding,
     feature_cost,
     latent_space,
     penultimate,
@@ -32,9 +46,13 @@ from raybust.numerics.transport.spaces import (
 )
 
 __all__ = [
+    "Counter",
     "Curves",
+    "Group",
     "Paths",
     "Space",
+    "Stored",
+    "along",
     "assignments",
     "between",
     "bures_geodesic",
@@ -44,8 +62,10 @@ __all__ = [
     "climbed",
     "coupled",
     "decoded_accuracy",
+    "decoding",
     "entropic_plan",
     "feature_cost",
+    "gathered",
     "gaussian_distance",
     "grid_of",
     "halves",
@@ -56,12 +76,16 @@ __all__ = [
     "losses_at",
     "match",
     "mean_classifier_accuracy",
+    "on_host_with",
+    "opposite",
     "penultimate",
     "pixel_space",
     "projection",
     "reach",
     "slope",
+    "solved",
     "squared_distances",
+    "stacked",
     "variation",
     "worst_of_grid",
 ]

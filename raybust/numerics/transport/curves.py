@@ -43,6 +43,30 @@ class Curves(NamedTuple):
     noise: Tensor | float
     decode: Callable[[Tensor], Tensor] | None = None
 
+    def at(self, chosen: Tensor) -> Curves:
+        """Returns some of the paths, by position int64 (m,); geodesics keep their index."""
+        noise = self.noise[chosen] if isinstance(self.noise, Tensor) else self.noise
+        return self._replace(
+            start=self.start[chosen],
+            end=self.end[chosen],
+            source=self.source[chosen],
+            target=self.target[chosen],
+            pair=self.pair[chosen],
+            noise=noise,
+        )
+
+    def first(self, most: int | None) -> Curves:
+        """Returns at most `most` paths of each geodesic, the first ones; all if None. Reads from
+        the device."""
+        if most is None:
+            return self
+        number = F.one_hot(self.pair, self.pairs).cumsum(0).gather(1, self.pair[:, None])[:, 0]
+        return self.at((number <= most).nonzero()[:, 0])
+
+    def distance(self) -> Tensor:
+        """Returns the root mean square of the distances between both ends, a scalar."""
+        return (self.end - self.start).square().flatten(1).sum(1).mean().sqrt()
+
     def images(self, t: float | Tensor) -> Tensor:
         """Returns the images (M, C, H, W) at location t, one or (M,), without noise."""
         points = interpolate(self.start, self.end, t)

@@ -61,13 +61,13 @@ def class_cycle(
         most: maximum images per class; None for all.
         equal: whether the larger class of a problem is cut to the size of the smaller.
     """
-    order = _permutation(len(labels), generator)
+    order = permutation(len(labels), generator)
     known = labels.cpu()[order]
     members = [order[known == label] for label in sorted(set(known.tolist()))]
     kept = [positions for positions in members if len(positions) >= least]
     if len(kept) < 2:
         return [], order
-    cycle = [kept[at] for at in _permutation(len(kept), generator).tolist()]
+    cycle = [kept[at] for at in permutation(len(kept), generator).tolist()]
     groups = []
     for a, b in zip(cycle, cycle[1:] + cycle[:1], strict=True):
         count = min(len(a), len(b), len(order)) if equal else len(order)
@@ -88,7 +88,7 @@ def halves(positions: Tensor, generator: torch.Generator) -> list[Group]:
     half = len(positions) // 2
     if not half:
         return []
-    splits = [positions[_permutation(len(positions), generator)] for _ in range(2)]
+    splits = [positions[permutation(len(positions), generator)] for _ in range(2)]
     return [(split[:half], split[half : 2 * half]) for split in splits]
 
 
@@ -139,18 +139,33 @@ def coupled(
         most: as in `class_cycle`.
         entropy: of `sinkhorn`, in squared distances of the points.
     """
-    draw, known = _on_host(generator, labels)
+    draw, known = on_host_with(generator, labels)
     if pairing == "kmixup":
-        every = torch.arange(len(cost))
-        return join(match(cost, halves(every, draw)), cost.device), 0
-    equal = pairing != "sinkhorn"
-    groups, rest = class_cycle(known, draw, least=least, most=most, equal=equal)
-    groups += halves(rest, draw)
+        groups, rest = halves(torch.arange(len(cost)), draw), known[:0]
+    else:
+        equal = pairing != "sinkhorn"
+        groups, rest = class_cycle(known, draw, least=least, most=most, equal=equal)
+        groups += halves(rest, draw)
+    return solved(cost, groups, labels, pairing, entropy=entropy), len(rest)
+
+
+def solved(
+    cost: Tensor, groups: list[Group], labels: Tensor, pairing: str, *, entropy: float = 0.01
+) -> Paths:
+    """Returns the paths of given problems; see `coupled`.
+
+    Args:
+        cost: (B, ...), points whose squared distances are the cost.
+        groups: problems, with equally many sources and targets except for `sinkhorn`.
+        labels: int64 (B,); `ot` leaves a class whenever possible.
+        pairing: as in `coupled`.
+        entropy: of `sinkhorn`, in squared distances of the points.
+    """
     if pairing == "sinkhorn":
-        return projected(cost, groups, entropy), len(rest)
-    if pairing == "ot":
-        groups = match(cost, groups, labels)
-    return join(groups, cost.device), len(rest)
+        return projected(cost, groups, entropy)
+    if pairing != "random":
+        groups = match(cost, groups, labels if pairing == "ot" else None)
+    return join(groups, cost.device)
 
 
 def projected(images: Tensor, groups: list[Group], entropy: float) -> Paths:
@@ -192,7 +207,7 @@ def join(groups: list[Group], device: torch.device) -> Paths:
     return Paths(source, partner, pair, len(groups))
 
 
-def _on_host(generator: torch.Generator, labels: Tensor) -> tuple[torch.Generator, Tensor]:
+def on_host_with(generator: torch.Generator, labels: Tensor) -> tuple[torch.Generator, Tensor]:
     """Returns a generator and labels of the CPU: the same, or with one read from a GPU."""
     if generator.device.type == "cpu":
         return generator, labels.cpu()
@@ -201,6 +216,6 @@ def _on_host(generator: torch.Generator, labels: Tensor) -> tuple[torch.Generato
     return torch.Generator().manual_seed(seed_value), torch.tensor(known, dtype=torch.int64)
 
 
-def _permutation(count: int, generator: torch.Generator) -> Tensor:
+def permutation(count: int, generator: torch.Generator) -> Tensor:
     """Returns a random permutation on the host, whatever the generator's device."""
     return torch.randperm(count, generator=generator, device=generator.device).cpu()

@@ -56,15 +56,20 @@ def latent_space(coder: Autoencoder, images: Tensor, count: Counter) -> Space:
         images: (B, C, H, W) in [0, 1].
         count: called with the number of images encoded or decoded.
     """
+    count(len(images))
+    with torch.no_grad():
+        codes = coder.encode(images)
+    return Space(codes, codes, decoding(coder, count))
+
+
+def decoding(coder: Autoencoder, count: Counter) -> Callable[[Tensor], Tensor]:
+    """Returns the decoder as a function of codes (B, D) that counts the images it decodes."""
 
     def decode(codes: Tensor) -> Tensor:
         count(len(codes))
         return coder.decode(codes)
 
-    count(len(images))
-    with torch.no_grad():
-        codes = coder.encode(images)
-    return Space(codes, codes, decode)
+    return decode
 
 
 def penultimate(network: nn.Module, images: Tensor) -> Tensor:
