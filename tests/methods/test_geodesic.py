@@ -230,6 +230,36 @@ def test_the_slope_is_that_of_finite_differences_with_and_without_the_label(esti
     assert given.metrics["geodesic/variation"] > 0
 
 
+def test_a_perfect_mixture_has_the_entropy_s_slope_and_none_as_printed():
+    """Probabilities (1 - x, x) are the mixed label at every t: the loss is the label's entropy, at
+    least log 2 in the middle, so its variation is 2 log 2. With the label fixed the slope is 0.
+    Near a constant classifier both slopes are linear, that with the label fixed half as steep."""
+
+    class Mixture(nn.Module):
+        def forward(self, images):
+            x = images.flatten(1)
+            return torch.cat([1 - x, x], 1).log()
+
+    class Nearly(nn.Module):
+        """Logits 1e-4 times the mixed label, near a constant classifier."""
+
+        def forward(self, images):
+            x = images.flatten(1)
+            return 1e-4 * torch.cat([1 - x, x], 1)
+
+    curves, total = straight(), 0.0
+    for number in range(1000):
+        t = torch.tensor((number + 0.5) / 1000, dtype=torch.float64)
+        moving, printed = (slope(Mixture(), curves, t, label=label) for label in (True, False))
+        assert float(moving.detach()) == pytest.approx(math.log((1 - t) / t))
+        assert float(printed.detach()) == pytest.approx(0, abs=1e-9)
+        near, still = (slope(Nearly(), curves, t, label=label) for label in (True, False))
+        assert float(near.detach()) == pytest.approx(1e-4 * float(2 - 4 * t), abs=1e-8)
+        assert float(still.detach()) == pytest.approx(1e-4 * float(1 - 2 * t), abs=1e-8)
+        total += float(moving.detach().abs()) / 1000
+    assert total == pytest.approx(2 * math.log(2), rel=1e-3)
+
+
 def test_k_mixup_knows_no_classes():
     images, labels = batch(12, 12, 12)
     given = context()

@@ -333,7 +333,10 @@ def test_ranks_share_a_round_and_resume_it(tmp_path):
         ({"refresh": -1}, "refresh: got -1, expected >= 0"),
         ({"refresh": 5, "weight": 0.0}, "refresh: got 5, expected 0 where weight is 0"),
         ({"refresh": 5, "space": "feature_cost"}, "expected 0 for feature_cost without an"),
-        ({"refresh": 5, "base": Geodesic(refresh=2)}, "expected 0 if the base has rounds too"),
+        (
+            {"refresh": 5, "base": Geodesic(refresh=2)},
+            "expected 0 on a base with rounds of its own",
+        ),
         ({"copies": 0}, "copies: got 0"),
         ({"pair_images": 1}, "pair_images: got 1"),
     ],

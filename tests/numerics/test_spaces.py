@@ -6,7 +6,7 @@ from torch import nn
 
 from raybust import data
 from raybust.config.schema import Data
-from raybust.numerics.autoencoder import Autoencoder, train_autoencoder
+from raybust.numerics.autoencoder import Autoencoder, divergence, train_autoencoder
 from raybust.numerics.transport import (
     Paths,
     assignments,
@@ -73,6 +73,47 @@ def test_it_is_frozen_and_of_the_images_dtype(digits):
     codes = torch.zeros(1, 4, dtype=torch.float64, requires_grad=True)
     (gradient,) = torch.autograd.grad(coder.decode(codes).sum(), codes)
     assert gradient.abs().sum() > 0, "an ascent along a path needs it"
+
+
+def test_the_divergence_is_that_of_normal_distributions():
+    draw = torch.Generator().manual_seed(0)
+    mean, log_variance = torch.randn(2, 7, 5, generator=draw, dtype=torch.float64)
+    own = torch.distributions.Normal(mean, (log_variance / 2).exp())
+    standard = torch.distributions.Normal(torch.zeros_like(mean), torch.ones_like(mean))
+    expected = torch.distributions.kl_divergence(own, standard).sum(1)
+    torch.testing.assert_close(divergence(mean, log_variance), expected)
+
+
+def test_a_variational_autoencoder_trades_error_for_normal_codes(digits):
+    """With little weight codes are far from N(0, I), with more their second moments over all
+    images, of mean and variance together, are near 1, with a huge one they say nothing."""
+    images = digits[0]
+    spread = float((images - images.mean(0)).square().mean())
+    error, divergences = {}, {}
+    for beta in (1e-3, 0.1, 1000.0):
+        coder = train_autoencoder(images, size=4, epochs=10, seed=0, beta=beta)
+        assert not any(p.requires_grad for p in coder.parameters())
+        mean, log_variance = coder.distribution(images)
+        assert torch.equal(mean, coder.encode(images)), "the code is the mean"
+        error[beta] = float((coder(images) - images).square().mean()) / spread
+        divergences[beta] = float(divergence(mean, log_variance).mean())
+        if beta == 0.1:
+            second = (mean.square() + log_variance.exp()).mean(0)
+            assert ((second > 0.5) & (second < 2)).all()
+        if beta == 1e-3:
+            assert (mean.square() > 4).any()
+    assert error[0.1] < 0.75 < error[1000.0] < 1.3
+    assert divergences[1e-3] > divergences[0.1] > 1 > 0.1 > divergences[1000.0] >= 0
+
+
+def test_a_variational_autoencoder_is_seeded(digits):
+    images, state = digits[0][:200], torch.get_rng_state()
+    one, two = (train_autoencoder(images, size=3, epochs=1, seed=0, beta=1.0) for _ in range(2))
+    assert torch.equal(one.encode(images), two.encode(images))
+    assert torch.equal(state, torch.get_rng_state())
+    plain = train_autoencoder(images, size=3, epochs=1, seed=0)
+    assert plain.down[-1].out_features == 3
+    assert one.down[-1].out_features == 6
 
 
 @pytest.mark.parametrize("images", [torch.empty(0, 1, 8, 8), torch.full((3, 1, 8, 8), torch.nan)])
