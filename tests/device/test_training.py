@@ -98,7 +98,7 @@ def steps(config, few, device, count=2):
 @pytest.mark.parametrize(("config", "changed"), list(cases()))
 def test_a_step_of_every_method(config, changed, few, monkeypatch):
     """Same losses as on the CPU, and no read that the host would wait for."""
-    seeded = pairs._on_host
+    seeded = pairs.on_host_with
 
     def as_on_a_device(generator, labels):
         if generator.device.type != "cpu":
@@ -106,7 +106,7 @@ def test_a_step_of_every_method(config, changed, few, monkeypatch):
         seed = torch.randint(2**62, (1,), generator=generator)
         return torch.Generator().manual_seed(int(seed)), labels
 
-    monkeypatch.setattr(pairs, "_on_host", as_on_a_device)
+    monkeypatch.setattr(pairs, "on_host_with", as_on_a_device)
     key = config.method.key
     there = steps(config, few, DEVICE)
     for (loss, _), (expected, _) in zip(there, steps(config, few, CPU), strict=True):
@@ -149,8 +149,11 @@ def test_an_epoch_with_validation_average_and_parts(method, few):
                 assert value == pytest.approx(other.metrics[key], rel=1e-3, abs=1e-4), key
 
 
-def test_resume_is_exact(few, tmp_path):
-    config = make("method.name=pgd", "train.ema=0.9")
+@pytest.mark.parametrize(
+    "method", [("method.name=pgd",), ("method.name=geodesic", "method.refresh=2")]
+)
+def test_resume_is_exact(few, method, tmp_path):
+    config = make(*method, "train.ema=0.9")
     (first, last) = fit(config, few, DEVICE)
     whole = last.save.__self__.average.state_dict()
     epochs = fit(config, few, DEVICE)
@@ -160,6 +163,20 @@ def test_resume_is_exact(few, tmp_path):
         assert torch.equal(value.cpu(), whole[key].cpu()), key
     assert first.epoch == 1
     assert {tensor.device.type for tensor in checkpoint.read_weights(tmp_path).values()} == {"cpu"}
+
+
+@pytest.mark.parametrize(("penalty", "reads"), [(0.0, 1), (0.1, 2)])
+def test_a_step_with_stored_images_reads_less(few, penalty, reads):
+    """Whether all is finite, and with a penalty which geodesics it takes."""
+    settings = ("method.name=geodesic", "method.refresh=1", "method.warmup=0", "method.ramp=0")
+    trainer = Trainer(make(*settings, f"method.penalty={penalty}"), few, DEVICE)
+    trainer.objective.train()
+    trainer.begin_round()
+    images, labels = next(iter(trainer.batches.epoch(0)))
+    trainer.step(images, labels, 0.5)
+    with pretend.counted() as counts:
+        trainer.step(images, labels, 0.5)
+    assert counts.reads == reads
 
 
 def test_a_budget_in_passes_reads_nothing(few):
