@@ -4,6 +4,9 @@ Replaces each image by the barycenter of two rotated copies and fine-tunes an ad
 network on these for one epoch. Only evaluation code was released: training follows our reading of
 the abstract. The published gains assume an attacker unaware of the transform; here it is part of
 the network, so every attack is adaptive.
+
+The released code overwrites the second copy with the first, so the published gains belong to one
+rotated and darkened copy, not to a barycenter of two. `spread` offers both.
 """
 
 from __future__ import annotations
@@ -30,7 +33,9 @@ class Barycentric(nn.Module):
     are clipped for it (our choice).
     """
 
-    def __init__(self, prices: Prices, *, views: int, angle: float, weight: float) -> None:
+    def __init__(
+        self, prices: Prices, *, views: int, angle: float, weight: float, spread: bool
+    ) -> None:
         """Stores the settings.
 
         Args:
@@ -38,16 +43,18 @@ class Barycentric(nn.Module):
             views: number K of rotated copies.
             angle: rotation of the first copy, in degrees; see `rotations`.
             weight: weight of the barycenter in the result, in [0, 1].
+            spread: whether the copies are rotated differently; see `rotations`.
         """
         super().__init__()
         self.prices, self.views, self.angle, self.weight = prices, views, angle, weight
+        self.spread = spread
         self.attack: Attack = "adaptive"
 
     def forward(self, images: Tensor) -> Tensor:
         """Transforms images (B, C, H, W), shape unchanged; preserves the range [0, 1]."""
         if self.weight == 0 or (self.attack == "oblivious" and not self.training):
             return images
-        copies = rotations(images.clamp(0, 1), self.views, self.angle)
+        copies = rotations(images.clamp(0, 1), self.views, self.angle, spread=self.spread)
         result = barycenter(copies, self.prices)
         if self.weight < 1:
             result = images.lerp(result, self.weight)
@@ -61,6 +68,7 @@ class Barycentric(nn.Module):
         return (
             f"rho={p.rho:g}, mu={p.mu:g}, theta={p.theta:g}, views={self.views},"
             f" angle={self.angle:g}, weight={self.weight:g}"
+            + ("" if self.spread else ", spread=False")
         )
 
     @contextmanager
@@ -85,8 +93,8 @@ class Beckman(Method):
 
     Intended for briefly fine-tuning an adversarially trained network: train.init=RUN,
     train.epochs=1, train.lr=0.01. At the published constants no mass moves between pixels and the
-    barycenter is min(mean - 0.1, p_1, p_2) of the two copies, in [0, 1]. In the release, a bug
-    makes the second copy equal the first, which is views=1 theta=0.05 here.
+    barycenter is min(mean - 0.1, p_1, p_2) of the two copies, in [0, 1]. In the released code a bug
+    makes the second copy equal the first, so it returns p_1 - 0.1: spread=False here.
     """
 
     base: Method = field(default_factory=Pgd)
@@ -99,6 +107,9 @@ class Beckman(Method):
     views: int = option(2, "Number K of rotated copies of the image.", ge=1)
     angle: float = option(
         4.0, "Rotation of the first copy; the last has -angle.", ge=0, le=180, unit="degrees"
+    )
+    spread: bool = option(
+        True, "Space the rotations from `angle` to -`angle`; false, as released: all are `angle`."
     )
     attack: Literal["adaptive", "oblivious", "bpda"] = option(
         "adaptive",
@@ -122,6 +133,7 @@ class Beckman(Method):
             views=self.views,
             angle=self.angle,
             weight=self.weight,
+            spread=self.spread,
         )
         other = self.base.front()
         return own if other is None else nn.Sequential(own, other)

@@ -243,32 +243,37 @@ def transposed_divergence(dual: Tensor) -> Tensor:
     return torch.stack([down, right])
 
 
-def rotations(images: Tensor, count: int, angle: float) -> Tensor:
+def rotations(images: Tensor, count: int, angle: float, *, spread: bool = True) -> Tensor:
     """Returns rotated copies (K, B, C, H, W) of images (B, C, H, W): nearest pixel, 0 outside.
 
-    Angles are evenly spaced from `angle` to -`angle`, counterclockwise; K = 2 is the released
-    choice, other K are ours; a single copy is rotated by `angle`. Differentiable.
+    Angles are counterclockwise; K = 2 is the released choice, other K are ours; a single copy is
+    rotated by `angle`. Differentiable.
 
     Args:
         images: (B, C, H, W).
         count: K, at least 1.
         angle: angle of the first copy, in degrees.
+        spread: whether the angles are evenly spaced from `angle` to -`angle`; else all are `angle`.
     """
     batch, channels, height, width = images.shape
-    sources = _sources(height, width, count, angle, images.device)
+    last = -angle if spread else angle
+    sources = _sources(height, width, count, (angle, last), images.device)
     padded = F.pad(images.flatten(2), (0, 1))
     copies = padded.gather(2, sources.expand(batch, channels, -1))
     return copies.view(batch, channels, count, height, width).movedim(2, 0)
 
 
 @lru_cache(maxsize=64)
-def _sources(height: int, width: int, count: int, angle: float, device: torch.device) -> Tensor:
-    """Returns the source pixel of each pixel of each copy, H W for none: int64 (K H W).
+def _sources(
+    height: int, width: int, count: int, angles: tuple[float, float], device: torch.device
+) -> Tensor:
+    """Returns the source pixel of each pixel of each copy, H W for none: int64 (K H W). `angles`
+    are those of the first and the last copy.
 
     Cached: computing it takes longer than rotating a batch.
     """
     with torch.inference_mode(False):
-        turns = torch.linspace(angle, -angle, count, dtype=torch.float64).deg2rad()
+        turns = torch.linspace(*angles, count, dtype=torch.float64).deg2rad()
         cos, sin = turns.cos()[:, None, None], turns.sin()[:, None, None]
         down = torch.arange(height, dtype=torch.float64)[:, None] - (height - 1) / 2
         right = torch.arange(width, dtype=torch.float64)[None] - (width - 1) / 2

@@ -5,7 +5,9 @@ Numbers in names refer to the tests in the specification (spec/adversarial.md, s
 
 from collections import OrderedDict
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -27,7 +29,9 @@ from raybust.numerics.balls import Threat
 from raybust.numerics.barycenter import rotations
 from raybust.training.fit import fit
 from raybust.training.loop import Trainer
+from raybust.vision import transforms
 
+CIFAR = Path(__file__).parents[3] / "shared" / "data" / "cifar10-subset.npz"
 CPU = torch.device("cpu")
 SMALL = ("data.limit=200", "train.epochs=1", "train.batch_size=50", "model.width=4",
          "certified_fast.every=0", "certified_fast.examples=2", "certified_fast.n=100")  # fmt: skip
@@ -48,6 +52,47 @@ def test_at_the_published_constants_it_is_the_closed_form(images):
     mean = (copies[0] + copies[1]) / 2
     expected = torch.minimum(mean - 0.1, torch.minimum(*copies)).clamp(0, 1)
     torch.testing.assert_close(front(images), expected, atol=1e-6, rtol=0)
+
+
+def test_the_released_copies_are_identical():
+    """The release overwrites its second copy with the first: what it returns, by its iteration."""
+    images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) ** 2
+    copy = rotations(images, 1, 4.0)[0]
+    assert (copy != images).any()
+    released = Beckman(spread=False).front()(images)
+    torch.testing.assert_close(released, (copy - 0.1).clamp(min=0), atol=1e-6, rtol=0)
+    torch.testing.assert_close(released, Beckman(views=1, theta=0.05).front()(images))
+    torch.testing.assert_close(released, as_released(copy, copy), atol=1e-3, rtol=0)
+    two = Beckman().front()(images)
+    torch.testing.assert_close(two, as_released(*rotations(images, 2, 4.0)), atol=0.02, rtol=0)
+    assert (two - released).abs().mean() > 0.02
+
+
+@pytest.mark.skipif(not CIFAR.exists(), reason="no CIFAR-10 beside the checkout")
+def test_the_released_copies_on_cifar():
+    """Mean differences a pixel to the released rule, whose copies torchvision rotates."""
+    with np.load(CIFAR) as archive:
+        pixels = torch.from_numpy(archive["x_test"][:64].transpose(0, 3, 1, 2) / 255).float()
+    copy = transforms().functional.rotate(pixels, 4.0)
+    released = as_released(copy, copy)
+    same, two = (Beckman(spread=spread).front()(pixels) for spread in (False, True))
+    assert float((same - released).abs().mean()) < 5e-4
+    assert float((two - released).abs().mean()) == pytest.approx(0.045, abs=0.005)
+
+
+def as_released(*measures):
+    """Returns q after the 200 iterations of the released code, without flow, which stays zero:
+    steps 0.1 and 1, rho 0.5, mu 0.1, theta 0.1."""
+    p = torch.stack(measures)
+    x, source, dual, q = p, torch.zeros_like(p), torch.zeros_like(p), torch.zeros_like(p[0])
+    violation = x - q - source
+    for _ in range(200):
+        x = ((0.05 * p + x - 0.1 * dual) / 1.05).clamp(min=0)
+        source = F.softshrink(source + 0.1 * dual, 0.01)
+        q = F.softshrink(q + 0.1 * dual.sum(0), 0.01).clamp(0, 1)
+        new = x - q - source
+        dual, violation = dual + 2 * new - violation, new
+    return q
 
 
 def test_16_weight_blends(images):
