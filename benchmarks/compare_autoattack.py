@@ -72,13 +72,17 @@ def mnist(name: str, home: Path) -> tuple[nn.Module, Path]:
     return network, path
 
 
-def cnn_a_adv() -> nn.Module:
-    """Returns the adversarially trained CIFAR-10 network in shared/checkpoints."""
-    network = nn.Sequential(
+def cnn_a() -> nn.Module:
+    """Returns the architecture of the adversarially trained CIFAR-10 network."""
+    return nn.Sequential(
         nn.Conv2d(3, 16, 4, 2, 1), nn.ReLU(), nn.Conv2d(16, 32, 4, 2, 1), nn.ReLU(), nn.Flatten(),
         nn.Linear(2048, 100), nn.ReLU(), nn.Linear(100, 10),
     )  # fmt: skip
-    whole = Normalized(Normalize((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)), network)
+
+
+def cnn_a_adv() -> nn.Module:
+    """Returns the adversarially trained CIFAR-10 network in shared/checkpoints."""
+    whole = Normalized(Normalize((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)), cnn_a())
     load_weights(whole, SHARED / "checkpoints" / "cnn_a_adv" / "cifar_cnn_a_adv.model")
     return whole
 

@@ -1,13 +1,16 @@
-"""The barycenter defense and adversarially optimized mixup at small size, three seeds.
+"""The barycenter defense and adversarially optimized mixup at small size.
 
-CIFAR-10 is the subset in ../shared/data beside the checkout, 1,000 images averaged down to 16 x 16.
-First, training at equal passes: `pgd` beside `adversarial_mixup` (Bunk et al., 2021), `mixup` with
-it for a base, `interpolated_adversarial` and `avmixup`; robust accuracy on the test set at the
-epoch that is best on the validation part, and at the last one. Then `beckman` (Subramanyam, 2023):
-one epoch from the best checkpoint of `pgd`, by the three protocols. Checkpoints and figures stay in
-OUT, so a killed run goes on.
+CIFAR-10 is the subset in ../shared/data beside the checkout, `cifar` 1,000 images of it averaged
+down to 16 x 16. First, training at equal passes: `pgd` beside `adversarial_mixup` (Bunk et al.,
+2021), on digits also `mixup` with it for a base, `interpolated_adversarial` and `avmixup`; accuracy
+on the test set under each attack at the epoch that is best on the validation part and at the last
+one, and differences by the test of `raybust compare`. Then `beckman` (Subramanyam, 2023) by the
+three protocols, with two views and with the released code's identical ones, without and with one
+epoch of fine-tuning: on digits from the best checkpoint of `pgd`; `cnn_a_adv` is a network that
+others trained, in ../shared/checkpoints. Checkpoints and figures stay in OUT, so a killed run goes
+on.
 
-    python benchmarks/reproduce_adversarial.py digits|cifar [OUT] [SEEDS]
+    python benchmarks/reproduce_adversarial.py digits|cifar|cnn_a_adv [OUT] [SEEDS]
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from reproduce_attacks import interval
 from reproduce_geodesic import halved
@@ -29,10 +33,15 @@ from raybust.config.assess import Evaluate
 from raybust.data import Dataset
 from raybust.disk import checkpoint
 from raybust.evaluate import attack_examples, make_attack_protocol, summarize, views_of
+from raybust.evaluate.table import NOTHING
+from raybust.significance import compare_seeds, decide
 from raybust.training.fit import fit
+from raybust.training.initial import initialize
 from raybust.training.objective import assemble
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "cifar10-subset.npz"
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+CIFAR = SHARED / "data" / "cifar10-subset.npz"
+GIVEN = SHARED / "checkpoints" / "cnn_a_adv" / "cifar_cnn_a_adv.model"
 
 
 class Setting(NamedTuple):
@@ -51,9 +60,16 @@ SETTINGS = {
         ("data.name=digits", "model.width=16", "train.batch_size=64"), 0.1, 5, 360, 359
     ),
     "cifar": Setting(
-        ("data.name=npz", f"data.path={SHARED}", "data.augment=flip", "data.limit=1000",
-         "model.width=16", "train.batch_size=50", "train.optimizer=adamw", "train.lr=0.002"),
-        4 / 255, 3, 900, 500,
+        ("data.name=npz", f"data.path={CIFAR}", "data.augment=flip", "data.limit=1000",
+         "model.width=16", "train.batch_size=50", "train.optimizer=adamw", "train.lr=0.002",
+         "attacked_fast.every=4"),
+        4 / 255, 3, 300, 500,
+    ),
+    "cnn_a_adv": Setting(
+        ("data.name=npz", f"data.path={CIFAR}", "data.augment=crop_flip",
+         "model.name=compare_autoattack:cnn_a", "model.mean=[0.4914,0.4822,0.4465]",
+         "model.std=[0.2023,0.1994,0.2010]", "train.batch_size=128"),
+        8 / 255, 10, 0, 1000,
     ),
 }  # fmt: skip
 ARMS = {
@@ -63,11 +79,12 @@ ARMS = {
     "interpolated_adversarial": ("name=interpolated_adversarial",),
     "avmixup": ("name=avmixup",),
 }
-TUNED = {
-    "not fine-tuned": None,
-    "fine-tuned, attack adaptive": "adaptive",
-    "fine-tuned, attack oblivious": "oblivious",
-}
+COMPARED = {"digits": tuple(ARMS), "cifar": ("pgd", "adversarial_mixup"), "cnn_a_adv": ()}
+FRONTS = {"two views": "spread=true", "identical views": "spread=false"}
+DEFENDED = {"digits": ("identical views",), "cnn_a_adv": tuple(FRONTS)}
+"""On digits all views are the image: four degrees move no pixel of 8 x 8."""
+ATTACKS = ("fgsm", "pgd", "apgd-ce", "apgd-dlr", "apgd-t", "square")
+ALL = "all"
 METRIC = "attacked_fast/robust_accuracy"
 
 
@@ -78,7 +95,7 @@ def composed(setting: Setting, method: tuple[str, ...], seed: int, *more: str) -
     chosen = [f"method.{text}" for text in method]
     fast = ["attacked_fast.every=1", f"attacked_fast.eps={setting.eps}", "certified_fast.every=0"]
     plain = ["train.lr=0.05", "train.clip_norm=null"]  # as published: no clipping
-    settings = [*plain, *setting.settings, *chosen, *attack, *fast, f"seed={seed}", *more]
+    settings = [*plain, *fast, *setting.settings, *chosen, *attack, f"seed={seed}", *more]
     return configuration.compose(configuration.leaves_of_arguments(settings), methods.get)
 
 
@@ -87,34 +104,30 @@ def train(config: Config, dataset: Dataset, folder: Path) -> None:
     best = -1.0
     for progress in fit(config, dataset, torch.device("cpu")):
         assert progress.failure is None, progress.failure
-        if progress.metrics[METRIC] > best:
+        if progress.metrics.get(METRIC, -1) > best:
             best = progress.metrics[METRIC]
             checkpoint.commit(folder / "best", checkpoint.folder_name(1), progress.save, 1)
     checkpoint.commit(folder / "last", checkpoint.folder_name(1), progress.save, 1)
 
 
 def network_of(config: Config, dataset: Dataset, run: Path) -> nn.Module:
-    """Returns a trained network in eval mode; the bare one of `run` where the method has a front
-    that was not trained."""
+    """Returns a trained network in eval mode."""
     network = assemble(config, dataset)
-    stored = checkpoint.read_weights(checkpoint.folders(run)[0])
-    target = network
-    if stored.keys() != network.state_dict().keys():
-        target = network.get_submodule("network")
-    target.load_state_dict(stored)
+    network.load_state_dict(checkpoint.read_weights(checkpoint.folders(run)[0]))
     return network.eval()
 
 
 def measured(
-    network: nn.Module, dataset: Dataset, setting: Setting, file: Path
-) -> dict[str, list[float]]:
-    """Returns clean and robust accuracy in per cent by view, from `file` where it is there."""
+    network: nn.Module, dataset: Dataset, setting: Setting, file: Path, *, every: bool
+) -> dict[str, dict[str, list[int]]]:
+    """Returns, by view, which images are right under nothing (`clean`), each attack, and `all` of
+    them; from `file` where it is there. Unless `every`, some attacks see only unbroken images."""
     if file.exists():
-        found: dict[str, list[float]] = json.loads(file.read_text())
+        found: dict[str, dict[str, list[int]]] = json.loads(file.read_text())
         return found
     section = Evaluate(
-        attacks=("pgd", "apgd-ce", "apgd-t", "square"), eps=(setting.eps,), steps=20, targets=2,
-        queries=200, examples=setting.examples, sanity=False,
+        attacks=ATTACKS, eps=(setting.eps,), every=every, steps=20, targets=3, queries=200,
+        examples=setting.examples, sanity=False,
     )  # fmt: skip
     protocol = make_attack_protocol(
         section, shape=dataset.shape, total=len(dataset.test), device="cpu", dataset=dataset.name
@@ -125,81 +138,114 @@ def measured(
         for at in one.shards():
             images, labels = dataset.test.fetch(list(at))
             rows += attack_examples(network, images, labels, list(at), one)
-        summary = summarize(rows, one)
-        found[one.view] = [100 * summary.clean, 100 * summary.points[0].robust]
-        for flag in summary.flags:
+        right = {name: [int(dict(row.attacks).get(name) == -1) for row in rows] for name in ATTACKS}
+        right["clean"] = [int(row.predict == row.label) for row in rows]
+        right[ALL] = [int(row.broken_by == NOTHING) for row in rows]
+        found[one.view] = right
+        for flag in summarize(rows, one).flags:
             print(f"distrust, {file.stem}, {one.view} ({flag.name}): {flag.text}", file=sys.stderr)
     file.write_text(json.dumps(found))
     return found
 
 
 def compare(name: str, setting: Setting, dataset: Dataset, out: Path, seeds: range) -> None:
-    """Trains all arms at equal passes and prints their table."""
-    heads = ["clean, best", "robust, best", "clean, last", "robust, last", "best - last",
-             "robust, best, less pgd's", "robust, last, less pgd's"]  # fmt: skip
-    print(f"\n| {name} | {' | '.join(heads)} |\n|{'---|' * (len(heads) + 1)}", flush=True)
-    base: list[list[float]] = []
-    for arm, method in ARMS.items():
-        found = []
-        for seed in seeds:
-            config = composed(setting, method, seed, f"train.passes={setting.passes}")
-            folder = out / f"{name}-{arm.replace(', ', '-').replace(' ', '-')}-{seed}"
-            if not (folder / "last").exists():
-                train(config, dataset, folder)
-            row = []
-            for which in ("best", "last"):
-                network = network_of(config, dataset, folder / which)
-                row += measured(network, dataset, setting, folder / f"{which}.json")["adaptive"]
-            found.append([*row, row[1] - row[3]])
-        base = base or found
-        rows = [[*a, a[1] - b[1], a[3] - b[3]] for a, b in zip(found, base, strict=True)]
-        print(f"| {arm} | {' | '.join(map(interval, columns(rows)))} |", flush=True)
+    """Trains the arms at equal passes; prints their accuracies and their differences to `pgd`."""
+    found: dict[tuple[str, str], dict[str, np.ndarray]] = {}
+    head(f"{name}: epoch", ["clean", *ATTACKS, ALL])
+    for arm in COMPARED[name]:
+        for which in ("best", "last"):
+            views = []
+            for seed in seeds:
+                config = composed(setting, ARMS[arm], seed, f"train.passes={setting.passes}")
+                folder = out / f"{name}-{arm.replace(', ', '-').replace(' ', '-')}-{seed}"
+                if not (folder / "last").exists():
+                    train(config, dataset, folder)
+                network, file = network_of(config, dataset, folder / which), folder / which
+                views.append(
+                    measured(network, dataset, setting, file.with_suffix(".json"), every=True)[
+                        "adaptive"
+                    ]
+                )
+            at = {key: np.array([view[key] for view in views], float) for key in views[0]}
+            found[arm, which] = at
+            line(f"{arm}, {which}", [shown(at[key]) for key in ("clean", *ATTACKS, ALL)])
+    head(f"{name}: minus pgd", ["clean", *ATTACKS, ALL])
+    for (arm, which), at in found.items():
+        if arm != "pgd" and len(seeds) > 1:
+            line(f"{arm}, {which}", differences(at, found["pgd", which]))
+
+
+def differences(ours: dict[str, np.ndarray], base: dict[str, np.ndarray]) -> list[str]:
+    """Returns the difference in each column with its interval and the verdict after Holm."""
+    keys = ("clean", *ATTACKS, ALL)
+    pairs = [compare_seeds(ours[key], base[key], 0.01, paired=True) for key in keys]
+    return [
+        f"{100 * (p.a - p.b):+.1f} [{100 * p.low:.1f}, {100 * p.high:.1f}] {decision.verdict}"
+        for p, decision in zip(pairs, decide(pairs), strict=True)
+    ]
 
 
 def defend(name: str, setting: Setting, dataset: Dataset, out: Path, seeds: range) -> None:
-    """Fine-tunes pgd's best checkpoint behind the barycenter and prints the three protocols."""
-    heads = [f"{view}: {what}" for view in ("alone", "oblivious", "adaptive")
-             for what in ("clean", "robust")]  # fmt: skip
-    print(f"\n| {name} | {' | '.join(heads)} |\n|{'---|' * (len(heads) + 1)}", flush=True)
-    for arm, attack in TUNED.items():
-        found = []
-        for seed in seeds:
-            best = out / f"{name}-pgd-{seed}" / "best"
-            method = ("name=beckman", "base.name=pgd", f"init={checkpoint.newest(best)}",
-                      f"attack={attack or 'adaptive'}")  # fmt: skip
-            more = (
-                "method.base.warmup=0",
-                "train.epochs=1",
-                "train.optimizer=sgd",
-                "train.lr=0.01",
-            )
-            config = composed(setting, method, seed, *more, "train.schedule=one_cycle")
-            folder = out / f"{name}-beckman-{attack}-{seed}"
-            if attack is not None and not (folder / "last").exists():
-                train(config, dataset, folder)
-            folder.mkdir(exist_ok=True)
-            network = network_of(config, dataset, best if attack is None else folder / "last")
-            views = measured(network, dataset, setting, folder / "views.json")
-            found.append([*views["alone"], *views["oblivious"], *views["adaptive"]])
-        print(f"| {arm} | {' | '.join(map(interval, columns(found)))} |", flush=True)
+    """Puts the barycenter in front of an adversarially trained network, without and with one epoch
+    of fine-tuning, and prints the three protocols."""
+    heads = ["clean", "fgsm", "pgd", ALL]
+    head(f"{name}: front, epochs, protocol", heads)
+    for front in DEFENDED[name]:
+        for epochs in (0, 1):
+            views, spread = [], FRONTS[front]
+            for seed in seeds if epochs or name == "digits" else seeds[:1]:
+                start = out / f"digits-pgd-{seed}" / "best"
+                start = GIVEN if name == "cnn_a_adv" else checkpoint.newest(start)
+                method = ("name=beckman", "base.name=pgd", "base.warmup=0", spread)
+                more = ("train.epochs=1", "train.optimizer=sgd", "train.schedule=one_cycle")
+                config = composed(
+                    setting, method, seed, *more, "train.lr=0.01", f"train.init={start}"
+                )
+                folder = out / f"{name}-{spread.replace('=', '-')}-{epochs}-{seed}"
+                if epochs and not (folder / "last").exists():
+                    train(config, dataset, folder)
+                folder.mkdir(parents=True, exist_ok=True)
+                if epochs:
+                    network = network_of(config, dataset, folder / "last")
+                else:
+                    network = assemble(config, dataset)
+                    initialize(network, config, dataset)
+                views.append(
+                    measured(network.eval(), dataset, setting, folder / "views.json", every=False)
+                )
+            for view in views[0]:
+                at = {key: np.array([one[view][key] for one in views], float) for key in heads}
+                line(f"{front}, {epochs}, {view}", [shown(at[key]) for key in heads])
 
 
-def columns(rows: list[list[float]]) -> list[list[float]]:
-    """Returns the columns of a table, a list of each."""
-    return [list(column) for column in zip(*rows, strict=True)]
+def shown(right: np.ndarray) -> str:
+    """Returns the accuracy in percent of networks on images (S, N) with half its interval."""
+    return interval([100 * float(value) for value in right.mean(1)])
+
+
+def head(first: str, others: list[str]) -> None:
+    """Prints the head of a table."""
+    print(f"\n| {first} | {' | '.join(others)} |\n|{'---|' * (len(others) + 1)}", flush=True)
+
+
+def line(first: str, cells: list[str]) -> None:
+    """Prints a row of a table."""
+    print(f"| {first} | {' | '.join(cells)} |", flush=True)
 
 
 def main(arguments: list[str]) -> None:
-    """Prints both tables of a data set."""
+    """Prints the tables of a setting."""
     torch.set_num_threads(1)
-    name, out, seeds = [*arguments, *("digits", "runs/adversarial", "3")[len(arguments) :]]
+    name, out, seeds = [*arguments, *("digits", "runs/adversarial", "5")[len(arguments) :]]
     setting, folder = SETTINGS[name], Path(out).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     dataset = data.load(composed(setting, ARMS["pgd"], 0).data)
     if name == "cifar":
         dataset = halved(dataset)
-    for table in (compare, defend):
-        table(name, setting, dataset, folder, range(int(seeds)))
+    if COMPARED[name]:
+        compare(name, setting, dataset, folder, range(int(seeds)))
+    if name in DEFENDED:
+        defend(name, setting, dataset, folder, range(int(seeds)))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """Adversarial vertex mixup: Lee, Lee and Yoon (CVPR 2020, arXiv:2003.02484).
 
 Trains on points between an image and a vertex beyond its adversarial example, with labels smoothed
-more the farther out they are. A baseline for `adversarial_mixup`: soft labels look better under
-cross-entropy attacks than under margin attacks, so check both.
+more the farther out they are. Defaults are the paper's for CIFAR-10. A baseline for
+`adversarial_mixup`. The paper itself finds no significant gain under CW, a margin attack, so judge
+it by `apgd-dlr` and `apgd-t`, not by cross entropy alone.
 """
 
 from __future__ import annotations
