@@ -11,6 +11,7 @@ stay in OUT, so a killed run goes on.
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from pathlib import Path
@@ -54,6 +55,9 @@ def arms(method: str) -> dict[str, tuple[bool, int]]:
     }
 
 
+loaded = functools.cache(data.load)
+
+
 def trained(settings: tuple[str, ...], seed: int, folder: Path) -> tuple[nn.Module, Dataset]:
     """Returns the network that some settings train, in eval mode, and its data; it stays in
     `folder`."""
@@ -63,7 +67,7 @@ def trained(settings: tuple[str, ...], seed: int, folder: Path) -> tuple[nn.Modu
     )  # fmt: skip
     leaves = configuration.leaves_of_arguments([*shared, *settings])
     config: Config = configuration.compose(leaves, methods.get)
-    dataset = data.load(config.data)
+    dataset = loaded(config.data)
     if not folder.exists():
         for progress in fit(config, dataset, torch.device("cpu")):
             assert progress.failure is None, progress.failure
@@ -138,7 +142,7 @@ def chosen(method: str, arm: str, out: Path) -> float:
 def main(arguments: list[str]) -> None:
     """Prints a table for each method."""
     torch.set_num_threads(1)
-    folder, seeds = [*arguments, *("runs/starts", "5")[len(arguments) :]]
+    folder, seeds = [*arguments, *("runs/starts", "3")[len(arguments) :]]
     out = Path(folder).absolute()
     out.mkdir(parents=True, exist_ok=True)
     for method, heads in HEADS.items():
