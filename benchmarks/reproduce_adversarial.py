@@ -69,7 +69,7 @@ SETTINGS = {
         ("data.name=npz", f"data.path={CIFAR}", "data.augment=crop_flip",
          "model.name=compare_autoattack:cnn_a", "model.mean=[0.4914,0.4822,0.4465]",
          "model.std=[0.2023,0.1994,0.2010]", "train.batch_size=128"),
-        8 / 255, 10, 0, 1000,
+        8 / 255, 10, 0, 500,
     ),
 }  # fmt: skip
 ARMS = {

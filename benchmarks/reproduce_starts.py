@@ -2,11 +2,10 @@
 
 For `gaussian` and `pgd`: two epochs from the weights of a clean network (`train.init`), two epochs
 from scratch, and from scratch with as many forward and backward passes as the clean network and its
-two epochs took together. MNIST is in ../shared/data beside the checkout. Each arm's learning rate
-is the best of RATES on the validation part, with a seed of its own (PILOT). Checkpoints and figures
-stay in OUT, so a killed run goes on.
+two epochs took together. All arms have the same learning rate. MNIST is in ../shared/data beside
+the checkout. Checkpoints and figures stay in OUT, so a killed run goes on.
 
-    python benchmarks/reproduce_starts.py [OUT] [SEEDS]
+    python benchmarks/reproduce_starts.py [gaussian|pgd] [OUT] [SEEDS]
 """
 
 from __future__ import annotations
@@ -32,10 +31,10 @@ from raybust.training.fit import fit
 from raybust.training.objective import assemble
 
 MNIST = Path(__file__).resolve().parents[2] / "shared" / "data" / "mnist.npz"
-SIGMA, EPS, PILOT = 0.5, 0.2, 1000
+SIGMA, EPS = 0.5, 0.2
 CLEAN = 20
 """Passes an image of the clean network: ten epochs."""
-RATES = (0.01, 0.03, 0.1)
+RATES = {"gaussian": 0.1, "pgd": 0.05}
 ATTACKED, CERTIFIED, RADII = 300, 200, (0.0, 0.5)
 METHODS = {
     "gaussian": ("method.name=gaussian", f"method.sigma={SIGMA}"),
@@ -77,12 +76,12 @@ def trained(settings: tuple[str, ...], seed: int, folder: Path) -> tuple[nn.Modu
     return network.eval(), dataset
 
 
-def robust(network: nn.Module, dataset: Dataset, split: str) -> list[float]:
-    """Returns robust and clean accuracy in percent on images of one split."""
-    part = getattr(dataset, split)
+def robust(network: nn.Module, dataset: Dataset) -> list[float]:
+    """Returns robust and clean accuracy in percent on test images."""
+    part = dataset.test
     protocol = make_attack_protocol(
         Evaluate(eps=(EPS,), attacks=("pgd", "apgd-ce", "apgd-t"), steps=20, targets=3,
-                 sanity=False, examples=ATTACKED, split=split),
+                 sanity=False, examples=ATTACKED),
         shape=dataset.shape, total=len(part), device="cpu", dataset="mnist",
     )  # fmt: skip
     rows = []
@@ -93,9 +92,9 @@ def robust(network: nn.Module, dataset: Dataset, split: str) -> list[float]:
     return [100 * summary.points[0].robust, 100 * summary.clean]
 
 
-def certified(network: nn.Module, dataset: Dataset, split: str) -> list[float]:
-    """Returns the ACR, and certified accuracy in percent at each radius, on images of one split."""
-    part = getattr(dataset, split)
+def certified(network: nn.Module, dataset: Dataset) -> list[float]:
+    """Returns the ACR, and certified accuracy in percent at each radius, on test images."""
+    part = dataset.test
     images, labels = part.fetch(range(CERTIFIED))
     fast = FastCertify(examples=CERTIFIED, n=300, radii=RADII)
     found = fast_certificate(
@@ -116,47 +115,37 @@ def start(seed: int, out: Path) -> Path:
     return checkpoint.newest(folder)
 
 
-def row(method: str, arm: str, rate: float, seed: int, out: Path) -> list[float]:
-    """Returns what an arm's network of one seed reaches: of PILOT on the validation part."""
-    clean, passes = arms(method)[arm]
-    split = "validation" if seed == PILOT else "test"
+def row(method: str, arm: str, seed: int, out: Path) -> list[float]:
+    """Returns what an arm's network of one seed reaches on the test set."""
+    (clean, passes), rate = arms(method)[arm], RATES[method]
     folder = out / f"{method}-{'clean' if clean else 'scratch'}-{passes}-{rate:g}-{seed}"
     settings = [*METHODS[method], f"train.passes={passes}", f"train.lr={rate}"]
     if clean:
         settings.append(f"train.init={start(seed, out)}")
     network, dataset = trained(tuple(settings), seed, folder)
-    file = folder / f"{split}.json"
+    file = folder / "test.json"
     if not file.exists():
-        file.write_text(json.dumps(MEASURES[method](network, dataset, split)))
+        file.write_text(json.dumps(MEASURES[method](network, dataset)))
     found: list[float] = json.loads(file.read_text())
     return found
 
 
-def chosen(method: str, arm: str, out: Path) -> float:
-    """Returns the learning rate at which the network of PILOT is best on the validation part."""
-    found = {rate: row(method, arm, rate, PILOT, out)[0] for rate in RATES}
-    print(f"{method}, {arm}: {found}", file=sys.stderr, flush=True)
-    return max(found, key=lambda rate: found[rate])
-
-
 def main(arguments: list[str]) -> None:
-    """Prints a table for each method."""
+    """Prints the table of a method; each arm's difference is to the first, by seed."""
     torch.set_num_threads(1)
-    folder, seeds = [*arguments, *("runs/starts", "3")[len(arguments) :]]
+    method, folder, seeds = [*arguments, *("gaussian", "runs/starts", "5")[len(arguments) :]]
     out = Path(folder).absolute()
     out.mkdir(parents=True, exist_ok=True)
-    for method, heads in HEADS.items():
-        heads = ["passes", "lr", *heads, "minus the first arm"]
-        print(f"\n| {method} | {' | '.join(heads)} |\n|{'---|' * (len(heads) + 1)}", flush=True)
-        first: list[list[float]] = []
-        for arm, (clean, passes) in arms(method).items():
-            rate = chosen(method, arm, out)
-            found = [row(method, arm, rate, seed, out) for seed in range(int(seeds))]
-            first = first or found
-            cells = [interval(list(column)) for column in zip(*found, strict=True)]
-            gap = interval([one[0] - other[0] for one, other in zip(found, first, strict=True)])
-            spent = f"{CLEAN} + {passes}" if clean else f"{passes}"
-            print(f"| {arm} | {spent} | {rate:g} | {' | '.join(cells)} | {gap} |", flush=True)
+    heads = ["passes", *HEADS[method], "minus the first arm"]
+    print(f"\n| {method} | {' | '.join(heads)} |\n|{'---|' * (len(heads) + 1)}", flush=True)
+    first: list[list[float]] = []
+    for arm, (clean, passes) in arms(method).items():
+        found = [row(method, arm, seed, out) for seed in range(int(seeds))]
+        first = first or found
+        cells = [interval(list(column)) for column in zip(*found, strict=True)]
+        gap = interval([one[0] - other[0] for one, other in zip(found, first, strict=True)])
+        spent = f"{CLEAN} + {passes}" if clean else f"{passes}"
+        print(f"| {arm} | {spent} | {' | '.join(cells)} | {gap} |", flush=True)
 
 
 if __name__ == "__main__":
