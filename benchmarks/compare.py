@@ -20,6 +20,7 @@ import numpy as np
 from _figures import figure, paired
 
 import raybust
+from raybust.reporting.figures import largest_radius
 from raybust.reporting.logs import read_log
 from raybust.significance import Paired, compare_means, compare_seeds, compare_shares, decide
 
@@ -36,18 +37,20 @@ def radii_of(path: str | Path) -> np.ndarray:
     return np.where(log.correct, log.radius, -1.0)[order]
 
 
-def family(a: np.ndarray, b: np.ndarray, margins: list[float] | None = None) -> list[Paired]:
-    """Compares two networks in certified accuracy at `RADII` and ACR."""
+def family(
+    a: np.ndarray, b: np.ndarray, bound: float, margins: list[float] | None = None
+) -> list[Paired]:
+    """Compares two networks in certified accuracy at `RADII` and ACR; no radius exceeds `bound`."""
     margins = margins or [0.01] * (len(RADII) + 1)
     found = [
         compare_shares(a >= radius, b >= radius, margin)
         for radius, margin in zip(RADII, margins, strict=False)
     ]
     acr = np.maximum(a, 0), np.maximum(b, 0)
-    return [*found, compare_means(*acr, margins[-1], resamples=RESAMPLES)]
+    return [*found, compare_means(*acr, margins[-1], resamples=RESAMPLES, bound=bound)]
 
 
-def false_findings(a: np.ndarray, b: np.ndarray, pairs: int) -> None:
+def false_findings(a: np.ndarray, b: np.ndarray, bound: float, pairs: int) -> None:
     """Pairs without a difference."""
     source, total = np.random.default_rng(0), len(a)
     wrong, families = np.zeros(len(RADII) + 1), 0
@@ -55,7 +58,7 @@ def false_findings(a: np.ndarray, b: np.ndarray, pairs: int) -> None:
         rows = source.integers(0, total, total)
         exchanged = source.random(total) < 0.5
         one, other = np.where(exchanged, b[rows], a[rows]), np.where(exchanged, a[rows], b[rows])
-        decisions = decide(family(one, other))
+        decisions = decide(family(one, other, bound))
         wrong += [decision.found.p <= 0.05 for decision in decisions]
         families += any(decision.verdict in ("better", "worse") for decision in decisions)
     names = [f"McNemar at {radius:g}" for radius in RADII] + ["permutations of the ACR"]
@@ -64,7 +67,7 @@ def false_findings(a: np.ndarray, b: np.ndarray, pairs: int) -> None:
     figure("false findings, a family of five (Holm)", [families / pairs], "share", "<= 0.06")
 
 
-def false_equivalence(a: np.ndarray, b: np.ndarray, pairs: int) -> None:
+def false_equivalence(a: np.ndarray, b: np.ndarray, bound: float, pairs: int) -> None:
     """Pairs whose true difference is the margin."""
     source, total = np.random.default_rng(1), len(a)
     margins = [abs(float((a >= r).mean() - (b >= r).mean())) for r in RADII]
@@ -72,7 +75,7 @@ def false_equivalence(a: np.ndarray, b: np.ndarray, pairs: int) -> None:
     claimed = np.zeros(len(margins))
     for _ in range(pairs):
         rows = source.integers(0, total, total)
-        claimed += [one.p_within <= 0.05 for one in family(a[rows], b[rows], margins)]
+        claimed += [one.p_within <= 0.05 for one in family(a[rows], b[rows], bound, margins)]
     names = [f"accuracy at {radius:g}" for radius in RADII] + ["ACR"]
     for name, count, margin in zip(names, claimed, margins, strict=True):
         if margin:
@@ -124,9 +127,10 @@ def main() -> None:
     """Prints the figures."""
     if len(sys.argv) > 2:
         first, second = (radii_of(path) for path in sys.argv[1:3])
+        bound = max(largest_radius(read_log(path)) for path in sys.argv[1:3])
         pairs = int(sys.argv[3]) if len(sys.argv) > 3 else 2000
-        false_findings(first, second, pairs)
-        false_equivalence(first, second, pairs)
+        false_findings(first, second, bound, pairs)
+        false_equivalence(first, second, bound, pairs)
     power()
     with tempfile.TemporaryDirectory() as home:
         seeds(Path(home))
