@@ -156,6 +156,7 @@ class Seeds:
         records: Mapping[int, TrialRecord],
         violations: Callable[[dict[str, float]], dict[str, float]],
         sampler: optuna.samplers.BaseSampler | None,
+        guessed: Mapping[int, Mapping[str, float]],
     ) -> optuna.Study:
         """Returns the study in memory, with the means over seeds as values of its trials.
 
@@ -164,17 +165,21 @@ class Seeds:
             records: merged ones of those trials that have a point, by number.
             violations: metrics to the violation of each constraint.
             sampler: of the new study.
+            guessed: metrics of stopped trials that are to count as whole ones, by number.
         """
         view = optuna.create_study(directions=self._study.directions, sampler=sampler)
         for trial in trials:
             record, complete = records.get(trial.number), trial.state == TrialState.COMPLETE
-            values = trial.values if complete else None
+            values, state = trial.values if complete else None, trial.state
             if record is not None and complete:
                 values = [record.metrics[key] for key in self._signs]
+            if trial.number in guessed:
+                values = [guessed[trial.number][key] for key in self._signs]
+                state = TrialState.COMPLETE
             ended = record is not None and trial.state.is_finished()
             view.add_trial(
                 optuna.trial.create_trial(
-                    state=trial.state,
+                    state=state,
                     values=values,
                     params=trial.params,
                     distributions=trial.distributions,

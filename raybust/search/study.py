@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import optuna
@@ -18,18 +19,18 @@ from optuna.trial import FrozenTrial, TrialState
 
 from raybust.config import Config
 from raybust.errors import RequestError
+from raybust.search.constraints import violations
 from raybust.search.database import load_study, one_line, open_study
 from raybust.search.records import FINISHED, TrialRecord, front
 from raybust.search.sampler import Grid, make_sampler, seed_after
 from raybust.search.seeds import Seeds
 from raybust.search.space import Point, Space
+from raybust.search.stopped import estimates
 
 POINT, REASON, METRICS, HISTORY, EARLIER = "point", "reason", "metrics", "history", "earlier"
 PROPOSED = "proposed"
 """Marks an enqueued trial whose point is the sampler's."""
 _SPACE, _SWEEP = "space", "sweep"
-_NEVER = 1e9
-"""Violation of a constraint whose metric is missing or not finite."""
 _WRITE_S = 1.0
 """Seconds between two writes of a trial's epochs."""
 _PARTS = 20
@@ -80,7 +81,8 @@ class Study:
                 if `reading`, it does not exist.
         """
         self.space, self._config = space, config
-        self._directions, self._bounds = config.tune.directions(), config.tune.bounds()
+        self._directions = config.tune.directions()
+        self._violations = partial(violations, bounds=config.tune.bounds())
         self._unit, self._budget = config.train.budget
         self._method = config.method.key
         self.study = (load_study if reading else open_study)(config, folder, uid)
@@ -88,9 +90,13 @@ class Study:
             self._claim(uid)
         self.seeds = Seeds(config, self.study, reading=reading)
         self._learns = config.tune.sampler in ("tpe", "gp")
+        self._estimates = config.tune.sampler == "gp"
         trials = self.study.get_trials(deepcopy=False)
         # With the same seed, the sampler would draw the points of the earlier start again.
-        self.study.sampler = make_sampler(config, space, seed_after(config, len(trials)))
+        seed = seed_after(config, len(trials))
+        self.study.sampler = make_sampler(config, space, seed)
+        if self._estimates:  # every point is a proposal; what a given one leaves open is random
+            self.study.sampler = optuna.samplers.RandomSampler(seed)
         self._open: dict[int, optuna.Trial] = {}
         self._pending: dict[int, _Pending] = {}
         for point in first:
@@ -139,8 +145,8 @@ class Study:
         grid = self.study.sampler
         if isinstance(grid, Grid) and grid.is_exhausted(self.study):
             return None
-        if self.seeds and self._learns:
-            self._propose_by_means()
+        if (self.seeds and self._learns) or self._estimates:
+            self._enqueue_proposal()
         trial = self.study.ask()
         point = self.space.suggest(trial)
         trial.set_user_attr(POINT, point)
@@ -232,25 +238,31 @@ class Study:
         return [record.number for record in front(complete, self._directions)]
 
     def with_means(self, sampler: optuna.samplers.BaseSampler | None = None) -> optuna.Study:
-        """Returns the study in memory, with the means over seeds as values of its trials.
+        """Returns the study in memory with the means over seeds, and for gp's sampler `estimates`.
 
         Args:
             sampler: that is to see them; a new one, as Optuna's belong to one study each.
         """
         trials = self.study.get_trials(deepcopy=False)
         records = {t.number: self._merged(t) for t in trials if POINT in t.user_attrs}
-        return self.seeds.seen(trials, records, self._violations, sampler)
+        guessed = {}
+        if sampler is not None and self._estimates:
+            guessed = estimates(records.values(), self._config.tune.metric, self._directions)
+        return self.seeds.seen(trials, records, self._violations, sampler, guessed)
 
-    def _propose_by_means(self) -> None:
-        """Enqueues what the sampler proposes when it sees the means over seeds, unless other points
-        wait."""
+    def proposal(self) -> Point:
+        """Returns what the sampler proposes for `with_means`; begins no trial."""
+        trials = self.study.get_trials(deepcopy=False)
+        seed = seed_after(self._config, len(trials), len(self.seeds))
+        asked = self.with_means(make_sampler(self._config, self.space, seed)).ask()
+        return self.space.suggest(asked)
+
+    def _enqueue_proposal(self) -> None:
+        """Enqueues the sampler's proposal, unless other points wait."""
         trials = self.study.get_trials(deepcopy=False)
         if any(trial.state == TrialState.WAITING for trial in trials):
             return
-        seed = seed_after(self._config, len(trials), len(self.seeds))
-        asked = self.with_means(make_sampler(self._config, self.space, seed)).ask()
-        self.space.suggest(asked)
-        self.study.enqueue_trial(asked.params, user_attrs={PROPOSED: True})
+        self.study.enqueue_trial(self.space.named(self.proposal()), user_attrs={PROPOSED: True})
 
     def _merged(self, trial: FrozenTrial) -> TrialRecord:
         return self.seeds.merged(self._record(trial), self._feasible)
@@ -312,15 +324,6 @@ class Study:
         """Reports the last epoch's constraint violations to the sampler."""
         for text, beyond in self._violations(trial.user_attrs.get(METRICS, {})).items():
             trial.set_constraint(text, beyond)
-
-    def _violations(self, metrics: dict[str, float]) -> dict[str, float]:
-        """Returns the violation of each constraint, at most 0 if it is met."""
-        found = {}
-        for key, sign, number in self._bounds:
-            value = metrics.get(key, math.nan)
-            beyond = number - value if sign == ">=" else value - number
-            found[f"{key} {sign} {number}"] = beyond if math.isfinite(beyond) else _NEVER
-        return found
 
     def _feasible(self, metrics: dict[str, float]) -> bool | None:
         missed = [beyond > 0 for beyond in self._violations(metrics).values()]
