@@ -49,7 +49,9 @@ class Data(Section):
         None, "Number of training images to use: the first ones after the split.", ge=1
     )
     augment: Literal["default", "none", "flip", "crop", "crop_flip"] = option(
-        "default", "Geometric augmentation of training batches; `default` is the dataset's own."
+        "default",
+        "Geometric augmentation of training batches; `default` is the dataset's own, for"
+        " `image_folder` crop_flip from an `image_size` of 64 on, none below.",
     )
     image_size: int = option(
         224, "Size to which `image_folder` images are resized and cropped.", ge=1, unit="pixels"
@@ -64,7 +66,9 @@ class Data(Section):
         True, "Whether to apply the EXIF orientation of `image_folder` images."
     )
     loader_workers: int = option(
-        4, "Decoding processes per training worker (streamed datasets only).", ge=0
+        4,
+        "Decoding processes per training worker, at most one per CPU (streamed datasets only).",
+        ge=0,
     )
 
     def problems(self) -> list[str]:

@@ -11,6 +11,7 @@ Notation: N images of shape C x H x W, B of them in a global batch.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -217,6 +218,7 @@ class _Stream:
     def __init__(
         self, split: StreamedSplit, device: torch.device, augment: str, workers: int
     ) -> None:
+        workers = min(workers, os.cpu_count() or 1)
         self.device = device
         self.plan: list[list[tuple[int, int]]] = []
         self.loader = DataLoader(

@@ -33,6 +33,7 @@ class Source:
         needs: what the user has to give, "" where nothing.
         path: whether `data.path` is a file or a folder, "" where it is not asked for.
         augment: augmentation of training batches where `data.augment` is "default".
+        augment_from: smallest `data.image_size` with that default, none below it.
         shape: (C, H, W), None if it depends on the files.
         classes: K, None if it depends on the files.
         examples: sizes of the official training and test set, None if it depends on the files.
@@ -45,6 +46,7 @@ class Source:
     needs: str = ""
     path: Literal["", "file", "folder"] = ""
     augment: str = "none"
+    augment_from: int = 0
     shape: tuple[int, int, int] | None = None
     classes: int | None = None
     examples: tuple[int, int] | None = None
@@ -130,12 +132,18 @@ def load_source(source: Source, config: Data) -> Dataset:
         shape=train.shape,
         mean=mean,
         std=std,
-        augment=source.augment if config.augment == "default" else config.augment,
+        augment=_augment(source, config),
         train=train,
         validation=validation,
         test=parts.test,
         notes=(*_parts_line(parts, train, validation, config), *parts.notes),
     )
+
+
+def _augment(source: Source, config: Data) -> str:
+    if config.augment != "default":
+        return config.augment
+    return source.augment if config.image_size >= source.augment_from else "none"
 
 
 def path_of(config: Data) -> Path:
@@ -277,6 +285,7 @@ _SOURCES = {
         needs="data.path=FOLDER",
         path="folder",
         augment="crop_flip",
+        augment_from=64,
         moments=((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     ),
     "mnist": Source(

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -35,7 +37,7 @@ def test_class_folders(tmp_path, part):
     data = load(config(imagenet(tmp_path, ("train", part)), validation=0.25))
     assert data.classes == ("cat", "dog")
     assert data.shape == data.train.shape == (3, 8, 8)
-    assert (data.augment, data.mean) == ("crop_flip", (0.485, 0.456, 0.406))
+    assert (data.augment, data.mean) == ("none", (0.485, 0.456, 0.406))
     assert colors(data.test) == [
         [0, len(part), 0],
         [1, len(part), 0],
@@ -51,6 +53,13 @@ def test_class_folders(tmp_path, part):
         ):
             assert color == [100 * label + index % 6, 5, 0]
             assert label == index // 6
+
+
+@pytest.mark.parametrize(("size", "augment"), [(63, "none"), (64, "crop_flip"), (224, "crop_flip")])
+def test_small_images_are_not_cropped_at_random(tmp_path, size, augment):
+    given = Data(name="image_folder", path=str(imagenet(tmp_path, ("train", "val"))))
+    assert load(replace(given, image_size=size)).augment == augment
+    assert load(replace(given, image_size=size, augment="flip")).augment == "flip"
 
 
 def test_with_both_the_official_validation_part_is_kept(tmp_path):
