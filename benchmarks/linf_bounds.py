@@ -1,10 +1,12 @@
 """What the bounds of the Linf methods prove on digits, and what they cost.
 
-    python benchmarks/linf_bounds.py METHOD [SETTING ...]     # three seeds of a method, a line each
+    python benchmarks/linf_bounds.py METHOD [SETTING ...]     # three seeds of a method
+    python benchmarks/linf_bounds.py --attack METHOD [SETTING ...]   # one seed, attacked
     python benchmarks/linf_bounds.py --cost                   # time over that of plain passes
 
-Test accuracy, the share proven by intervals, CROWN and either, and the accuracy left by PGD of 200
-steps, with 20 restarts for the first seed, which no proof may exceed, image by image.
+Test accuracy and the share proven by intervals, CROWN and either; attacked, also the accuracy left
+by PGD of 200 steps and 20 restarts on up to 1,000 test and training images, which no proof may
+exceed, image by image.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ CPU = torch.device("cpu")
 EPS, SEEDS, STEPS, RESTARTS, MOST = 0.1, 3, 200, 20, 1000
 COMMON = (
     "model.width=16", "data.augment=none", "certified_fast.every=0",
-    "train.optimizer=adamw", "train.lr=0.002", "train.epochs=60",
+    "train.optimizer=adamw", "train.lr=0.01", "train.epochs=40",
     f"method.eps={EPS}", "train.clip_norm=10",
 )  # fmt: skip
 
@@ -41,12 +43,12 @@ def config_of(settings: list[str]) -> Config:
     return compose(leaves_of_arguments([*COMMON, *settings]), methods.get)
 
 
-def unbroken(network: nn.Module, images: Tensor, labels: Tensor, restarts: int) -> Tensor:
+def unbroken(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     """Returns which images (N,) PGD does not break."""
     left = network(images).argmax(1) == labels
     threat = Threat("linf", EPS)
     with attacked(network):
-        for restart in range(restarts):
+        for restart in range(RESTARTS):
             at = left.nonzero().flatten()
             if not len(at):
                 break
@@ -60,22 +62,25 @@ def unbroken(network: nn.Module, images: Tensor, labels: Tensor, restarts: int) 
     return left
 
 
-def measure(settings: list[str]) -> dict[str, float]:
+def measure(settings: list[str], attack: bool = False) -> dict[str, float]:
     """Trains one network and returns its shares of the test images, in percent."""
     config = config_of(settings)
     dataset = data.load(config.data)
     (*_, last) = fit(config, dataset, CPU)
     network = last.save.__self__.average.eval()  # type: ignore[attr-defined]
-    images, labels = dataset.test.fetch(range(min(MOST, len(dataset.test))))
+    images, labels = dataset.test.fetch(range(len(dataset.test)))
+    if attack:
+        more = dataset.train.fetch(range(MOST - len(images)))
+        images, labels = torch.cat([images, more[0]]), torch.cat([labels, more[1]])
     graph = trace(network)
     proven = {
         bound: certified_margin(graph, network, images, labels, eps=EPS, bound=bound) > 0
         for bound in ("ibp", "crown", "best")
     }
-    left = unbroken(network, images, labels, 1 if config.seed else RESTARTS)
-    broken = int((proven["best"] & ~left).sum())
-    assert not broken, f"{broken} proofs were broken"
-    shares = {"accuracy": network(images).argmax(1) == labels, **proven, "attacked": left}
+    shares = {"accuracy": network(images).argmax(1) == labels, **proven}
+    if attack:
+        shares["attacked"] = unbroken(network, images, labels)
+        shares["broken proofs"] = proven["best"] & ~shares["attacked"]
     found = {name: 100 * float(part.double().mean()) for name, part in shares.items()}
     return {**found, "passes": last.metrics["passes/per_image"]}
 
@@ -133,5 +138,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     if sys.argv[1:] == ["--cost"]:
         cost()
+    elif sys.argv[1] == "--attack":
+        print(measure([f"method.name={sys.argv[2]}", *sys.argv[3:]], attack=True))
     else:
         of_method([f"method.name={sys.argv[1]}", *sys.argv[2:]])

@@ -34,6 +34,7 @@ from raybust.numerics.relaxation import (
     trace,
 )
 
+_REGULARIZER = 0.5
 _TOLERANCE = 0.5
 """Ratio above which the regularizers ask for nothing, as in the authors' code."""
 _TINY = 1e-12
@@ -58,10 +59,10 @@ class Ibp(Method):
     warmup: float = option(
         0.5, "Fraction of the run over which eps rises linearly from 0.", ge=0, lt=1
     )
-    regularizer: float = option(
-        0.5,
+    regularizer: float | None = option(
+        None,
         "Weight of the regularizers of tightness and of balanced ReLUs, which falls to 0 as eps"
-        " rises.",
+        " rises; default: the authors' 0.5, but 0 for a network without batch norm.",
         ge=0,
     )
     l1: float = option(0.0, "Weight of the L1 norm of all kernels and matrices.", ge=0)
@@ -142,7 +143,10 @@ class Ibp(Method):
         low, box = through(network, run, around[0], self.passes(plain, context.progress))
         certified = (low.detach() > 0).sum(1) == low.shape[1] - 1
         context.metrics["train/certified_accuracy"] = certified.float().mean()
-        weight = self.regularizer * (1 - self.rise(context.progress))
+        weight = self.regularizer
+        if weight is None:
+            weight = _REGULARIZER * bool(plain.statistics)
+        weight *= 1 - self.rise(context.progress)
         penalty = weight * regularizers(box) if weight else low.new_zeros(())
         return F.cross_entropy(-low, targets), penalty
 

@@ -188,4 +188,9 @@ def epoch_line(epoch: int, metrics: dict[str, Any]) -> str:
         if key in metrics:
             digits = 0 if key.endswith("second") else 4
             parts.append(f"{label} {float(metrics[key]):.{digits}f}")
+    parts += [
+        f"proven at Linf {key.rpartition('_')[2]} {float(metrics[key]):.4f}"
+        for key in metrics
+        if key.startswith("certified_linf_fast/")
+    ]
     return "  ".join(parts)

@@ -195,11 +195,18 @@ def test_regularizers_by_hand():
     assert float(regularizers(box).detach()) == pytest.approx(total / 0.5 / 3, rel=1e-6)
 
 
+def test_regularizers_by_default_with_batch_norm_alone():
+    for kind, weight in (("plain", 0.0), ("batch norm", 0.5)):
+        default = value(Ibp(eps=0.05), network_for(kind), 0.25)
+        assert default == value(Ibp(eps=0.05, regularizer=weight), network_for(kind), 0.25)
+        assert default != value(Ibp(eps=0.05, regularizer=0.7), network_for(kind), 0.25)
+
+
 def test_regularizers_without_active_units_are_finite():
     network = network_for("plain")
     with torch.no_grad():
         network[0].bias.fill_(-100)
-    loss = step(Ibp(eps=0.1), network, 0.3)[0]
+    loss = step(Ibp(eps=0.1, regularizer=0.5), network, 0.3)[0]
     loss.backward()
     assert loss.isfinite()
     assert all(p.grad.isfinite().all() for p in network.parameters())
