@@ -108,7 +108,8 @@ def between(
     box = Box((lower + upper) / 2, (upper - lower) / 2, setting, step, sources)
     if not setting.widen:
         return box
-    radius = box.radius.clamp_min(0) + 2 * box.unit * (lower.abs() + upper.abs())
+    sizes = torch.maximum(lower.abs(), upper.abs())
+    radius = torch.add(box.radius.clamp_min(0), sizes, alpha=4 * box.unit)
     return Box(box.center, radius, setting, step, sources)
 
 

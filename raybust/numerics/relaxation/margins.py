@@ -134,14 +134,14 @@ def certified_margin(
         bound: how.
 
     Raises:
-        ValueError: a step has no rule or an unsupported setting, or the network's own logits are
-            not in their box.
+        ValueError: a step has no rule or an unsupported setting, or the network's own logits of
+            the first image are not in their box.
     """
     box = ball(images, eps, Setting(tight=bound == "crown_full"))
     logits = enclose(graph, network, box)
     lower, upper = logits.ends
-    own = network(images)
-    if ((own < lower) | (own > upper)).any():
+    own = network(images[:1])
+    if ((own < lower[:1]) | (own > upper[:1])).any():
         raise ValueError(
             f"{type(network).__name__} computes something else than its trace; remove its hooks"
         )

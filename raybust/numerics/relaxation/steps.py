@@ -126,7 +126,10 @@ class Rectifier(Step):
         if x.unit and self.slope:
             lower = lower - 2 * x.unit * lower.abs()
             upper = upper + 2 * x.unit * upper.abs()
-        return between(lower, upper, x.setting, self, sources)
+        if not x.unit or self.slope:
+            return between(lower, upper, x.setting, self, sources)
+        radius = torch.add((upper - lower) / 2, upper, alpha=4 * x.unit)  # 0 <= lower <= upper
+        return Box((lower + upper) / 2, radius, x.setting, self, sources)
 
     def backward(self, rows: Tensor, sources: tuple[Box, ...]) -> tuple[list[Tensor], Tensor]:
         """The chord bounds from above, the line of slope 1 or `slope` with the smaller area from
