@@ -1,6 +1,6 @@
 """What the bounds of the Linf methods prove on digits, and what they cost.
 
-    python benchmarks/linf_bounds.py METHOD [SETTING ...]     # three seeds of a method
+    python benchmarks/linf_bounds.py METHOD [SETTING ...]    # three seeds of a method
     python benchmarks/linf_bounds.py --attack METHOD [SETTING ...]   # one seed, attacked
     python benchmarks/linf_bounds.py --cost                   # time over that of plain passes
 
