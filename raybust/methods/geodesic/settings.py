@@ -1,4 +1,5 @@
-"""The settings of method `geodesic`, and what follows from them alone.
+"""The settings of method `geodesic`, and what follows from them alone: constraints, networks to
+load, images for the setup, epochs between rounds.
 
 What a field's text calls the paper is Zhu et al. (2023), see `raybust.methods.geodesic`.
 """
