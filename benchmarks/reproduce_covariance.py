@@ -79,6 +79,7 @@ SETTINGS = {
     "cifar10": Setting(
         Data(name="npz", path=str(SHARED / "cifar10-subset.npz"), augment="crop_flip"),
         0.25, 150, 500, (0.0, 0.25, 0.5), seconds=30.0,
+        arms=("gaussian", "consistency", "macer", "covariance"),
     ),
     "mnist": Setting(
         Data(name="npz", path=str(SHARED / "mnist.npz")),
