@@ -3,12 +3,12 @@
 CIFAR-10 is the subset in ../shared/data beside the checkout, `cifar` 1,000 images of it averaged
 down to 16 x 16. First, training at equal passes: `pgd` beside `adversarial_mixup` (Bunk et al.,
 2021), on digits also `mixup` with it for a base, `interpolated_adversarial` and `avmixup`; accuracy
-on the test set under each attack at the last epoch, on digits also at the one that is best on the
-validation part, and differences by the test of `raybust compare`. Then `beckman` (Subramanyam,
-2023) by the three protocols, with two views and with the released code's identical ones, without
-and with one epoch of fine-tuning: on digits from the best checkpoint of `pgd`; `cnn_a_adv` is a
-network that others trained, in ../shared/checkpoints. Checkpoints and figures stay in OUT, so a
-killed run goes on.
+on the test set under each attack at the epoch that is best on the validation part and at the last
+one, and differences by the test of `raybust compare`. Then `beckman` (Subramanyam, 2023) by the
+three protocols, with two views and with the released code's identical ones, without and with one
+epoch of fine-tuning: on digits from the best checkpoint of `pgd`; `cnn_a_adv` is a network that
+others trained, in ../shared/checkpoints. Checkpoints and figures stay in OUT, so a killed run goes
+on.
 
     python benchmarks/reproduce_adversarial.py digits|cifar|cnn_a_adv [OUT] [SEEDS]
 """
@@ -34,7 +34,7 @@ from raybust.data import Dataset
 from raybust.disk import checkpoint
 from raybust.evaluate import attack_examples, make_attack_protocol, summarize, views_of
 from raybust.evaluate.table import NOTHING
-from raybust.significance import compare_seeds, decide
+from raybust.significance import compare_seeds, compare_shares, decide
 from raybust.training.fit import fit
 from raybust.training.initial import initialize
 from raybust.training.objective import assemble
@@ -61,9 +61,8 @@ SETTINGS = {
     ),
     "cifar": Setting(
         ("data.name=npz", f"data.path={CIFAR}", "data.augment=flip", "data.limit=1000",
-         "model.width=16", "train.batch_size=50", "train.optimizer=adamw", "train.lr=0.002",
-         "attacked_fast.every=0"),
-        4 / 255, 3, 200, 400,
+         "model.width=16", "train.batch_size=50", "train.optimizer=adamw", "train.lr=0.002"),
+        4 / 255, 3, 900, 500,
     ),
     "cnn_a_adv": Setting(
         ("data.name=npz", f"data.path={CIFAR}", "data.augment=crop_flip",
@@ -80,7 +79,6 @@ ARMS = {
     "avmixup": ("name=avmixup",),
 }
 COMPARED = {"digits": tuple(ARMS), "cifar": ("pgd", "adversarial_mixup"), "cnn_a_adv": ()}
-EPOCHS = {"digits": ("best", "last"), "cifar": ("last",)}
 FRONTS = {"two views": "spread=true", "identical views": "spread=false"}
 DEFENDED = {"digits": ("identical views",), "cnn_a_adv": tuple(FRONTS)}
 """On digits all views are the image: four degrees move no pixel of 8 x 8."""
@@ -154,7 +152,7 @@ def compare(name: str, setting: Setting, dataset: Dataset, out: Path, seeds: ran
     found: dict[tuple[str, str], dict[str, np.ndarray]] = {}
     head(f"{name}: epoch", ["clean", *ATTACKS, ALL])
     for arm in COMPARED[name]:
-        for which in EPOCHS[name]:
+        for which in ("best", "last"):
             views = []
             for seed in seeds:
                 config = composed(setting, ARMS[arm], seed, f"train.passes={setting.passes}")
@@ -190,33 +188,56 @@ def defend(name: str, setting: Setting, dataset: Dataset, out: Path, seeds: rang
     """Puts the barycenter in front of an adversarially trained network, without and with one epoch
     of fine-tuning, and prints the three protocols."""
     heads = ["clean", "fgsm", "pgd", ALL]
-    head(f"{name}: front, epochs, protocol", heads)
+    head(f"{name}: front, epochs, protocol", [*heads, f"{ALL}, minus alone"])
+    found: dict[tuple[str, int, str], dict[str, np.ndarray]] = {}
     for front in DEFENDED[name]:
         for epochs in (0, 1):
-            views, spread = [], FRONTS[front]
-            for seed in seeds if epochs or name == "digits" else seeds[:1]:
-                start = out / f"digits-pgd-{seed}" / "best"
-                start = GIVEN if name == "cnn_a_adv" else checkpoint.newest(start)
-                method = ("name=beckman", "base.name=pgd", "base.warmup=0", spread)
-                more = ("train.epochs=1", "train.optimizer=sgd", "train.schedule=one_cycle")
-                config = composed(
-                    setting, method, seed, *more, "train.lr=0.01", f"train.init={start}"
-                )
-                folder = out / f"{name}-{spread.replace('=', '-')}-{epochs}-{seed}"
-                if epochs and not (folder / "last").exists():
-                    train(config, dataset, folder)
-                folder.mkdir(parents=True, exist_ok=True)
-                if epochs:
-                    network = network_of(config, dataset, folder / "last")
-                else:
-                    network = assemble(config, dataset)
-                    initialize(network, config, dataset)
-                views.append(
-                    measured(network.eval(), dataset, setting, folder / "views.json", every=False)
-                )
+            count = seeds if epochs or name == "digits" else seeds[:1]
+            views = [defended(name, setting, dataset, out, (front, epochs, seed)) for seed in count]
             for view in views[0]:
                 at = {key: np.array([one[view][key] for one in views], float) for key in heads}
-                line(f"{front}, {epochs}, {view}", [shown(at[key]) for key in heads])
+                found[front, epochs, view] = at
+                gain = difference(at[ALL], found[front, epochs, "alone"][ALL])
+                line(f"{front}, {epochs}, {view}", [*(shown(at[key]) for key in heads), gain])
+    if len(DEFENDED[name]) > 1:
+        head(f"{name}: two views minus identical views", heads)
+        for (front, epochs, view), at in found.items():
+            if front == "two views" and view != "alone":
+                other = found["identical views", epochs, view]
+                line(f"{epochs}, {view}", [difference(at[key], other[key]) for key in heads])
+
+
+def defended(
+    name: str, setting: Setting, dataset: Dataset, out: Path, arm: tuple[str, int, int]
+) -> dict[str, dict[str, list[int]]]:
+    """Returns the figures of a front, epochs of fine-tuning and seed, by view."""
+    front, epochs, seed = arm
+    start = GIVEN
+    if name == "digits":
+        start = checkpoint.newest(out / f"digits-pgd-{seed}" / "best")
+    method = ("name=beckman", "base.name=pgd", "base.warmup=0", FRONTS[front])
+    more = ("train.epochs=1", "train.optimizer=sgd", "train.schedule=one_cycle", "train.lr=0.01")
+    config = composed(setting, method, seed, *more, f"train.init={start}")
+    folder = out / f"{name}-{FRONTS[front].replace('=', '-')}-{epochs}-{seed}"
+    if epochs:
+        if not (folder / "last").exists():
+            train(config, dataset, folder)
+        network = network_of(config, dataset, folder / "last")
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        network = assemble(config, dataset)
+        initialize(network, config, dataset)
+    return measured(network.eval(), dataset, setting, folder / "views.json", every=False)
+
+
+def difference(a: np.ndarray, b: np.ndarray) -> str:
+    """Returns the difference in points with its interval: over images (Tango's) of one network
+    each, over seeds and images (t) of several."""
+    if len(a) == 1:
+        pair = compare_shares(a[0].astype(bool), b[0].astype(bool), 0.01)
+    else:
+        pair = compare_seeds(a, b, 0.01, paired=True)
+    return f"{100 * (pair.a - pair.b):+.1f} [{100 * pair.low:.1f}, {100 * pair.high:.1f}]"
 
 
 def shown(right: np.ndarray) -> str:
