@@ -67,7 +67,7 @@ SETTINGS = {
     "cnn_a_adv": Setting(
         ("data.name=npz", f"data.path={CIFAR}", "data.augment=crop_flip",
          "model.name=compare_autoattack:cnn_a", "model.mean=[0.4914,0.4822,0.4465]",
-         "model.std=[0.2023,0.1994,0.2010]", "train.batch_size=128"),
+         "model.std=[0.2023,0.1994,0.2010]", "train.batch_size=128", "train.clip_norm=1.0"),
         8 / 255, 10, 0, 500,
     ),
 }  # fmt: skip
