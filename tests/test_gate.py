@@ -130,6 +130,58 @@ def test_other_settings_or_weights_have_results_of_their_own(ask):
     assert ask(rules, "strong", "--no-resume").code == 0
 
 
+ROUNDED = """
+import torch
+from torch import nn
+
+class Rounded(nn.Module):
+    def __init__(self, num_classes=10, in_channels=1):
+        super().__init__()
+        self.last = nn.Linear(64, num_classes)
+
+    def forward(self, images):
+        return self.last(((images * 16).round() / 16).flatten(1))
+"""
+
+
+@pytest.fixture
+def masked(trained, tmp_path, monkeypatch):
+    """A run whose network rounds its input, so that pgd follows no gradient."""
+    (tmp_path / "rounded_gate.py").write_text(ROUNDED)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    if not (trained / "masked").exists():
+        small_run(trained / "masked", model__name="rounded_gate:Rounded")
+    return "masked"
+
+
+def test_robust_accuracy_that_attacks_could_not_measure_never_passes(masked, ask):
+    word = "model.name=rounded_gate:Rounded"
+    robust, clean = ({"column": name, "at_least": 0.3} for name in ("robust at 0.15", "clean"))
+    done = ask([robust, clean], masked, word, "--junit", "junit.xml", cap=240)
+    assert done.code == 3, done.out
+    assert "on 60 images" in done.out, "more images prove nothing"
+    assert "DISTRUST (flat_gradients), masked: " in done.out
+    assert "is an upper bound (flat_gradients, large_eps): the rule can fail but not" in done.out
+    suite = ElementTree.parse("junit.xml").getroot()
+    assert "(flat_gradients, large_eps)" in suite[0].find("skipped").get("message")
+    assert suite[1].find("skipped") is None
+    assert "DISTRUST (flat_gradients)" in suite.find("system-out").text
+    found = json.loads(ask([robust, clean], masked, word, "--json").out)
+    assert [one["state"] for one in found["rules"]] == ["undecided", "passed"]
+    assert [one["flags"] for one in found["rules"]] == [["flat_gradients", "large_eps"], []]
+    assert found["rules"][0]["p_passes"] < found["level"]
+    assert "DISTRUST (flat_gradients)" in found["flags"][0]
+
+
+def test_flagged_robust_accuracy_fails_and_does_not_pass_against_a_reference(masked, ask):
+    word = "model.name=rounded_gate:Rounded"
+    assert ask([{"column": "robust at 0.15", "at_least": 0.99}], masked, word).code == 1
+    rule = {"column": "robust at 0.15", "not_worse_by": 20}
+    done = ask([rule], masked, word, reference=masked)
+    assert done.code == 3
+    assert "the reference's robust accuracy is an upper bound (flat_gradients" in done.out
+
+
 @pytest.mark.parametrize(
     ("rules", "changes", "said"),
     [

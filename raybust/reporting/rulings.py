@@ -1,7 +1,8 @@
 """The rulings of a gate: a table, JSON, and JUnit's XML for continuous integration.
 
 A gate fails if one rule fails, and passes if all do. An undecided rule is a skipped test in JUnit's
-terms; the exit code tells it from a passed one.
+terms; the exit code tells it from a passed one. Flags of the attacks stand with the rules on robust
+accuracy.
 """
 
 from __future__ import annotations
@@ -25,11 +26,35 @@ class Ruled:
         rule: in words.
         share: whether its values are shares, shown in percent.
         ruling: the decision.
+        flags: names of the flags of the candidate's attacks, if the rule is on robust accuracy.
+        reference_flags: the same for the reference, if the rule needs one.
     """
 
     rule: str
     share: bool
     ruling: Ruling
+    flags: tuple[str, ...] = ()
+    reference_flags: tuple[str, ...] = ()
+
+    def needs_more(self, level: float) -> bool:
+        """Returns whether more images may decide the rule: a rule that only flags keep from passing
+        is not proven by more of them."""
+        return self.ruling.state == "undecided" and self.ruling.p_passes > level
+
+    def notes(self) -> list[str]:
+        """Returns what the flags mean for the rule, one phrase each."""
+        found = []
+        if self.flags:
+            found.append(
+                f"robust accuracy is an upper bound ({', '.join(self.flags)}): the rule can fail"
+                " but not pass"
+            )
+        if self.reference_flags:
+            found.append(
+                "the reference's robust accuracy is an upper bound"
+                f" ({', '.join(self.reference_flags)}): its true value may be lower"
+            )
+        return found
 
     def show(self, value: float | None) -> str:
         """Returns a value as text."""
@@ -41,10 +66,11 @@ class Ruled:
         """Returns the values and p-values in words."""
         found = self.ruling
         against = f" against {self.show(found.reference)}" if found.reference is not None else ""
-        return (
+        values = (
             f"{self.show(found.value)}{against}; p for passing {found.p_passes:.3g}, for failing"
             f" {found.p_fails:.3g}"
         )
+        return "; ".join([values, *self.notes()])
 
 
 @dataclass(frozen=True)
@@ -56,12 +82,14 @@ class Rulings:
         names: candidate, and the reference if there is one.
         images: number of images at the last look.
         level: probability of each error in a look.
+        doubts: the flags of the attacks, one line each.
     """
 
     ruled: tuple[Ruled, ...]
     names: tuple[str, ...]
     images: int
     level: float
+    doubts: tuple[str, ...] = ()
 
     @property
     def state(self) -> str:
@@ -78,8 +106,11 @@ class Rulings:
         """Returns the output of the command line."""
         against = f" against {self.names[1]}" if len(self.names) > 1 else ""
         lines = [f"{self.names[0]}{against}: {self.state} on {self.images:,} images", ""]
-        lines += list(self._table())
-        return "\n".join([*lines, "", f"a rule is decided where its p is at most {self.level:.3g}"])
+        lines += [*self._table(), ""]
+        lines += [f"{one.rule}: {note}" for one in self.ruled for note in one.notes()]
+        return "\n".join([
+            *lines, *self.doubts, f"a rule is decided where its p is at most {self.level:.3g}"
+        ])  # fmt: skip
 
     def _table(self) -> Iterator[str]:
         yield "| rule | candidate | reference | p for passing | p for failing | |"
@@ -99,7 +130,16 @@ class Rulings:
             "reference": self.names[1] if len(self.names) > 1 else None,
             "images": self.images,
             "level": self.level,
-            "rules": [{"rule": one.rule, **vars(one.ruling)} for one in self.ruled],
+            "flags": list(self.doubts),
+            "rules": [
+                {
+                    "rule": one.rule,
+                    **vars(one.ruling),
+                    "flags": list(one.flags),
+                    "reference_flags": list(one.reference_flags),
+                }
+                for one in self.ruled
+            ],
         }
 
     def write_junit(self, path: Path) -> None:
@@ -115,5 +155,7 @@ class Rulings:
                 ElementTree.SubElement(case, "failure", message=one.text())
             elif one.ruling.state == "undecided":
                 ElementTree.SubElement(case, "skipped", message=f"undecided: {one.text()}")
+        if self.doubts:
+            ElementTree.SubElement(suite, "system-out").text = "\n".join(self.doubts)
         ElementTree.indent(suite)
         path.write_bytes(ElementTree.tostring(suite, encoding="utf-8", xml_declaration=True))

@@ -197,14 +197,19 @@ def gate(
     ruled: tuple[Ruled, ...] = ()
     for examples in looks:
         options.echo(f"{path.name}: {examples} images")
-        columns = [_measured(one, rules.rules, examples, options) for one in networks]
-        ruled = tuple(_ruled(rule, columns, level) for rule in rules.rules)
-        if all(one.ruling.state != "undecided" for one in ruled) or any(
+        found = [_measured(one, rules.rules, examples, options) for one in networks]
+        ruled = tuple(_ruled(rule, found, level) for rule in rules.rules)
+        if not any(one.needs_more(level) for one in ruled) or any(
             one.ruling.state == "failed" for one in ruled
         ):
             break
-    names = [run, *[str(rules.reference)] * (len(networks) > 1)]
-    return Rulings(ruled, tuple(names), examples, level)
+    names = (run, *[str(rules.reference)] * (len(networks) > 1))
+    doubts = tuple(
+        f"DISTRUST ({flag['name']}), {name}: {flag['text']}"
+        for name, one in zip(names, found, strict=True)
+        for flag in one.flags
+    )
+    return Rulings(ruled, names, examples, level, doubts)
 
 
 def _open(run: str, rules: Gate, leaves: Sequence[Leaf], address: str | None) -> Trained:
@@ -243,19 +248,34 @@ def _is_certified(column: str) -> bool:
     return column.startswith("certified") or column == "ACR"
 
 
+@dataclass(frozen=True)
+class _Measured:
+    """What a gate knows of a network: its value on each image, by column, and the flags of the
+    attacks, each with name and text."""
+
+    columns: dict[str, Floats]
+    flags: tuple[dict[str, str], ...] = ()
+
+    def flags_of(self, column: str) -> tuple[str, ...]:
+        """Returns the names of the flags of a column: those of the attacks for robust accuracy."""
+        robust = column.startswith("robust")
+        return tuple(dict.fromkeys(flag["name"] for flag in self.flags if robust))
+
+
 def _measured(
     trained: Trained, rules: Sequence[Rule], examples: int, options: Options
-) -> dict[str, Floats]:
-    """Returns the values of a network on each image, by column."""
+) -> _Measured:
+    """Measures all that the rules are on."""
     columns = {rule.column: rule.radius for rule in rules}
-    found: dict[str, Floats] = {}
+    found, flags = dict[str, Floats](), tuple[dict[str, str], ...]()
     if any(map(_is_certified, columns)):
         found |= dict(_certificates(trained, columns, examples, options))
     if any(name.startswith("robust") for name in columns):
-        found |= dict(_attacks(trained, columns, examples, options))
+        robust, flags = _attacks(trained, columns, examples, options)
+        found |= robust
     if "clean" in columns:
         found["clean"] = _right(trained, examples)
-    return found
+    return _Measured(found, flags)
 
 
 def _named(options: Options, examples: int, section: object) -> Options:
@@ -279,7 +299,8 @@ def _certificates(
 
 def _attacks(
     trained: Trained, columns: dict[str, float | None], examples: int, options: Options
-) -> Iterator[tuple[str, Floats]]:
+) -> tuple[dict[str, Floats], tuple[dict[str, str], ...]]:
+    """Returns the columns of robust accuracy, and the flags of the evaluation."""
     robust = {name: r for name, r in columns.items() if name.startswith("robust") and r is not None}
     eps = tuple(sorted(set(robust.values())))
     section = replace(trained.config.evaluate, examples=examples, eps=eps)
@@ -289,9 +310,11 @@ def _attacks(
     found = attacked.evaluate(trained, _named(options, examples, section))
     read = read_rows(found.files["summary"], HEADLINE)
     assert read is not None, "this version wrote it"
+    columns_of = {}
     for name, radius in robust.items():
         rows = sorted((row for row in read[1] if row.eps == radius), key=lambda row: row.idx)
-        yield name, np.array([float(row.robust) for row in rows])
+        columns_of[name] = np.array([float(row.robust) for row in rows])
+    return columns_of, tuple(found.details["flags"])
 
 
 def _right(trained: Trained, examples: int) -> Floats:
@@ -305,10 +328,12 @@ def _right(trained: Trained, examples: int) -> Floats:
     return hits.cpu().numpy().astype(np.float64)
 
 
-def _ruled(rule: Rule, columns: Sequence[dict[str, Floats]], level: float) -> Ruled:
-    """Decides one rule."""
+def _ruled(rule: Rule, found: Sequence[_Measured], level: float) -> Ruled:
+    """Decides one rule. What flagged attacks left of the candidate is only an upper bound, which
+    can break a rule but not prove that it is kept."""
     share = rule.column != "ACR"
-    values = [found[rule.column] for found in columns]
+    values = [one.columns[rule.column] for one in found]
+    flags = [one.flags_of(rule.column) for one in found]
     if rule.at_least is not None:
         ruling = (
             share_at_least(values[0] > 0, rule.at_least, level)
@@ -320,4 +345,7 @@ def _ruled(rule: Rule, columns: Sequence[dict[str, Floats]], level: float) -> Ru
             share_not_worse(values[0] > 0, values[1] > 0, margin / 100, level)
             if share else mean_not_worse(values[0], values[1], margin, level)
         )  # fmt: skip
-    return Ruled(str(rule), share, ruling)
+    if flags[0] and ruling.state == "passed":
+        ruling = replace(ruling, state="undecided")
+    against = flags[1] if rule.at_least is None else ()
+    return Ruled(str(rule), share, ruling, flags[0], against)
