@@ -178,6 +178,45 @@ def test_runs_are_compared_in_all_that_they_have_in_common(runs, cli):
     assert math.isfinite(rows["ACR"]["p"])
 
 
+ROUNDED = """
+from torch import nn
+
+class Rounded(nn.Module):
+    def __init__(self, num_classes=10, in_channels=1):
+        super().__init__()
+        self.last = nn.Linear(64, num_classes)
+
+    def forward(self, images):
+        return self.last(((images * 16).round() / 16).flatten(1))
+"""
+
+
+def test_a_network_that_masks_its_gradients_is_not_better_under_attack(
+    runs, cli, tmp_path, monkeypatch
+):
+    (tmp_path / "rounded_compare.py").write_text(ROUNDED)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    small_run(runs / "masked", model__name="rounded_compare:Rounded")
+    for name in ("weak", "masked"):
+        done = cli("evaluate", name, "--out", runs, "--name", "half", "evaluate.examples=40",
+                   "evaluate.eps=[0.15]", "evaluate.attacks=[pgd]",
+                   *["model.name=rounded_compare:Rounded"] * (name == "masked"))  # fmt: skip
+        assert done.code == 0, done.err
+    found, rows = asked(cli, "masked", "weak", "--out", runs)
+    row = rows["robust, linf 0.15"]
+    assert row["p_adjusted"] < 1e-4
+    assert row["value_a"] > row["value_b"]
+    assert row["verdict"] == "cannot say"
+    assert (row["flags_a"], row["flags_b"]) == (["flat_gradients", "large_eps"], [])
+    assert rows["clean"]["flags_a"] == []
+    assert any("0.15 of masked is an upper bound only" in note for note in found["notes"])
+    _, rows = asked(cli, "weak", "masked", "--out", runs)
+    assert rows["robust, linf 0.15"]["verdict"] == "cannot say"
+    table = (runs / "compare" / "differences.md").read_text()
+    assert "| cannot say (flagged) | stronger attacks |" in table
+    assert "at most " in table
+
+
 def test_early_stopped_certificates_are_compared_at_their_targets_alone(runs, cli):
     """Other radii, and the ACR, are bounds: a network would be worse than itself."""
     early = ("certify.sigma=0.25", "certify.n=300", "certify.examples=20")

@@ -117,6 +117,25 @@ def read_rows(path: Path, view: str) -> tuple[AttackProtocol, list[AttackRow]] |
     return protocol, rows
 
 
+def read_flags(path: Path) -> dict[str, tuple[str, ...]]:
+    """Returns the names of the flags of each view of an evaluation, the headline first.
+
+    Args:
+        path: of the summary.
+
+    Raises:
+        RequestError: the summary contradicts its rows.
+    """
+    whole = read_json(path)
+    found = {HEADLINE: whole, **whole.get("views", {})}
+    for one in found.values():
+        _check(path, one)
+    return {
+        view: tuple(dict.fromkeys(flag["name"] for flag in one["flags"]))
+        for view, one in found.items()
+    }
+
+
 def _agree(stated: Any, value: Any) -> bool:
     """Returns whether two figures, or dicts of figures, are equal up to rounding."""
     if isinstance(value, dict) and isinstance(stated, dict):

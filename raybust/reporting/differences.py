@@ -30,6 +30,7 @@ class Difference:
         column: what is compared.
         scale: of the shown numbers: 100 for shares, in percent, and 1 for the ACR.
         decision: the comparison and its verdict.
+        flags: names of the flags of A's and of B's attacks, for robust accuracy.
     """
 
     a: str
@@ -37,6 +38,7 @@ class Difference:
     column: str
     scale: float
     decision: Decision
+    flags: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
 
     def cells(self) -> list[str]:
         """Returns the row of a table."""
@@ -44,6 +46,10 @@ class Difference:
         a, b, between, low, high = (
             f"{self.scale * value:.{digits}f}"
             for value in (found.a, found.b, found.difference, found.low, found.high)
+        )
+        a, b = (
+            f"{'at most ' * bool(flags)}{value}"
+            for flags, value in zip(self.flags, (a, b), strict=True)
         )
         interval = "" if math.isnan(found.low) else f" [{low}, {high}]"
         return [
@@ -53,12 +59,15 @@ class Difference:
 
     def words(self) -> str:
         """Returns the verdict."""
-        return self.decision.verdict + ", within the margin" * self.decision.negligible
+        flagged = " (flagged)" * self.decision.held
+        return f"{self.decision.verdict}{', within the margin' * self.decision.negligible}{flagged}"
 
     def _would_decide(self) -> str:
         found = self.decision.found
         if self.decision.verdict != "cannot say":
             return ""
+        if self.decision.held:
+            return "stronger attacks"
         if found.needed is None:
             if math.isnan(found.low):
                 return "several seeds"
@@ -89,6 +98,8 @@ class Difference:
             "needed": found.needed,
             "test": found.test,
             "checks": found.checks,
+            "flags_a": list(self.flags[0]),
+            "flags_b": list(self.flags[1]),
         }
 
 

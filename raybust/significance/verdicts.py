@@ -22,29 +22,44 @@ class Decision:
         adjusted: its p-value, adjusted for all that were asked (Holm).
         verdict: on A.
         negligible: whether the difference, though found, is within the margin.
+        held: whether the numbers speak for a verdict that values which are upper bounds only cannot
+            prove; it is then "cannot say".
     """
 
     found: Paired
     adjusted: float
     verdict: Verdict
     negligible: bool
+    held: bool = False
 
 
-def decide(family: Sequence[Paired]) -> list[Decision]:
+def decide(
+    family: Sequence[Paired], bounds: Sequence[tuple[bool, bool]] | None = None
+) -> list[Decision]:
     """Returns the verdicts on a family of comparisons, at a level of 5 % for the family.
 
     A difference is better or worse if its adjusted p-value is at most 5 %. Otherwise it is
     equivalent if both one-sided tests, each at 5 %, reject a difference as large as the margin.
 
+    A value that is only an upper bound proves neither that its side is the better one nor that the
+    two are equivalent.
+
     Args:
         family: all comparisons that were asked.
+        bounds: of each comparison, whether A's and B's values are upper bounds only; None for none.
     """
     adjusted = holm([found.p for found in family])
+    bounds = bounds or [(False, False)] * len(family)
     decisions = []
-    for found, value in zip(family, adjusted, strict=True):
+    for found, value, upper in zip(family, adjusted, bounds, strict=True):
         within = found.p_within <= LEVEL
         verdict: Verdict = "equivalent" if within else "cannot say"
+        unproven = within and any(upper)
         if value <= LEVEL:
             verdict = "better" if found.difference > 0 else "worse"
-        decisions.append(Decision(found, value, verdict, within and value <= LEVEL))
+            unproven = upper[0] if found.difference > 0 else upper[1]
+        if unproven:
+            verdict = "cannot say"
+        negligible = within and value <= LEVEL and not any(upper)
+        decisions.append(Decision(found, value, verdict, negligible, unproven))
     return decisions

@@ -30,13 +30,22 @@ _NOT_OF_ATTACK = (
 
 
 @dataclass(frozen=True)
+class Attacked:
+    """One evaluation under attack: its protocol, its rows, and the names of its flags."""
+
+    protocol: AttackProtocol
+    rows: tuple[AttackRow, ...]
+    flags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Member:
     """One network with what was measured of it."""
 
     name: str
     seed: int | None
     logs: tuple[Log, ...]
-    attacks: tuple[tuple[AttackProtocol, tuple[AttackRow, ...]], ...]
+    attacks: tuple[Attacked, ...]
 
 
 Group = tuple[Member, ...]
@@ -44,13 +53,15 @@ Group = tuple[Member, ...]
 
 @dataclass(frozen=True)
 class Column:
-    """What is compared: the values of each network on each image, by group (S, N), and the largest
-    value that an image may have."""
+    """What is compared: the values of each network on each image, by group (S, N), the largest
+    value that an image may have, and for robust accuracy the names of the flags of each group, none
+    where its values are not upper bounds only."""
 
     name: str
     values: tuple[Floats, ...]
     share: bool
     bound: float = 1.0
+    flags: tuple[tuple[str, ...], ...] = ()
 
 
 def check_distinct(groups: Sequence[Group]) -> None:
@@ -62,7 +73,9 @@ def check_distinct(groups: Sequence[Group]) -> None:
     for group in groups:
         known: dict[str, str] = {}
         for member in group:
-            headers = [log.protocol for log in member.logs] + [one for one, _ in member.attacks]
+            headers = [log.protocol for log in member.logs] + [
+                one.protocol for one in member.attacks
+            ]
             for weights in {made.weights for made in headers if made and made.weights}:
                 first = known.setdefault(weights, member.name)
                 if first != member.name:
@@ -193,15 +206,13 @@ def attacked_columns(groups: Sequence[Group]) -> list[Column]:
     networks have them under one protocol in common. Of several such protocols, that with most
     images, then most attacks, is taken."""
     members = list(itertools.chain(*groups))
-    tables = [
-        {_attack(protocol): (protocol, rows) for protocol, rows in m.attacks} for m in members
-    ]
+    tables = [{_attack(one.protocol): one for one in m.attacks} for m in members]
     shared = [key for key in tables[0] if all(key in table for table in tables)]
     columns: dict[str, Column] = {}
-    for key in sorted(shared, key=lambda one: _effort(tables[0][one][0]), reverse=True):
+    for key in sorted(shared, key=lambda one: _effort(tables[0][one].protocol), reverse=True):
         found = [table[key] for table in tables]
-        _check_digests([(m.name, vars(f[0])) for m, f in zip(members, found, strict=True)])
-        protocol = found[0][0]
+        _check_digests([(m.name, vars(f.protocol)) for m, f in zip(members, found, strict=True)])
+        protocol, flags = found[0].protocol, _flags(groups, found)
         view = "" if protocol.view == HEADLINE else f", {protocol.view}"
         values = {f"clean{view}": (protocol.eps[0], _is_right)}
         values |= {
@@ -209,8 +220,20 @@ def attacked_columns(groups: Sequence[Group]) -> list[Column]:
         }
         for name, (eps, value) in values.items():
             if name not in columns:
-                columns[name] = Column(name, _per_image(groups, members, found, eps, value), True)
+                columns[name] = Column(
+                    name, _per_image(groups, members, found, eps, value), share=True,
+                    flags=flags if value is _is_robust else (),
+                )  # fmt: skip
     return list(columns.values())
+
+
+def _flags(groups: Sequence[Group], found: Sequence[Attacked]) -> tuple[tuple[str, ...], ...]:
+    """Returns the names of the flags of each group, given the evaluation of each member."""
+    evaluations = iter(found)
+    return tuple(
+        tuple(dict.fromkeys(flag for _ in group for flag in next(evaluations).flags))
+        for group in groups
+    )
 
 
 def _is_right(row: AttackRow) -> bool:
@@ -235,12 +258,12 @@ def _attack(protocol: AttackProtocol) -> str:
 def _per_image(
     groups: Sequence[Group],
     members: Sequence[Member],
-    found: Sequence[tuple[AttackProtocol, Sequence[AttackRow]]],
+    found: Sequence[Attacked],
     eps: float,
     value: Callable[[AttackRow], bool],
 ) -> tuple[Floats, ...]:
     """Returns a value of each image by group (S, N), on the images that all have."""
-    tables = [{row.idx: row for row in rows if row.eps == eps} for _, rows in found]
+    tables = [{row.idx: row for row in one.rows if row.eps == eps} for one in found]
     common = sorted(set(tables[0]).intersection(*tables[1:]))
     _check_common(common, [
         (member.name, {i: row.label for i, row in table.items()})

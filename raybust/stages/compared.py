@@ -16,10 +16,9 @@ import numpy as np
 
 from raybust.config import Leaf
 from raybust.disk import runs
-from raybust.disk.files import read_json, replace_text, to_json
+from raybust.disk.files import replace_text, to_json
 from raybust.errors import RequestError
-from raybust.evaluate import HEADLINE
-from raybust.reporting.attacks import read_rows
+from raybust.reporting.attacks import read_flags, read_rows
 from raybust.reporting.differences import Difference, Differences, plot_bands, write_tables
 from raybust.reporting.logs import Floats, Log, read_log
 from raybust.reporting.naming import name_of
@@ -34,6 +33,7 @@ from raybust.significance import (
     difference_band,
 )
 from raybust.stages.aligned import (
+    Attacked,
     Column,
     Group,
     Member,
@@ -102,6 +102,7 @@ def compare_results(
             " evaluate them alike"
         )
     notes += _terms(groups, [] if notes else logs, columns, bool(attacked))
+    notes += _doubts(names, columns)
     notes += [f"{log.name}: {text}." for log in itertools.chain(*logs) for text in log.warnings]
     rows = _rows(names, groups, columns, margins)
     pictures = []
@@ -133,10 +134,10 @@ def _members(text: str, leaves: Sequence[Leaf], current: Current, echo: Echo) ->
     for name in _parts(text):
         logs = logs_of(name, leaves, current, echo, needed=False)
         attacks = [
-            (read[0], tuple(read[1]))
+            Attacked(read[0], tuple(read[1]), flags)
             for _, path in results_of(name, leaves, current, echo, "attacked")
             if not path.stem.startswith(GATE)
-            for view in (HEADLINE, *read_json(path).get("views", {}))
+            for view, flags in read_flags(path).items()
             if (read := read_rows(path, view)) is not None
         ]
         named = Path(name).is_file()
@@ -194,6 +195,7 @@ def _rows(
 ) -> list[Difference]:
     """Returns the comparisons of all pairs and columns with their verdicts, one family."""
     asked, found = [], []
+    flags: list[tuple[tuple[str, ...], tuple[str, ...]]] = []
     level = LEVEL / (len(columns) * len(groups) * (len(groups) - 1) / 2)
     for (i, a), (j, b) in itertools.combinations(enumerate(groups), 2):
         seeds = [[member.seed for member in group] for group in (a, b)]
@@ -203,9 +205,11 @@ def _rows(
             pair = column.values[i], column.values[j]
             asked.append((names[i], names[j], column))
             found.append(_compared(column, *pair, margin, level, paired=paired))
+            flags.append((column.flags[i], column.flags[j]) if column.flags else ((), ()))
+    decided = decide(found, [(bool(ours), bool(theirs)) for ours, theirs in flags])
     return [
-        Difference(a, b, column.name, 100 if column.share else 1, decision)
-        for (a, b, column), decision in zip(asked, decide(found), strict=True)
+        Difference(a, b, column.name, 100 if column.share else 1, decision, mine)
+        for (a, b, column), decision, mine in zip(asked, decided, flags, strict=True)
     ]
 
 
@@ -219,6 +223,17 @@ def _compared(
         return compare_shares(a[0] > 0, b[0] > 0, margin, level)
     found = compare_means(a.mean(0), b.mean(0), margin, level, bound=column.bound)
     return replace(found, seeds=(len(a), len(b)))
+
+
+def _doubts(names: Sequence[str], columns: Sequence[Column]) -> list[str]:
+    """Returns a sentence for each side and column whose attacks have flags."""
+    return [
+        f"{column.name} of {name} is an upper bound only (DISTRUST: {', '.join(flags)}): it is not"
+        " called better or equivalent."
+        for column in columns
+        for name, flags in zip(names, column.flags, strict=False)
+        if flags
+    ]
 
 
 def _picture(names: Sequence[str], logs: Sequence[Sequence[Log]], path: Path) -> Path:

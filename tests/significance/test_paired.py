@@ -11,6 +11,7 @@ from raybust.significance import (
     compare_means,
     compare_seeds,
     compare_shares,
+    decide,
     difference_band,
     holm,
 )
@@ -275,3 +276,23 @@ def test_ten_thousand_images_take_seconds():
     compare_means(a, b, 0.01)
     compare_shares(a > 0.5, b > 0.5, 0.01)
     assert time.perf_counter() - began < 60, "a hang, not a speed: see benchmarks/compare.py"
+
+
+@pytest.mark.parametrize(
+    ("bounds", "verdicts"),
+    [
+        ((False, False), ["better", "worse", "equivalent"]),
+        ((True, False), ["cannot say", "worse", "cannot say"]),
+        ((False, True), ["better", "cannot say", "cannot say"]),
+        ((True, True), ["cannot say"] * 3),
+    ],
+)
+def test_an_upper_bound_proves_no_side_better_and_no_two_equivalent(bounds, verdicts):
+    ahead, behind = pair(50, 40, 5, 50), pair(50, 5, 40, 50)
+    family = [compare_shares(*both, 0.01) for both in (ahead, behind)]
+    family.append(compare_shares(*pair(900, 3, 3, 900), 0.01))
+    found = decide(family, [bounds] * 3)
+    assert [one.verdict for one in found] == verdicts
+    assert [one.held for one in found] == [
+        verdict != plain.verdict for verdict, plain in zip(verdicts, decide(family), strict=True)
+    ]
