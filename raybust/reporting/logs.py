@@ -211,7 +211,7 @@ def _rows(
                 raise RequestError(f"{path}: not a row of a log: {line.strip()!r}") from None
             warnings.append("its last line is torn and was left out")
             return
-        wrong = _impossible(row) or _changed(line, protocol)
+        wrong = _impossible(row) or _changed(line, columns, protocol)
         earlier = seen.setdefault(int(row["idx"]), row) if wrong is None else row
         if any(earlier[column] != row[column] for column in COHEN[:5]):
             wrong = f"idx: got {row['idx']} twice, with different rows"
@@ -228,14 +228,21 @@ def _rows(
         warnings.append(f"{repeated} duplicate rows were ignored")
 
 
-def _changed(line: str, protocol: Protocol | None) -> str | None:
-    """Returns how one of our rows contradicts itself or the header, or None."""
+def _changed(line: str, columns: list[str], protocol: Protocol | None) -> str | None:
+    """Returns how one of our rows contradicts itself, its columns or the header, or None."""
     if protocol is None:
         return None
-    if line.rstrip("\n").count("\t") + 1 != len(COLUMNS):
-        return _too_large(float(line.split("\t")[3]), protocol)
+    cells = line.rstrip("\n").split("\t")
+    if len(cells) != len(columns):
+        return f"got {len(cells)} cells, expected {len(columns)}, one for each column"
+    row = dict(zip(columns, cells, strict=True))
+    if set(columns) == set(COHEN):
+        return _too_large(float(row["radius"]), protocol)
+    absent = [column for column in COLUMNS if column not in row]
+    if absent:
+        return f"columns: got none of {', '.join(absent)}, without which no row is checked"
     try:
-        return Row.parse(line).fault(protocol)
+        return Row.parse("\t".join(row[column] for column in COLUMNS)).fault(protocol)
     except (ValueError, IndexError) as error:
         return str(error)
 

@@ -10,6 +10,7 @@ from raybust.certification import CertificateLog, Row, certify_examples, write_c
 from raybust.certification.log import COLUMNS, format_time, parse_time
 from raybust.certification.protocol import Protocol
 from raybust.errors import RequestError
+from raybust.reporting import read_log
 
 HEADER = protocol(shape=(1, 5, 5), weights="abc")
 
@@ -226,3 +227,41 @@ def test_the_header_stays_as_it_was_written(rows, tmp_path):
     rounded = dataclasses.replace(HEADER, outputs=(1.0 + 1e-7,))
     CertificateLog(path, rounded).finish()
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda cells: [*cells, ""], "got 14 cells, expected 13, one for each column"),
+        (lambda cells: cells[:12], "got 12 cells, expected 13, one for each column"),
+        (lambda cells: cells[:6], "got 6 cells, expected 13, one for each column"),
+        (lambda cells: cells, "radius: got 0.01, but p_lower gives"),
+    ],
+)
+def test_an_edited_row_with_any_number_of_cells_is_refused(rows, tmp_path, edit, message):
+    log = CertificateLog(tmp_path / "log.tsv", HEADER)
+    log.append(rows)
+    head, names, first, *others = log.path.read_text().splitlines()
+    assert len(read_log(log.path)) == len(rows)
+    cells = first.split("\t")
+    cells[2:4] = cells[6], "0.01"  # another radius
+    cells[4] = str(int(cells[2] == cells[1]))
+    log.path.write_text("\n".join([head, names, "\t".join(edit(cells)), *others]) + "\n")
+    with pytest.raises(RequestError, match=message):
+        read_log(log.path)
+    with pytest.raises(RequestError, match="line 3"):
+        CertificateLog(log.path, HEADER)
+
+
+def test_columns_that_check_no_row_are_refused_and_any_order_is_read(rows, tmp_path):
+    log = CertificateLog(tmp_path / "log.tsv", HEADER)
+    log.append(rows)
+    head, *lines = log.path.read_text().splitlines()
+    table = [line.split("\t") for line in lines]
+    turned = ["\t".join(reversed(cells)) for cells in table]
+    log.path.write_text("\n".join([head, *turned]) + "\n")
+    assert len(read_log(log.path)) == len(rows)
+    cut = ["\t".join(cells[:12]) for cells in table]
+    log.path.write_text("\n".join([head, *cut]) + "\n")
+    with pytest.raises(RequestError, match="columns: got none of counts, without which no row"):
+        read_log(log.path)
