@@ -1,10 +1,20 @@
 """Result files: atomic writes, and earlier versions put aside."""
 
+import json
+import math
 import os
 
 import pytest
 
-from raybust.disk.files import is_aside, put_aside, read_json, replace_text, step_of
+from raybust.disk.files import (
+    check_digest,
+    digest_of,
+    is_aside,
+    put_aside,
+    read_json,
+    replace_text,
+    step_of,
+)
 from raybust.errors import RequestError
 
 
@@ -67,3 +77,12 @@ def test_a_broken_result_is_named(tmp_path, content):
     (tmp_path / "x.json").write_text(content)
     with pytest.raises(RequestError, match=r"x\.json: is not a complete result"):
         read_json(tmp_path / "x.json")
+
+
+def test_a_result_that_was_edited_has_another_digest(tmp_path):
+    path, whole = tmp_path / "one.json", {"metrics": {"iCE": math.nan, "a": 0.1}, "notes": ("x",)}
+    path.write_text(json.dumps({**whole, "digest": digest_of(whole)}))
+    check_digest(path, read_json(path), "raybust evaluate")
+    for change in ({"notes": []}, {"metrics": {"iCE": 1.0, "a": 0.1}}, {"more": 1}):
+        with pytest.raises(RequestError, match="was changed after it was written; run `raybust"):
+            check_digest(path, read_json(path) | change, "raybust evaluate")

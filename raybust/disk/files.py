@@ -63,6 +63,31 @@ def read_json(path: Path) -> dict[str, Any]:
     raise RequestError(f"{path}: is not a complete result; rerun the command that made it")
 
 
+def digest_of(plain: Any) -> str:
+    """Returns a digest of JSON data without its own key `digest`, by which an edited result is
+    told. It is the same before and after writing."""
+    read = json.loads(json.dumps(plain))  # keys are text in files, tuples lists
+    if isinstance(read, dict):
+        read.pop("digest", None)
+    return hashlib.sha256(json.dumps(read, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def check_digest(path: Path, whole: dict[str, Any], command: str) -> None:
+    """Rejects a result that was changed after it was written; those without a digest are of raybust
+    0.1.
+
+    Args:
+        path: of the result.
+        whole: its content.
+        command: writes it again.
+
+    Raises:
+        RequestError: it was changed.
+    """
+    if whole.get("digest") not in (None, digest_of(whole)):
+        raise RequestError(f"{path}: was changed after it was written; run `{command}` again")
+
+
 def put_aside(path: Path) -> None:
     """Renames a result, if it exists, and the files made from it, such as its table and plot, by
     adding its modification time in ns. Its journal stays, so that nothing is sent twice."""

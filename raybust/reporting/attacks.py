@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from raybust.disk.files import read_json
+from raybust.disk.files import check_digest, read_json
 from raybust.errors import RequestError
 from raybust.evaluate import HEADLINE, AttackProtocol, AttackRow, summarize
 from raybust.identity import fields_of
@@ -37,11 +37,10 @@ def compare_attacks(named: Sequence[tuple[str, Path]], folder: Path) -> Comparis
     figures, known = [], []
     shown = [_shown(read_json(path)["protocol"]) for _, path in named]
     for label, path in told_apart(named, shown):
-        whole = read_json(path)
-        known.append((label, whole["protocol"]))
-        for one in (*whole.get("views", {}).values(), whole):
-            _check(path, one)
-            figures += _figures(label, one)
+        views = _views(path)
+        known.append((label, views[HEADLINE]["protocol"]))
+        for view in sorted(views, key=HEADLINE.__eq__):  # the headline last
+            figures += _figures(label, views[view])
     lines = ["| run | protocol | attacks | eps | clean | robust [95 %] | examples | distrust |",
              "|---|---|---|---:|---:|---:|---:|---|"]  # fmt: skip
     for row in figures:
@@ -60,6 +59,20 @@ def compare_attacks(named: Sequence[tuple[str, Path]], folder: Path) -> Comparis
     notes = [f"\n> {markdown(name)}: {what}" for name, what in different_images(known).items()]
     file.write_text("\n".join([*lines, *notes]) + "\n")
     return Comparison(file.read_text(), tuple(figures), (file,), kind="attacks")
+
+
+def _views(path: Path) -> dict[str, dict[str, Any]]:
+    """Returns the summaries of an evaluation by view, the headline first.
+
+    Raises:
+        RequestError: one was edited, or contradicts its rows.
+    """
+    whole = read_json(path)
+    found = {HEADLINE: whole, **whole.get("views", {})}
+    for one in found.values():
+        _check(path, one)
+    check_digest(path, whole, "raybust evaluate")
+    return found
 
 
 def _check(path: Path, summary: Mapping[str, Any]) -> None:
@@ -84,6 +97,13 @@ def _check(path: Path, summary: Mapping[str, Any]) -> None:
                 f"{path}: states {name} = {_short(stated)}, but its rows give {_short(value)}; run"
                 " `raybust evaluate` again"
             )
+    names = {flag["name"] for flag in summary["flags"]}
+    missing = [flag["name"] for flag in found["flags"] if flag["name"] not in names]
+    if missing:
+        raise RequestError(
+            f"{path}: lacks the flag {missing[0]}, which its rows give; run `raybust evaluate`"
+            " again"
+        )
 
 
 def read_rows(path: Path, view: str) -> tuple[AttackProtocol, list[AttackRow]] | None:
@@ -126,13 +146,9 @@ def read_flags(path: Path) -> dict[str, tuple[str, ...]]:
     Raises:
         RequestError: the summary contradicts its rows.
     """
-    whole = read_json(path)
-    found = {HEADLINE: whole, **whole.get("views", {})}
-    for one in found.values():
-        _check(path, one)
     return {
         view: tuple(dict.fromkeys(flag["name"] for flag in one["flags"]))
-        for view, one in found.items()
+        for view, one in _views(path).items()
     }
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from raybust.corruptions import read_counts
-from raybust.disk.files import read_json
+from raybust.disk.files import check_digest, read_json
 from raybust.errors import RequestError
 from raybust.reporting.certificates import different_images
 from raybust.reporting.comparison import Comparison
@@ -39,6 +39,7 @@ def compare_corruptions(named: Sequence[tuple[str, Path]], folder: Path) -> Comp
         whole = read_json(path)
         asked = whole["protocol"]
         _check(path, whole["metrics"], asked["sets"], whole.get("shape"))
+        check_digest(path, whole, "raybust evaluate")
         kinds, examples = _shown(asked)[:2]
         known.append((label, asked))
         shown = {k: v for k, v in whole["metrics"].items() if not _DETAIL.fullmatch(k)}

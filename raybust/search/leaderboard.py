@@ -6,14 +6,13 @@ test results, with their protocol, which never affect the ranks.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from raybust.disk.files import strict
+from raybust.disk.files import digest_of, strict
 from raybust.errors import RequestError
 from raybust.search.records import TrialRecord
 
@@ -131,7 +130,7 @@ class Leaderboard:
         for entry in listed["entries"]:  # relative to the sweep's folder, which may be moved
             if entry["log"] and Path(entry["log"]).is_relative_to(self.folder):
                 entry["log"] = str(Path(entry["log"]).relative_to(self.folder))
-        return {**_plain(self), **listed, "digest": _digest(listed["entries"])}
+        return {**_plain(self), **listed, "digest": digest_of(listed["entries"])}
 
     @classmethod
     def read(cls, folder: Path) -> Leaderboard:
@@ -153,7 +152,7 @@ class Leaderboard:
 
     @classmethod
     def _parse(cls, plain: dict[str, Any], folder: Path) -> Leaderboard:
-        if plain.pop("digest", None) not in (None, _digest(plain["entries"])):
+        if plain.pop("digest", None) not in (None, digest_of(plain["entries"])):
             raise ValueError("its entries were changed after they were written")
         for key in ("entries", "others"):
             plain[key] = tuple(_parsed(entry, folder) for entry in plain[key])
@@ -163,11 +162,6 @@ class Leaderboard:
         plain.pop("curve", None)  # raybust 0.1 wrote it
         plain.pop("notes", None)  # of the time of writing
         return cls(**plain | {"folder": folder})
-
-
-def _digest(entries: Any) -> str:
-    text = json.dumps(json.loads(json.dumps(entries)), sort_keys=True)  # keys are text in files
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _record(record: TrialRecord) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from raybust import devices
 from raybust.config import Config
 from raybust.config.assess import Evaluate
 from raybust.data import Part
-from raybust.disk.files import replace_text
+from raybust.disk.files import digest_of, replace_text
 from raybust.disk.rowlog import OtherProtocolError
 from raybust.evaluate import (
     HEADLINE,
@@ -286,7 +286,8 @@ def _publish(at: Bench, summaries: Sequence[Summary], table: AttackTable) -> Mea
     result = headline.plain()
     if others:
         result["views"] = {one.protocol.view: one.plain() for one in others}
-    replace_text(files["summary"], json.dumps(result, indent=1) + "\n")
+    whole = {**result, "digest": digest_of(result)}
+    replace_text(files["summary"], json.dumps(whole, indent=1) + "\n")
     label, norm = at.trained.folder.name, headline.protocol.norm
     curves = {label: curve_points(headline)}
     curves |= {f"{label}, {one.protocol.view}": curve_points(one) for one in others}

@@ -30,7 +30,7 @@ from raybust.corruptions import (
     named_sets,
 )
 from raybust.data import Part
-from raybust.disk.files import replace_text
+from raybust.disk.files import digest_of, replace_text
 from raybust.identity import Sent
 from raybust.stages.bars import progress_bar
 from raybust.stages.measurement import (
@@ -151,6 +151,7 @@ def _publish(at: Bench, log: CountsLog) -> Measurement:
     result = Measurement(text, metrics, files, {"notes": notes})
     shape = list(at.trained.dataset.shape)
     plain = {**result.plain(), "shape": shape, "protocol": json.loads(log.header)}
+    plain["digest"] = digest_of(plain)
     replace_text(files["metrics"], json.dumps(plain, indent=1) + "\n")
     files["table"].write_text(found.table() + "".join(f"\n{note}.\n" for note in notes))
     at.publish(path, log.header, metrics, files.values())

@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from raybust.disk.files import digest_of
 from raybust.errors import RequestError
 from raybust.evaluate import HEADLINE, AttackProtocol, AttackRow, AttackTable, summarize
 from raybust.reporting.attacks import compare_attacks
@@ -39,7 +40,8 @@ def write(path, robust, views=(), front=""):
         table.append(rows(robust[view]))
         found[view] = summarize(table.finish(), protocol).plain()
     whole = found.pop(HEADLINE)
-    path.write_text(json.dumps({**whole, "views": found} if found else whole))
+    whole = {**whole, "views": found} if found else whole
+    path.write_text(json.dumps({**whole, "digest": digest_of(whole)}))
 
 
 @pytest.fixture
@@ -95,6 +97,23 @@ def test_a_summary_that_its_rows_contradict_is_refused(path, tmp_path, change, m
     path.write_text(json.dumps(whole))
     with pytest.raises(RequestError, match=message):
         compare_attacks([("one", path)], tmp_path / "report")
+
+
+def test_flags_that_were_removed_are_missed(path, tmp_path):
+    whole = json.loads(path.read_text())
+    path.write_text(json.dumps({**whole, "flags": [{"name": "random", "text": "of nobody"}]}))
+    with pytest.raises(RequestError, match="was changed after it was written; run `raybust eval"):
+        compare_attacks([("one", path)], tmp_path / "report")
+    two = tmp_path / "two.json"
+    write(two, {"oblivious": 35, HEADLINE: 22}, views=("oblivious",), front="B")
+    whole = json.loads(two.read_text())
+    assert [flag["name"] for flag in whole["views"]["oblivious"]["flags"]] == ["oblivious"]
+    del whole["digest"]  # as raybust 0.1 wrote it
+    compare_attacks([("two", two)], tmp_path / "report")
+    whole["views"]["oblivious"]["flags"] = []
+    two.write_text(json.dumps(whole))
+    with pytest.raises(RequestError, match="lacks the flag oblivious, which its rows give"):
+        compare_attacks([("two", two)], tmp_path / "report")
 
 
 def test_clean_accuracy_and_protocol_of_a_summary_are_those_of_its_rows(path, tmp_path):
