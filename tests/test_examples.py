@@ -20,7 +20,7 @@ from raybust import methods
 from raybust.cli import cli
 from raybust.config import compose, leaves_of_arguments
 from raybust.search.race import Race
-from raybust.stages import gated, serving
+from raybust.stages import gate_rules, serving
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "examples"
@@ -60,7 +60,7 @@ def test_the_sweep_of_eight_methods_trains_every_seed():
 
 
 def test_the_gate_is_one_and_the_workflow_runs_it():
-    gate = gated.read_gate(EXAMPLES / "gate.yaml")
+    gate = gate_rules.read_gate(EXAMPLES / "gate.yaml")
     assert gate.reference == "models:/digits@best"
     assert gate.looks(10_000) == [200, 400, 800]
     assert gate.looks(359) == [200, 359]

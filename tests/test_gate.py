@@ -126,7 +126,11 @@ def test_other_settings_or_weights_have_results_of_their_own(ask):
     assert ask(rules, "strong", certify={"n": 100, "sigma": 0.25}).code == 0
     assert ask(rules, "strong", "certify.n=150").code == 0
     shutil.rmtree("runs/strong/epoch-000008")
-    assert ask(rules, "strong").code == 2
+    done = ask(rules, "strong")
+    assert done.code == 2
+    assert "warning: strong has not finished training: epoch 7" in done.err
+    assert "--no-resume sets it aside and measures again" in done.err
+    assert "--name" not in done.err
     assert ask(rules, "strong", "--no-resume").code == 0
 
 
@@ -141,6 +145,10 @@ class Rounded(nn.Module):
 
     def forward(self, images):
         return self.last(((images * 16).round() / 16).flatten(1))
+
+class Random(Rounded):
+    def forward(self, images):
+        return self.last((images + 0.1 * torch.randn_like(images)).flatten(1))
 """
 
 
@@ -173,6 +181,13 @@ def test_robust_accuracy_that_attacks_could_not_measure_never_passes(masked, ask
     assert "DISTRUST (flat_gradients)" in found["flags"][0]
 
 
+def test_a_network_that_is_no_function_of_one_image_is_named(masked, ask, tmp_path):
+    small_run(tmp_path / "runs" / "random", model__name="rounded_gate:Random", train__epochs=1)
+    done = ask([{"column": "clean", "at_least": 0.1}], "random", "model.name=rounded_gate:Random")
+    assert "warning: the network is not a function of one image: two passes" in done.err
+    assert "on 60 images of the test set" in done.out
+
+
 def test_flagged_robust_accuracy_fails_and_does_not_pass_against_a_reference(masked, ask):
     word = "model.name=rounded_gate:Rounded"
     assert ask([{"column": "robust at 0.15", "at_least": 0.99}], masked, word).code == 1
@@ -199,6 +214,16 @@ def test_flagged_robust_accuracy_fails_and_does_not_pass_against_a_reference(mas
         ([{"column": "clean", "at_least": "much"}], {}, "got 'much', expected a number >= 0"),
         ([{"column": "clean", "not_worse_by": 1}], {"reference": None}, "reference: is missing"),
         ([{"column": "clean", "at_least": 0.1}], {"cap": 10}, "cap: got 10, expected at least"),
+        (
+            [{"column": "ACR", "at_least": 0.1}],
+            {"certify": {"skip": 10}},
+            "skip: got 10, expected 1",
+        ),
+        (
+            [{"column": "ACR", "at_least": 0.1}],
+            {"certify": {"split": "train"}},
+            "certify.split: got train, but evaluate.split = test",
+        ),
         ([{"column": "clean", "at_least": 0.1}], {"examples": "all"}, "examples: got 'all'"),
         ([{"column": "clean", "at_least": 0.1}], {"certfy": {}}, "unknown key 'certfy'"),
         ([{"column": "clean", "at_least": 0.1}], {"certify": {"m": 1}}, "unknown key 'certify.m'"),

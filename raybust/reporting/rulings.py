@@ -82,6 +82,7 @@ class Rulings:
         names: candidate, and the reference if there is one.
         images: number of images at the last look.
         level: probability of each error in a look.
+        split: part of the data that the images are of.
         doubts: the flags of the attacks, one line each.
     """
 
@@ -89,6 +90,7 @@ class Rulings:
     names: tuple[str, ...]
     images: int
     level: float
+    split: str
     doubts: tuple[str, ...] = ()
 
     @property
@@ -105,7 +107,8 @@ class Rulings:
     def text(self) -> str:
         """Returns the output of the command line."""
         against = f" against {self.names[1]}" if len(self.names) > 1 else ""
-        lines = [f"{self.names[0]}{against}: {self.state} on {self.images:,} images", ""]
+        where = f"{self.images:,} images of the {self.split} set"
+        lines = [f"{self.names[0]}{against}: {self.state} on {where}", ""]
         lines += [*self._table(), ""]
         lines += [f"{one.rule}: {note}" for one in self.ruled for note in one.notes()]
         return "\n".join([
@@ -129,6 +132,7 @@ class Rulings:
             "candidate": self.names[0],
             "reference": self.names[1] if len(self.names) > 1 else None,
             "images": self.images,
+            "split": self.split,
             "level": self.level,
             "flags": list(self.doubts),
             "rules": [

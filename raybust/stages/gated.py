@@ -8,8 +8,6 @@ cap. The level is shared among the looks.
 from __future__ import annotations
 
 import hashlib
-import math
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from raybust import config as configuration
-from raybust.config import Leaf
+from raybust.config import Config, Leaf
+from raybust.disk.rowlog import OtherProtocolError
 from raybust.errors import RequestError
 from raybust.evaluate import HEADLINE, correct
 from raybust.reporting.attacks import read_rows
@@ -33,139 +31,17 @@ from raybust.significance import (
     share_not_worse,
 )
 from raybust.stages import attacked, certified, checks
+from raybust.stages.bars import Echo
 from raybust.stages.compared import GATE
-from raybust.stages.measurement import Options
+from raybust.stages.gate_rules import Gate, Rule, read_gate
+from raybust.stages.measurement import (
+    Options,
+    warn_of_few_classes,
+    warn_of_instability,
+)
 from raybust.stages.place import own_device, threads
 from raybust.trained import Trained, load_trained
 from raybust.training.objective import smoothing_sigma
-
-_KEYS = ("reference", "examples", "cap", "certify", "evaluate", "rules")
-_RULE = ("column", "at_least", "not_worse_by")
-_LARGEST = {"at_least": 1.0, "not_worse_by": 100.0}
-_SMALLEST = {False: 0.0, True: 1e-9}
-"""Radii of certificates and of attacks."""
-_NUMBER = r"(\d+(?:\.\d*)?(?:/\d+(?:\.\d*)?)?)"
-_COLUMN = re.compile(rf"clean|ACR|certified at {_NUMBER}|robust at {_NUMBER}")
-
-
-@dataclass(frozen=True)
-class Rule:
-    """One rule.
-
-    Attributes:
-        column: `clean`, `ACR`, `certified at R` or `robust at EPS`.
-        at_least: the bound of the candidate's value, or None.
-        not_worse_by: the margin to the reference, in points or units of the radius, or None.
-    """
-
-    column: str
-    at_least: float | None = None
-    not_worse_by: float | None = None
-
-    @property
-    def radius(self) -> float | None:
-        """The radius in the column's name."""
-        found = _COLUMN.fullmatch(self.column)
-        number = found and (found[1] or found[2])
-        if not number:
-            return None
-        value = configuration.fraction(number)
-        return float(value) if "/" not in str(value) else math.nan
-
-    def __str__(self) -> str:
-        if self.at_least is not None:
-            return f"{self.column} at least {self.at_least:g}"
-        unit = "" if self.column == "ACR" else " points"
-        return f"{self.column} not worse by more than {self.not_worse_by:g}{unit}"
-
-
-@dataclass(frozen=True)
-class Gate:
-    """A file of rules.
-
-    Attributes:
-        reference: a run or model; None if no rule needs one.
-        examples: images at first.
-        cap: images at most.
-        leaves: settings of the measurements.
-        rules: all of them must pass.
-    """
-
-    reference: str | None
-    examples: int
-    cap: int
-    leaves: tuple[Leaf, ...]
-    rules: tuple[Rule, ...]
-
-    def looks(self, total: int) -> list[int]:
-        """Returns the numbers of images at which the rules are looked at.
-
-        Args:
-            total: number of images that there are.
-        """
-        most = min(self.cap, total)
-        count = 1 + max(0, math.ceil(math.log2(most / self.examples)))
-        return [min(self.examples * 2**look, most) for look in range(count)]
-
-
-def read_gate(path: Path) -> Gate:
-    """Reads a file of rules.
-
-    Raises:
-        RequestError: it is not one; the message names the key.
-    """
-    plain = configuration.read_yaml(path)
-    for key in plain:
-        if key not in _KEYS:
-            raise RequestError(f"{path}: unknown key '{key}'; expected {', '.join(_KEYS)}")
-    given = plain.get("rules") or []
-    if not isinstance(given, list):
-        raise RequestError(f"{path}: rules: got {given!r}, expected a list of rules")
-    rules = tuple(_rule(path, number, one) for number, one in enumerate(given, 1))
-    if not rules:
-        raise RequestError(f"{path}: has no rules; add `rules:` with at least one")
-    needing = next((rule for rule in rules if rule.not_worse_by is not None), None)
-    if needing is not None and not plain.get("reference"):
-        raise RequestError(f"{path}: reference: is missing, but a rule needs it: {needing}")
-    examples, cap = (_count(path, plain, key, usual) for key, usual in (("examples", 200),
-                                                                        ("cap", 1000)))  # fmt: skip
-    if cap < examples:
-        raise RequestError(f"{path}: cap: got {cap}, expected at least examples = {examples}")
-    settings = {key: plain[key] for key in ("certify", "evaluate") if plain.get(key)}
-    leaves = configuration.leaves_of(settings, str(path))
-    return Gate(plain.get("reference"), examples, cap, tuple(leaves), rules)
-
-
-def _count(path: Path, plain: dict[str, Any], key: str, usual: int) -> int:
-    value = plain.get(key, usual)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 2:
-        raise RequestError(f"{path}: {key}: got {value!r}, expected a number of images, at least 2")
-    return value
-
-
-def _rule(path: Path, number: int, plain: Any) -> Rule:
-    where = f"{path}: rule {number}"
-    if not isinstance(plain, dict) or not set(plain) <= set(_RULE) or "column" not in plain:
-        raise RequestError(f"{where}: expected `column` with `at_least` or `not_worse_by`")
-    if not _COLUMN.fullmatch(str(plain["column"])):
-        raise RequestError(
-            f"{where}: column: got {plain['column']!r}, expected clean, ACR, certified at RADIUS"
-            " or robust at EPS"
-        )
-    given = [key for key in _RULE[1:] if key in plain]
-    if len(given) != 1:
-        raise RequestError(f"{where}: expected one of at_least and not_worse_by")
-    value = plain[given[0]]
-    value = configuration.fraction(value) if isinstance(value, str) else value
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
-        raise RequestError(f"{where}: {given[0]}: got {plain[given[0]]!r}, expected a number >= 0")
-    if plain["column"] != "ACR" and value > _LARGEST[given[0]]:
-        unit = "a share between 0 and 1" if given[0] == "at_least" else "at most 100 points"
-        raise RequestError(f"{where}: {given[0]}: got {value:g}, expected {unit}")
-    rule = Rule(str(plain["column"]), **{given[0]: float(value)})
-    if rule.radius is not None and not rule.radius >= _SMALLEST[rule.column.startswith("robust")]:
-        raise RequestError(f"{where}: column: got {rule.column!r}, expected a radius > 0")
-    return rule
 
 
 def gate(
@@ -186,18 +62,24 @@ def gate(
     """
     rules = read_gate(path)
     leaves, _ = read_leaves(settings, given)
-    networks = [_open(run, rules, leaves, options.address)]
+    networks = [_open(run, rules, leaves, options)]
+    _check_images(networks[0].config)
     if any(rule.not_worse_by is not None for rule in rules.rules):
-        reference = _open(str(rules.reference), rules, leaves, options.address)
+        reference = _open(str(rules.reference), rules, leaves, options)
         networks.append(_like(networks[0], reference, rules))
     config, dataset = networks[0].config, networks[0].dataset
-    parts = (getattr(dataset, section.split) for section in (config.certify, config.evaluate))
-    looks = rules.looks(min(map(len, parts)))
+    looks = rules.looks(len(getattr(dataset, config.evaluate.split)))
     level = LEVEL / len(looks)
     ruled: tuple[Ruled, ...] = ()
     for examples in looks:
         options.echo(f"{path.name}: {examples} images")
-        found = [_measured(one, rules.rules, examples, options) for one in networks]
+        try:
+            found = [_measured(one, rules.rules, examples, options) for one in networks]
+        except OtherProtocolError as error:
+            raise RequestError(
+                f"{error.path}: comes from {' and '.join(error.differ)}; --no-resume sets it aside"
+                " and measures again"
+            ) from None
         ruled = tuple(_ruled(rule, found, level) for rule in rules.rules)
         if not any(one.needs_more(level) for one in ruled) or any(
             one.ruling.state == "failed" for one in ruled
@@ -209,13 +91,34 @@ def gate(
         for name, one in zip(names, found, strict=True)
         for flag in one.flags
     )
-    return Rulings(ruled, names, examples, level, doubts)
+    return Rulings(ruled, names, examples, level, config.evaluate.split, doubts)
 
 
-def _open(run: str, rules: Gate, leaves: Sequence[Leaf], address: str | None) -> Trained:
+def _check_images(config: Config) -> None:
+    """Checks that certificates and attacks are of the same images.
+
+    Raises:
+        RequestError: names the setting.
+    """
+    if config.certify.skip != 1:
+        raise RequestError(
+            f"certify.skip: got {config.certify.skip}, expected 1: all rules of a gate are on the"
+            " same images; set certify.skip=1"
+        )
+    if config.certify.split != config.evaluate.split:
+        raise RequestError(
+            f"certify.split: got {config.certify.split}, but evaluate.split ="
+            f" {config.evaluate.split}: all rules of a gate are on the same images; set both alike"
+        )
+
+
+def _open(run: str, rules: Gate, leaves: Sequence[Leaf], options: Options) -> Trained:
+    """Returns a network after printing its notes."""
     asked = [*rules.leaves, *leaves]
     trained = load_trained(find(run, asked), asked)
-    device = checks.device_before(trained.config, address)
+    for note in trained.notes:
+        options.echo(note)
+    device = checks.device_before(trained.config, options.address)
     checks.check_certify(trained.config, trained.dataset.shape, device)
     checks.check_evaluate(trained.config, trained.dataset, device)
     return trained
@@ -274,7 +177,7 @@ def _measured(
         robust, flags = _attacks(trained, columns, examples, options)
         found |= robust
     if "clean" in columns:
-        found["clean"] = _right(trained, examples)
+        found["clean"] = _right(trained, examples, options.echo)
     return _Measured(found, flags)
 
 
@@ -317,10 +220,12 @@ def _attacks(
     return columns_of, tuple(found.details["flags"])
 
 
-def _right(trained: Trained, examples: int) -> Floats:
-    """Returns on which of the first test images the network itself is right."""
+def _right(trained: Trained, examples: int, echo: Echo) -> Floats:
+    """Returns on which of the first images the network itself is right."""
     section = trained.config.evaluate
     part = getattr(trained.dataset, section.split)
+    warn_of_few_classes(part, range(examples), echo)
+    warn_of_instability(trained.network, part, echo)
     device = own_device(trained.config)
     with threads(trained.config):
         network = trained.network.to(device)
