@@ -246,6 +246,21 @@ def test_of_several_logs_the_largest_is_taken_and_those_of_a_gate_are_not(runs, 
     assert [len(log) for log in _by_protocol(three).values()] == [30]
 
 
+def test_certificates_of_different_arithmetic_are_of_different_protocols(runs, cli):
+    for name, precision in (("one", "float32"), ("one", "bf16"), ("two", "bf16")):
+        done = cli("certify", name, "--out", runs, "--name", precision, "certify.sigma=0.3",
+                   "certify.n=100", "certify.examples=10", f"certify.precision={precision}")  # fmt: skip
+        assert done.code == 0, done.err
+    logs = {f"{name} {kind}": runs / name / "certified" / f"{kind}.tsv"
+            for name, kind in (("one", "float32"), ("one", "bf16"), ("two", "bf16"))}  # fmt: skip
+    found, _ = asked(cli, logs["one float32"], logs["two bf16"], "--out", runs)
+    assert any("different protocols" in note and "precision" in note for note in found["notes"])
+    found, _ = asked(cli, logs["one bf16"], logs["two bf16"], "--out", runs)
+    assert not any("different protocols" in note for note in found["notes"])
+    assert any("alpha = 0.001, bf16, test set" in note for note in found["notes"])
+    assert len(_by_protocol([read_log(path) for path in logs.values()])) == 2
+
+
 def test_copies_of_a_network_are_no_seeds(runs, cli, tmp_path):
     for name in ("weak", "one", "two"):
         shutil.copytree(runs / name, tmp_path / name)

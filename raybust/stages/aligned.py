@@ -22,7 +22,10 @@ from raybust.evaluate import HEADLINE, AttackProtocol, AttackRow
 from raybust.reporting.figures import largest_radius
 from raybust.reporting.logs import Floats, Log
 
-_OF_LOG = ("norm", "noise", "sigma", "keep", "split", "n0", "n", "alpha", "schedule", "targets")
+_OF_LOG = (
+    "norm", "noise", "sigma", "keep", "split", "n0", "n", "alpha", "schedule", "targets",
+    "precision", "compile",
+)  # fmt: skip
 _OF_IMAGES = ("dataset", "split", "skip", "examples")
 _NOT_OF_ATTACK = (
     "data", "labels", "weights", "outputs", "device", "front", "raybust", "torch", "shard",
@@ -114,7 +117,7 @@ def logs_in_common(groups: Sequence[Group]) -> tuple[list[list[Log]], list[str]]
         return [], ["Radii of different norms are not compared."]
     return found, [
         "The certificates were made under different protocols, or under unknown ones: what differs"
-        " in noise, sigma, n, alpha or schedule is in the numbers."
+        " in noise, sigma, n, alpha, schedule or precision is in the numbers."
     ]
 
 

@@ -260,7 +260,8 @@ def _terms(
     if logs and (made := logs[0][0].protocol):
         notes.append(
             f"Certificates: {made.noise} noise, {made.amount}, {made.norm}, n = {made.n:,},"
-            f" alpha = {made.alpha:g}, {made.split} set of {made.dataset}."
+            f" alpha = {made.alpha:g}, {made.precision}{', compiled' * made.compile},"
+            f" {made.split} set of {made.dataset}."
         )
     chosen = {
         (made.dataset, made.split, made.examples, made.skip)
