@@ -13,7 +13,14 @@ from small_run import small_run
 
 from raybust import data, methods
 from raybust.certification import CertificateLog, Protocol
+from raybust.certification.live import Ask, Live
+from raybust.certification.prediction import Prediction, audit_of
 from raybust.config import compose
+from raybust.data.given import images_of
+from raybust.errors import WorkError
+from raybust.stages import serving
+from raybust.stages.replayed import check_answers
+from raybust.trained import load_trained
 
 FAST = ("certify.n=200",)
 
@@ -221,3 +228,56 @@ def test_arrays_that_are_nearly_black_are_told(place, cli, plain):
         done = cli("predict", "mine", "scaled.npz", *FAST, *plain)
         assert done.code == 0, done.err
         assert ("the largest value is 16 of 255, nearly black" in done.err) == said
+
+
+def served(trained, images, **asked):
+    """A response of `raybust serve` with audits, without its HTTP."""
+    network, protocol = trained.network, serving.protocol_of(trained, "cpu")
+    live = Live(network, protocol, 10)
+    try:
+        found = [one.result() for one in live.submit(images, Ask(n=1000, **asked))]
+    finally:
+        live.close()
+    predictions = []
+    for number, one in enumerate(found):
+        answer = Prediction.certified(str(number), one.row, trained.classes, one.protocol.norm)
+        audit = audit_of(one.row, one.protocol, trained.classes)
+        predictions.append({**answer.fields(asked.get("radius")), "audit": audit})
+    about = {key: getattr(protocol, key) for key in ("noise", "norm", "sigma", "weights")}
+    return json.loads(json.dumps({"predictions": predictions, "alpha": 0.001, **about}))
+
+
+@pytest.mark.parametrize("asked", [{}, {"radius": 0.05}])
+def test_every_part_of_a_replayed_answer_is_recomputed(trained, tmp_path, asked):
+    network = load_trained(trained / "mine", [])
+    images = digits(2)[0]
+    part = images_of(images.numpy(), (1, 8, 8))
+    file, response = tmp_path / "answer.json", served(network, images, **asked)
+    file.write_text(json.dumps(response))
+    assert check_answers(network, part, file).count("reproduced") == 2
+    (first, _), edits = response["predictions"], []
+    assert ("safe" in first) == bool(asked)
+    for where in (first, first["audit"], response):
+        for key, value in where.items():
+            if key not in ("image", "audit", "protocol", "predictions", "key"):
+                edits.append((where, key, value, _edited(value)))
+    edits.append((first, "safe", first.get("safe"), not first.get("safe")))
+    edits.append((first, "more", None, 1))
+    for where, key, value, other in edits:
+        where[key] = other
+        file.write_text(json.dumps(response))
+        with pytest.raises(WorkError, match="was not reproduced"):
+            check_answers(network, part, file)
+        where[key] = value
+        if value is None:
+            del where[key]
+    file.write_text(json.dumps(response))
+    assert check_answers(network, part, file).count("reproduced") == 2
+
+
+def _edited(value):
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, dict):
+        return {**value, "another": 1}
+    return f"{value}x" if isinstance(value, str) else value + 1

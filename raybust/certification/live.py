@@ -11,7 +11,6 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -240,7 +239,7 @@ def _rule(protocol: Protocol, radius: float | None, n: int, alpha: float) -> Sch
 
 def replay(
     network: nn.Module, image: Tensor, protocol: Protocol, index: int, draws: int
-) -> Sequence[int]:
+) -> tuple[int, int, tuple[int, ...]]:
     """Recomputes the votes of an answer.
 
     Args:
@@ -248,10 +247,11 @@ def replay(
         image: float (C, H, W) in [0, 1].
         protocol: of the answer.
         index: the key of its noise.
-        draws: that the answer used.
+        draws: how many of its draws to repeat.
 
     Returns:
-        The class, its votes among the pilot draws, and among the first `draws` draws.
+        The class, its votes among the pilot draws, and the votes for each class among the first
+        `draws` draws.
 
     Raises:
         RequestError: the network cannot be certified.
@@ -264,4 +264,4 @@ def replay(
         engine.advance()
     assert case.pilot is not None
     top = int(case.pilot.argmax())
-    return top, int(case.pilot[top]), int(case.looks[-1][top])
+    return top, int(case.pilot[top]), tuple(map(int, case.looks[-1]))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from raybust import devices
 from raybust.certification.log import ABSTAIN, Row
+from raybust.certification.protocol import Protocol
 from raybust.errors import WorkError
 
 
@@ -92,6 +93,27 @@ class Prediction:
         no change within it changes the class."""
         safe = {} if radius is None else {"safe": not self.abstain and self.radius >= radius}
         return asdict(self) | safe
+
+
+def audit_of(row: Row, protocol: Protocol, classes: Sequence[str]) -> dict[str, Any]:
+    """Returns what recomputes an answer, as JSON data.
+
+    Args:
+        row: its certificate; `idx` is the key of its noise.
+        protocol: of the row.
+        classes: names of the classes.
+    """
+    return {
+        "protocol": {**asdict(protocol), "outputs": ()},
+        "key": row.idx,
+        "top": row.top,
+        "n0_count": row.n0_count,
+        "votes": {classes[number]: votes for number, votes in row.counts},
+        "count": row.count,
+        "n": row.n,
+        "p_lower": row.p_lower,
+        "radius": row.radius,
+    }
 
 
 @torch.inference_mode()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ import torch
 from raybust import devices
 from raybust.certification import Protocol
 from raybust.certification.live import Ask, Certificate, Live, OverloadedError
-from raybust.certification.prediction import Prediction, classify
+from raybust.certification.prediction import Prediction, audit_of, classify
 from raybust.data.decode import PLAIN, Decoding
 from raybust.errors import RequestError, WorkError
 from raybust.identity import Sent
@@ -105,15 +105,5 @@ class Replica:
         row, norm = found.row, found.protocol.norm
         answer = Prediction.certified("", row, self.served.classes, norm).fields(ask.get("radius"))
         if ask.get("audit") and row is not None:
-            answer["audit"] = {
-                "protocol": {**asdict(found.protocol), "outputs": ()},
-                "key": row.idx,
-                "top": row.top,
-                "n0_count": row.n0_count,
-                "votes": {self.served.classes[c]: votes for c, votes in row.counts},
-                "count": row.count,
-                "n": row.n,
-                "p_lower": row.p_lower,
-                "radius": row.radius,
-            }
+            answer["audit"] = audit_of(row, found.protocol, self.served.classes)
         return answer

@@ -7,14 +7,19 @@ everybody can repeat it afterwards.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from raybust import devices
-from raybust.certification import Protocol
+from raybust.certification import Protocol, Row
 from raybust.certification.live import replay
+from raybust.certification.log import ABSTAIN
+from raybust.certification.prediction import Prediction, audit_of
 from raybust.data import Part
+from raybust.data.given import UNLABELED
 from raybust.errors import RequestError, WorkError
 from raybust.identity import weights_digest
 from raybust.stages.serving import protocol_of
@@ -34,28 +39,31 @@ def check_answers(trained: Trained, images: Part, file: Path) -> str:
             of images.
         WorkError: an answer is not reproduced.
     """
-    answers, alpha = _answers(file)
+    response = _response(file)
+    answers = response["predictions"]
     if len(answers) != len(images):
         raise RequestError(f"{file}: has {len(answers)} answers for {len(images)} images")
     lines = []
     for position, answer in enumerate(answers):
-        told = answer["audit"]["protocol"]["alpha"]
-        if told != alpha:
-            raise WorkError(
-                f"{answer['image']}: was not reproduced: the response states alpha = {alpha}, its"
-                f" protocol {told}"
-            )
+        told = answer["audit"]["protocol"]
+        for key in told:
+            if key in response and response[key] != told[key]:
+                raise WorkError(
+                    f"{answer['image']}: was not reproduced: the response states {key} ="
+                    f" {response[key]}, its protocol {told[key]}"
+                )
         lines.append(_check(trained, images.fetch([position])[0][0], answer, file))
     return "\n".join(lines)
 
 
-def _answers(file: Path) -> tuple[list[dict[str, Any]], float]:
-    """Returns the answers of a response, and the alpha that it states."""
+def _response(file: Path) -> dict[str, Any]:
+    """Returns a response all of whose answers can be recomputed."""
     try:
-        response = json.loads(file.read_text())
-        found, alpha = response["predictions"], response["alpha"]
-        for one in found:
+        response: dict[str, Any] = json.loads(file.read_text())
+        float(response["alpha"])
+        for one in response["predictions"]:
             Protocol.from_json(json.dumps(one["audit"]["protocol"]))
+            _ = one["image"], one["audit"]["key"], int(one["audit"]["n"])
     except FileNotFoundError:
         raise RequestError(f"{file}: there is no such file") from None
     except (ValueError, KeyError, TypeError, OSError):
@@ -63,11 +71,10 @@ def _answers(file: Path) -> tuple[list[dict[str, Any]], float]:
             f"{file}: has no answer to replay: expected a response of `raybust serve` to a request"
             " with audit=true, whose deadline did not pass before the first look"
         ) from None
-    answers: list[dict[str, Any]] = found
-    return answers, float(alpha)
+    return response
 
 
-def _check(trained: Trained, image: Any, answer: dict[str, Any], file: Path) -> str:
+def _check(trained: Trained, image: Tensor, answer: dict[str, Any], file: Path) -> str:
     audit = answer["audit"]
     protocol = Protocol.from_json(json.dumps(audit["protocol"]))
     device = devices.local().type
@@ -81,24 +88,47 @@ def _check(trained: Trained, image: Any, answer: dict[str, Any], file: Path) -> 
     ours = protocol_of(trained, device)
     if ours.sigma != protocol.sigma or ours.noise != protocol.noise:
         raise RequestError(f"{file}: used {protocol.noise} noise with sigma {protocol.sigma:g}")
-    network, place = trained.network.to(device), image.to(device)
-    top, pilot, count = replay(network, place, protocol, audit["key"], audit["n"])
-    bound = protocol.rule.lower(count, audit["n"], protocol.rule.times.index(audit["n"]))
-    radius = protocol.smoothing.radius(bound)
-    found = (top, pilot, count, bound, radius)
-    keys: Sequence[str] = ("top", "n0_count", "count", "p_lower", "radius")
-    told = tuple(audit[key] for key in keys)
-    number = top if bound > 0.5 else -1
-    answered = {
-        "number": number, "abstain": number < 0, "radius": radius, "bound": bound,
-        "label": trained.classes[number] if number >= 0 else "", "norm": protocol.norm,
-    }  # fmt: skip
-    wrong = [f"{key} {answer.get(key)}, not {value}" for key, value in answered.items()
-             if answer.get(key) != value]  # fmt: skip
-    if found != told or wrong:
-        differs = "; ".join(wrong) or f"{told}, not {found}"
-        raise WorkError(f"{answer['image']}: was not reproduced: the answer has {differs}")
+    times = protocol.rule.times
+    if not (answer.get("draws") in times and audit["n"] in times and audit["n"] <= answer["draws"]):
+        raise WorkError(
+            f"{answer['image']}: was not reproduced: its protocol has no look at {audit['n']} of"
+            f" {answer.get('draws')} draws"
+        )
+    row = _recomputed(trained, image.to(device), protocol, audit, answer["draws"])
+    target = protocol.targets[0] if protocol.targets else None
+    expected = Prediction.certified(answer["image"], row, trained.classes, protocol.norm)
+    wrong = _differences(answer, {**expected.fields(target), "audit": audit})
+    wrong += _differences(audit, audit_of(row, protocol, trained.classes))
+    if wrong:
+        raise WorkError(f"{answer['image']}: was not reproduced: the answer has {'; '.join(wrong)}")
     return (
-        f"{answer['image']}: reproduced: {answered['label'] or 'abstains'}, radius {radius:g} from"
-        f" {count} of {audit['n']} draws, alpha = {protocol.alpha:g}"
+        f"{answer['image']}: reproduced: {expected.label or 'abstains'}, radius {row.radius:g}"
+        f" from {row.count} of {row.n} draws, alpha = {protocol.alpha:g}"
     )
+
+
+def _recomputed(
+    trained: Trained, image: Tensor, protocol: Protocol, audit: Mapping[str, Any], draws: int
+) -> Row:
+    """Returns the certificate of an answer, from draws made again."""
+    network, n = trained.network.to(protocol.device), int(audit["n"])
+    top, pilot, counts = replay(network, image, protocol, audit["key"], draws)
+    at_look = counts if n == draws else replay(network, image, protocol, audit["key"], n)[2]
+    bound = protocol.rule.lower(at_look[top], n, protocol.rule.times.index(n))
+    return Row(
+        idx=audit["key"], label=UNLABELED, predict=top if bound > 0.5 else ABSTAIN, time=0.0,
+        radius=protocol.smoothing.radius(bound), top=top, n0_count=pilot, count=at_look[top], n=n,
+        p_lower=bound, draws=draws,
+        counts=tuple((number, votes) for number, votes in enumerate(counts) if votes),
+    )  # fmt: skip
+
+
+def _differences(told: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
+    """Returns how what was told differs from what is expected, one phrase a key."""
+    expected = json.loads(json.dumps(expected))  # tuples are lists in a response
+    keys = dict.fromkeys([*told, *expected])
+    return [
+        f"{key} {told.get(key)}, not {expected.get(key)}"
+        for key in keys
+        if key not in told or key not in expected or told[key] != expected[key]
+    ]

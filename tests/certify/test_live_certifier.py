@@ -92,8 +92,10 @@ def test_a_key_is_drawn_for_each_image_and_repeats_its_votes(live):
     assert len({one.row.count for one in found}) > 1, "equal images have noise of their own"
     for one in found[:5]:
         row = one.row
-        again = replay(Halves().eval(), at(0.2)[0], one.protocol, row.idx, row.n)
-        assert again == (row.top, row.n0_count, row.count)
+        top, pilot, counts = replay(Halves().eval(), at(0.2)[0], one.protocol, row.idx, row.n)
+        assert (top, pilot, counts[top]) == (row.top, row.n0_count, row.count)
+        _, _, counts = replay(Halves().eval(), at(0.2)[0], one.protocol, row.idx, row.draws)
+        assert tuple((c, votes) for c, votes in enumerate(counts) if votes) == row.counts
     assert found[0].protocol == protocol_for(PROTOCOL, None, 500, 0.001)
 
 
