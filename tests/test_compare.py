@@ -249,7 +249,8 @@ def test_of_several_logs_the_largest_is_taken_and_those_of_a_gate_are_not(runs, 
 def test_certificates_of_different_arithmetic_are_of_different_protocols(runs, cli):
     for name, precision in (("one", "float32"), ("one", "bf16"), ("two", "bf16")):
         done = cli("certify", name, "--out", runs, "--name", precision, "certify.sigma=0.3",
-                   "certify.n=100", "certify.examples=10", f"certify.precision={precision}")  # fmt: skip
+                   "certify.n=100", "certify.examples=10",
+                   f"certify.precision={precision}")  # fmt: skip
         assert done.code == 0, done.err
     logs = {f"{name} {kind}": runs / name / "certified" / f"{kind}.tsv"
             for name, kind in (("one", "float32"), ("one", "bf16"), ("two", "bf16"))}  # fmt: skip
@@ -307,6 +308,20 @@ def test_mistakes(place, cli, words, said):
     done = cli("compare", *words)
     assert done.code == 2
     assert said in done.err
+
+
+@pytest.mark.parametrize("command", ["compare", "report"])
+def test_no_report_is_written_into_a_run(place, cli, command):
+    write(place / "a.tsv", draw(1, 20))
+    write(place / "b.tsv", draw(2, 20))
+    small_run(place / "runs" / command, train__epochs=1)
+    before = sorted(path.name for path in (place / "runs" / command).iterdir())
+    for words in ((), ("--name", command)):
+        done = cli(command, "a.tsv", "b.tsv", *words)
+        assert done.code == 2
+        assert f"name: {command} is a run in {place / 'runs'}, into which no report" in done.err
+    assert sorted(path.name for path in (place / "runs" / command).iterdir()) == before
+    assert cli(command, "a.tsv", "b.tsv", "--name", "other").code == 0
 
 
 def test_runs_without_results_or_without_a_protocol_in_common(tmp_path, cli):

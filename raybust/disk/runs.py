@@ -205,6 +205,19 @@ def check_writable(folder: Path, key: str = "out") -> None:
         raise RequestError(f"{key}: {folder} cannot be written; choose another folder")
 
 
+def check_no_run(folder: Path) -> None:
+    """Checks that a folder for a report is no run's.
+
+    Raises:
+        RequestError: it is the folder of a run.
+    """
+    if (folder / IDENTITY).exists():
+        raise RequestError(
+            f"name: {folder.name} is a run in {folder.parent}, into which no report is written;"
+            " choose another --name"
+        )
+
+
 def read_identity(folder: Path) -> Identity:
     """Returns the content of a folder's `run.json`.
 

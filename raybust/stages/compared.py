@@ -85,6 +85,7 @@ def compare_results(
     config = compose(leaves)
     folder = runs.out_folder(config) / (config.name or "compare")
     runs.check_writable(folder)
+    runs.check_no_run(folder)
     names = _distinct(texts)
     folder.mkdir(parents=True, exist_ok=True)
     sweeps = _sweeps(texts, leaves)

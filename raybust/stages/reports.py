@@ -80,6 +80,7 @@ def report(texts: Sequence[str], leaves: Sequence[Leaf], echo: Echo) -> Report:
     found: list[Any] = [report_on(boards)] if boards else []
     if len(boards) < len(texts):  # a sweep's page goes into its own folder
         runs.check_writable(folder)
+        runs.check_no_run(folder)
     sweeps = {board.folder for board in boards}
     corrupted, attacks, logs = [], [], []
     for text in texts:
@@ -92,6 +93,7 @@ def report(texts: Sequence[str], leaves: Sequence[Leaf], echo: Echo) -> Report:
             needed = not new and not noisy and not own_page
             logs += logs_of(text, leaves, current, echo, needed=needed)
     if corrupted or attacks or logs:
+        runs.check_no_run(folder)
         found += _written(corrupted, attacks, logs, config.certify.radii, folder, echo=echo)
     return Report(tuple(found))
 
