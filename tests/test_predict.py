@@ -18,6 +18,7 @@ from raybust.certification.prediction import Prediction, audit_of
 from raybust.config import compose
 from raybust.data.given import images_of
 from raybust.errors import WorkError
+from raybust.serve.requests import BadRequestError, Limits, question_of
 from raybust.stages import serving
 from raybust.stages.replayed import check_answers
 from raybust.trained import load_trained
@@ -281,3 +282,12 @@ def _edited(value):
     if isinstance(value, dict):
         return {**value, "another": 1}
     return f"{value}x" if isinstance(value, str) else value + 1
+
+
+@pytest.mark.parametrize("n", [100.5, "100.5", True, 0])
+def test_a_server_takes_whole_numbers_of_draws_alone(n):
+    limits, image = Limits((1, 8, 8), 1000, 0.001, 4, 10**6), np.zeros((1, 1, 8, 8), np.float32)
+    with pytest.raises(BadRequestError, match="n: got"):
+        question_of(image, ("0",), {"n": n}, limits)
+    for whole in (100, 100.0, "100"):
+        assert question_of(image, ("0",), {"n": whole}, limits).ask["n"] == 100

@@ -106,9 +106,11 @@ def question_of(
     if strange:
         raise BadRequestError(422, f"unknown field {strange[0]!r}; known: {', '.join(FIELDS)}")
     _check_count(len(images), limits)
-    n = int(_number(given, "n", limits.n, 1, limits.n))
+    n = _number(given, "n", limits.n, 1, limits.n)
+    if n != int(n):
+        raise BadRequestError(422, f"n: got {given['n']!r}, expected a whole number of draws")
     ask: dict[str, Any] = {
-        "n": n,
+        "n": int(n),
         "alpha": _number(given, "alpha", limits.alpha, 1e-12, 0.5),
         "audit": _flag(given, "audit"),
     }
