@@ -55,7 +55,8 @@ def register(board: Leaderboard, bounds: Sequence[str]) -> TrialRecord | None:
 def _register(
     journal: Journal, board: Leaderboard, best: TrialRecord, bounds: Sequence[str]
 ) -> None:
-    folder, best = runs.trial_folder(board.folder, best.number), best.first_seed
+    folder, seeds = runs.trial_folder(board.folder, best.number), len(best.seeds)
+    best = best.first_seed
     identity, model = runs.read_identity(folder), folder / MODEL
     digest = json.loads((model / ABOUT).read_text())["weights"]
     tags = {
@@ -67,7 +68,8 @@ def _register(
         track.BOUNDS: ", ".join(bounds),
         track.VALUE: best.value,
         track.DATA: identity.data.partition("+")[0],
-        track.FIDELITY: f"{board.search} sigma: {_sigma(best, identity.config)}",
+        track.FIDELITY: f"{board.search} sigma: {_sigma(best, identity.config)}, mean over {seeds}"
+        f" seed{'s' * (seeds != 1)}",
         "raybust.dataset": identity.config["data"]["name"],
         "raybust.clean_accuracy": best.accuracy,
         "raybust.clean_examples": best.examples,

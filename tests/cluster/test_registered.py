@@ -1,6 +1,7 @@
 """The best finalist in a real registry: selected by the search, with its certificate, once."""
 
 import csv
+import dataclasses
 import hashlib
 import json
 import os
@@ -218,6 +219,20 @@ def test_who_misses_a_constraint_and_who_was_not_measured_is_not_registered(swee
     assert register(board(sweep), ()) is None
     kinds = {entry["e"] for entry in kit.lines(sweep / runs.TRIALS / "0001" / REGISTERED)}
     assert "register" not in kinds, "its model is uploaded as any finalist's"
+
+
+def test_the_fidelity_of_a_version_names_its_number_of_seeds(sweep):
+    """The alias moves between values that were measured alike: not from one seed to a mean."""
+    journal, found = sweep / runs.TRIALS / "0000" / REGISTERED, []
+    for seeds in ((0,), (0, 1, 2)):
+        journal.unlink(missing_ok=True)
+        made = board(sweep, (0, 0.75))
+        entries = tuple(dataclasses.replace(entry, seeds=seeds) for entry in made.entries)
+        register(dataclasses.replace(made, entries=entries), ())
+        found += [entry["tags"]["raybust.fidelity"] for entry in kit.lines(journal)
+                  if entry["e"] == "register"]  # fmt: skip
+    assert [text.rpartition(", ")[2] for text in found] == ["mean over 1 seed", "mean over 3 seeds"]
+    journal.unlink()
 
 
 def test_a_model_is_packaged_anew_for_another_protocol_and_fetched_from_its_own_store(sweep, out):
