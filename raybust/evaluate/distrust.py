@@ -22,7 +22,9 @@ MARGIN = 0.002
 """Share of the examples by which a weaker attack may beat a stronger one (from AutoAttack)."""
 
 _SINGLE_STEP, _BLACK_BOX = {"fgsm"}, {"square", "autoattack"}
-_SURVIVORS, _FLAT = 0.01, 0.01
+FLAT = 0.01
+"""Share of flat gradients above which robust accuracy is only an upper bound (our choice)."""
+_SURVIVORS = 0.01
 _SAME, _BATCH, _SIMPLEX = 1e-5, 1e-3, 1e-5
 
 
@@ -90,6 +92,14 @@ def flags_of_network(network: nn.Module, images: Tensor, eot: int = 1) -> list[F
     return found
 
 
+def flat_share(rows: Sequence[AttackRow], protocol: AttackProtocol) -> float:
+    """Returns the share of flat gradients among the images that the network gets right; 0 if it
+    gets none right."""
+    first = [row for row in rows if row.eps == protocol.eps[0]]
+    right = [row.flat for row in first if row.predict == row.label]
+    return sum(right) / max(len(right), 1)
+
+
 def flags_of_rows(rows: Sequence[AttackRow], protocol: AttackProtocol) -> list[Flag]:
     """Returns flags about the results.
 
@@ -103,11 +113,8 @@ def flags_of_rows(rows: Sequence[AttackRow], protocol: AttackProtocol) -> list[F
                  " is the published protocol, not a robust accuracy")
         ]  # fmt: skip
     found = []
-    first = [row for row in rows if row.eps == protocol.eps[0]]
-    right = [row for row in first if row.predict == row.label]
-    flat = sum(row.flat for row in right)
-    if flat > _FLAT * max(len(right), 1):
-        share = flat / len(right)
+    share = flat_share(rows, protocol)
+    if share > FLAT:
         found.append(
             Flag("flat_gradients", f"the gradient is 0 or NaN at {share:.1%} of the images that "
                  "the network gets right: gradient attacks start blind")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raybust.evaluate.attack_protocol import HEADLINE, AttackProtocol
-from raybust.evaluate.distrust import Flag, flags_of_rows
+from raybust.evaluate.distrust import FLAT, Flag, flags_of_rows, flat_share
 from raybust.evaluate.suite import ALWAYS
 from raybust.evaluate.table import FURTHER, AttackRow
 from raybust.numerics.balls.threat import show_eps
@@ -30,7 +30,8 @@ class Point:
         own: accuracy under each attack that ran on every example, by name.
         after: accuracy after each attack and all before it, by name, in order; `further` for the
             further rounds, if any.
-        upper_bound: whether further rounds were needed, so more attacks may lower the number.
+        upper_bound: whether further rounds were needed or gradients are flat, so more attacks may
+            lower the number.
     """
 
     eps: float
@@ -92,7 +93,7 @@ class Summary:
             lines.append(f"| {name} | " + " | ".join(cells) + " |")
 
         line("clean", [f"{100 * self.clean:.2f}"] * len(self.points))
-        further = any(point.upper_bound for point in self.points)
+        further = any(FURTHER in point.after for point in self.points)
         for name in (*self.protocol.attacks, *[FURTHER] * further):
             whole = name in self.points[0].own
             values = [(p.own if whole else p.after).get(name) for p in self.points]
@@ -133,7 +134,7 @@ def summarize(
         protocol: the table's.
         flags: flags of the network; those of the rows are added.
     """
-    points = []
+    points, blind = [], flat_share(rows, protocol) > FLAT
     for threat in protocol.threats:
         mine = [row for row in rows if row.eps == threat.eps]
         names = ("pgd",) if threat.eps == protocol.reach else protocol.attacks
@@ -151,7 +152,7 @@ def summarize(
             if (name in ALWAYS or protocol.every) and threat.eps != protocol.reach:
                 own[name] = _share(not row.broke(name) for row in mine)
         own.pop(FURTHER, None)
-        bound = FURTHER in ran
+        bound = blind or FURTHER in ran
         points.append(Point(threat.eps, robust / count, low, high, own, after, bound))
     clean = _share(row.predict == row.label for row in rows if row.eps == protocol.eps[0])
     found = (*flags, *flags_of_rows(rows, protocol))

@@ -306,7 +306,8 @@ def _publish(at: Bench, summaries: Sequence[Summary], table: AttackTable) -> Mea
 
 
 def _records(trained: Trained, summary: Summary, path: Path) -> dict[str, Path]:
-    """Writes a RobustBench record for each radius; returns the files."""
+    """Writes a RobustBench record for each radius; returns the files. The record has no place for
+    flags, so a flagged evaluation has none."""
     files = {}
     architecture = trained.config.model.name
     for eps in summary.protocol.eps:
@@ -315,6 +316,9 @@ def _records(trained: Trained, summary: Summary, path: Path) -> dict[str, Path]:
         )
         shown = show_eps(eps).replace("/255", "of255")
         file = path.with_name(f"{path.stem}.robustbench-{shown}.json")
+        if summary.flags:
+            file.unlink(missing_ok=True)  # of an earlier version, which wrote it
+            continue
         file.write_text(json.dumps(record, indent=1) + "\n")
         files[f"record {show_eps(eps)}"] = file
     return files
