@@ -1,4 +1,8 @@
-"""Verdicts in words: better, worse, equivalent within the margin, or cannot say."""
+"""Verdicts in words: better, worse, equivalent within the margin, or cannot say.
+
+The comparisons of a command are one family. Values that are upper bounds only prove no side better
+and no two equivalent.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """The rules of `raybust gate`: a file with columns, bounds and settings, read and checked.
 
-Each rule is on one column and has one bound; the message on a mistake names the key.
+Each rule is on one column and has one bound: a least value of the candidate, or a margin to the
+reference. The message on a mistake names the key.
 """
 
 from __future__ import annotations
