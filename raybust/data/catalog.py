@@ -254,7 +254,8 @@ def _image_folder(config: Data) -> arrays.Parts:
     ]
     traits = [f"of the files looked at, {text}" for text in decode.survey(sample, how)]
     left = [f"left out: {text}" if text[0].isdigit() else text for text in found.left.notes()]
-    notes = (*traits, *left)
+    files = [root / file for file in train.files]
+    notes = (*decode.enlarged(files, config.image_size), *traits, *left)
     return arrays.Parts(found.classes, train, test, own, found.layout, notes)
 
 

@@ -8,7 +8,7 @@ Training, test and corruption folders decode alike.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -34,6 +34,7 @@ _BACK = {
 }
 """Orientation to the transposition that undoes it."""
 _DARK = 32
+_HEADERS = 32
 _BROKEN = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
@@ -183,6 +184,36 @@ def survey(paths: Iterable[Path], how: Decoding = PLAIN) -> list[str]:
             " 10 or 12 bits, scale them to 16"
         )
     return notes
+
+
+def enlarged(paths: Sequence[Path], size: int) -> list[str]:
+    """Returns a note if images become much larger than their files: if no shorter side exceeds half
+    of `size` (our choice) in up to 32 of the files, evenly spaced; reads headers only.
+
+    Args:
+        paths: image files; those that cannot be read do not count.
+        size: of the shorter side that they get, in pixels.
+    """
+    sizes = set()
+    for path in paths[:: -(-len(paths) // _HEADERS) or 1]:
+        try:
+            with Image.open(path) as file:
+                sizes.add(file.size)
+        except _BROKEN:
+            continue  # reported when the image is needed
+    sides = sorted({min(one) for one in sizes})
+    if not sides or 2 * sides[-1] > size:
+        return []
+    if len(sizes) == 1:
+        width, height = sizes.pop()
+        files = f"files are {width} x {height} pixels"
+    else:
+        span = " to ".join(map(str, dict.fromkeys((sides[0], sides[-1]))))
+        files = f"the shorter sides of the files looked at are {span} pixels"
+    return [
+        f"{files}, enlarged to data.image_size={size}; set data.image_size={sides[-1]} to keep"
+        " their resolution"
+    ]
 
 
 def _traits(file: Image.Image, how: Decoding) -> list[str]:

@@ -55,6 +55,50 @@ def test_class_folders(tmp_path, part):
             assert label == index // 6
 
 
+SQUARE = "files are 28 x 28 pixels, enlarged to data.image_size=224; set data.image_size=28 to keep"
+SPAN = (
+    "the shorter sides of the files looked at are 20 to 40 pixels, enlarged to data.image_size=224;"
+    " set data.image_size=40 to keep"
+)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "side", "told"),
+    [
+        ([(28, 28)], 224, SQUARE), ([(28, 28)], 56, SQUARE.replace("224", "56")),
+        ([(28, 28)], 55, ""), ([(28, 28)], 28, ""), ([(30, 20), (40, 90)], 224, SPAN),
+        ([(28, 28), (300, 200)], 224, ""), ([(500, 375)], 224, ""),
+    ],
+)  # fmt: skip
+def test_files_far_below_the_image_size_are_told(tmp_path, sizes, side, told):
+    for number, size in enumerate(sizes * 4):
+        for part, kind in (("train", "cat"), ("train", "dog"), ("test", "cat"), ("test", "dog")):
+            paint(tmp_path / part / kind / f"{number}.png", (number, 0, 0), size)
+    (tmp_path / "train" / "cat" / "torn.png").write_bytes(b"no image")
+    data = load(Data(name="image_folder", path=str(tmp_path), image_size=side))
+    noted = [note for note in data.notes if "enlarged" in note]
+    assert [note.startswith(told) for note in noted] == [True] * bool(told)
+
+
+def test_gray_files_become_three_channels_and_gray_arrays_keep_one(tmp_path):
+    """As docs/data.md says."""
+    for part in ("train", "test"):
+        for kind in ("cat", "dog"):
+            for number in range(6):
+                path = tmp_path / part / kind / f"{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("L", (8, 8), 10 * number).save(path)
+    found = load(config(tmp_path))
+    assert (found.shape, found.mean) == ((3, 8, 8), (0.485, 0.456, 0.406))
+    gray = (np.arange(12 * 64).reshape(12, 8, 8) % 256).astype(np.uint8)
+    kinds = np.arange(12) % 2
+    np.savez(tmp_path / "gray.npz", x_train=gray, y_train=kinds, x_test=gray, y_test=kinds)
+    arrays = load(Data(name="npz", path=str(tmp_path / "gray.npz"), validation=0.25))
+    own = arrays.train.fetch(range(len(arrays.train)))[0].mean().item()
+    assert (arrays.shape, len(arrays.mean)) == ((1, 8, 8), 1)
+    assert arrays.mean[0] == pytest.approx(own, abs=1e-5)
+
+
 @pytest.mark.parametrize(("size", "augment"), [(63, "none"), (64, "crop_flip"), (224, "crop_flip")])
 def test_small_images_are_not_cropped_at_random(tmp_path, size, augment):
     given = Data(name="image_folder", path=str(imagenet(tmp_path, ("train", "val"))))
