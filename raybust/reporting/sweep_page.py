@@ -153,6 +153,8 @@ def _asked(board: Leaderboard) -> str:
              "; ".join(f"{metric}, {words[mode]}" for metric, mode in goals)),
             ("ranked by", board.metric if len(goals) > 1 else ""),
             ("constraints", "; ".join(board.constraints)),
+            ("data set", board.dataset),
+            ("network", board.network),
             ("budget of a trial", board.budget),
             ("scored by", board.search),
         ]

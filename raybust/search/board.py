@@ -19,7 +19,7 @@ import yaml
 from raybust import config as configuration
 from raybust import methods
 from raybust.config import Config
-from raybust.disk import runs
+from raybust.disk import checkpoint, runs
 from raybust.disk.files import replace_text
 from raybust.errors import RequestError
 from raybust.search.leaderboard import NAME, UNITS, Leaderboard
@@ -108,6 +108,8 @@ def make_board(
         constraints=part.constraints,
         pareto=tuple(study.pareto()) if several else (),
         importances=importances(study),
+        dataset=_dataset(folder, config),
+        network=_network(config, study.space),
         budget=_budget(config, study.space),
         unit=config.train.budget[0],
         search=_search(config),
@@ -159,6 +161,24 @@ def _environment(folder: Path) -> dict[str, str]:
             found: dict[str, str] = yaml.safe_load(text)
             return found
     return environment()
+
+
+def _dataset(folder: Path, config: Config) -> str:
+    """Describes the data set in one line: its name and path and, once a trial has a checkpoint, the
+    size of its images and the number of its classes."""
+    name = " ".join(filter(None, (config.data.name, config.data.path)))
+    for trial in sorted((folder / runs.TRIALS).glob("*")):
+        if (newest := checkpoint.newest(trial)) is not None:
+            manifest = checkpoint.read_manifest(newest)
+            size = " x ".join(map(str, manifest["shape"]))
+            return f"{name}; {size} pixels, {len(manifest['classes'])} classes"
+    return name
+
+
+def _network(config: Config, space: Space) -> str:
+    """Names the network; those that are searched, if it is."""
+    searched = [str(v) for d in space.domains if d.key == "model.name" for v in d.values]
+    return f"{', '.join(searched)} (searched)" if searched else config.model.name
 
 
 def _budget(config: Config, space: Space) -> str:

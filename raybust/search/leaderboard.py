@@ -40,6 +40,8 @@ class Leaderboard:
         constraints: as the user wrote them, for instance "validation/accuracy >= 0.8".
         pareto: numbers of the trials that no other dominates; empty for one objective.
         importances: searched key to its share of the metric's variance, if known.
+        dataset: its name, size of images, number of classes, in words.
+        network: its name, or the names of those that are searched.
         budget: of each trial, in words.
         unit: of the budget, a key of `UNITS`.
         search: how trials were scored, in one line.
@@ -61,6 +63,8 @@ class Leaderboard:
     constraints: tuple[str, ...] = ()
     pareto: tuple[int, ...] = ()
     importances: dict[str, float] = field(default_factory=dict)
+    dataset: str = ""
+    network: str = ""
     budget: str = ""
     unit: str = "epoch"
     search: str = ""

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import kit
 import pytest
+import torch
 
 from raybust import config as configuration
-from raybust import methods
+from raybust import data, methods
 from raybust.certification import Protocol
 from raybust.config import leaves_of_arguments
-from raybust.disk import runs
+from raybust.disk import checkpoint, runs
 from raybust.errors import RequestError, WorkError
 from raybust.reporting import leaderboard
 from raybust.request import find
@@ -27,6 +28,7 @@ from raybust.stages import finalists
 from raybust.stages import tuning as run_sweep
 from raybust.stages.checks import check_sweep
 from raybust.stages.tuning import _earlier_study, _leaderboard
+from raybust.training.fit import fit
 
 BLOCK = {"train.lr": {"float": [0.01, 0.2], "log": True, "default": 0.05}}
 FINAL = {"accuracy": 0.875, "certified": {"certified/acr": 0.4321}, "log": None, "attacked": None}
@@ -190,6 +192,25 @@ def test_an_average_of_early_stops_is_a_bound(sweep, cli):
 def test_the_budget_in_words(sweep, settings, block, words):
     _, folder = sweep(*settings, block=block)
     assert board_of(folder).budget == words
+
+
+def test_data_set_and_networks_in_words(sweep):
+    """The size of the images and the number of classes are read from a trial's checkpoint."""
+    study, folder = sweep("data.limit=40")
+    tell(study, folder, 0.5)
+    assert (board_of(folder).dataset, board_of(folder).network) == ("digits", "small_cnn")
+    config = kit.config(folder.parent, "data.limit=40", "train.epochs=1")
+    trial = folder / runs.TRIALS / "0000"
+    for progress in fit(config, data.load(config.data), torch.device("cpu")):
+        checkpoint.commit(trial, checkpoint.folder_name(progress.epoch), progress.save, keep=1)
+    assert board_of(folder).dataset == "digits; 1 x 8 x 8 pixels, 10 classes"
+
+
+def test_networks_that_are_searched_are_named(sweep):
+    networks = {"model.name": {"choice": ["small_cnn", "resnet20"]}}
+    _, folder = sweep("data.name=npz", "data.path=set.npz", block=BLOCK | networks)
+    board = board_of(folder)
+    assert (board.dataset, board.network) == ("npz set.npz", "small_cnn, resnet20 (searched)")
 
 
 def test_what_a_trial_spent_stands_in_its_entry(sweep):

@@ -51,6 +51,7 @@ def board(folder, entries=(), others=(), **changes):
     plain = {
         "sweep": "made-up", "metric": "certified_fast/acr", "mode": "max",
         "entries": tuple(entries), "others": tuple(others), "folder": Path(folder),
+        "dataset": "digits; 1 x 8 x 8 pixels, 10 classes", "network": "small_cnn",
         "budget": "10 epochs", "search": "200 validation examples, n = 1000, after every epoch",
         "protocol": "500 test examples, skip 20; n0 = 100, n = 100000, alpha = 0.001",
         "command": "raybust tune space.yaml", "environment": {"raybust": "0.1", "torch": "2.13"},

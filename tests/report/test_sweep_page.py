@@ -176,6 +176,7 @@ def test_what_was_asked_failures_compute_versions_and_how_to_run_it_again(whole)
     made, page, _ = whole
     for text in (
         "certified_fast/acr, as large as possible", "validation/accuracy >= 0.7", "10 epochs",
+        "data setdigits; 1 x 8 x 8 pixels, 10 classes", "networksmall_cnn",
         "raybust tune space.yaml", "raybust report made-up", "torch", "2.13",
     ):  # fmt: skip
         assert text in page.text
@@ -202,7 +203,8 @@ def test_what_comes_from_outside_is_escaped(tmp_path):
         [entry(0, EVIL, point=point, final=True), entry(1, EVIL, point=point)],
         [entry(2, EVIL, "FAIL", None, reason=f"{EVIL}</td>", point=point)],
         sweep=EVIL, protocol=EVIL, search=EVIL, budget=EVIL, command=EVIL, constraints=(EVIL,),
-        space=((EVIL,) * 4,), environment={EVIL: EVIL}, importances={EVIL: 1.0},
+        space=((EVIL,) * 4,), dataset=EVIL, network=EVIL, environment={EVIL: EVIL},
+        importances={EVIL: 1.0},
     )  # fmt: skip
     page, _ = published(made)
     assert not any(tag == "script" for tag, _, _ in page.attributes)
