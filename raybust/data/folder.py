@@ -23,9 +23,9 @@ from torch import Tensor
 from raybust.data.augment import center, random_view
 from raybust.data.decode import PLAIN, Decoding, decode
 from raybust.data.digests import digest_of, labels_digest
+from raybust.data.layout import PLACES, TINY, VALIDATION, parts_of, training_folders
 from raybust.data.listing import (
     LeftOut,
-    class_folders,
     class_images,
     composed,
     hidden,
@@ -36,13 +36,6 @@ from raybust.errors import RequestError
 
 _SAMPLE = 10_000
 """Files of a part whose content its digest reads (our choice)."""
-_TINY = Path("val", "val_annotations.txt")
-_PLACES = "places365_train_standard.txt"
-_VALIDATION = ("val", "valid", "validation")
-_LAYOUTS = (
-    "train/CLASS/* with val/CLASS/* (or valid, validation, test), Tiny ImageNet's "
-    "val/val_annotations.txt, or the lists and folders of Places365"
-)
 
 Listing = list[tuple[str, int]]
 """Path below the dataset's folder, label; in the order of the official part."""
@@ -189,21 +182,17 @@ def scan(root: Path) -> Folder:
         RequestError: no known layout, a part without images, a class that the training part lacks,
             names that are not UTF-8.
     """
-    if (root / _PLACES).is_file():
+    if (root / PLACES).is_file():
         return _scan_places(root)
-    if not (root / "train").is_dir():
-        raise RequestError(f"data.path: '{root}' has no folder 'train'; expected {_LAYOUTS}")
     left = LeftOut()
-    folders = class_folders(root / "train", left)
+    folders = training_folders(root, left)
     classes = tuple(folders)
-    if not classes:
-        raise RequestError(f"{root / 'train'}: has no class folders; expected {_LAYOUTS}")
     train = _class_files(root, folders, classes, left)
-    if (root / _TINY).is_file():
-        rows = _rows(root / _TINY, separator="\t")
-        test = _labeled(root / _TINY, rows, "val/images", classes)
+    if (root / TINY).is_file():
+        rows = _rows(root / TINY, separator="\t")
+        test = _labeled(root / TINY, rows, "val/images", classes)
         return Folder(classes, train, test, None, "Tiny ImageNet, tested on its val", left)
-    own, test_folders = _parts(root, classes, left)
+    own, test_folders = parts_of(root, classes, left)
     listings = {
         name: _class_files(root, folders, classes, left)
         for name, folders in {**own, **test_folders}.items()
@@ -227,7 +216,7 @@ def scan(root: Path) -> Folder:
 
 def _note_unused(root: Path, used: Iterable[str], left: LeftOut) -> None:
     """Notes the folders of a data set that are no part of it."""
-    known = {"train", "test", *_VALIDATION, *used}
+    known = {"train", "test", *VALIDATION, *used}
     unused = [
         entry.name
         for entry in sorted(root.iterdir())
@@ -237,42 +226,8 @@ def _note_unused(root: Path, used: Iterable[str], left: LeftOut) -> None:
         names = ", ".join(f"'{shown(name)}'" for name in unused[:5])
         left.parts.append(
             f"the folders {names}{', ...' * (len(unused) > 5)} are not used; parts are train, test"
-            f" and one of {', '.join(_VALIDATION)}"
+            f" and one of {', '.join(VALIDATION)}"
         )
-
-
-def _parts(
-    root: Path, classes: Sequence[str], left: LeftOut
-) -> tuple[dict[str, dict[str, Path]], dict[str, dict[str, Path]]]:
-    """Returns the class folders of the validation part and of the test part, by its name; at least
-    one of them is there."""
-    found = {}
-    for name in (*_VALIDATION, "test"):
-        there = class_folders(root / name, left)
-        strange = [one for one in there if one not in classes]
-        if there and len(strange) == len(there) and name == "test":
-            left.parts.append(f"'test' has no class folders of the training part ({strange[0]})")
-        elif strange:
-            raise RequestError(
-                f"{root / name}: has the class '{strange[0]}', which '{root / 'train'}' lacks; "
-                "expected the same class folders in both"
-            )
-        elif there:
-            found[name] = there
-        elif (root / name).is_dir() and any((root / name).iterdir()):
-            left.parts.append(f"'{name}' has no class folders")
-    own = [name for name in _VALIDATION if name in found]
-    if len(own) > 1:
-        raise RequestError(
-            f"data.path: '{root}' has the validation parts {' and '.join(own)}; keep one of them"
-        )
-    if not found:
-        raise RequestError(
-            f"data.path: '{root}' has class folders in neither {', '.join(_VALIDATION)} nor test; "
-            f"expected {_LAYOUTS}"
-        )
-    test = {"test": found["test"]} if "test" in found else {}
-    return {name: found[name] for name in own}, test
 
 
 def _class_files(
@@ -314,11 +269,11 @@ def _labeled(
 def _scan_places(root: Path) -> Folder:
     """Returns the listings of Places365-Standard (Zhou et al., 2017): `FILE NUMBER` a line."""
     found: dict[str, Listing] = {}
-    rows = _rows(root / _PLACES)
+    rows = _rows(root / PLACES)
     count = len({number for _, number in rows})
     numbers = [str(number) for number in range(count)]
     lists = {
-        _PLACES: ("data_256_standard", "data_256"),
+        PLACES: ("data_256_standard", "data_256"),
         "places365_val.txt": ("val_256", "val_256"),
     }
     for name, folders in lists.items():
@@ -330,12 +285,12 @@ def _scan_places(root: Path) -> Folder:
                 f"data.path: '{root}' lacks the folder {' or '.join(dict.fromkeys(folders))} of "
                 "Places365"
             )
-        listed = rows if name == _PLACES else _rows(root / name)
+        listed = rows if name == PLACES else _rows(root / name)
         found[name] = _labeled(root / name, listed, folder, numbers)
     scenes = {number: str(Path(file).parent).lstrip("/") for file, number in rows}
     return Folder(
         tuple(scenes.get(number, number) for number in numbers),
-        found[_PLACES],
+        found[PLACES],
         found["places365_val.txt"],
         None,
         "Places365, tested on its val",

@@ -1,4 +1,7 @@
+import re
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -239,6 +242,54 @@ def test_bad_folders(tmp_path):
     paint(tmp_path / "val" / "cow" / "0.png", (0, 0, 0))
     with pytest.raises(RequestError, match=r"has the class 'cow', which '.*train' lacks"):
         load(config(tmp_path))
+
+
+def unsplit(root, classes="abcdefg", count=10):
+    for kind in classes:
+        for number in range(count):
+            paint(root / kind / f"{number}.png", (ord(kind), number, 0))
+
+
+def test_class_folders_without_parts_are_refused_with_the_way_to_split_them(tmp_path):
+    unsplit(tmp_path)
+    (tmp_path / ".cache").mkdir()
+    (tmp_path / "notes").mkdir()
+    expected = r"no folder 'train'; it holds 7 folders of images \(a, b, c, d, e, \.\.\.\); if .*"
+    with pytest.raises(
+        RequestError, match=expected + r"train/CLASS and test/CLASS.*'No split yet?"
+    ):
+        load(config(tmp_path))
+
+
+def test_the_split_of_the_documentation_gives_a_data_set(tmp_path, monkeypatch):
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    (code,) = re.findall(r"### No split yet\?.*?```python\n(.*?)```", page, re.DOTALL)
+    unsplit(tmp_path / "photos")
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    data = load(config("photos-split"))
+    assert data.classes == tuple("abcdefg")
+    assert data.test.labels.bincount().tolist() == [2] * 7
+    assert len(data.train) + len(data.validation) == 56
+    kept = {tuple(color) for part in (data.train, data.validation) for color in colors(part)}
+    assert len(kept | {tuple(color) for color in colors(data.test)}) == 70
+    first = sorted(data.test.files)
+    shutil.rmtree("photos-split")
+    exec(code, {})
+    assert sorted(load(config("photos-split")).test.files) == first
+
+
+@pytest.mark.parametrize(
+    ("parts", "told"),
+    [
+        (("Train", "Test"), r"no folder 'train'; did you mean 'test' and 'train'\? Rename 'Test'"),
+        (("TRAIN", "val"), r"no folder 'train'; did you mean 'train'\? Rename 'TRAIN': names"),
+        (("train", "Test"), r"nor test; did you mean 'test'\? Rename 'Test'"),
+    ],
+)
+def test_parts_in_capitals_are_refused_with_their_names(tmp_path, parts, told):
+    with pytest.raises(RequestError, match=told):
+        load(config(imagenet(tmp_path, parts)))
 
 
 def test_one_class_is_refused(tmp_path):
