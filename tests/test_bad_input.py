@@ -466,6 +466,10 @@ def rows():
     yield FOLDER, None, ["no folder 'pictures'"]
     yield FOLDER, folders("pictures"), ["pictures", "no folder 'train'"]
     yield FOLDER, folders("pictures/train"), ["no class folders"]
+    dry = [*FOLDER, "--dry-run"]
+    yield dry, folders("pictures/a", "pictures/b"), ["2 folders of images (a, b)", "train/CLASS"]
+    yield dry, folders("pictures/train/a", "pictures/train/b", "pictures/Test/a"), ["mean 'test'"]
+    yield dry, folders("pictures/train/a", "pictures/val/c"), ["class 'c'", "lacks"]
     yield FOLDER, folders("pictures/train/a", "pictures/train/b"), ["val", "test"]
     yield (
         FOLDER,

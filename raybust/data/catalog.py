@@ -18,7 +18,7 @@ import torch
 
 from raybust import plugins
 from raybust.config.schema import Data
-from raybust.data import arrays, decode, folder, packaged
+from raybust.data import arrays, decode, folder, layout, packaged
 from raybust.data.splits import Dataset, Part, Split, channel_moments, first, hold_out
 from raybust.errors import RequestError, unknown
 
@@ -71,14 +71,15 @@ def describe(name: str) -> dict[str, Any]:
 
 
 def check(config: Data, *, local: bool = True) -> None:
-    """Checks name and path of the section `data`, and reads nothing.
+    """Checks name and path of the section `data`, and the layout of a folder of images; reads no
+    data.
 
     Args:
         config: the section.
         local: whether the data are read on this machine, so that the path has to be here.
 
     Raises:
-        RequestError: no such dataset, or none at its path.
+        RequestError: no such dataset, none at its path, or a folder without known layout.
     """
     source = _source(config.name)
     if not source.path:
@@ -93,6 +94,8 @@ def check(config: Data, *, local: bool = True) -> None:
     path = path_of(config)
     if local and not (path.is_dir() if source.path == "folder" else path.is_file()):
         raise RequestError(f"data.path: there is no {source.path} '{path}'")
+    if local and source.read is _image_folder:
+        layout.check_layout(path)
 
 
 def load(config: Data) -> Dataset:
