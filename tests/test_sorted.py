@@ -42,3 +42,20 @@ def test_rare_classes_may_be_missing():
     assert sum(warns(one, 50) for one in shuffled) <= 4
     assert warns(labels, 300)
     assert not warns(labels, 1000)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "told"),
+    [
+        (range(200), "cover only 2 of 10 classes: no"),
+        (
+            [*range(200), *range(200, 1000, 20)],
+            "have other shares of the 10 classes than the whole",
+        ),
+    ],
+)
+def test_the_warning_says_what_is_wrong_with_the_classes(chosen, told):
+    said = []
+    warn_of_few_classes(Labels(torch.arange(1000) // 100), chosen, said.append)
+    (line,) = said
+    assert f"these {len(chosen)} of 1000 examples {told}" in line

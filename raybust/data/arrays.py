@@ -264,8 +264,8 @@ def _read_npz(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
         missing = [name for name in _ARRAYS if name not in archive]
         if missing:
             raise RequestError(
-                f"{path}: lacks {', '.join(missing)}; expected {', '.join(_ARRAYS)}, got "
-                f"{', '.join(archive.files) or 'nothing'}"
+                f"{path}: lacks {', '.join(missing)}; it holds"
+                f" {', '.join(archive.files) or 'nothing'}; write the missing ones with numpy.savez"
             )
         own = [name for name in _VALIDATION if f"x_{name}" in archive]
         if len(own) > 1:

@@ -207,7 +207,9 @@ def scan(root: Path) -> Folder:
         lacking = sorted(set(range(len(classes))) - {label for _, label in listing})
         if lacking:
             names = ", ".join(classes[label] for label in lacking[:5])
-            left.parts.append(f"'{name}' has no images of {len(lacking)} classes ({names})")
+            what = f"{len(lacking)} classes ({names}{', ...' * (len(lacking) > 5)})"
+            what = f"the class {names}" if len(lacking) == 1 else what
+            left.parts.append(f"'{name}' has no images of {what}")
     validation = listings[next(iter(own))] if own and test_folders else None
     test = listings[next(iter(test_folders or own))]
     layout = f"class folders in train and {' and '.join(listings)}"

@@ -215,10 +215,13 @@ def warn_of_few_classes(part: Part, chosen: Sequence[int], echo: Echo) -> None:
     rare = float((total / counts).sum()) - classes**2 - 2 * classes + 2
     deviation = math.sqrt(max(2 * (classes - 1) + rare / count, 1.0))
     if statistic > classes - 1 + _DEVIATIONS * deviation:
+        covered = int((taken > 0).sum())
+        what = f"have other shares of the {classes} classes than the whole part"
+        if covered < classes:
+            what = f"cover only {covered} of {classes} classes"
         echo(
-            f"warning: these {count} of {total} examples cover only {int((taken > 0).sum())} of"
-            f" {classes} classes, or these in other shares than the whole: the data is sorted; use"
-            " more examples, or for certificates certify.skip"
+            f"warning: these {count} of {total} examples {what}: no random sample, probably"
+            " because the data is sorted; use more examples, or for certificates certify.skip"
         )
 
 

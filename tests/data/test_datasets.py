@@ -101,7 +101,10 @@ def test_class_names_give_the_classes(tmp_path):
 
 X = arrays()["x_train"]
 BAD = {
-    "missing": ({"y_train": None, "x_test": None}, "lacks y_train, x_test; expected x_train"),
+    "missing": (
+        {"y_train": None, "x_test": None},
+        "lacks y_train, x_test; it holds x_train, y_test",
+    ),
     "object": ({"y_train": np.array([0, None] * 10)}, "y_train cannot be read: Object arrays"),
     "floats": (
         {"x_train": X.astype(float)},

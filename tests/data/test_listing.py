@@ -214,10 +214,15 @@ def test_a_test_part_with_one_strange_class_is_refused(tmp_path):
         read(tmp_path)
 
 
-def test_a_part_that_lacks_classes_is_told(tmp_path):
-    tree(tmp_path, classes=("cat", "dog", "eel"))
-    tree(tmp_path, parts=("test",), classes=("dog",))
-    assert "'test' has no images of 2 classes (cat, eel)" in read(tmp_path).notes
+@pytest.mark.parametrize(
+    ("there", "told"),
+    [("bcdefgh", "the class a"), ("cdefgh", "2 classes (a, b)"),
+     ("gh", "6 classes (a, b, c, d, e, ...)")],
+)  # fmt: skip
+def test_a_part_that_lacks_classes_is_told(tmp_path, there, told):
+    tree(tmp_path, classes="abcdefgh")
+    tree(tmp_path, parts=("test",), classes=there)
+    assert f"'test' has no images of {told}" in read(tmp_path).notes
 
 
 def test_file_names_that_are_not_utf_8_work(tmp_path):
