@@ -1,6 +1,7 @@
 """The learning-rate range test: its rates, its repeatability, and whether its suggestion trains."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 from raybust import config as configuration
 from raybust import data, methods
 from raybust.errors import WorkError
+from raybust.stages import bars
 from raybust.training import loop
 from raybust.training.fit import fit
 from raybust.training.rates import STEPS, range_test
@@ -91,6 +93,14 @@ def test_the_command_writes_a_picture_and_starts_no_run(cli, tmp_path):
     assert lines[0] == "rate\tloss\tsmoothed"
     assert len(lines) - 1 <= STEPS
     assert table.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_command_says_how_far_it_is(cli, tmp_path, monkeypatch):
+    monkeypatch.setattr(bars, "_LINE_S", 0.05)
+    done = cli("train", "data.name=digits", "model.width=8", "--find-lr", "--out", tmp_path)
+    counts = [int(n) for n in re.findall(rf"range test, steps (\d+) of {STEPS} after", done.err)]
+    assert counts == sorted(counts)
+    assert 0 < counts[-1] <= STEPS, done.err
 
 
 def test_a_range_test_does_not_run_elsewhere(cli):

@@ -9,7 +9,7 @@ from raybust import data, devices
 from raybust.config import Config
 from raybust.disk import runs
 from raybust.disk.files import replace_text
-from raybust.stages.bars import Echo
+from raybust.stages.bars import Echo, progress_bar
 from raybust.stages.measurement import Measurement
 from raybust.stages.place import own_device, threads
 from raybust.stages.progress import print_data
@@ -38,8 +38,8 @@ def find_rate(config: Config, echo: Echo) -> Measurement:
     echo(f"range test: up to {STEPS} steps of {config.train.batch_size} images")
     device = own_device(config)
     devices.limit_memory(device, config.cluster.gpus_per_worker or 1)
-    with threads(config):
-        found = range_test(config, dataset, device)
+    with threads(config), progress_bar(STEPS, "range test, steps", echo) as bar:
+        found = range_test(config, dataset, device, bar.update)
     folder.mkdir(parents=True, exist_ok=True)
     picture, table = folder / f"{name}.png", folder / f"{name}.tsv"
     train = config.train

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -62,7 +62,12 @@ class _Rising(Trainer):
         return self.at
 
 
-def range_test(config: Config, dataset: Dataset, device: torch.device) -> RangeTest:
+def range_test(
+    config: Config,
+    dataset: Dataset,
+    device: torch.device,
+    advance: Callable[[int], None] = lambda steps: None,
+) -> RangeTest:
     """Trains a new network for at most `STEPS` steps, the rate rising exponentially from 1e-4 to 10
     for SGD and from 1e-6 to 1 for AdamW. Stops early where the loss is twice that at the start.
 
@@ -70,6 +75,7 @@ def range_test(config: Config, dataset: Dataset, device: torch.device) -> RangeT
         config: the complete configuration.
         dataset: result of `raybust.data.load`.
         device: where it trains.
+        advance: called after each step with 1.
 
     Raises:
         WorkError: the loss is not a number from the first step.
@@ -87,6 +93,7 @@ def range_test(config: Config, dataset: Dataset, device: torch.device) -> RangeT
     for number, (images, labels) in zip(range(STEPS), _batches(trainer), strict=False):
         trainer.at = low * (high / low) ** (number / (STEPS - 1))
         loss = float(trainer.step(images, labels, 0.0))
+        advance(1)
         if not math.isfinite(loss):
             break
         mean = _SMOOTHING * mean + (1 - _SMOOTHING) * loss
