@@ -170,7 +170,7 @@ def attack(
     model: Network,
     data: Any = None,
     *settings: str,
-    eps: float | Sequence[float] | None = None,
+    eps: float | str | Sequence[float | str] | None = None,
     norm: str | None = None,
     out: str | Path | None = None,
     name: str | None = None,
@@ -185,7 +185,7 @@ def attack(
         model: the network.
         data: as in `certify`.
         settings: key=value as on the command line: "evaluate.examples=200".
-        eps: radius or radii of the ball, in pixels in [0, 1].
+        eps: radius or radii of the ball, in pixels in [0, 1]: 0.5, "8/255", ["2/255", "8/255"].
         norm: "linf", "l2" or "l1".
         out: as in `certify`.
         name: of the result.

@@ -24,9 +24,18 @@ _MODELS = "_models"
 def read_leaves(
     settings: Sequence[str], given: dict[str, Any]
 ) -> tuple[list[Leaf], dict[str, Any] | None]:
-    """Returns the user's values by rising precedence, and the file's `search` block."""
+    """Returns the user's values by rising precedence, and the file's `search` block.
+
+    Raises:
+        RequestError: a setting is no text, or cannot be read.
+    """
     from raybust import config as configuration
 
+    if others := [type(one).__name__ for one in settings if not isinstance(one, str)]:
+        raise RequestError(
+            f"settings: got {others[0]}, expected text such as 'train.epochs=5'; a network of your"
+            " own is the setting 'model.name=module:callable'"
+        )
     leaves: list[Leaf] = []
     block = None
     arguments = list(settings)

@@ -520,3 +520,23 @@ def test_radii_are_numbers_of_any_kind(own, eps):
     asked = ("evaluate.examples=4", "evaluate.attacks=[fgsm]")
     found = raybust.attack(own, (images, labels), *asked, eps=eps, quiet=True).metrics
     assert "attacked/linf_0.5/robust_accuracy" in found
+
+
+def test_radii_are_texts_as_on_the_command_line(own):
+    images, labels = digits_test()
+    asked = ("evaluate.examples=8", "evaluate.attacks=[fgsm]")
+    keys = {}
+    for eps in ("8/255", ["8/255"], 8 / 255, ["2/255", 8 / 255]):
+        found = raybust.attack(own, (images, labels), *asked, eps=eps, quiet=True).metrics
+        keys[str(eps)] = {key: value for key, value in found.items() if "robust" in key}
+    one, listed, number, two = keys.values()
+    assert one == listed == number
+    assert one.items() < two.items()
+    for wrong in (["a"], {"a": 1}, "abc"):
+        with pytest.raises(RequestError, match=r"eps: got .*(a|abc)"):
+            raybust.attack(own, (images, labels), *asked, eps=wrong, quiet=True)
+
+
+def test_train_takes_settings(own):
+    with pytest.raises(RequestError, match=r"settings: got Net, .*model.name=module:callable"):
+        raybust.train(own)

@@ -17,11 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from raybust import devices
-from raybust.config import Config
+from raybust.config import Config, fraction
 from raybust.config.assess import Evaluate
 from raybust.data import Part
 from raybust.disk.files import digest_of, replace_text
 from raybust.disk.rowlog import OtherProtocolError
+from raybust.errors import RequestError
 from raybust.evaluate import (
     HEADLINE,
     Accuracy,
@@ -325,6 +326,17 @@ def _records(trained: Trained, summary: Summary, path: Path) -> dict[str, Path]:
 
 
 def eps_setting(eps: Any) -> str:
-    """Returns radii that a program passes as a setting: a number, several, an array or a tensor."""
-    radii = torch.as_tensor(eps, dtype=torch.float64).flatten().tolist()
+    """Returns radii that a program passes as a setting: a number or text such as "8/255", several,
+    an array or a tensor.
+
+    Raises:
+        RequestError: they are none of these.
+    """
+    if isinstance(eps, str):
+        return f"evaluate.eps={eps}"
+    given = [fraction(one) for one in eps] if isinstance(eps, (list, tuple)) else eps
+    try:
+        radii = torch.as_tensor(given, dtype=torch.float64).flatten().tolist()
+    except (TypeError, ValueError, RuntimeError):
+        raise RequestError(f"eps: got {eps!r}, expected numbers or text such as '8/255'") from None
     return f"evaluate.eps={radii}"
