@@ -126,3 +126,13 @@ def test_a_read_only_disk_keeps_the_message_of_what_ended_the_run(tmp_path, monk
     ended = epoch_lines(tmp_path, print, Chance(0.1, 100, of_digits()))
     with pytest.raises(WorkError, match="what ended it"), ended:
         raise WorkError("what ended it")
+
+
+def test_the_first_advice_after_few_steps_is_to_train_for_longer():
+    """Accuracy 0.1583 of 120 examples is above the share of the largest class, within its error."""
+    chance = Chance(14 / 120, 120, of_digits(), steps=12)
+    said = chance.warning(1, 19 / 120)
+    assert "after 1 epoch, validation accuracy 0.1583 is not clearly better" in said
+    assert "(0.1167, with two standard errors 0.1753); train for longer; if" in said
+    assert "; lower train.lr (now" in chance.warning(50, 19 / 120)
+    assert chance.warning(1, 22 / 120) is None

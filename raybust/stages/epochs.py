@@ -24,6 +24,8 @@ from raybust.stages.bars import Echo, progress_bar, span
 _POLL_S = 0.3
 LOOKED_AT = 2
 """Epoch after which a network should be better than chance (our choice)."""
+_FEW_STEPS = 200
+"""Steps up to which the first advice is to train for longer (our choice)."""
 _EPOCH = (
     ("train/loss", "loss"),
     ("validation/accuracy", "validation accuracy"),
@@ -41,18 +43,21 @@ class Chance:
         share: of the largest class in the validation part.
         examples: number of its examples.
         config: of the run.
+        steps: of an epoch.
     """
 
     share: float
     examples: int
     config: Config
+    steps: int = 0
 
     @classmethod
     def of(cls, config: Config, dataset: Dataset) -> Chance:
         """Returns the accuracy for a dataset."""
         counts = dataset.validation.labels.bincount()
         total = int(counts.sum())
-        return cls(int(counts.max()) / total, total, config)
+        steps = math.ceil(len(dataset.train) / config.train.batch_size)
+        return cls(int(counts.max()) / total, total, config, steps)
 
     def warning(self, epoch: int, accuracy: float) -> str | None:
         """Returns a warning if an accuracy is within two standard errors of chance.
@@ -65,11 +70,21 @@ class Chance:
         if accuracy > self.share + 2 * error:
             return None
         train = self.config.train
+        tuned = (
+            f"lower train.lr (now {train.rate:g}) or train.clip_norm (now {train.clip_norm}), set"
+            " train.warmup=0.1"
+        )
+        few = self.steps * epoch <= _FEW_STEPS
+        longer = (
+            f"train for longer; if it still learns nothing, {tuned}"
+            if few
+            else f"{tuned}, train for longer"
+        )
         return (
-            f"warning: after {epoch} epochs, validation accuracy {accuracy:.4f} is no better than"
-            f" predicting the largest class alone ({self.share:.4f}); lower train.lr (now"
-            f" {train.rate:g}) or train.clip_norm (now {train.clip_norm}), set train.warmup=0.1,"
-            " train for longer, or check the labels"
+            f"warning: after {epoch} epoch{'s' * (epoch > 1)}, validation accuracy {accuracy:.4f}"
+            " is not clearly better than predicting the largest class alone"
+            f" ({self.share:.4f}, with two standard errors {self.share + 2 * error:.4f}); {longer},"
+            " or check the labels"
         )
 
 
