@@ -79,6 +79,19 @@ def plot_curves(logs: Sequence[Log], path: str | Path) -> Path:
     return save_curves(figure, path)
 
 
+def vote_steps(log: Log, known: Floats) -> tuple[Floats, Floats]:
+    """Returns the curve of `plot_votes` from 0 to 1: pA where it drops, and its values up to each
+    of them.
+
+    Args:
+        log: with rows.
+        known: its `votes`, (N,).
+    """
+    shares = np.sort(known[log.correct])
+    left = np.arange(len(shares), -1, -1) / len(log)
+    return np.concatenate(([0.0], shares, [1.0])), np.concatenate((left[:1], left))
+
+
 def plot_votes(logs: Sequence[Log], path: str | Path) -> Path:
     """Draws the cumulative distribution of pA, the share of draws for the certified class, over
     correctly certified examples; returns the path.
@@ -94,8 +107,7 @@ def plot_votes(logs: Sequence[Log], path: str | Path) -> Path:
         known = votes(log)
         if known is None:
             continue
-        shares = np.sort(known[log.correct])
-        height = 1.0 - np.arange(len(shares)) / len(log) - (len(log) - len(shares)) / len(log)
+        shares, height = vote_steps(log, known)
         axes.step(
             shares,
             height,

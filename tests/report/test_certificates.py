@@ -23,6 +23,7 @@ from raybust.reporting import (
     votes,
 )
 from raybust.reporting.certificates import other_images
+from raybust.reporting.plots import vote_steps
 
 THEIRS = (
     "idx\tlabel\tpredict\tradius\tcorrect\ttime\n"
@@ -128,6 +129,21 @@ def test_steps_are_the_exact_curve(paths):
     assert values[:-1].tolist() == [0.5, 0.5, 0.25]
     assert radii[:-1].tolist() == [0.0, 0.25, 0.75]
     assert values[-1] == 0.0
+
+
+@pytest.mark.parametrize("correct", [0, 1, 5])
+def test_the_curve_of_votes_goes_from_all_that_are_correct_to_none(tmp_path, correct):
+    """Against its definition, at points between the votes of ten examples."""
+    rows = [f"{i}\t1\t{1 if i < correct else 2}\t{0.2 * (i + 1)}\t{int(i < correct)}\t1"
+            for i in range(10)]  # fmt: skip
+    (tmp_path / "log.tsv").write_text("\n".join([THEIRS.split("\n")[0], *rows]) + "\n")
+    log = read_log(tmp_path / "log.tsv")
+    known = torch.linspace(0.55, 0.95, 10).double().numpy()
+    shares, values = vote_steps(log, known)
+    assert (shares[0], shares[-1], len(shares)) == (0.0, 1.0, correct + 2)
+    for at in (0.5, 0.57, 0.7, 0.97):
+        drawn = values[(shares < at).sum()]  # a step up to the next share
+        assert drawn == pytest.approx((log.correct & (known >= at)).mean())
 
 
 def test_pictures(paths, tmp_path):
