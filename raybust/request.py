@@ -7,6 +7,7 @@ shipped with the package. The command line and the functions of the package use 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,12 @@ def read_leaves(
             f"settings: got {others[0]}, expected text such as 'train.epochs=5'; a network of your"
             " own is the setting 'model.name=module:callable'"
         )
+    for before, word in pairwise(settings):
+        if word.startswith("=") or (before.endswith("=") and "=" not in word):
+            raise RequestError(
+                f"'{before} {word}': expected key=value with no spaces around =, for instance"
+                " train.epochs=5"
+            )
     leaves: list[Leaf] = []
     block = None
     arguments = list(settings)

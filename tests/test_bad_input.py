@@ -236,6 +236,14 @@ def rows():
     yield ["train", "train.epochs=${train.epochs}"], None, ["train.epochs", "ecursive"]
     yield ["train", "train.epochs=${no.such}"], None, ["train.epochs", "no.such"]
     yield TUNE, space(f"data.root: {{choice: ['{environment}']}}"), ["data.root", "oc.env"]
+    # Settings written as options, or with spaces.
+    yield ["train", "--epochs", "5"], None, ["'--epochs'", "write train.epochs=VALUE"]
+    yield ["train", "--batch-size=5"], None, ["--batch-size", "write train.batch_size=VALUE"]
+    yield ["certify", "x", "--sigma", "1"], None, ["--sigma", "write certify.sigma=VALUE"]
+    yield ["train", "--seed", "1"], None, ["--seed", "write seed=VALUE"]
+    for spaced in (["train.epochs", "=", "5"], ["train.epochs=", "5"], ["train.epochs", "=5"]):
+        yield ["train", *spaced], None, ["'train.epochs", "no spaces around ="]
+        yield [*TUNE, *spaced], space("train.lr: {choice: [0.1]}"), ["no spaces around ="]
     # Files.
     yield ["train", "none.yaml"], None, ["none.yaml", "No such file"]
     yield ["train", "."], None, [".", "cannot be read"]

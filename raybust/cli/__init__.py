@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import click
 
 from raybust.cli import commands, compare, inspection, use
-from raybust.cli.group import cli
+from raybust.cli.group import Command, cli
 from raybust.cli.output import printable
 from raybust.errors import RequestError, WorkError, with_advice
 
@@ -42,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         cli.main(args=arguments, prog_name="raybust", standalone_mode=False)
     except RequestError as error:
         code = _print_error(error, 2)
+    except click.NoSuchOption as error:
+        code = _print_error(_no_option(error), 2)
     except click.ClickException as error:
         code = _print_error(error.format_message(), 2)
     except WorkError as error:
@@ -77,6 +79,18 @@ def _resend_interrupt(unraisable: sys.UnraisableHookArgs) -> None:
         threading.Timer(_RESEND_AFTER_S, signal.pthread_kill, (main, signal.SIGINT)).start()
     else:
         sys.__unraisablehook__(unraisable)
+
+
+def _no_option(error: click.NoSuchOption) -> str:
+    """Returns what to say of an unknown option: the settings that it spells, if any."""
+    from raybust.cli.keys import meant_by
+
+    command = error.ctx and error.ctx.command
+    sections = command.sections if isinstance(command, Command) else ()
+    if sections and (keys := meant_by(error.option_name, sections)):
+        meant = " or ".join(f"{key}=VALUE" for key in keys)
+        return f"No such option '{error.option_name}'. Settings are key=value; write {meant}"
+    return error.format_message()
 
 
 def _print_error(text: object, code: int) -> int:

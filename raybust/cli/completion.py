@@ -30,11 +30,13 @@ def settings(
     key, equals, value = incomplete.partition("=")
     if equals:
         return _items(f"{key}={one}" for one in _values(key) if one.startswith(value))
-    if words and words[-1] in _keys():
+    from raybust.cli.keys import names
+
+    if words and words[-1] in names():
         found = _items(one for one in _values(words[-1]) if one.startswith(incomplete))
         is_text = str in (kind := _hint(words[-1]), *get_args(kind))
         return found or [CompletionItem(incomplete, type="file")] * is_text
-    keys = [*_keys(), *(_fields(words) if incomplete.startswith("method.") else ())]
+    keys = [*names(), *(_fields(words) if incomplete.startswith("method.") else ())]
     return _items(f"{one}=" for one in keys if one.startswith(incomplete))
 
 
@@ -60,14 +62,6 @@ def search_spaces(
 
 def _items(texts: Iterable[str]) -> list[CompletionItem]:
     return [CompletionItem(text) for text in texts]
-
-
-def _keys() -> list[str]:
-    from raybust.cli.keys import section_types
-
-    found = [f"{name}.{field}" for name, kind in section_types().items()
-             for field in get_type_hints(kind)]  # fmt: skip
-    return sorted(["method.name", "name", "out", "seed", *found])
 
 
 def _fields(words: list[str]) -> list[str]:

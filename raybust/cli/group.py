@@ -19,14 +19,14 @@ class Command(click.Command):
 
     def __init__(self, *, sections: Sequence[str], more: str = "", **arguments: Any) -> None:
         super().__init__(**arguments)
-        self._sections, self._more = sections, more
+        self.sections, self._more = sections, more
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Writes the settings with their defaults."""
         from raybust.cli.keys import settings
 
         with formatter.section("Settings (key=value)"):
-            formatter.write_dl(settings(self._sections))
+            formatter.write_dl(settings(self.sections))
         if self._more:
             formatter.write_paragraph()
             formatter.write_text(self._more)

@@ -15,6 +15,26 @@ def section_types() -> dict[str, type]:
     return {name: kind for name, kind in found if hasattr(kind, "__dataclass_fields__")}
 
 
+def names() -> list[str]:
+    """Returns the keys of the configuration, of methods only `method.name`."""
+    found = [f"{name}.{field}" for name, kind in section_types().items()
+             for field in get_type_hints(kind)]  # fmt: skip
+    return sorted(["method.name", "name", "out", "seed", *found])
+
+
+def meant_by(option: str, sections: Sequence[str]) -> list[str]:
+    """Returns the keys that an option spells: train.epochs for --epochs.
+
+    Args:
+        option: with its dashes.
+        sections: the command's own; others than those of measurements are searched too.
+    """
+    last = option.lstrip("-").replace("-", "_")
+    searched = {"", "cluster", "data", "model", "track", "train", "tune", *sections}
+    split = (key.rpartition(".") for key in names())
+    return ["".join(parts) for parts in split if parts[0] in searched and parts[2] == last]
+
+
 def settings(sections: Sequence[str]) -> list[tuple[str, str]]:
     """Returns key=default and meaning, for each field of some sections.
 
