@@ -131,13 +131,15 @@ def _by_protocol(logs: Sequence[Log]) -> dict[tuple[Any, ...], Log]:
 
 
 def certified_columns(groups: Sequence[Sequence[Log]], radii: Sequence[float]) -> list[Column]:
-    """Returns the columns of certificates: accuracy at each radius, and the ACR. Where the draws of
-    a log ended once its targets were decided, only these are compared: other radii are understated.
+    """Returns the columns of certificates: accuracy at each radius that the draws of a log can
+    prove, and the ACR. Where the draws of a log ended once its targets were decided, only these are
+    compared: other radii are understated.
     """
     values = radii_of(groups)
     targets = [log.protocol.targets for log in itertools.chain(*groups) if log.protocol]
     early = [set(part) for part in targets if part]
-    at = sorted(set.intersection(*early)) if early else radii
+    most = provable(groups)
+    at = [r for r in (sorted(set.intersection(*early)) if early else radii) if r <= most]
     columns = [
         Column(
             f"certified at {radius:g}",
@@ -154,6 +156,13 @@ def certified_columns(groups: Sequence[Sequence[Log]], radii: Sequence[float]) -
     seen = max(float(part.max()) for part in acr)
     bound = max([*known, seen]) if known or seen else math.inf
     return [*columns, Column("ACR", acr, share=False, bound=bound)]
+
+
+def provable(groups: Sequence[Sequence[Log]]) -> float:
+    """Returns the largest radius that the draws of any log can prove; infinity if one log's are not
+    known."""
+    found = [largest_radius(log) for log in itertools.chain(*groups)]
+    return math.inf if any(map(math.isnan, found)) else max(found)
 
 
 def radii_of(groups: Sequence[Sequence[Log]]) -> list[Floats]:

@@ -41,6 +41,7 @@ from raybust.stages.aligned import (
     certified_columns,
     check_distinct,
     logs_in_common,
+    provable,
     radii_of,
 )
 from raybust.stages.bars import Echo
@@ -103,6 +104,10 @@ def compare_results(
             " evaluate them alike"
         )
     notes += _terms(groups, [] if notes else logs, columns, bool(attacked))
+    if logs and max(config.certify.radii, default=0) > provable(logs):
+        notes.append(
+            f"Radii above {provable(logs):.3g} are left out: no draws here can prove them."
+        )
     notes += _doubts(names, columns)
     notes += [f"{log.name}: {text}." for log in itertools.chain(*logs) for text in log.warnings]
     rows = _rows(names, groups, columns, margins)
