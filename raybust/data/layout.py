@@ -1,6 +1,7 @@
 """The top folders of a data set of image files: which parts it has, and what to do if it has none.
 
-Only folders are listed here; `raybust.data.folder` lists the images in them.
+A dry run checks them too. Only folders are listed here; `raybust.data.folder` lists the images in
+them.
 """
 
 from __future__ import annotations
