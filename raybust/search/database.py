@@ -80,12 +80,16 @@ def open_study(config: Config, folder: Path, uid: str) -> optuna.Study:
     with one_line():
         storage = _connect(_place(config, folder))
         new = folder.name if config.tune.storage is None else f"{folder.name}-{uid}"
-        return optuna.create_study(
+        directions = config.tune.directions()
+        study = optuna.create_study(
             storage=storage,
             study_name=_find(storage, config, uid) or new,
-            directions=[names[mode] for mode in config.tune.directions().values()],
+            directions=[names[mode] for mode in directions.values()],
             load_if_exists=True,
         )
+        if study.metric_names != list(directions):
+            study.set_metric_names(list(directions))  # which Optuna's pages show
+        return study
 
 
 def load_study(config: Config, folder: Path, uid: str) -> optuna.Study:

@@ -667,3 +667,21 @@ def test_the_first_points_are_known_from_the_sampler_s_also_after_a_kill(open_st
     assert [study.is_enqueued(number) for number in range(3)] == [True, True, False]
     again = open_study(points=({"train.lr": 0.02},))
     assert [again.is_enqueued(number) for number, _ in again.interrupted()] == [True, True, False]
+
+
+@pytest.mark.parametrize("storage", [None, "journal:{}/shared.log"])
+@pytest.mark.parametrize("named", [True, False])  # False: a study that an earlier version began
+def test_the_objectives_of_a_resumed_study_have_names(tmp_path, monkeypatch, storage, named):
+    changes = {
+        "storage": storage and storage.format(tmp_path),
+        "objectives": (f"max {METRIC}", "max validation/accuracy"),
+    }
+    with monkeypatch.context() as patch:
+        if not named:
+            patch.setattr(optuna.Study, "set_metric_names", lambda *_: None)
+        begun = study_of(tmp_path / "mine", **changes).study
+    begun.ask()
+    assert (begun.metric_names is not None) == named
+    resumed = study_of(tmp_path / "mine", **changes).study
+    assert resumed.metric_names == [METRIC, "validation/accuracy"]
+    assert len(resumed.trials) == len(begun.trials)
