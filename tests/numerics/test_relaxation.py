@@ -370,3 +370,34 @@ def test_nan_certifies_nothing():
         trace(network), network, images, torch.zeros(2, dtype=torch.int64), eps=0.01, bound="crown"
     )
     assert not (found > 0).any()
+
+
+class Reused(nn.Module):
+    """Changes features in place that it uses again."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.first, self.last, self.change = nn.Conv2d(1, 4, 3, padding=1), nn.Linear(64, 3), change
+
+    def forward(self, images):
+        features = self.first(images)
+        changed = self.change(features)
+        return self.last((changed + features).flatten(1))
+
+
+def plus_one(features):
+    features += 1
+    return features
+
+
+@pytest.mark.parametrize(
+    "change", [lambda x: F.relu(x, inplace=True), lambda x: x.relu_(), plus_one],
+    ids=["relu", "relu_", "iadd"],
+)  # fmt: skip
+@pytest.mark.parametrize("eps", [0.0, 0.1])
+def test_features_that_are_changed_in_place_and_used_again_are_refused(change, eps):
+    """Their boxes are those of before the change, at any radius."""
+    network = Reused(change).eval()
+    images, labels = images_of(5, (1, 4, 4)).float(), torch.zeros(5, dtype=torch.int64)
+    with pytest.raises(ValueError, match="in place"):
+        certified_margin(trace(network), network, images, labels, eps=eps, bound="ibp")
