@@ -45,12 +45,12 @@ def register(*keys: Any) -> Callable[[R], R]:
     return add
 
 
-@register(nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d)
-def _identity(module: nn.Module, x: Moments) -> Moments:
+@register(nn.Dropout, nn.Dropout1d, nn.Dropout2d)
+def _dropout(module: nn.Module, x: Moments) -> Moments:
     return x
 
 
-@register(F.dropout, F.dropout2d, "contiguous")
+@register(F.dropout, F.dropout2d)
 def _unchanged(x: Moments, *args: Any, **kwargs: Any) -> Moments:
     return x
 
@@ -148,30 +148,9 @@ def _normalized(
     return x.then(mean, scale)
 
 
-@register(nn.ReLU)
-def _relu_module(module: nn.ReLU, x: Moments) -> Moments:
-    return _rectified(x, 0.0)
-
-
-@register(nn.LeakyReLU)
-def _leaky_module(module: nn.LeakyReLU, x: Moments) -> Moments:
-    return _rectified(x, module.negative_slope)
-
-
-@register(F.relu, torch.relu, F.relu_, torch.relu_, "relu", "relu_")
-def _relu(x: Moments, inplace: bool = False) -> Moments:
-    return _rectified(x, 0.0)
-
-
-@register(F.leaky_relu)
-def _leaky(x: Moments, negative_slope: float = 0.01, inplace: bool = False) -> Moments:
-    return _rectified(x, negative_slope)
-
-
-def _rectified(x: Moments, slope: float) -> Moments:
+def rectified(x: Moments, slope: float) -> Moments:
+    """Returns the moments after a (leaky) ReLU of slope 0 to 1."""
     rules = x.covariance.rules
-    if not 0 <= slope <= 1:
-        raise ValueError(f"a leaky slope of {slope}, expected 0 <= slope <= 1")
     if rules.expected_relu:
         with rules.path(x.mean.device):
             variances = x.covariance.variances(x.mean)

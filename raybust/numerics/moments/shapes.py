@@ -8,7 +8,7 @@ independent pixels, as in Zhen, Chakraborty and Singh (CVPR 2021, arXiv:2104.058
 from __future__ import annotations
 
 import math
-import operator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from raybust.numerics.moments.covariance import Pooling
-from raybust.numerics.moments.layers import register
+from raybust.numerics.moments.layers import RULES, rectified, register
 from raybust.numerics.moments.state import Moments
+from raybust.numerics.shared_rules import Shared
 from raybust.numerics.tracing import named
 
 _AVERAGE = {
@@ -83,7 +84,7 @@ def _mean(x: Moments, dim: Any = None, keepdim: bool = False) -> Moments:
     if sorted(d % x.mean.ndim for d in dim or ()) != [2, 3]:
         raise ValueError(f"a mean over dim={dim}, expected height and width, (2, 3)")
     pooled = _adaptive(x, 1)
-    return pooled if keepdim else flatten(pooled)
+    return pooled if keepdim else _flattened(pooled)
 
 
 @register(nn.MaxPool2d)
@@ -100,61 +101,17 @@ def _max(x: Moments, *args: Any, **kwargs: Any) -> Moments:
     return x.then(mean, lambda c, before: c.max_pooled(indices, before))
 
 
-@register(nn.Flatten)
-def _flatten_module(module: nn.Flatten, x: Moments) -> Moments:
-    return flatten(x, module.start_dim, module.end_dim)
+def _select_or_pad(x: Moments, function: Callable[[Tensor], Tensor]) -> Moments:
+    return x.then(function(x.mean), lambda c, before: c.moved(function, before))
 
 
-@register(torch.flatten, "flatten")
-def flatten(x: Moments, start_dim: int = 0, end_dim: int = -1) -> Moments:
-    """Joins channels and pixels into one axis."""
-    if start_dim != 1 or end_dim not in (-1, x.mean.ndim - 1):
-        raise ValueError(f"flatten({start_dim}, {end_dim}), expected flatten(1)")
+def _flattened(x: Moments) -> Moments:
     return x.then(x.mean.flatten(1), lambda c, _: c.flattened())
 
 
-@register("view", "reshape", torch.reshape)
-def _reshape(x: Moments, *shape: Any) -> Moments:
-    sizes = tuple(shape[0]) if isinstance(shape[0], (tuple, list)) else shape
-    if len(sizes) != 2 or sizes[0] not in (-1, len(x.mean)):
-        raise ValueError(f"a reshape to {sizes}, expected (B, -1)")
-    return flatten(x, 1)
-
-
-@register("size")
-def _size(x: Moments, dim: int | None = None) -> Any:
-    return x.mean.size() if dim is None else x.mean.size(dim)
-
-
-@register(getattr)
-def _attribute(x: Moments, name: str) -> Any:
-    if name not in ("shape", "ndim", "device", "dtype"):
-        raise ValueError(f"the attribute '{name}' of features")
-    return getattr(x.mean, name)
-
-
-@register(operator.getitem)
-def _select(x: Any, index: Any) -> Any:
-    if not isinstance(x, Moments):
-        return x[index]
-    whole = slice(None)
-    parts = index if isinstance(index, tuple) else (index,)
-    if parts[0] not in (whole, ...) or not all(isinstance(p, slice) or p is ... for p in parts):
-        raise ValueError(f"an index {index}, expected slices that keep every image")
-    return x.then(x.mean[index], lambda c, before: c.moved(lambda rows: rows[index], before))
-
-
-@register(F.pad)
-def _pad(x: Moments, pad: Any, mode: str = "constant", value: float | None = None) -> Moments:
-    if mode != "constant" or value:
-        raise ValueError(f"padding in mode '{mode}' with {value}, expected zeros")
-    padded = F.pad(x.mean, pad)
-    return x.then(padded, lambda c, before: c.moved(lambda rows: F.pad(rows, pad), before))
-
-
-@register(nn.ZeroPad2d)
-def _pad_module(module: nn.ZeroPad2d, x: Moments) -> Moments:
-    return _pad(x, module.padding)
+SHARED = Shared(Moments, lambda x: x.mean, _select_or_pad, _flattened, rectified)
+RULES.update(SHARED.rules())
+flatten = SHARED.flatten
 
 
 def _two(value: Any) -> tuple[Any, Any]:

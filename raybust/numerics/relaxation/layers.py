@@ -45,16 +45,6 @@ def register(*keys: Any) -> Callable[[R], R]:
     return add
 
 
-@register(nn.Identity)
-def _identity(module: nn.Module, x: Box) -> Box:
-    return x
-
-
-@register("contiguous")
-def _contiguous(x: Box, *args: Any, **kwargs: Any) -> Box:
-    return x
-
-
 @register(nn.Dropout, nn.Dropout1d, nn.Dropout2d)
 def _dropout_module(module: nn.Dropout, x: Box) -> Box:
     return _dropout(x, module.p, module.training)
@@ -199,29 +189,8 @@ def scaled(
     return step.forward(x)
 
 
-@register(nn.ReLU)
-def _relu_module(module: nn.ReLU, x: Box) -> Box:
-    return _rectified(x, 0.0)
-
-
-@register(nn.LeakyReLU)
-def _leaky_module(module: nn.LeakyReLU, x: Box) -> Box:
-    return _rectified(x, module.negative_slope)
-
-
-@register(F.relu, torch.relu, F.relu_, torch.relu_, "relu", "relu_")
-def _relu(x: Box, inplace: bool = False) -> Box:
-    return _rectified(x, 0.0)
-
-
-@register(F.leaky_relu)
-def _leaky(x: Box, negative_slope: float = 0.01, inplace: bool = False) -> Box:
-    return _rectified(x, negative_slope)
-
-
-def _rectified(x: Box, slope: float) -> Box:
-    if not 0 <= slope <= 1:
-        raise ValueError(f"a leaky slope of {slope}, expected 0 <= slope <= 1")
+def rectified(x: Box, slope: float) -> Box:
+    """Returns the box after a (leaky) ReLU of slope 0 to 1."""
     return Rectifier(slope).forward(tightened(x) if x.setting.tight else x)
 
 

@@ -6,7 +6,6 @@ the features themselves; their transposed maps are autograd's.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -15,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from raybust.numerics.relaxation.box import Box
-from raybust.numerics.relaxation.layers import register
+from raybust.numerics.relaxation.layers import RULES, rectified, register
 from raybust.numerics.relaxation.steps import Affine, MaxPool
+from raybust.numerics.shared_rules import Shared
 from raybust.numerics.tracing import named
 
 _AVERAGE = {
@@ -94,57 +94,10 @@ def _max(x: Box, *args: Any, **kwargs: Any) -> Box:
     return MaxPool(given).forward(x)
 
 
-@register(nn.Flatten)
-def _flatten_module(module: nn.Flatten, x: Box) -> Box:
-    return flatten(x, module.start_dim, module.end_dim)
-
-
-@register(torch.flatten, "flatten")
-def flatten(x: Box, start_dim: int = 0, end_dim: int = -1) -> Box:
-    """Joins channels and pixels into one axis."""
-    if start_dim != 1 or end_dim not in (-1, x.center.ndim - 1):
-        raise ValueError(f"flatten({start_dim}, {end_dim}), expected flatten(1)")
+def _flattened(x: Box) -> Box:
     return _moved(x, lambda features: features.flatten(1))
 
 
-@register("view", "reshape", torch.reshape)
-def _reshape(x: Box, *shape: Any) -> Box:
-    sizes = tuple(shape[0]) if isinstance(shape[0], (tuple, list)) else shape
-    if len(sizes) != 2 or sizes[0] not in (-1, len(x.center)):
-        raise ValueError(f"a reshape to {sizes}, expected (B, -1)")
-    return flatten(x, 1)
-
-
-@register("size")
-def _size(x: Box, dim: int | None = None) -> Any:
-    return x.center.size() if dim is None else x.center.size(dim)
-
-
-@register(getattr)
-def _attribute(x: Box, name: str) -> Any:
-    if name not in ("shape", "ndim", "device", "dtype"):
-        raise ValueError(f"the attribute '{name}' of features")
-    return getattr(x.center, name)
-
-
-@register(operator.getitem)
-def _select(x: Any, index: Any) -> Any:
-    if not isinstance(x, Box):
-        return x[index]
-    whole = slice(None)
-    parts = index if isinstance(index, tuple) else (index,)
-    if parts[0] not in (whole, ...) or not all(isinstance(p, slice) or p is ... for p in parts):
-        raise ValueError(f"an index {index}, expected slices that keep every image")
-    return _moved(x, lambda features: features[index])
-
-
-@register(F.pad)
-def _pad(x: Box, pad: Any, mode: str = "constant", value: float | None = None) -> Box:
-    if mode != "constant" or value:
-        raise ValueError(f"padding in mode '{mode}' with {value}, expected zeros")
-    return _moved(x, lambda features: F.pad(features, pad))
-
-
-@register(nn.ZeroPad2d)
-def _pad_module(module: nn.ZeroPad2d, x: Box) -> Box:
-    return _pad(x, module.padding)
+SHARED = Shared(Box, lambda x: x.center, _moved, _flattened, rectified)
+RULES.update(SHARED.rules())
+flatten = SHARED.flatten
