@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+from masked import ROUNDED
 from scipy import stats
 from small_run import small_run
 
@@ -179,19 +180,6 @@ def test_runs_are_compared_in_all_that_they_have_in_common(runs, cli):
     _, rows = asked(cli, "one,two", "weak", "--out", runs)
     assert rows["ACR"]["seeds"] == [2, 1]
     assert math.isfinite(rows["ACR"]["p"])
-
-
-ROUNDED = """
-from torch import nn
-
-class Rounded(nn.Module):
-    def __init__(self, num_classes=10, in_channels=1):
-        super().__init__()
-        self.last = nn.Linear(64, num_classes)
-
-    def forward(self, images):
-        return self.last(((images * 16).round() / 16).flatten(1))
-"""
 
 
 def test_a_network_that_masks_its_gradients_is_not_better_under_attack(

@@ -6,6 +6,7 @@ from xml.etree import ElementTree
 
 import pytest
 import yaml
+from masked import ROUNDED
 from small_run import small_run
 
 RULES = {
@@ -132,24 +133,6 @@ def test_other_settings_or_weights_have_results_of_their_own(ask):
     assert "--no-resume sets it aside and measures again" in done.err
     assert "--name" not in done.err
     assert ask(rules, "strong", "--no-resume").code == 0
-
-
-ROUNDED = """
-import torch
-from torch import nn
-
-class Rounded(nn.Module):
-    def __init__(self, num_classes=10, in_channels=1):
-        super().__init__()
-        self.last = nn.Linear(64, num_classes)
-
-    def forward(self, images):
-        return self.last(((images * 16).round() / 16).flatten(1))
-
-class Random(Rounded):
-    def forward(self, images):
-        return self.last((images + 0.1 * torch.randn_like(images)).flatten(1))
-"""
 
 
 @pytest.fixture

@@ -138,8 +138,7 @@ def certified_columns(groups: Sequence[Sequence[Log]], radii: Sequence[float]) -
     values = radii_of(groups)
     targets = [log.protocol.targets for log in itertools.chain(*groups) if log.protocol]
     early = [set(part) for part in targets if part]
-    most = provable(groups)
-    at = [r for r in (sorted(set.intersection(*early)) if early else radii) if r <= most]
+    at = sorted(set.intersection(*early)) if early else radii
     columns = [
         Column(
             f"certified at {radius:g}",
@@ -147,6 +146,7 @@ def certified_columns(groups: Sequence[Sequence[Log]], radii: Sequence[float]) -
             share=True,
         )
         for radius in at
+        if radius <= provable(groups)
     ]
     if early:
         return columns

@@ -104,7 +104,8 @@ def compare_results(
             " evaluate them alike"
         )
     notes += _terms(groups, [] if notes else logs, columns, bool(attacked))
-    if logs and max(config.certify.radii, default=0) > provable(logs):
+    whole = any(column.name == "ACR" for column in columns)
+    if whole and max(config.certify.radii, default=0) > provable(logs):
         notes.append(
             f"Radii above {provable(logs):.3g} are left out: no draws here can prove them."
         )
@@ -112,7 +113,7 @@ def compare_results(
     notes += [f"{log.name}: {text}." for log in itertools.chain(*logs) for text in log.warnings]
     rows = _rows(names, groups, columns, margins)
     pictures = []
-    if any(column.name == "ACR" for column in columns):
+    if whole:
         pictures.append(_picture(names, logs, folder / "differences.png"))
     return _written(Differences(tuple(rows), tuple(notes), tuple(pictures)), folder)
 
