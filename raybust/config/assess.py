@@ -81,7 +81,7 @@ class FastBounds(Section):
     )
     bound: Literal["ibp", "crown", "best"] = option(
         "ibp",
-        "Intervals (about three passes per image), backward linear bounds (a pass per class more),"
+        "Intervals, backward linear bounds (which cost a pass per class more),"
         " or the better of both for each margin.",
     )
 
