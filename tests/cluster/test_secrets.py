@@ -1,6 +1,8 @@
 """A password in $MLFLOW_TRACKING_URI reaches a sweep's workers without being written to a file."""
 
 import base64
+import contextlib
+import os
 import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -50,14 +52,23 @@ def title_of(port):
     """The title of the process at the other end of a connection."""
     for one in psutil.net_connections("tcp"):
         if one.laddr and one.laddr.port == port and one.pid:
-            return " ".join(psutil.Process(one.pid).cmdline())
+            with contextlib.suppress(psutil.NoSuchProcess):
+                return " ".join(psutil.Process(one.pid).cmdline())
     return "gone"
 
 
 def holding(folder):
-    """Files under a folder that contain the password, and the number of all files."""
-    files = [path for path in Path(folder).rglob("*") if path.is_file()]
-    return [path for path in files if PASSWORD.encode() in path.read_bytes()], len(files)
+    """Files under a folder that contain the password, and the number of all files.
+
+    Ray writes and removes files of its session while we read.
+    """
+    files = {}
+    for root, _, names in os.walk(folder):
+        for path in (Path(root, name) for name in names):
+            with contextlib.suppress(FileNotFoundError):
+                if path.is_file():
+                    files[path] = PASSWORD.encode() in path.read_bytes()
+    return [path for path, found in files.items() if found], len(files)
 
 
 @pytest.mark.parametrize(
