@@ -86,7 +86,7 @@ def test_an_example_that_lies_in_the_ball_is_done_early():
     calls = []
     network.register_forward_hook(lambda module, inputs, logits: calls.append(len(logits)))
     fab_targeted(network, images, labels, Threat("l2", 100.0), sources(len(images)), steps=50)
-    assert sum(calls) < 10 * len(images)
+    assert len(calls) < 10
 
 
 def test_an_example_does_not_depend_on_the_others():

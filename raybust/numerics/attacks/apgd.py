@@ -18,10 +18,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from raybust.numerics.attacks.abreast import ended, plan
 from raybust.numerics.attacks.ascent import Network, at_least_one, loss_gradient, without_zeros
 from raybust.numerics.attacks.losses import Loss, check_classes, cross_entropy, targeted_dlr
 from raybust.numerics.attacks.outcome import Outcome, read
-from raybust.numerics.balls.source import Source, normal, select
+from raybust.numerics.balls.source import Source, normal, select, split
 from raybust.numerics.balls.threat import Threat
 
 _MOMENTUM = 0.75
@@ -84,6 +85,8 @@ def apgd_targeted(
 ) -> Outcome:
     """Attacks a batch with targeted DLR, starting with the likeliest wrong class; see `apgd`.
 
+    Runs go side by side where the batch has room for them; every run has draws of its own.
+
     Args:
         network: images (B, C, H, W) in [0, 1] to logits (B, K), K >= 4.
         images: (B, C, H, W) in [0, 1].
@@ -103,13 +106,17 @@ def apgd_targeted(
     check_classes(logits, 4, "targeted APGD")
     ranked = logits.scatter(1, labels[:, None], -torch.inf).argsort(1, descending=True)
     outcome = Outcome.begin(images)
-    for number in [*range(min(targets, logits.shape[1] - 1))] * restarts:
-        rows = outcome.open
-        if not len(rows):
-            break
-        found = _attack(network, images[rows], labels[rows], threat, select(source, rows),
-                        targets=ranked[rows, number], steps=steps)  # fmt: skip
-        outcome.merge(rows, found)
+    classes = min(targets, logits.shape[1] - 1)
+    runs, first = classes * restarts, 0
+    sources = split(source, runs)
+    while first < runs and len(rows := outcome.open):
+        at, number = plan(rows, images, first, runs)
+        abreast, own = len(at) // len(rows), select(sources, at * runs + number)
+        found = _attack(network, images[at], labels[at], threat, own, steps=steps,
+                        targets=ranked[at, number % classes], abreast=abreast)  # fmt: skip
+        for run in range(abreast):
+            outcome.merge(rows, found.select(slice(run, None, abreast)))
+        first += abreast
     return outcome
 
 
@@ -123,11 +130,13 @@ def _attack(
     steps: int,
     loss: Loss = cross_entropy,
     targets: Tensor | None = None,
+    abreast: int = 1,
 ) -> Outcome:
-    """Runs once on every example; for L1 over shrinking radii, of which the last one counts."""
+    """Runs once on every example, `abreast` of which share an image; for L1 over shrinking radii,
+    of which the last one counts."""
     if threat.norm != "l1":
         state = _State.begin(images, labels, targets, threat.sample(images, source), source)
-        return _run(network, state, threat, loss, steps)
+        return _run(network, state, threat, loss, steps, abreast=abreast)
     start = normal(images, source)
     done = 0
     for number, (factor, portion) in enumerate(_L1_RADII):
@@ -139,7 +148,7 @@ def _attack(
         state = _State.begin(images, labels, targets, start, source)
         state.support = _support(start)
         state.share = state.support / _L1_THINNER
-        found = _run(network, state, wide, loss, length, until_fooled=last)
+        found = _run(network, state, wide, loss, length, abreast=abreast, until_fooled=last)
         start = found.images - images
     return found
 
@@ -207,6 +216,7 @@ def _run(
     loss: Loss,
     steps: int,
     *,
+    abreast: int = 1,
     until_fooled: bool = True,
 ) -> Outcome:
     """Ascends from `state.delta`; the outcome has the best points, or the first that fooled.
@@ -217,6 +227,7 @@ def _run(
         threat: threat of this run.
         loss: loss to maximize, unless the state has targets.
         steps: gradient steps.
+        abreast: runs that share an image, next to each other; see `ended`.
         until_fooled: False only searches for the best points and keeps all examples.
     """
     outcome = Outcome.begin(state.images)
@@ -227,7 +238,7 @@ def _run(
     for number in range(steps + 1):
         if number:
             _move(state, threat, number)
-        done, share = _look(network, state, outcome, loss=loss, number=number,
+        done, share = _look(network, state, outcome, loss=loss, number=number, abreast=abreast,
                             last=number == steps, until_fooled=until_fooled)  # fmt: skip
         if number == steps or share == 1:
             break
@@ -249,6 +260,7 @@ def _look(
     *,
     loss: Loss,
     number: int,
+    abreast: int,
     last: bool,
     until_fooled: bool,
 ) -> tuple[Tensor, float]:
@@ -259,7 +271,8 @@ def _look(
         network, point, state.labels, measure, forward_only=last
     )
     labels = state.labels if until_fooled else logits.argmax(1)
-    done = outcome.see(state.rows, point, logits, labels, step=number, loss=losses)
+    outcome.see(state.rows, point, logits, labels, step=number, loss=losses)
+    done = ended(outcome.fooled, abreast)[state.rows]
     share, zeros = read(logits, done, gradient)
     state.gradient = without_zeros(gradient, state.source) if zeros else gradient
     state.rises = state.rises + (losses > state.loss)

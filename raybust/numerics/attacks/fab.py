@@ -13,10 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from raybust.numerics.attacks.abreast import ended, plan
 from raybust.numerics.attacks.ascent import Network, at_least_one, finite
 from raybust.numerics.attacks.outcome import Outcome
 from raybust.numerics.balls.hyperplane import to_hyperplane
-from raybust.numerics.balls.source import Source, select
+from raybust.numerics.balls.source import Source, select, split
 from raybust.numerics.balls.threat import Norm, Threat
 
 _BIAS = 0.1
@@ -99,6 +100,8 @@ def fab_targeted(
 ) -> Nearest:
     """Searches for the nearest image of another class; an example is done once it is in the ball.
 
+    Runs go side by side where the batch has room for them; every run has draws of its own.
+
     Args:
         network: images (B, C, H, W) in [0, 1] to logits (B, K).
         images: (B, C, H, W) in [0, 1].
@@ -117,33 +120,39 @@ def fab_targeted(
         logits = network(images)
     ranked = logits.scatter(1, labels[:, None], -torch.inf).argsort(1, descending=True)
     nearest = Nearest.begin(images)
-    for number in range(min(targets, logits.shape[1] - 1)):
-        rows = (nearest.distance > threat.eps).nonzero().flatten()
-        if not len(rows):
-            break
-        start = images[rows]
+    runs, first = min(targets, logits.shape[1] - 1), 0
+    sources = split(source, runs)
+    while first < runs and len(rows := (nearest.distance > threat.eps).nonzero().flatten()):
+        at, number = plan(rows, images, first, runs)
+        abreast = len(at) // len(rows)
+        start = images[at]
         if random_start:
-            start = start + threat.sample(start, select(source, rows))
-        _run(network, nearest, rows, threat, start=start, images=images, labels=labels,
-             targets=ranked[:, number], steps=steps)  # fmt: skip
+            start = start + threat.sample(start, select(sources, at * runs + number))
+        found = _run(network, images[at], labels[at], ranked[at, number], threat,
+                     start=start, steps=steps, abreast=abreast)  # fmt: skip
+        for run in range(abreast):
+            far = (nearest.distance[rows] > threat.eps).nonzero().flatten()
+            nearest.take(rows[far], found.select(far * abreast + run))
+        first += abreast
     return nearest
 
 
 def _run(
     network: Network,
-    nearest: Nearest,
-    rows: Tensor,
-    threat: Threat,
-    *,
-    start: Tensor,
     images: Tensor,
     labels: Tensor,
     targets: Tensor,
+    threat: Threat,
+    *,
+    start: Tensor,
     steps: int,
-) -> None:
-    """Runs once toward one class on the examples `rows`; updates `nearest`."""
+    abreast: int,
+) -> Nearest:
+    """Runs once on every example, `abreast` of which share an image; see `ended`."""
+    nearest = Nearest.begin(images)
+    rows = torch.arange(len(images), device=images.device)
     points = start
-    gaps, slopes, _ = _boundary(network, points, labels[rows], targets[rows])
+    gaps, slopes, _ = _boundary(network, points, labels, targets)
     for step in range(1, steps + 1):
         clean, truth, target = images[rows], labels[rows], targets[rows]
         moved = _step(points, clean, gaps, slopes, threat.norm)
@@ -155,13 +164,14 @@ def _run(
             back = clean[at] + _BACK * (moved[at] - clean[at])
             points[at] = back
             gaps[at], slopes[at], _ = _boundary(network, back, truth[at], target[at])
-        done = nearest.distance[rows] <= threat.eps
+        done = ended(nearest.distance <= threat.eps, abreast)[rows]
         share = float(done.float().mean())
         if share == 1:
-            return
+            break
         if share > _CROWDED:
             left = (~done).nonzero().flatten()
             rows, points, gaps, slopes = (part[left] for part in (rows, points, gaps, slopes))
+    return nearest
 
 
 def _boundary(

@@ -104,6 +104,10 @@ class Outcome:
         self.fooled[rows] = fooled | before
         return fooled | before
 
+    def select(self, rows: Tensor | slice) -> Outcome:
+        """Returns the results of some examples."""
+        return Outcome(self.images[rows], self.fooled[rows], self.step[rows], self.loss[rows])
+
     def merge(self, rows: Tensor, other: Outcome) -> None:
         """Merges the outcome of another attack on the examples `rows` where it is worse."""
         worse = (other.fooled & ~self.fooled[rows]) | (

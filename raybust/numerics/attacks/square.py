@@ -18,6 +18,7 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
+from raybust.numerics.attacks.abreast import room
 from raybust.numerics.attacks.ascent import Network, at_least_one
 from raybust.numerics.attacks.losses import margin
 from raybust.numerics.attacks.outcome import Outcome, read
@@ -28,8 +29,6 @@ _AREA = 0.8
 _HALVINGS = tuple(count / 5000 for count in (10, 50, 200, 500, 1000, 2000, 4000))
 """Shares of the queries after which the window area is halved, as in AutoAttack."""
 _DRAWN_AHEAD = 100
-_IMAGES, _PIXELS = 256, 2**20
-"""Most images and pixels of a batch of queries; the attacked batch may have more (our choice)."""
 _FEW, _MANY = 0.25, 0.5
 """Shares of examples whose loss rose, between which the number of queries at once stays."""
 _FADE = {"l2": 2, "l1": 4}
@@ -93,7 +92,7 @@ class _Search:
         start = _stripes if threat.norm == "linf" else _tiles
         self.propose = _square if threat.norm == "linf" else _bump
         self.delta = start(images, threat, source)
-        self.most = max(len(images), min(_IMAGES, _PIXELS // images[0].numel()))
+        self.most = room(images)
         self.at_once = 1
         self.table = torch.empty(0)
         points = images + self.delta

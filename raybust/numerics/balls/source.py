@@ -32,6 +32,18 @@ def select(source: Source, rows: Tensor) -> Source:
     return [source[row] for row in rows.tolist()]
 
 
+def split(source: Source, count: int) -> Source:
+    """Returns sources for `count` independent runs on each example: the one generator, or
+    B * count, example by example."""
+    if isinstance(source, torch.Generator):
+        return source
+    made = []
+    for one in source:
+        seeds = torch.randint(2**63 - 1, (count,), generator=one, device=one.device)
+        made += [torch.Generator(one.device).manual_seed(seed) for seed in seeds.tolist()]
+    return made
+
+
 def _draw(draw: Callable[..., Tensor], like: Tensor, source: Source) -> Tensor:
     """Draws in index order, whatever the memory layout of `like`."""
     if isinstance(source, torch.Generator):
