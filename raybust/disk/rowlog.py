@@ -8,7 +8,7 @@ sorted, so that its bytes do not depend on the order of the work.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
@@ -180,6 +180,14 @@ class RowLog(Generic[R, H]):
             file.flush()
             os.fsync(file.fileno())
         self._rows |= new
+
+    def carry(self, protocol: H, kept: Collection[int]) -> Self:
+        """Returns this log under another protocol, with only the rows of the examples `kept`; the
+        file is replaced atomically."""
+        self._head = f"# {protocol.to_json()}\n" + "\t".join(self.columns) + "\n"
+        self._rows = {at: row for at, row in self._rows.items() if row.idx in kept}
+        self.finish()
+        return type(self)(self.path, protocol)
 
     def finish(self) -> list[R]:
         """Sorts the file, replacing it atomically; returns its rows."""

@@ -24,7 +24,7 @@ from raybust.evaluate.autoattack import standard_version
 from raybust.models import Fronted
 from raybust.numerics.balls import Norm, Threat
 
-FORMAT = 1
+FORMAT = 2
 """Version of the table's format and of the keys of its draws."""
 
 View = Literal["alone", "oblivious", "adaptive"]

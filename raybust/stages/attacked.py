@@ -49,6 +49,7 @@ from raybust.identity import Sent
 from raybust.models import Fronted
 from raybust.stages.bars import Echo, progress_bar
 from raybust.stages.checks import device_before
+from raybust.stages.extended import extended
 from raybust.stages.measurement import (
     Bench,
     Measurement,
@@ -178,8 +179,12 @@ def _flags(trained: Trained, protocol: AttackProtocol, echo: Echo) -> list[Flag]
 def _table(at: Bench, protocol: AttackProtocol) -> AttackTable:
     """Returns the table of a protocol; its header proves that existing rows are of this network."""
     path = at.place(table_path(at.trained.folder, protocol, at.options.name))
-    table = AttackTable(path, protocol)
     split = getattr(at.trained.dataset, protocol.split)
+    table = extended(
+        AttackTable, path, protocol,
+        lambda one: one.about(at.trained.network, split),
+        lambda one: split.indices[: one.examples // one.shard * one.shard].tolist(),
+    )  # fmt: skip
     indices, labels = (part[: protocol.examples].tolist() for part in (split.indices, split.labels))
     table.check_examples(dict(zip(indices, labels, strict=True)))
     if table.rows and protocol.eot == 1:

@@ -33,6 +33,7 @@ from raybust.errors import RequestError, WorkError
 from raybust.identity import Sent
 from raybust.reporting.logs import norm_in, read_log
 from raybust.stages.bars import Echo, progress_bar
+from raybust.stages.extended import extended
 from raybust.stages.measurement import Bench, Measurement, Options, bench, warn_of_few_classes
 from raybust.trained import Trained
 from raybust.training.objective import smoothing_sigma
@@ -101,9 +102,13 @@ def certify(trained: Trained, options: Options) -> Certified:
         path = at.place(log_path(trained.folder, protocol, options.name))
         if not options.resume:
             put_aside(bare_path(path, protocol.norm))
-        log = CertificateLog(path, protocol)
         part = getattr(trained.dataset, protocol.split)
         warn_of_few_classes(part, protocol.select(len(part)), options.echo)
+        log = extended(
+            CertificateLog, path, protocol,
+            lambda one: one.about(trained.network, part),
+            lambda one: part.indices[one.select(len(part))].tolist(),
+        )  # fmt: skip
         complete(at, log)
         return _publish(at, log)
 
