@@ -138,14 +138,14 @@ def certify(
     resume: bool = True,
     quiet: bool = False,
 ) -> Certified:
-    """Certifies a network by randomized smoothing; `rows` are the certificates.
+    """Certifies a network by smoothing, or with "certify.bound=best" by bounds; returns `rows`.
 
     Args:
         model: the network.
         data: what to certify on: (images, labels), a torch dataset, or the name or path of a
             dataset. A run's own test set is the default.
         settings: key=value as on the command line: "certify.n=1000".
-        sigma: standard deviation of the noise in pixels in [0, 1]; required for a module.
+        sigma: standard deviation of the noise in pixels in [0, 1]; required for a module if noisy.
         out: the folder of the runs; for a module, or what `load` returned on other data, that of
             the results, which else exist only as long as the returned object.
         name: of the result.
@@ -159,6 +159,7 @@ def certify(
         WorkError: a task failed; finished rows are kept.
     """
     settings = with_sigma(model, settings, sigma)
+    checks.check_kind(configuration.leaves_of_arguments(settings))
     trained, home = open_network(model, data, settings, out, _echo(quiet))
     device = checks.device_before(trained.config, address)
     checks.check_certify(trained.config, trained.dataset.shape, device)

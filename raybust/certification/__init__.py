@@ -1,8 +1,9 @@
-"""Randomized smoothing (Cohen, Rosenfeld and Kolter, 2019): classes with certified radii.
+"""Classes with certified radii, by randomized smoothing (Cohen, Rosenfeld and Kolter, 2019) or by
+sound bounds of the network.
 
 `certify` is CERTIFY for one image, as the paper states it, and the oracle of the tests.
 `certify_examples` is the engine: many images at once, keyed noise, early stopping that keeps the
-guarantee; `CertificateLog` stores its rows.
+guarantee; `CertificateLog` stores its rows. `bound_examples` and `BoundLog` are those of bounds.
 """
 
 from collections.abc import Callable
@@ -10,7 +11,16 @@ from collections.abc import Callable
 from scipy.special import ndtri
 from torch import Tensor
 
+from raybust.certification.bound_engine import bound_examples, check_bound_rows, check_bounds
+from raybust.certification.bound_log import (
+    BoundLog,
+    BoundProtocol,
+    BoundRow,
+    make_bound_protocol,
+    open_log,
+)
 from raybust.certification.engine import certify_examples
+from raybust.certification.header import Header
 from raybust.certification.log import ABSTAIN, CertificateLog, Row, write_cohen
 from raybust.certification.noise import BLOCK, Smoothing, Stream, draws
 from raybust.certification.proof import check_rows
@@ -51,17 +61,26 @@ def certify(
 __all__ = [
     "ABSTAIN",
     "BLOCK",
+    "BoundLog",
+    "BoundProtocol",
+    "BoundRow",
     "CertificateLog",
+    "Header",
     "Protocol",
     "Row",
     "Schedule",
     "Smoothing",
+    "bound_examples",
     "certify",
     "certify_examples",
+    "check_bound_rows",
+    "check_bounds",
     "check_rows",
     "draws",
     "fast_certificate",
+    "make_bound_protocol",
     "make_protocol",
+    "open_log",
     "sigma_warning",
     "summarize",
     "write_cohen",

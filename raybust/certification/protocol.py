@@ -1,4 +1,5 @@
-"""The certification protocol: everything that determines the rows of a log, stored as its header.
+"""The protocol of randomized smoothing: everything that determines the rows of a log, stored as its
+header.
 
 The protocol, the network and the data reproduce the rows. The header has digests of what it cannot
 contain: weights, images, labels.
@@ -6,27 +7,17 @@ contain: weights, images, labels.
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-import torch
-from torch import nn
-
-import raybust
-from raybust import devices, identity
+from raybust import devices
+from raybust.certification.header import Header
 from raybust.certification.noise import BLOCK, NORMS, NoiseName, Norm, Smoothing
 from raybust.certification.schedule import Schedule, ScheduleName
 from raybust.config.assess import Certify
-from raybust.data import Part
-from raybust.data.digests import labels_digest
 from raybust.errors import RequestError
-
-FORMAT = 1
-"""Version of the log's format and of the keys of its noise."""
 
 _VALUES, _MOST = 3_000_000, 10_000
 """Default noisy images per forward pass on a GPU: of so many values together, but no more images
@@ -34,64 +25,39 @@ _VALUES, _MOST = 3_000_000, 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Protocol:
-    """One certification protocol; its fields are the header of a log.
+class Protocol(Header):
+    """One protocol of randomized smoothing; see `Header` for the fields that all protocols have.
 
     Attributes:
-        format: version of the format.
         noise: smoothing distribution; see `Smoothing`.
-        norm: norm of the radii.
         sigma: standard deviation per coordinate, pixels in [0, 1].
         keep: pixels that `ablation` keeps, 0 for other noise.
-        shape: (C, H, W) of an image.
         n0: draws that choose the class.
         n: maximum draws that bound its probability.
         alpha: probability that a certificate is wrong.
         schedule: `fixed`, `looks` or `sequence`.
-        targets: radii to decide; empty to use all n draws.
         seed: seed of the noise.
-        batch: noisy images per forward pass, a multiple of 100; it affects rounding.
-        dataset: name of the dataset.
-        split: part of the dataset.
-        data: digest of the certified images.
-        labels: digest of their labels.
-        skip: every skip-th example.
-        examples: maximum number of examples; None for all.
-        weights: digest of the weights, see `identity.weights_digest`.
-        outputs: the network's outputs on fixed inputs, see `identity.outputs_of`.
-        precision: `float32`, `tf32` (GPU) or `bf16` (autocast); it affects rounding.
+        batch: noisy images per forward pass, a multiple of 100.
         compile: whether the network is compiled with torch.compile.
-        device: device type, which determines generator and arithmetic.
-        raybust: version.
-        torch: version.
     """
 
-    format: int = FORMAT
+    KIND = "smoothing"
+    NUMBERS = (
+        "norm", "noise", "sigma", "keep", "split", "n0", "n", "alpha", "schedule", "targets",
+        "precision", "compile",
+    )  # fmt: skip
+
     noise: NoiseName = "gaussian"
     norm: Norm = "l2"
     sigma: float
     keep: int = 0
-    shape: tuple[int, int, int]
     n0: int = 100
     n: int = 100_000
     alpha: float = 0.001
     schedule: ScheduleName = "fixed"
-    targets: tuple[float, ...] = ()
     seed: int = 0
     batch: int = BLOCK
-    dataset: str = ""
-    split: str = ""
-    data: str = ""
-    labels: str = ""
-    skip: int = 1
-    examples: int | None = None
-    weights: str = ""
-    outputs: tuple[float, ...] = ()
-    precision: devices.Precision = "float32"
     compile: bool = False
-    device: str = "cpu"
-    raybust: str = raybust.__version__
-    torch: str = torch.__version__
 
     def __post_init__(self) -> None:
         if self.batch < BLOCK or self.batch % BLOCK:
@@ -104,6 +70,31 @@ class Protocol:
     def amount(self) -> str:
         """How much noise, in words: its sigma, or the pixels that ablation keeps."""
         return f"keep = {self.keep}" if self.noise == "ablation" else f"sigma = {self.sigma:g}"
+
+    @property
+    def how(self) -> str:
+        """The noise, in words."""
+        return f"{self.noise} noise, {self.amount}, {self.norm}"
+
+    @property
+    def cost(self) -> str:
+        """Draws and level, in words."""
+        return f"n = {self.n:,}, alpha = {self.alpha:g}"
+
+    @property
+    def largest(self) -> float:
+        """The radius of n equal votes."""
+        last = len(self.rule.times) - 1
+        return self.smoothing.radius(self.rule.lower(self.n, self.n, last))
+
+    @property
+    def stem(self) -> str:
+        """Split, noise, norm, n and radii."""
+        noise = f"keep{self.keep}" if self.noise == "ablation" else f"sigma{self.sigma:g}"
+        parts = [self.split, self.noise, self.norm, noise, f"n{self.n}"]
+        if self.targets:
+            parts.append("r" + "-".join(f"{radius:g}" for radius in self.targets))
+        return "_".join(parts)
 
     @cached_property
     def smoothing(self) -> Smoothing:
@@ -121,42 +112,6 @@ class Protocol:
             alpha=self.alpha,
             targets=tuple(self.smoothing.probability(radius) for radius in self.targets),
         )
-
-    def select(self, total: int) -> list[int]:
-        """Returns the indices, out of `total`, of the examples to certify: i % skip == 0."""
-        return list(range(0, total, self.skip))[: self.examples]
-
-    def about(self, network: nn.Module, part: Part) -> Protocol:
-        """Returns this protocol bound to a network and to the examples it selects from a part."""
-        chosen = self.select(len(part))
-        return dataclasses.replace(self, **identity.record([network], part, chosen))
-
-    def names(self, labels: Sequence[int], indices: Sequence[int]) -> bool:
-        """Returns whether these are the labels and indices of all examples that a log of this
-        protocol is of, in ascending order of the indices."""
-        of, at = (torch.tensor(list(part), dtype=torch.int64) for part in (labels, indices))
-        return labels_digest(of, at, range(len(labels))) == self.labels
-
-    def to_json(self) -> str:
-        """Returns the protocol as one line of JSON."""
-        return json.dumps(dataclasses.asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> Protocol:
-        """Parses the output of `to_json`.
-
-        Raises:
-            ValueError: not a JSON object with these fields.
-        """
-        return cls(**identity.fields_of(text))
-
-    def differences(self, text: str) -> list[str]:
-        """Returns how a header differs from this one, see `identity.differences`.
-
-        Raises:
-            ValueError: the header is not a JSON object.
-        """
-        return identity.differences(identity.fields_of(text), dataclasses.asdict(self))
 
 
 def default_batch(shape: Sequence[int], device: str) -> int:
@@ -194,8 +149,13 @@ def make_protocol(
 
     Raises:
         RequestError: a norm the noise cannot certify, an n that certifies nothing, a precision
-            the device does not support.
+            the device does not support, a bound in place of smoothing.
     """
+    if config.bound != "smoothing":
+        raise RequestError(
+            f"certify.bound: got {config.bound}, but this answers by randomized smoothing; set"
+            " certify.bound=smoothing"
+        )
     if config.precision == "tf32" and device == devices.CPU:
         raise RequestError(
             "certify.precision: got tf32, which needs a GPU; expected float32 or bf16 on a CPU"

@@ -12,21 +12,25 @@ from collections.abc import Iterable, Sequence
 from torch import Tensor, nn
 
 from raybust import devices
+from raybust.certification.bound_log import BoundRow
 from raybust.certification.engine import certify_examples
 from raybust.certification.log import ABSTAIN, Row
 from raybust.certification.protocol import Protocol, default_batch
 from raybust.config.assess import FastCertify
 
 
-def summarize(rows: Iterable[Row], radii: Iterable[float], prefix: str) -> dict[str, float]:
-    """Returns `prefix/acr`, `prefix/accuracy_at/R` for each radius, `prefix/abstention`.
+def summarize(
+    rows: Iterable[Row | BoundRow], radii: Iterable[float], prefix: str
+) -> dict[str, float]:
+    """Returns `prefix/acr`, `prefix/accuracy_at/R` for each radius, and for smoothing
+    `prefix/abstention`.
 
     Means over all rows; abstentions count as wrong. Empty without rows.
 
     Args:
         rows: certificates.
         radii: in the rows' norm.
-        prefix: "certified" or "certified_fast".
+        prefix: "certified", "certified_fast" or "certified_linf".
     """
     rows = list(rows)
     if not rows:
@@ -35,9 +39,10 @@ def summarize(rows: Iterable[Row], radii: Iterable[float], prefix: str) -> dict[
     def mean(values: Iterable[float]) -> float:
         return sum(values) / len(rows)
 
+    abstained = {f"{prefix}/abstention": mean(row.predict == ABSTAIN for row in rows)}
     return {
         f"{prefix}/acr": mean(row.radius * row.correct for row in rows),
-        f"{prefix}/abstention": mean(row.predict == ABSTAIN for row in rows),
+        **(abstained if isinstance(rows[0], Row) else {}),
         **{
             f"{prefix}/accuracy_at/{radius:g}": mean(
                 row.correct and row.radius >= radius for row in rows

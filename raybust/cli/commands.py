@@ -167,7 +167,9 @@ def certify(
     cohen: bool,
     **given: Any,
 ) -> None:
-    """Certify a run, a checkpoint or a weights file by randomized smoothing."""
+    """Certify a run, a checkpoint or a weights file: by randomized smoothing, or with
+    certify.bound=ibp, crown or best by sound bounds of the network in Linf.
+    """
     leaves, _ = read_leaves(settings, given)
     if not dry_run and submitted(address, leaves, detach):  # the job looks up RUN
         return
@@ -175,11 +177,14 @@ def certify(
     from raybust.stages import certified, checks
     from raybust.stages.measurement import Options
 
+    checks.check_kind(leaves)
     trained = open_trained(run, settings, given)
     device = checks.device_before(trained.config, address)
     checks.check_certify(trained.config, trained.dataset.shape, device)
-    if cohen:
-        certified.check_bare(certified.protocol_of(trained, device).targets)
+    if cohen or trained.config.certify.bound != "smoothing":
+        made = certified.protocol_of(trained, device)
+        if cohen:
+            certified.check_bare(made)
     if dry_run:
         print_config(trained.config, leaves, _CERTIFYING, whole=verbose, as_json=as_json, base=run)
         return

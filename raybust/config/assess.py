@@ -95,10 +95,27 @@ class FastBounds(Section):
         return found
 
 
+RADII = (0.0, 0.25, 0.5, 0.75, 1.0)
+RADII_LINF = (0.0, 2 / 255, 4 / 255, 8 / 255)
+"""Default radii in tables."""
+OF_NOISE = (
+    "sigma", "n0", "n", "alpha", "batch", "seed", "schedule", "noise", "norm", "keep", "precision",
+    "compile",
+)  # fmt: skip
+"""Fields of `Certify` that are about randomized smoothing alone."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Certify(Section):
-    """Randomized smoothing (Cohen et al., 2019): the protocol of a certification log."""
+    """The protocol of a certification log: randomized smoothing (Cohen et al., 2019), or sound
+    bounds of the network in Linf."""
 
+    bound: Literal["smoothing", "ibp", "crown", "best"] = option(
+        "smoothing",
+        "What proves the radii: `smoothing` by noise; or in Linf, for the network itself, without "
+        "noise or alpha: `ibp` by intervals, `crown` by backward linear bounds (which cost a pass "
+        "per class more), `best` by the better of both for each margin.",
+    )
     sigma: float | None = option(
         None,
         "Standard deviation of the noise; default: the method's.",
@@ -121,17 +138,18 @@ class Certify(Section):
     seed: int = option(0, "Seed of the noise.", ge=0)
     intent: Literal["acr", "radii"] = option(
         "acr",
-        "Purpose of the certificates: `acr` takes all n samples per example, `radii` stops an "
-        "example once each of `radii` is decided.",
+        "Purpose of the certificates: `acr` takes all n samples per example, or with a bound finds "
+        "its radius to 2^-16; `radii` stops an example once each of `radii` is decided.",
     )
     radius: float | None = option(
         None,
         "The only radius of interest; cheapest, as an example stops once it is decided.",
         ge=0,
     )
-    radii: tuple[float, ...] = option(
-        (0.0, 0.25, 0.5, 0.75, 1.0),
-        "Radii in the table of certified accuracy.",
+    radii: tuple[float, ...] | None = option(
+        None,
+        "Radii in the table of certified accuracy; default: 0, 0.25, 0.5, 0.75, 1, and in linf 0,"
+        " 2/255, 4/255, 8/255.",
         ge=0,
         unit="pixels in [0, 1], in `norm`",
     )
@@ -156,10 +174,22 @@ class Certify(Section):
     compile: bool = option(False, "Whether to torch.compile the network.")
 
     def targets(self) -> tuple[float, ...]:
-        """Returns the radii that decide when to stop sampling; empty for all n samples."""
+        """Returns the radii that decide when an example is done; empty for all n samples."""
         if self.radius is not None:
             return (self.radius,)
-        return self.radii if self.intent == "radii" else ()
+        if self.intent != "radii":
+            return ()
+        return self.columns("linf" if self.bound != "smoothing" else self.norm)
+
+    def columns(self, norm: str | None) -> tuple[float, ...]:
+        """Returns the radii in the table of certified accuracy.
+
+        Args:
+            norm: of the table; None for the one of the noise, which is not Linf.
+        """
+        if self.radii is not None:
+            return self.radii
+        return RADII_LINF if norm == "linf" else RADII
 
     def problems(self) -> list[str]:
         """Adds checks across fields."""

@@ -124,7 +124,7 @@ def short(value: Any) -> str:
 NOT_MEASURED = "not measured"
 _YES_NO = {True: "yes", False: "no", None: ""}
 _FIGURE = re.compile(
-    r"certified/(?:acr|accuracy_at/(?P<radius>[\d.e+-]+))"
+    r"certified(?P<bounds>_linf)?/(?:acr|accuracy_at/(?P<radius>[\d.e+-]+))"
     r"|attacked/(?P<norm>[a-z]+\d?)_(?P<eps>[\d.e+-]+)/robust_accuracy"
 )
 
@@ -137,6 +137,10 @@ def _named(key: str) -> tuple[tuple[str, float], str] | None:
     if match["norm"]:
         eps = float(match["eps"])
         return (match["norm"], eps), f"robust at {match['norm']} {show_eps(eps)}"
+    own = match["bounds"] or ""
+    if match["radius"] and own:
+        eps = float(match["radius"])
+        return (own, eps), f"bounds at linf {show_eps(eps)}"
     if match["radius"]:
-        return ("", float(match["radius"])), f"cert. at {match['radius']}"
-    return ("", -1.0), "ACR"
+        return (own, float(match["radius"])), f"cert. at {match['radius']}"
+    return (own, -1.0), f"ACR{' by bounds' * bool(own)}"

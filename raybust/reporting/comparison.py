@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from raybust.certification import BoundProtocol, Protocol
 from raybust.reporting.certificates import other_images, table_of
 from raybust.reporting.figures import abstention, acr, budget, certified_accuracy, votes
 from raybust.reporting.logs import Log
@@ -49,6 +50,13 @@ _WRITTEN = (
 )  # fmt: skip
 
 
+LEADS = {
+    "smoothing": "",
+    "bounds": "Sound bounds of the network itself, without noise or alpha:\n\n",
+}
+"""What begins the table of a kind of certificates."""
+
+
 def move_into(folder: Path, written: Path) -> None:
     """Moves a finished report into its folder, in place of an earlier one.
 
@@ -64,11 +72,12 @@ def move_into(folder: Path, written: Path) -> None:
         path.rename(folder / path.name)
 
 
-def by_norm(logs: Sequence[Log]) -> dict[str, list[Log]]:
-    """Returns logs by the norm of their radii: different norms share no table and no axis."""
-    found: dict[str, list[Log]] = {}
+def groups_of(logs: Sequence[Log]) -> dict[tuple[str, str], list[Log]]:
+    """Returns logs by the norm of their radii and by what proved them: different norms share no
+    table and no axis, nor do certificates of the smoothed classifier and of the network itself."""
+    found: dict[tuple[str, str], list[Log]] = {}
     for log in logs:
-        found.setdefault(log.norm, []).append(log)
+        found.setdefault((log.norm, log.kind), []).append(log)
     return found
 
 
@@ -76,14 +85,14 @@ def compare(every: Sequence[Log], radii: Sequence[float], folder: Path, name: st
     """Writes a table (Markdown, LaTeX) and figures (PNG, and HTML if plotly is installed).
 
     Args:
-        every: certification logs in one norm.
+        every: certification logs of one kind in one norm.
         radii: columns of the table.
         folder: folder of the files, created if missing.
         name: added to the names of the files.
     """
     logs = [log for log in every if len(log)]
     folder.mkdir(parents=True, exist_ok=True)
-    markdown = table_of(every, radii)
+    markdown = LEADS[every[0].kind] + table_of(every, radii)
     (folder / f"certified{name}.md").write_text(markdown)
     (folder / f"certified{name}.tex").write_text(table_of(every, radii, latex=True))
     files = [folder / f"certified{name}.md", folder / f"certified{name}.tex"]
@@ -99,7 +108,7 @@ def compare(every: Sequence[Log], radii: Sequence[float], folder: Path, name: st
 
 def _figures(log: Log, radii: Sequence[float], other: str | None) -> dict[str, Any]:
     """Returns the numbers of one log, with everything that its ACR depends on."""
-    made, average = budget(log), acr(log)
+    made, average, made_by = budget(log), acr(log), log.protocol
     return {
         "log": log.name,
         "examples": len(log),
@@ -115,11 +124,14 @@ def _figures(log: Log, radii: Sequence[float], other: str | None) -> dict[str, A
             f"{radius:g}": float(share)
             for radius, share in zip(radii, certified_accuracy(log, radii), strict=True)
         },
-        "noise": log.protocol.noise if log.protocol else None,
+        "kind": log.kind,
+        "noise": made_by.noise if isinstance(made_by, Protocol) else None,
+        "bound": made_by.bound if isinstance(made_by, BoundProtocol) else None,
+        "passes": made_by.passes if isinstance(made_by, BoundProtocol) else None,
         "norm": log.norm,
         "sigma": log.sigma,
-        "split": log.protocol.split if log.protocol else None,
-        "dataset": log.protocol.dataset if log.protocol else None,
-        "targets": list(log.protocol.targets) if log.protocol else [],
+        "split": made_by.split if made_by else None,
+        "dataset": made_by.dataset if made_by else None,
+        "targets": list(made_by.targets) if made_by else [],
         "warnings": [*log.warnings, *([other] if other else [])],
     }

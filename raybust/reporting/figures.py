@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
 from scipy.stats import binom
 
-from raybust.certification import Protocol
+from raybust.certification import BoundProtocol, Header, Protocol
 from raybust.numerics.bounds import (
     clopper_pearson_lower,
     clopper_pearson_upper,
@@ -80,7 +80,9 @@ class Acr:
         examples: number of rows.
         skip: every skip-th example is included; None if unknown.
         targets: radii at which sampling stopped early; larger radii are understated.
-        noise: the smoothing noise and the part of the data, in words; "" where unknown.
+        noise: the smoothing noise, or the bounds, and the part of the data, in words; "" where
+            unknown.
+        cost: of bounds, in words; "" for smoothing.
     """
 
     value: float
@@ -91,6 +93,7 @@ class Acr:
     skip: int | None
     targets: tuple[float, ...] = ()
     noise: str = ""
+    cost: str = ""
 
     def __str__(self) -> str:
         return f"{self.value:.4f} [{self.low:.4f}, {self.high:.4f}] ({self.terms})"
@@ -98,12 +101,13 @@ class Acr:
     @property
     def terms(self) -> str:
         """The dependencies of the value, in words."""
-        made = str(self.budget) if self.budget else "n and alpha unknown"
+        made = self.cost or (str(self.budget) if self.budget else "n and alpha unknown")
         skip = "skip unknown" if self.skip is None else f"skip {self.skip}"
         early = ""
         if self.targets:
             radii = ", ".join(f"{radius:g}" for radius in self.targets)
-            early = f"; drawn only to decide {radii}, so the ACR is understated"
+            made_only = "computed only" if self.cost else "drawn only"
+            early = f"; {made_only} to decide {radii}, so the ACR is understated"
         noise = f"; {self.noise}" if self.noise else ""
         return f"{made}; {self.examples:,} examples, {skip}{noise}{early}"
 
@@ -149,6 +153,7 @@ def acr(log: Log) -> Acr:
         skip=log.skip,
         targets=log.protocol.targets if log.protocol else (),
         noise=_noise(log.protocol) if log.protocol else "",
+        cost=log.protocol.cost if isinstance(log.protocol, BoundProtocol) else "",
     )
 
 
@@ -161,19 +166,16 @@ def _ends_of_equal(log: Log, value: float) -> list[float]:
 
 
 def largest_radius(log: Log) -> float:
-    """Returns the largest radius that the draws of a log can prove; NaN if they are not known."""
+    """Returns the largest radius that a log can prove; NaN if its draws are not known."""
     made = budget(log)
     if log.protocol:
-        rule, last = log.protocol.rule, len(log.protocol.rule.times) - 1
-        return log.protocol.smoothing.radius(rule.lower(log.protocol.n, log.protocol.n, last))
+        return log.protocol.largest
     return gaussian_radius(made.alpha ** (1 / made.n), made.sigma) if made else math.nan
 
 
-def _noise(protocol: Protocol) -> str:
+def _noise(protocol: Header) -> str:
     exact = "" if protocol.precision == "float32" else f", computed in {protocol.precision}"
-    return (
-        f"{protocol.noise} noise, {protocol.amount}, {protocol.norm}{exact}; {protocol.split} set"
-    )
+    return f"{protocol.how}{exact}; {protocol.split} set"
 
 
 def budget(log: Log) -> Budget | None:
@@ -182,12 +184,12 @@ def budget(log: Log) -> Budget | None:
 
     Ties go to the ladder with the smallest maximum, that is, the fewest draws. None if no ladder
     contains 98% of at least ten radii, or if any radii would lie on it: printed with three digits,
-    those of a large n are too close to each other (see `_tells`).
+    those of a large n are too close to each other (see `_tells`). None for bounds, which draw
+    nothing.
     """
-    if log.protocol:
-        p = log.protocol
+    if isinstance(p := log.protocol, Protocol):
         return Budget(n=p.n, alpha=p.alpha, sigma=p.sigma, share=1.0, inferred=False)
-    if log.norm != "l2" or int((log.predict >= 0).sum()) < 10:
+    if log.protocol or log.norm != "l2" or int((log.predict >= 0).sum()) < 10:
         return None
     tried = [
         (share, -gaussian_radius(alpha ** (1 / n), sigma), n, alpha, sigma)
@@ -256,10 +258,10 @@ def votes(log: Log) -> Floats | None:
     if len(log) and not np.isnan(log.share).any():
         return log.share
     made = budget(log)
-    if made is None or log.norm != "l2" or (log.protocol and log.protocol.noise != "gaussian"):
+    if made is None or log.norm != "l2":
         return None
-    if log.protocol and log.protocol.schedule != "fixed":
+    if isinstance(p := log.protocol, Protocol) and (p.noise, p.schedule) != ("gaussian", "fixed"):
         return None
-    p = np.maximum(ndtr((log.radius - log.rounding) / made.sigma), 0.5)
-    k = np.minimum(binom.isf(made.alpha, made.n, p) + 1, made.n)
+    share = np.maximum(ndtr((log.radius - log.rounding) / made.sigma), 0.5)
+    k = np.minimum(binom.isf(made.alpha, made.n, share) + 1, made.n)
     return np.where(log.predict >= 0, k / made.n, 0.5)

@@ -6,6 +6,7 @@ total (Carlini et al., 2023).
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from raybust.certification.bound_log import BOUND_COLUMNS, BoundProtocol, BoundRow
+from raybust.certification.header import Header
 from raybust.certification.log import COHEN, COLUMNS, Row, parse_time
 from raybust.certification.protocol import Protocol
 from raybust.errors import RequestError
@@ -59,7 +62,7 @@ class Log:
     rounding: Floats
     correct: NDArray[np.bool_]
     time: Floats
-    protocol: Protocol | None = None
+    protocol: Header | None = None
     sigma: float | None = None
     norm: str = "l2"
     share: Floats = field(default_factory=lambda: np.empty(0))
@@ -67,6 +70,11 @@ class Log:
 
     def __len__(self) -> int:
         return len(self.idx)
+
+    @property
+    def kind(self) -> str:
+        """What proved the radii: "smoothing", also in other people's logs, or "bounds"."""
+        return self.protocol.KIND if self.protocol else Protocol.KIND
 
     @property
     def skip(self) -> int | None:
@@ -118,7 +126,7 @@ def _log(
     *,
     path: Path,
     name: str | None,
-    protocol: Protocol | None,
+    protocol: Header | None,
 ) -> Log:
     label, predict, said = (
         np.array([int(row[key]) for row in rows], dtype=int)
@@ -147,11 +155,17 @@ def _log(
         correct=correct,
         time=np.array([parse_time(row["time"]) for row in rows]),
         protocol=protocol,
-        sigma=protocol.sigma if protocol else float(guess[-1]) if guess else None,
+        sigma=_sigma(protocol, float(guess[-1]) if guess else None),
         norm=protocol.norm if protocol else norm_in(stem),
         share=np.array([_share(row) for row in rows]),
         warnings=tuple(warnings),
     )
+
+
+def _sigma(protocol: Header | None, guess: float | None) -> float | None:
+    if protocol is None:
+        return guess
+    return protocol.sigma if isinstance(protocol, Protocol) else None
 
 
 def norm_in(name: str) -> str:
@@ -169,7 +183,7 @@ def _share(row: Mapping[str, str]) -> float:
 
 
 def _incomplete(
-    idx: NDArray[np.int_], label: NDArray[np.int_], protocol: Protocol | None
+    idx: NDArray[np.int_], label: NDArray[np.int_], protocol: Header | None
 ) -> list[str]:
     """Returns a warning if one of our logs lacks examples or has other labels than its header."""
     if protocol is None or not protocol.labels or not len(idx):
@@ -190,7 +204,7 @@ def _rows(
     columns: list[str],
     lines: list[str],
     warnings: list[str],
-    protocol: Protocol | None,
+    protocol: Header | None,
 ) -> Iterator[dict[str, str]]:
     """Yields the complete rows; a torn last line is skipped with a warning.
 
@@ -228,7 +242,7 @@ def _rows(
         warnings.append(f"{repeated} duplicate rows were ignored")
 
 
-def _changed(line: str, columns: list[str], protocol: Protocol | None) -> str | None:
+def _changed(line: str, columns: list[str], protocol: Header | None) -> str | None:
     """Returns how one of our rows contradicts itself, its columns or the header, or None."""
     if protocol is None:
         return None
@@ -238,18 +252,25 @@ def _changed(line: str, columns: list[str], protocol: Protocol | None) -> str | 
     row = dict(zip(columns, cells, strict=True))
     if set(columns) == set(COHEN):
         return _too_large(float(row["radius"]), protocol)
-    absent = [column for column in COLUMNS if column not in row]
+    own = BOUND_COLUMNS if isinstance(protocol, BoundProtocol) else COLUMNS
+    absent = [column for column in own if column not in row]
     if absent:
         return f"columns: got none of {', '.join(absent)}, without which no row is checked"
+    text = "\t".join(row[column] for column in own)
     try:
-        return Row.parse("\t".join(row[column] for column in COLUMNS)).fault(protocol)
+        if isinstance(protocol, BoundProtocol):
+            return BoundRow.parse(text).fault(protocol)
+        assert isinstance(protocol, Protocol)
+        return Row.parse(text).fault(protocol)
     except (ValueError, IndexError) as error:
         return str(error)
 
 
-def _too_large(radius: float, protocol: Protocol) -> str | None:
-    """Returns what is wrong with a radius of Cohen's columns that exceeds the one of n equal votes,
+def _too_large(radius: float, protocol: Header) -> str | None:
+    """Returns what is wrong with a radius of Cohen's columns that exceeds the largest possible one,
     or None."""
+    if not isinstance(protocol, Protocol):
+        return f"columns: got none of {', '.join(BOUND_COLUMNS[6:])}, which prove a row"
     largest = protocol.smoothing.radius(protocol.alpha ** (1 / protocol.n))
     if radius <= largest * (1 + 1e-5):
         return None
@@ -268,10 +289,11 @@ def _impossible(row: dict[str, str]) -> str | None:
     return None
 
 
-def _protocol(path: Path, comments: list[str]) -> Protocol | None:
-    for comment in comments:
+def _protocol(path: Path, comments: list[str]) -> Header | None:
+    kinds: tuple[type[Protocol] | type[BoundProtocol], ...] = Protocol, BoundProtocol
+    for comment, kind in itertools.product(comments, kinds):
         try:
-            return Protocol.from_json(comment.removeprefix("#").strip())
+            return kind.from_json(comment.removeprefix("#").strip())
         except (ValueError, TypeError):
             continue
     return None

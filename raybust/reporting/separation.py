@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from raybust.certification import Protocol
 from raybust.reporting.logs import Floats, Log, read_log
 from raybust.reporting.seeds import logs_of_seeds
 from raybust.search.leaderboard import Leaderboard
@@ -61,7 +62,7 @@ def separate(board: Leaderboard) -> Separation | None:
         )
         for at, entry in enumerate(entries[1:], 1)
     }
-    noise = {(log.protocol.noise, log.protocol.amount) for log in logs if log.protocol}
+    noise = {(p.noise, p.amount) for log in logs if isinstance(p := log.protocol, Protocol)}
     own = "each certified with its own noise; " * (len(noise) > 1)
     values = [np.maximum(group, 0) for group in radii]
     return Separation(_sentence(entries, values, own), bands, logs[0].norm)
@@ -69,7 +70,7 @@ def separate(board: Leaderboard) -> Separation | None:
 
 def _alike(logs: Sequence[Log]) -> bool:
     """Whether logs have the same images and labels, and all draws."""
-    images = {(tuple(sorted(log.idx.tolist())), log.norm) for log in logs}
+    images = {(tuple(sorted(log.idx.tolist())), log.norm, log.kind) for log in logs}
     digests = {(log.protocol.data, log.protocol.labels) for log in logs if log.protocol}
     early = any(log.protocol and log.protocol.targets for log in logs)
     return len(images) == 1 and len(digests) < 2 and not early and len(logs[0]) > 1

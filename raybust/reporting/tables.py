@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from raybust.numerics.balls.threat import show_eps
 from raybust.reporting.figures import abstention, acr, certified_accuracy
 from raybust.reporting.logs import Log
 from raybust.reporting.naming import AT_LEAST, AT_MOST, latex, markdown
@@ -20,7 +21,7 @@ def markdown_table(logs: Sequence[Log], radii: Sequence[float]) -> str:
         logs: one row each, except logs without rows.
         radii: one column each.
     """
-    head = ["log", *(f"{radius:g}" for radius in radii), "abstain", "ACR [95 %]", "of"]
+    head = ["log", *_heads(logs, radii), "abstain", "ACR [95 %]", "of"]
     lines = [head, ["---", *["---:"] * (len(radii) + 2), "---"]]
     for log in filter(len, logs):
         found = acr(log)
@@ -51,7 +52,7 @@ def latex_table(logs: Sequence[Log], radii: Sequence[float]) -> str:
         for row in cells:
             if len(cells) > 1 and float(row[column]) == best:
                 row[column] = rf"\textbf{{{row[column]}}}"
-    head = ["", *(f"{radius:g}" for radius in radii), "abstain", "ACR"]
+    head = ["", *_heads(logs, radii), "abstain", "ACR"]
     rows = [
         " & ".join([latex(f"{log.name} ({value.terms})"), *map(_in_latex, row)])
         for log, value, row in zip(logs, found, cells, strict=True)
@@ -64,6 +65,12 @@ def latex_table(logs: Sequence[Log], radii: Sequence[float]) -> str:
     )
 
 
+def _heads(logs: Sequence[Log], radii: Sequence[float]) -> list[str]:
+    """Returns the radii in words, in Linf as 255ths."""
+    show = show_eps if {log.norm for log in logs} == {"linf"} else "{:g}".format
+    return [show(radius) for radius in radii]
+
+
 def _cells(log: Log, radii: Sequence[float]) -> list[str]:
     """Returns certified accuracy at each radius, and abstentions. Where sampling stopped once the
     targets of the log were decided, the rest are bounds."""
@@ -72,7 +79,8 @@ def _cells(log: Log, radii: Sequence[float]) -> list[str]:
         f"{AT_LEAST * bool(targets and radius not in targets)}{100 * share:.1f}"
         for radius, share in zip(radii, certified_accuracy(log, radii), strict=True)
     ]
-    return [*cells, f"{AT_MOST * bool(targets)}{100 * abstention(log):.1f}"]
+    fewer = AT_MOST * bool(targets and log.kind == "smoothing")
+    return [*cells, f"{fewer}{100 * abstention(log):.1f}"]
 
 
 def _in_latex(cell: str) -> str:

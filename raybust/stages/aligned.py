@@ -22,10 +22,6 @@ from raybust.evaluate import HEADLINE, AttackProtocol, AttackRow
 from raybust.reporting.figures import largest_radius
 from raybust.reporting.logs import Floats, Log
 
-_OF_LOG = (
-    "norm", "noise", "sigma", "keep", "split", "n0", "n", "alpha", "schedule", "targets",
-    "precision", "compile",
-)  # fmt: skip
 _OF_IMAGES = ("dataset", "split", "skip", "examples")
 _NOT_OF_ATTACK = (
     "data", "labels", "weights", "outputs", "device", "front", "raybust", "torch", "shard",
@@ -115,19 +111,21 @@ def logs_in_common(groups: Sequence[Group]) -> tuple[list[list[Log]], list[str]]
     found = [[member.logs[0] for member in group] for group in groups]
     if len({log.norm for log in itertools.chain(*found)}) > 1:
         return [], ["Radii of different norms are not compared."]
+    if len({log.kind for log in itertools.chain(*found)}) > 1:
+        return [], [
+            "Certificates by smoothing and by bounds are not compared: they are of different"
+            " classifiers."
+        ]
     return found, [
         "The certificates were made under different protocols, or under unknown ones: what differs"
-        " in noise, sigma, n, alpha, schedule or precision is in the numbers."
+        " in noise, sigma, n, alpha, schedule, bounds or precision is in the numbers."
     ]
 
 
 def _by_protocol(logs: Sequence[Log]) -> dict[tuple[Any, ...], Log]:
     """Returns logs by what determines their numbers besides network and images; the one with most
     images of equal ones."""
-    return {
-        tuple(getattr(log.protocol, name) for name in _OF_LOG): log
-        for log in sorted(logs, key=len) if log.protocol
-    }  # fmt: skip
+    return {log.protocol.numbers: log for log in sorted(logs, key=len) if log.protocol}
 
 
 def certified_columns(groups: Sequence[Sequence[Log]], radii: Sequence[float]) -> list[Column]:

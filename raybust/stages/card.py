@@ -15,8 +15,8 @@ from raybust.disk.files import is_aside
 from raybust.identity import fixed_images, outputs_of, weights_digest
 from raybust.models import Normalize
 from raybust.reporting.attacks import compare_attacks
-from raybust.reporting.certificates import table
-from raybust.reporting.logs import read_log
+from raybust.reporting.certificates import read_logs, table_of
+from raybust.reporting.comparison import groups_of
 from raybust.search.leaderboard import UNITS
 from raybust.stages import attacked, certified
 from raybust.stages.current import changes_of
@@ -128,19 +128,23 @@ def _current(trained: Trained, kind: str, ending: str) -> list[Path]:
     ]
 
 
+_KINDS = {
+    "bounds": "Certified accuracy in % by radius, by sound bounds: the network itself gives the"
+    " right class, and no change of the image within the radius changes it.",
+    "smoothing": "Certified accuracy in % by radius, by randomized smoothing: the smoothed"
+    " classifier gives the right class, and no change of the image within the radius changes it.",
+}
+
+
 def _proven(trained: Trained) -> list[str]:
     logs = _current(trained, certified.FOLDER, ".tsv")
     if not logs:
         return [f"Nothing yet: `raybust certify {trained.name}`."]
-    by_norm: dict[str, list[Path]] = {}
-    for log in logs:
-        by_norm.setdefault(read_log(log).norm, []).append(log)
-    lines = [
-        "Certified accuracy in % by radius, by randomized smoothing: the smoothed classifier gives"
-        " the right class, and no change of the image within the radius changes it."
-    ]
-    for norm, own in sorted(by_norm.items()):
-        text = table(own, trained.config.certify.radii, [log.stem for log in own])
+    lines: list[str] = []
+    groups = groups_of(read_logs(logs, [path.stem for path in logs]))
+    for (norm, kind), own in sorted(groups.items(), key=lambda one: (one[0][1], one[0])):
+        lines += [_KINDS[kind]] * (_KINDS[kind] not in lines)
+        text = table_of(own, trained.config.certify.columns(norm))
         lines += [f"### Radii in {norm}", text.rstrip()]
     return lines
 

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from raybust import config as configuration
 from raybust import data, devices, methods, models, track
-from raybust.certification import make_protocol
+from raybust.certification import make_bound_protocol, make_protocol
 from raybust.config import Config, Leaf
+from raybust.config.assess import OF_NOISE
 from raybust.corruptions import check_corruptions
 from raybust.data import Dataset
 from raybust.disk import runs
@@ -65,6 +66,7 @@ def check_sweep(
     space.check(leaves, methods.get)
     for point in config.tune.points:
         space.check_point(point)
+    check_kind(leaves)
     check_sampler(config, space)
     check_goals(config, space)
     check_search(config, space, address=address, local=local)
@@ -155,9 +157,37 @@ def check_finalists(
 
 
 def check_certify(config: Config, shape: tuple[int, int, int], device: str) -> None:
-    """Rejects an impossible certification; see `make_protocol`."""
+    """Rejects an impossible certification; see `make_protocol` and `make_bound_protocol`."""
+    section = config.certify
+    if section.bound != "smoothing":
+        make_bound_protocol(section, shape=shape, classes=2, device=device, dataset="")
+        return
     sigma = smoothing_sigma(config)
-    make_protocol(config.certify, sigma=sigma, shape=shape, device=device, dataset="")
+    make_protocol(section, sigma=sigma, shape=shape, device=device, dataset="")
+
+
+def check_kind(leaves: Sequence[Leaf]) -> None:
+    """Rejects settings of noise given together with bounds in place of smoothing, which would not
+    use them. What a run stored is not looked at.
+
+    Raises:
+        RequestError: names the setting.
+    """
+    given = {leaf.key: leaf for leaf in leaves}
+    bound = given.get("certify.bound")
+    if bound is None or bound.value == "smoothing":
+        return
+    for name in OF_NOISE:
+        leaf = given.get(f"certify.{name}")
+        if leaf is not None and (name, leaf.value) not in _FITTING:
+            raise RequestError(
+                f"{leaf.key}: got {leaf.value}, but certify.bound={bound.value} uses no noise:"
+                f" leave it out, or set certify.bound=smoothing ({leaf.source})"
+            )
+
+
+_FITTING = (("norm", "linf"), ("precision", "float32"))
+"""Settings of smoothing that say what bounds do anyway."""
 
 
 def check_attacks(

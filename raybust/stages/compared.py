@@ -96,7 +96,8 @@ def compare_results(
     groups = [_by_seed(tuple(_members(text, leaves, current, echo))) for text in texts]
     check_distinct(groups)
     logs, notes = logs_in_common(groups)
-    columns = certified_columns(logs, config.certify.radii) if logs else []
+    radii = config.certify.columns(logs[0][0].norm if logs else None)
+    columns = certified_columns(logs, radii) if logs else []
     columns += (attacked := attacked_columns(groups))
     if not columns:
         raise RequestError(
@@ -105,7 +106,7 @@ def compare_results(
         )
     notes += _terms(groups, [] if notes else logs, columns, bool(attacked))
     whole = any(column.name == "ACR" for column in columns)
-    if whole and max(config.certify.radii, default=0) > provable(logs):
+    if whole and max(radii, default=0) > provable(logs):
         notes.append(
             f"Radii above {provable(logs):.3g} are left out: no draws here can prove them."
         )
@@ -266,9 +267,8 @@ def _terms(
     notes = [f"Paired on the same {' or '.join(f'{size:,}' for size in sizes)} images."]
     if logs and (made := logs[0][0].protocol):
         notes.append(
-            f"Certificates: {made.noise} noise, {made.amount}, {made.norm}, n = {made.n:,},"
-            f" alpha = {made.alpha:g}, {made.precision}{', compiled' * made.compile},"
-            f" {made.split} set of {made.dataset}."
+            f"Certificates: {made.how}, {made.cost}, {made.precision}"
+            f"{', compiled' * getattr(made, 'compile', False)}, {made.split} set of {made.dataset}."
         )
     chosen = {
         (made.dataset, made.split, made.examples, made.skip)

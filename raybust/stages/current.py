@@ -176,7 +176,8 @@ def stale(board: Leaderboard) -> list[str]:
             continue
         logs = logs_of_seeds(board.folder, entry)
         for seed, log, one in zip(entry.seeds, logs, entry.by_seed or (vars(entry),), strict=False):
-            recorded = (one.get("certified") or {}).get("certified/acr")
+            figures = one.get("certified") or {}
+            recorded = figures.get("certified/acr", figures.get("certified_linf/acr"))
             if recorded is None or (now := _changed(log, recorded)) is None:
                 continue
             name = f"Trial {entry.number}" + f", seed {seed}" * bool(entry.by_seed)

@@ -14,7 +14,7 @@ L = TypeVar("L", bound=RowLog[Any, Any])
 
 
 def extended(
-    log: type[L],
+    log: Callable[[Path, Any], L],
     path: Path,
     protocol: Any,
     bind: Callable[[Any], Any],
@@ -24,7 +24,7 @@ def extended(
     protocol, function, images and labels, goes on.
 
     Args:
-        log: its class.
+        log: opens or creates it, see `RowLog`.
         path: its file.
         protocol: bound to the network and the data.
         bind: returns a protocol bound to them.

@@ -1,7 +1,8 @@
 """Chooses a sweep's finalists and measures them on the test set.
 
 Each is certified and attacked once, under the same protocols as `certify` and `evaluate`, on the
-whole cluster, and packaged as a model of MLflow; an earlier start's measurements are reused.
+whole cluster, and packaged as a model of MLflow; an earlier start's measurements are reused. What
+the search bounded in Linf after each epoch is also bounded on the test set.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from raybust import config as configuration
+from raybust.certification import BoundProtocol, Protocol
 from raybust.config import Config
 from raybust.disk import runs
 from raybust.disk.rowlog import OtherProtocolError
@@ -108,6 +110,13 @@ def _figures(
     yield {"accuracy": accuracy.accuracy, "examples": accuracy.examples}
     found = certified.certify(trained, Options(echo))
     yield {"certified": found.metrics, "log": found.log}
+    if config.certified_linf_fast.every and config.certify.bound == "smoothing":
+        fast = config.certified_linf_fast
+        asked: dict[str, Any] = {"radius": None, "radii": fast.eps, "intent": "radii"}
+        section = replace(trained.config.certify, bound=fast.bound, schedule="auto", **asked)
+        trained = replace(trained, config=replace(trained.config, certify=section))
+        proven = certified.certify(trained, Options(echo))
+        yield {"certified": found.metrics | proven.metrics}
     if config.evaluate.attacks:
         echo(f"attacking {name} on the {trained.config.evaluate.split} set")
         yield {"attacked": attacked.evaluate(trained, Options(echo)).metrics}
@@ -115,14 +124,21 @@ def _figures(
     package(trained, saved, trained.folder / MODEL)
 
 
-def _smoothing(finalist: TrialRecord) -> str:
-    """Returns noise, norm and early stopping of a finalist's certificates, by their header."""
+def _how(config: Config, finalist: TrialRecord) -> str:
+    """Returns how a finalist's certificates were made: noise or bounds, norm and early stopping by
+    their header."""
+    part = config.certify
     made = None if finalist.log is None else read_log(finalist.log).protocol
-    if made is None:
-        return ""
-    wanted = ", ".join(f"{target:g}" for target in made.targets)
-    early = f"drawn only to decide {wanted}, " if wanted else ""
-    return f"{made.noise} noise, {made.norm} radii, {early}"
+    wanted = ", ".join(f"{target:g}" for target in made.targets) if made else ""
+    early = f"only to decide {wanted}, " * bool(wanted)
+    if isinstance(made, BoundProtocol):
+        return f"by {made.how}, {early}{made.cost}"
+    what = f"{made.noise} noise, {made.norm} radii, " if isinstance(made, Protocol) else ""
+    drawn = "drawn " * bool(early)
+    return (
+        f"by randomized smoothing with {what}{drawn}{early}n0 = {part.n0}, n = {part.n},"
+        f" alpha = {part.alpha:g}"
+    )
 
 
 def protocol(config: Config, finalists: Sequence[TrialRecord]) -> str:
@@ -131,15 +147,17 @@ def protocol(config: Config, finalists: Sequence[TrialRecord]) -> str:
     measured = [record for record in finalists if record.accuracy is not None]
     if not measured:
         return ""
-    part, attack, one = config.certify, config.evaluate, measured[0]
+    part, attack, fast = config.certify, config.evaluate, config.certified_linf_fast
+    one = measured[0]
     first = "all" if attack.examples is None else "the first"
     clean = f"{first} {one.examples} {attack.split} examples"
     rows = "" if one.log is None else f"{len(read_log(one.log))} "
     text = (
         f"clean accuracy of {clean}; certificates of {rows}{part.split} examples, skip {part.skip},"
-        f" by randomized smoothing with {_smoothing(one)}n0 = {part.n0}, n = {part.n},"
-        f" alpha = {part.alpha:g};"
+        f" {_how(config, one)};"
     )
+    if fast.every and part.bound == "smoothing":
+        text += f" on the same examples {fast.bound} bounds of the network itself, linf, no alpha;"
     if attack.attacks:
         radii = ", ".join(f"{eps:.3g}" for eps in attack.eps)
         text += f" attacks on {clean}: {', '.join(attack.attacks)}, {attack.norm} <= {radii};"

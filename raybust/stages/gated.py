@@ -115,6 +115,7 @@ def _check_images(config: Config) -> None:
 def _open(run: str, rules: Gate, leaves: Sequence[Leaf], options: Options) -> Trained:
     """Returns a network after printing its notes."""
     asked = [*rules.leaves, *leaves]
+    checks.check_kind(asked)
     trained = load_trained(find(run, asked), asked)
     for note in trained.notes:
         options.echo(note)
@@ -138,7 +139,8 @@ def _like(candidate: Trained, reference: Trained, rules: Gate) -> Trained:
         reference.config, certify=candidate.config.certify, evaluate=candidate.config.evaluate
     )
     sigmas = {smoothing_sigma(one) for one in (candidate.config, config)}
-    if len(sigmas) > 1 and any(_is_certified(rule.column) for rule in rules.rules):
+    smoothed = config.certify.bound == "smoothing"
+    if len(sigmas) > 1 and smoothed and any(_is_certified(rule.column) for rule in rules.rules):
         shown = " and ".join(f"{sigma:g}" for sigma in sorted(sigmas))
         raise RequestError(
             f"certify.sigma: {candidate.name} and {reference.name} were trained with {shown}; set"

@@ -145,7 +145,9 @@ def with_sigma(model: Network, settings: tuple[str, ...], sigma: float | None) -
                 f"sigma: got sigma={sigma:g} and {named[-1]!r}; leave out one of them"
             )
         return (*settings, f"certify.sigma={float(sigma)!r}")
-    if isinstance(model, nn.Module) and not named:
+    bounds = [text for text in settings if text.startswith("certify.bound=")]
+    noisy = not bounds or bounds[-1] == "certify.bound=smoothing"
+    if isinstance(model, nn.Module) and not named and noisy:
         raise RequestError("sigma: cannot be inferred from a module; pass sigma=0.5, for instance")
     return settings
 

@@ -30,7 +30,7 @@ from raybust.disk.files import put_aside, strict
 from raybust.errors import RequestError
 from raybust.identity import Sent
 from raybust.stages.bars import Echo, progress_bar
-from raybust.stages.certified import complete, log_path, protocol_of, warn_of_sigma
+from raybust.stages.certified import complete, log_path, smoothing_of, warn_of_sigma
 from raybust.stages.measurement import Bench, Options, bench, warn_of_instability
 from raybust.trained import Trained
 
@@ -166,7 +166,7 @@ def predict(
     trained = _on(trained, images)
     _warn_of_dark(images, options.echo)
     with bench(trained, options) as at:
-        protocol = protocol_of(trained, at.device)
+        protocol = smoothing_of(trained, at.device)
         warn_of_sigma(trained, protocol, options.echo)
         path = _log_of(trained, protocol, options.name)
         if not options.resume:

@@ -111,8 +111,9 @@ def certificate(entry: TrialRecord) -> dict[str, object]:
     if protocol is not None:
         if protocol.targets:
             tags["raybust.acr_understated"] = True
-        keys = ("noise", "norm", "sigma", "n0", "n", "alpha", "split", "weights")
-        tags |= {f"raybust.{key}": getattr(protocol, key) for key in keys}
+        keys = ("noise", "bound", "norm", "sigma", "n0", "n", "alpha", "split", "weights")
+        own = vars(protocol)
+        tags |= {f"raybust.{key}": own[key] for key in keys if key in own}
     return tags
 
 
@@ -171,7 +172,7 @@ def describe(board: Leaderboard, entry: TrialRecord, digest: str) -> str:
     if entry.log is not None:
         log = read_log(entry.log)
         made = log.protocol
-        how = f" ({made.noise} noise, sigma = {made.sigma:g}; {made.split} set)" if made else ""
+        how = f" ({made.how}; {made.split} set)" if made else ""
         lines.append(f"Certificate{how}: ACR {acr(log)}.")
     if entry.accuracy is not None:
         lines.append(

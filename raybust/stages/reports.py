@@ -14,12 +14,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from raybust.config import Leaf
+from raybust.config.assess import Certify
 from raybust.disk import runs
 from raybust.disk.files import is_aside
 from raybust.errors import RequestError
 from raybust.reporting.attacks import compare_attacks
 from raybust.reporting.certificates import read_logs
-from raybust.reporting.comparison import by_norm, compare, move_into
+from raybust.reporting.comparison import compare, groups_of, move_into
 from raybust.reporting.corruptions import compare_corruptions
 from raybust.reporting.logs import read_log
 from raybust.reporting.naming import distinct, name_of
@@ -94,7 +95,7 @@ def report(texts: Sequence[str], leaves: Sequence[Leaf], echo: Echo) -> Report:
             logs += logs_of(text, leaves, current, echo, needed=needed)
     if corrupted or attacks or logs:
         runs.check_no_run(folder)
-        found += _written(corrupted, attacks, logs, config.certify.radii, folder, echo=echo)
+        found += _written(corrupted, attacks, logs, config.certify, folder, echo=echo)
     return Report(tuple(found))
 
 
@@ -181,7 +182,7 @@ def _written(
     corrupted: Named,
     attacks: Named,
     logs: Named,
-    radii: Sequence[float],
+    section: Certify,
     folder: Path,
     *,
     echo: Echo,
@@ -202,8 +203,9 @@ def _written(
         if attacks:
             found.append(compare_attacks(attacks, new))
         paths = [path for _, path in logs]
-        groups = by_norm(read_logs(paths, distinct([label for label, _ in logs], paths)))
-        for norm, mine in groups.items():
-            found.append(compare(mine, radii, new, f"_{norm}" if len(groups) > 1 else ""))
+        groups = groups_of(read_logs(paths, distinct([label for label, _ in logs], paths)))
+        for (norm, kind), mine in groups.items():
+            name = f"_{norm}{'_bounds' * (kind == 'bounds')}" if len(groups) > 1 else ""
+            found.append(compare(mine, section.columns(norm), new, name))
         move_into(folder, new)
     return [replace(part, files=tuple(folder / file.name for file in part.files)) for part in found]

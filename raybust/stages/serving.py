@@ -267,7 +267,7 @@ def radii_of_test_set(trained: Trained, protocol: Protocol) -> tuple[float, ...]
     for path in sorted((trained.folder / certified.FOLDER).glob("*.tsv")):
         log = read_log(path)
         made = log.protocol
-        if made is None or made.split != "test" or is_aside(path):
+        if not isinstance(made, Protocol) or made.split != "test" or is_aside(path):
             continue
         if any(getattr(made, key) != getattr(protocol, key) for key in keys):
             continue

@@ -113,14 +113,16 @@ def between(
     return Box(box.center, radius, setting, step, sources)
 
 
-def ball(images: Tensor, eps: float, setting: Setting) -> Box:
+def ball(images: Tensor, eps: float | Tensor, setting: Setting) -> Box:
     """Returns the Linf ball around images, cut to [0, 1].
 
     Args:
         images: (B, C, H, W) in [0, 1].
-        eps: radius >= 0, pixels in [0, 1].
+        eps: radius >= 0, pixels in [0, 1]; or float64 (B,), one for each image.
         setting: of the box.
     """
+    if isinstance(eps, Tensor):
+        eps = eps[:, None, None, None]
     if not setting.widen:
         return between((images - eps).clamp(0, 1), (images + eps).clamp(0, 1), setting)
     exact = images.double()

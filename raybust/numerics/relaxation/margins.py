@@ -121,7 +121,7 @@ def certified_margin(
     images: Tensor,
     labels: Tensor,
     *,
-    eps: float,
+    eps: float | Tensor,
     bound: Bound,
 ) -> Tensor:
     """Returns a lower bound (B,) of min over j != y of f_y - f_j over the Linf ball of radius eps
@@ -133,7 +133,7 @@ def certified_margin(
         network: in eval mode, of the images' dtype.
         images: (B, C, H, W) in [0, 1].
         labels: int64 (B,).
-        eps: radius, pixels in [0, 1].
+        eps: radius, pixels in [0, 1]; or float64 (B,), one for each image.
         bound: how.
 
     Raises:
