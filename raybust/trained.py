@@ -23,7 +23,7 @@ from raybust.config import Config, Leaf
 from raybust.data import Dataset
 from raybust.disk import checkpoint, runs
 from raybust.disk.runs import IDENTITY, TRIALS, belongs, out_folder, read_identity
-from raybust.disk.strip import newest_weights
+from raybust.disk.strip import used_weights
 from raybust.errors import RequestError
 from raybust.evaluate import correct
 from raybust.identity import same_function
@@ -133,7 +133,7 @@ def load_trained(
     network.load_state_dict(checkpoint.read_weights(folder))
     network.eval()
     owner = path if uid is not None else foreign_folder(config, path)
-    if not manifest["done"]:
+    if uid is None and not manifest["done"]:
         notes.append(f"warning: {path.name} has not finished training: epoch {manifest['epoch']}")
     notes += _changes(path.name, network, dataset if with_data else None, manifest)
     dataset = dataclasses.replace(dataset, classes=tuple(manifest["classes"]))
@@ -147,15 +147,26 @@ def load_trained(
 
 
 def _checkpoint_of_run(path: Path, notes: list[str]) -> tuple[Path, str]:
-    """Returns newest checkpoint and key of a run; adds a note for each torn checkpoint."""
+    """Returns key of a run and the checkpoint that it uses; adds a note for each torn checkpoint,
+    and where it is not that of the last epoch, or training has not finished."""
     found = read_identity(path)
     if found.kind == "sweep":
         raise RequestError(
             f"{path.name}: is a sweep; name its winner, {path.name}/best, or one of its trials,"
             f" such as {path.name}/0"
         )
-    newest = newest_weights(path, runs.display_name(path), lambda t: notes.append(f"warning: {t}"))
-    return newest, found.uid
+    used = used_weights(path, runs.display_name(path), lambda t: notes.append(f"warning: {t}"))
+    last = checkpoint.newest(path) or used
+    manifest = checkpoint.read_manifest(last)
+    if not manifest["done"]:
+        notes.append(f"warning: {path.name} has not finished training: epoch {manifest['epoch']}")
+    if last != used:
+        chosen, by = checkpoint.epoch_of(used), manifest["config"]["train"]["select"]
+        notes.append(
+            f"{runs.display_name(path)} uses epoch {chosen}, the best by {by}; the last one is"
+            f" {last}"
+        )
+    return used, found.uid
 
 
 def _leaves_of_training(manifest: Mapping[str, Any], path: Path, *, is_run: bool) -> list[Leaf]:

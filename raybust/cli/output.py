@@ -40,15 +40,17 @@ def print_trained(folder: Any, config: Any, address: str | None, as_json: bool) 
     """Prints the result of a training run and the next commands."""
     from raybust.disk import checkpoint
 
-    newest = checkpoint.newest(folder)
-    if newest is None:
+    used, newest = checkpoint.used(folder), checkpoint.newest(folder)
+    if used is None or newest is None:
         raise WorkError(f"{folder.name}: no checkpoint was written")
-    metrics = checkpoint.read_manifest(newest)["metrics"]
+    metrics = checkpoint.standing_of(newest)
     if as_json:
         click.echo(to_json({"run": folder.name, "folder": str(folder), "metrics": metrics}))
         return
     click.echo(f"trained {folder.name}: validation accuracy {metrics['validation/accuracy']:.4f}")
-    click.echo(f"checkpoint  {newest}")
+    click.echo(f"checkpoint  {used}")
+    if used != newest:
+        click.echo(f"last epoch  {newest}")
     click.echo(f"certify it  {certify_command(folder.name, config, address)}")
     click.echo(f"browse it   {browse_command(config)}")
 

@@ -81,12 +81,12 @@ class Retention:
         self._strip(list(self._waiting))
         kept = [runs.seed_folders(self._folder, record.number) for record in self._kept]
         for folder in itertools.chain(*kept):
-            newest = checkpoint.newest(folder)
-            if newest is None or (folder / WEIGHTS).exists():
+            used = checkpoint.used(folder)
+            if used is None or (folder / WEIGHTS).exists():
                 continue
             with Journal(folder / WEIGHTS) as journal:
                 journal.attach(runs.read_identity(folder).uid, self._config.track.experiment)
-                journal.artifact(newest / checkpoint.WEIGHTS, "checkpoint")
+                journal.artifact(used / checkpoint.WEIGHTS, "checkpoint")
 
     def _strip(self, records: list[TrialRecord]) -> None:
         kept = {one.number for one in self._kept}
@@ -100,10 +100,12 @@ def bytes_of_trial(config: Config, size: int) -> int:
     """Returns the disk that a running trial needs at most.
 
     Args:
-        config: `train.keep` checkpoints stay while the next one is written.
+        config: `train.keep` checkpoints stay while the next one is written, and with
+            `train.select` the weights of one epoch more than that.
         size: bytes of the network's weights.
     """
-    return (config.train.keep + 1) * _COPIES * size
+    selected = (config.train.keep + 2) * (config.train.select != "last")
+    return ((config.train.keep + 1) * _COPIES + selected) * size
 
 
 def bytes_of_sweep(config: Config, size: int, at_once: int) -> int:

@@ -139,7 +139,7 @@ def record_end(
     *,
     weights: bool = False,
 ) -> None:
-    """Records how a run ended (finished, pruned, failed) and its last checkpoint.
+    """Records how a run ended (finished, pruned, failed) and the checkpoint that it uses.
 
     Args:
         journal: of the run.
@@ -177,9 +177,9 @@ def record_means(folder: Path, record: TrialRecord) -> None:
 def end_if_open(folder: Path, reason: str, detail: str = "", *, weights: bool = False) -> None:
     """Ends a folder's run if its worker was killed before it could; see `record_end`."""
     if is_open(folder):
-        newest = None if reason == "failed" else checkpoint.newest(folder)
+        used = None if reason == "failed" else checkpoint.used(folder)
         with Journal(folder / JOURNAL) as journal:
-            record_end(journal, reason, newest, detail, weights=weights)
+            record_end(journal, reason, used, detail, weights=weights)
 
 
 def is_open(folder: Path) -> bool:

@@ -33,7 +33,7 @@ from raybust.search.database import UNUSABLE
 from raybust.search.records import FINISHED, TrialRecord
 from raybust.search.space import Point, at
 from raybust.search.study import Study
-from raybust.track.journal import metrics_of
+from raybust.track.journal import standing_of
 from raybust.training import initial
 
 DRIVER_CPUS = 0.01
@@ -265,7 +265,7 @@ class StudySearch(Searcher):
     def _end_seed(self, number: int, seed: int, reason: str) -> None:
         """Records a further seed that ended, and the mean over its configuration's seeds."""
         journal = runs.trial_folder(self._plan.folder, number, seed) / runs.JOURNAL
-        last = {k: v for _, values in metrics_of(journal) for k, v in values.items() if "/" in k}
+        last = {k: v for _, values in standing_of(journal) for k, v in values.items() if "/" in k}
         self._study.seeds.end(number, seed, last, reason)
         record = self._study.record(number)
         record_means(runs.trial_folder(self._plan.folder, number), record)
@@ -303,7 +303,7 @@ class StudySearch(Searcher):
 def recall(plan: Sweep, number: int) -> None:
     """Restores the epochs of an interrupted trial that its journal has and the study lacks."""
     known = plan.study.record(number).epoch
-    for epoch, values in metrics_of(runs.trial_folder(plan.folder, number) / runs.JOURNAL):
+    for epoch, values in standing_of(runs.trial_folder(plan.folder, number) / runs.JOURNAL):
         if epoch > known:
             value = values.get(plan.config.tune.metric, math.nan)
             plan.study.report(number, epoch, value, {k: v for k, v in values.items() if "/" in k})

@@ -59,15 +59,16 @@ class TrialActor(tune.Trainable):
                 return self._fail(failure)
             assert self._log is not None
             self._log.epoch(progress)
+            progress.keep_selected(self._folder, self._config.train.keep)
             name = checkpoint.folder_name(progress.epoch)
             checkpoint.commit(self._folder, name, progress.save, self._config.train.keep)
         except Exception as error:
             (self._folder / "failure.txt").write_text(traceback.format_exc())
             return self._fail(f"{type(error).__name__}: {error}")
-        self._last = progress.metrics
+        self._last = progress.standing
         if progress.done:
             self._end("finished")
-        return {**progress.metrics, COMPLETE: progress.done, "done": progress.done}
+        return {**progress.standing, COMPLETE: progress.done, "done": progress.done}
 
     def _begin(self, job: Job) -> Iterator[Progress]:
         """Opens log, data and loop; a generator, so that exceptions surface in `step`."""
@@ -78,7 +79,7 @@ class TrialActor(tune.Trainable):
         devices.set_threads(self._config.cluster.cpus_per_worker)
         resume = checkpoint.newest(self._folder, lambda text: print(text, flush=True))
         if resume is not None:
-            self._last = checkpoint.read_manifest(resume)["metrics"]
+            self._last = checkpoint.standing_of(resume)
         device = own_device()
         devices.limit_memory(device, self._config.cluster.gpus_per_worker or 1)
         dataset = data.load(self._config.data)
@@ -106,8 +107,8 @@ class TrialActor(tune.Trainable):
         if self._log is None:
             return
         log, self._log = self._log, None
-        newest = None if reason == "failed" else checkpoint.newest(self._folder)
-        log.end(reason, newest, detail)
+        used = None if reason == "failed" else checkpoint.used(self._folder)
+        log.end(reason, used, detail)
         # In the background, so that the next trial can start.
         threading.Thread(target=log.close, daemon=True).start()
 
@@ -129,7 +130,6 @@ def _finished(folder: Path) -> dict[str, Any] | None:
     """Returns the final metrics of a trial that has finished training, or None. Such a trial is
     handed out again if everything was killed before the study recorded it."""
     newest = checkpoint.newest(folder)
-    if newest is None or not (manifest := checkpoint.read_manifest(newest))["done"]:
+    if newest is None or not checkpoint.read_manifest(newest)["done"]:
         return None
-    last: dict[str, Any] = manifest["metrics"]
-    return last
+    return checkpoint.standing_of(newest)

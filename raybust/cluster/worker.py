@@ -105,9 +105,10 @@ def train_worker(plain: dict[str, Any], *, uri: str) -> str | None:
     first = ray.train.get_context().get_world_rank() == 0
     with tempfile.TemporaryDirectory(prefix="raybust-") as scratch:
         resume = _resume_from(folder, Path(scratch))
-        if resume is not None and (last := checkpoint.read_manifest(resume))["done"]:
+        if resume is not None and checkpoint.read_manifest(resume)["done"]:
             # Everything was killed before Tune received the last epoch: report it again.
-            ray.train.report({**last["metrics"], COMPLETE: True}, checkpoint=None)
+            last = {**checkpoint.standing_of(resume), COMPLETE: True}
+            ray.train.report(last, checkpoint=None)
         log = RunLog(job, config, uri) if first else None
         if log is not None and len(hosts) > 1:
             log.group(dist.get_backend(), hosts)
@@ -121,6 +122,7 @@ def train_worker(plain: dict[str, Any], *, uri: str) -> str | None:
                 break
             if log is not None:
                 log.epoch(progress)
+                progress.keep_selected(folder, config.train.keep)
             _report(progress, first)
             if not progress.done and _must_move(device):
                 failure = _MOVED
@@ -132,7 +134,7 @@ def train_worker(plain: dict[str, Any], *, uri: str) -> str | None:
             _keep(resume, folder, config.train.keep)
         if log is not None:
             if failure is None:
-                log.end("finished", checkpoint.newest(folder))
+                log.end("finished", checkpoint.used(folder))
             elif failure != _MOVED:
                 log.end("failed", detail=failure)
             log.close()
@@ -251,7 +253,7 @@ def _trainer(
 def _report(progress: Progress, first: bool) -> None:
     """Reports an epoch to Ray Train; rank 0 attaches the checkpoint."""
     name = checkpoint.folder_name(progress.epoch)
-    metrics = {**progress.metrics, COMPLETE: progress.done}
+    metrics = {**progress.standing, COMPLETE: progress.done}
     if not first:
         ray.train.report(metrics, checkpoint=None, checkpoint_dir_name=name)
         return

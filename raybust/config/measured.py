@@ -7,6 +7,7 @@ which are named by the method's key (`geodesic/distance`).
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from raybust.config.assess import FastAttack, FastBounds, FastCertify
 
@@ -14,6 +15,10 @@ SECTIONS = (
     "train", "validation", "passes", "certified_fast", "certified_linf_fast", "attacked_fast",
 )  # fmt: skip
 """First components of the training loop's metric names."""
+CHEAP = ("certified_fast", "certified_linf_fast", "attacked_fast")
+"""Sections that are not measured every epoch, as validation is."""
+SELECTED = "train/selected_epoch"
+"""Metric that says which epoch's network a run uses, with `train.select` other than `last`."""
 
 _SHARES = (
     "validation/accuracy",
@@ -43,6 +48,34 @@ def measured(certified: FastCertify, attacked: FastAttack, bounds: FastBounds) -
     if bounds.every:
         found += [f"certified_linf_fast/accuracy_{eps:g}" for eps in bounds.eps]
     return found + ["attacked_fast/robust_accuracy"] * bool(attacked.every)
+
+
+def selecting(certified: FastCertify, attacked: FastAttack, bounds: FastBounds) -> list[str]:
+    """Returns the metrics by which `train.select` may choose an epoch: those of the validation part
+    of which more is better; arguments as in `measured`."""
+    every = certified.every, bounds.every, attacked.every
+    wanted = ["validation", *(one for one, often in zip(CHEAP, every, strict=True) if often)]
+    return [
+        metric
+        for metric in measured(certified, attacked, bounds)
+        if metric.partition("/")[0] in wanted and metric != "certified_fast/abstention"
+    ]
+
+
+def standing(now: Mapping[str, float], selected: Mapping[str, float]) -> dict[str, float]:
+    """Returns the metrics by which a run counts: those of the epoch whose network it uses, with
+    the epoch, the passes and the seconds that it has spent.
+
+    Args:
+        now: metrics of the last epoch.
+        selected: metrics of the epoch that `train.select` chose; empty without one.
+    """
+    spent = {
+        key: value
+        for key, value in now.items()
+        if key in ("epoch", SELECTED) or key.startswith("passes/") or key.endswith("/seconds")
+    }
+    return {**selected, **spent} if selected else dict(now)
 
 
 def limits(metric: str) -> tuple[float, float]:

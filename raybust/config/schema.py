@@ -20,7 +20,7 @@ from raybust.config.assess import (
     FastBounds,
     FastCertify,
 )
-from raybust.config.measured import SECTIONS, measured
+from raybust.config.measured import CHEAP, SECTIONS, measured, selecting
 from raybust.config.options import Section, option
 from raybust.config.tune import Tune
 from raybust.errors import unknown
@@ -162,6 +162,12 @@ class Train(Section):
     )
     compile: bool = option(False, "Whether to torch.compile the network.")
     keep: int = option(2, "Number of newest checkpoints to keep.", ge=2)
+    select: str = option(
+        "last",
+        "Epoch whose network the run uses: `last`, or the one with the largest value of a"
+        " validation metric, such as `attacked_fast/robust_accuracy`, among the epochs in which"
+        " every enabled measurement is made.",
+    )
 
     @property
     def rate(self) -> float:
@@ -249,6 +255,7 @@ class Config(Section):
                 f"out: got {self.out!r}, expected a folder; a URI belongs in cluster.storage"
             )
         found += self._metric_problems()
+        found += self._selection_problems()
         batch, workers = self.train.batch_size, self.cluster.workers
         if batch % workers:
             found.append(
@@ -267,6 +274,21 @@ class Config(Section):
                     " take more samples"
                 )
         return found
+
+    def _selection_problems(self) -> list[str]:
+        """Returns the problem with the metric that selects the epoch, if there is one."""
+        metric = self.train.select
+        known = selecting(self.certified_fast, self.attacked_fast, self.certified_linf_fast)
+        if metric in ("last", *known):
+            return []
+        section = metric.partition("/")[0]
+        if section in CHEAP and not getattr(self, section).every:
+            return [
+                f"train.select: got {metric!r}, which is never measured; set {section}.every=0.05,"
+                " a twentieth of the budget"
+            ]
+        problems = unknown("metric", metric, ["last", *known]).problems
+        return [f"train.select: {text}" for text in problems]
 
     def _metric_problems(self) -> list[str]:
         """Returns the problems with metrics that a sweep uses but no epoch reports; metrics of

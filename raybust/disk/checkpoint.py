@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import raybust
+from raybust.config.measured import standing
 from raybust.disk.files import replace_text
 from raybust.errors import RequestError
 
@@ -30,6 +31,9 @@ FORMAT = 1
 WEIGHTS = "model.safetensors"
 STATE = "state.pt"
 MANIFEST = "manifest.json"
+SELECTED = "selected"
+"""Folder in a run's with the networks of the epochs that `train.select` chose, newest last; no
+`train.keep` removes them."""
 
 _NAME = re.compile(r"epoch-(\d{6,})")
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
@@ -41,21 +45,29 @@ def folder_name(epoch: int) -> str:
 
 
 def write(
-    folder: Path, weights: dict[str, Tensor], state: dict[str, Any], manifest: dict[str, Any]
+    folder: Path,
+    weights: dict[str, Tensor],
+    state: dict[str, Any] | None,
+    manifest: dict[str, Any],
 ) -> None:
-    """Writes the three files of a checkpoint into an existing folder, the manifest last.
+    """Writes the files of a checkpoint into an existing folder, the manifest last.
 
     Args:
         folder: a temporary folder that the caller renames or uploads.
         weights: state dict of the network to certify and deploy.
-        state: what else resuming needs; plain containers and tensors only.
+        state: what else resuming needs; plain containers and tensors only. None for a checkpoint
+            from which nothing resumes.
         manifest: JSON data: configuration, metrics; digests and versions are added.
     """
     write_weights(weights, folder / WEIGHTS)
-    content = io.BytesIO()
-    torch.save(state, content)
-    (folder / STATE).write_bytes(content.getbuffer())  # says what is wrong; torch's writer does not
-    digests = {name: digest_of(folder / name) for name in (WEIGHTS, STATE)}
+    names = [WEIGHTS]
+    if state is not None:
+        content = io.BytesIO()
+        torch.save(state, content)
+        # Says what is wrong; torch's writer does not.
+        (folder / STATE).write_bytes(content.getbuffer())
+        names.append(STATE)
+    digests = {name: digest_of(folder / name) for name in names}
     versions = {"raybust": raybust.__version__, "torch": torch.__version__}
     record = {"format": FORMAT, "files": digests, "versions": versions, **manifest}
     write_manifest(folder, record)
@@ -137,6 +149,34 @@ def newest(root: Path, warn: Callable[[str], None] = lambda text: None) -> Path 
             return folder
         warn(f"checkpoint {folder.name} is torn ({problem}); using the previous one")
     return None
+
+
+def used(root: Path, warn: Callable[[str], None] = lambda text: None) -> Path | None:
+    """Returns the checkpoint whose network a run uses: the one that `train.select` chose so far,
+    else the newest intact one; None if there is none.
+
+    Args:
+        root: folder of the run.
+        warn: receives a message for each torn checkpoint skipped.
+    """
+    latest = newest(root, warn)
+    if latest is None:
+        return None
+    selected = json.loads((latest / MANIFEST).read_text()).get("selected")
+    if selected is None or selected["epoch"] == epoch_of(latest):
+        return latest
+    return root / SELECTED / folder_name(selected["epoch"])
+
+
+def standing_of(folder: Path) -> dict[str, float]:
+    """Returns the metrics by which a run counts that ends with a checkpoint; see
+    `config.measured.standing`.
+
+    Raises:
+        RequestError: the checkpoint is torn.
+    """
+    manifest = read_manifest(folder)
+    return standing(manifest["metrics"], manifest.get("selected", {}).get("metrics", {}))
 
 
 def torn(folder: Path) -> str | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import yaml
@@ -23,37 +23,43 @@ AGAIN = "trial.yaml"
 
 
 def strip(folder: Path, *, weights: bool) -> None:
-    """Removes a trial's checkpoints but the newest, its optimizer state and, unless kept, weights.
-    Removes nothing if that was done before.
+    """Removes a trial's checkpoints but the newest and the one that it uses, optimizer state and,
+    unless kept, weights. Removes nothing if that was done before.
 
     Args:
         folder: of the trial, which will not be resumed.
         weights: whether they stay.
     """
-    there = checkpoint.folders(folder)
+    there = checkpoint.folders(folder) + checkpoint.folders(folder / checkpoint.SELECTED)
     gone = (checkpoint.STATE,) if weights else (checkpoint.STATE, checkpoint.WEIGHTS)
-    if len(there) < 2 and not any((path / name).exists() for path in there for name in gone):
+    newest, used = checkpoint.newest(folder), checkpoint.used(folder)
+    stay = [path for path in there if path in (newest, used)]
+    if there == stay and not any((path / name).exists() for path in there for name in gone):
         return
-    newest = checkpoint.newest(folder)
     if newest is None:
         return
     if not weights:
         _write_configuration(folder)
-    manifest = json.loads((newest / checkpoint.MANIFEST).read_text())
-    removed = {name: manifest["files"].pop(name) for name in gone if name in manifest["files"]}
-    manifest["removed"] = {**manifest.get("removed", {}), **removed}
-    checkpoint.write_manifest(newest, manifest)  # first, so that a kill leaves it intact
-    for name in gone:
-        (newest / name).unlink(missing_ok=True)
+    for path in stay:
+        if checkpoint.torn(path) is None:
+            _remove(path, gone)
     for path in there:
-        if path != newest:
+        if path not in stay:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def newest_weights(
-    folder: Path, name: str, warn: Callable[[str], None] = lambda text: None
-) -> Path:
-    """Returns the newest intact checkpoint of a run, which has weights.
+def _remove(saved: Path, gone: Sequence[str]) -> None:
+    """Removes files of a checkpoint, which stays intact."""
+    manifest = json.loads((saved / checkpoint.MANIFEST).read_text())
+    removed = {name: manifest["files"].pop(name) for name in gone if name in manifest["files"]}
+    manifest["removed"] = {**manifest.get("removed", {}), **removed}
+    checkpoint.write_manifest(saved, manifest)  # first, so that a kill leaves it intact
+    for name in gone:
+        (saved / name).unlink(missing_ok=True)
+
+
+def used_weights(folder: Path, name: str, warn: Callable[[str], None] = lambda text: None) -> Path:
+    """Returns the checkpoint whose network a run uses, which has weights.
 
     Args:
         folder: of the run.
@@ -61,19 +67,25 @@ def newest_weights(
         warn: receives a message for each torn checkpoint skipped.
 
     Raises:
-        RequestError: there is none, or its weights were removed.
+        RequestError: there is none, it is torn, or its weights were removed.
     """
-    newest = checkpoint.newest(folder, warn)
-    if newest is None:
+    used = checkpoint.used(folder, warn)
+    if used is None:
         raise RequestError(f"{name}: has no checkpoint yet; train it first")
-    if not checkpoint.has_weights(newest):
+    last = checkpoint.newest(folder)
+    if used != last and (problem := checkpoint.torn(used)) is not None:
+        raise RequestError(
+            f"{name}: the checkpoint {checkpoint.SELECTED}/{used.name} is torn ({problem}), which"
+            f" train.select chose; name another one, such as {last}"
+        )
+    if not checkpoint.has_weights(used):
         again = runs.display_name(folder).replace("/", "-")
         command = f"raybust train {shlex.quote(str(folder / AGAIN))} --name {shlex.quote(again)}"
         raise RequestError(
             f"{name}: its weights were not kept, only those of the sweep's best trials (tune.keep);"
             f" train it again with `{command}`"
         )
-    return newest
+    return used
 
 
 def _write_configuration(folder: Path) -> None:

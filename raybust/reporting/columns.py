@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from raybust.search.leaderboard import Leaderboard
+from raybust.config.measured import SELECTED
 from raybust.numerics.balls.threat import show_eps
 from raybust.reporting.naming import AT_LEAST
 from raybust.search.race import interval
@@ -50,6 +51,8 @@ def columns_of(board: Leaderboard) -> list[Column]:
     for metric in seen:
         head = "val. accuracy" if metric == ACCURACY else metric
         found.append(Column(head, "search", partial(_seen, board.metric, metric)))
+    if any(SELECTED in entry.metrics for entry in board.entries):
+        found.append(Column("epoch used", "search", _epoch))
     if any(entry.in_race is not None for entry in board.entries):
         found.append(Column("seeds", "search", _seeds))
     if board.constraints:
@@ -80,6 +83,12 @@ def _seen(optimized: str, metric: str, entry: TrialRecord) -> str:
         return number(entry.value)
     low, high = interval([goals[0] for goals in entry.values])
     return f"{number(entry.value)} [{number(low)}, {number(high)}]"
+
+
+def _epoch(entry: TrialRecord) -> str:
+    """Returns the epoch whose network the trial uses; the mean over several seeds."""
+    mean = "mean " * (len(entry.values) > 1)
+    return f"{mean}{entry.metrics[SELECTED]:g}" if SELECTED in entry.metrics else ""
 
 
 def _seeds(entry: TrialRecord) -> str:

@@ -213,7 +213,9 @@ def _search(config: Config) -> str:
         count = "all" if bounds.examples is None else bounds.examples
         radii = ", ".join(f"{eps:g}" for eps in bounds.eps)
         parts.append(f"{bounds.bound} bounds of {count} images, linf <= {radii}")
-    return "; ".join(parts) + "; values of the last epoch."
+    chosen = config.train.select
+    epoch = "last epoch" if chosen == "last" else f"epoch with the largest {chosen}"
+    return "; ".join(parts) + f"; values of the {epoch}."
 
 
 def write_space(folder: Path, plain: Mapping[str, Any]) -> None:

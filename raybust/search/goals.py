@@ -13,13 +13,10 @@ from typing import Any
 from raybust import config as configuration
 from raybust import methods
 from raybust.config import Config
-from raybust.config.measured import SECTIONS, measured
+from raybust.config.measured import CHEAP, SECTIONS, measured
 from raybust.disk.runs import SCORING, belongs
 from raybust.errors import RequestError, unknown
 from raybust.search.space import Space
-
-_CHEAP = ("certified_fast", "certified_linf_fast", "attacked_fast")
-"""Sections that are not measured every epoch, as validation is."""
 
 _NOT_OF_VALUES = (
     "certified_fast.every", "certified_fast.radii", "certified_fast.moment", "attacked_fast.every",
@@ -80,7 +77,7 @@ def _never(config: Config) -> list[str]:
     found = []
     for metric in dict.fromkeys(metric for _, metric in config.tune.asked()):
         section = metric.partition("/")[0]
-        if section in _CHEAP and not getattr(config, section).every:
+        if section in CHEAP and not getattr(config, section).every:
             found.append(
                 f"{section}.every: got 0, which never measures {metric}, but the sweep needs it;"
                 f" set {section}.every=0.05, a twentieth of the budget"
@@ -92,7 +89,7 @@ def _too_late(config: Config, space: Space) -> list[str]:
     """Reports early stopping that first sees its metric after most of the budget is spent."""
     part, (unit, epochs) = config.tune, config.train.budget
     section = part.metric.partition("/")[0]
-    if part.scheduler == "none" or section not in _CHEAP:
+    if part.scheduler == "none" or section not in CHEAP:
         return []
     every = share = getattr(config, section).every
     if every == 1 or (every > 1 and unit != "epoch"):  # every epoch, or unknown number of epochs
@@ -132,7 +129,7 @@ def scoring_difference(
         metrics: their names.
     """
     sections = {metric.partition("/")[0] for metric in metrics}
-    keys: list[str] = [name for name in _CHEAP if name in sections]
+    keys: list[str] = [name for name in CHEAP if name in sections]
     keys += SCORING if "certified_fast" in sections else ()
     return [
         text

@@ -1,9 +1,9 @@
 """Compares results with what their runs have now: is the function, are the images and the labels
 of a result still those of its run? Used by `raybust report`.
 
-A header records what made its rows. The network is rebuilt from the newest checkpoint, and the
-images are read again. What cannot be rebuilt, because its code or its data is not at hand, is
-reported as not compared.
+A header records what made its rows. The network is rebuilt from the checkpoint that the run uses,
+and the images are read again. What cannot be rebuilt, because its code or its data is not at hand,
+is reported as not compared.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Current:
         folders = [leaf.value for leaf in leaves if leaf.key == "corruptions.folder"]
         self._published = str(folders[-1]) if folders else None
         self._named = {leaf.value for leaf in leaves if leaf.key == "model.name"}
-        self._newest: dict[Path, tuple[Path | None, str]] = {}
+        self._used: dict[Path, tuple[Path | None, str]] = {}
         self._loaded: dict[Path, Trained | str] = {}
 
     def with_notes(self, board: Leaderboard) -> Leaderboard:
@@ -80,8 +80,8 @@ class Current:
         Args:
             result: its file with the header, for instance in OUT/NAME/certified.
         """
-        (newest, weights), header = self._checkpoint(result), _header(result)
-        if newest is None or not header:
+        (used, weights), header = self._checkpoint(result), _header(result)
+        if used is None or not header:
             return []
         if weights and header.get("weights") not in (None, "", weights):
             return ["other weights"]
@@ -143,16 +143,16 @@ class Current:
             yield f"its results are not compared with its network and data: {obstacle}"
 
     def _checkpoint(self, result: Path) -> tuple[Path | None, str]:
-        """Returns the newest checkpoint of a result's run, None for a result outside of a run, and
+        """Returns the checkpoint that a result's run uses, None for a result outside of a run, and
         the digest of its weights, "" if they were not kept."""
         run = _run_of(result)
-        if run not in self._newest:
-            newest = checkpoint.newest(run) if (run / runs.IDENTITY).exists() else None
+        if run not in self._used:
+            used = checkpoint.used(run) if (run / runs.IDENTITY).exists() else None
             weights = ""
-            if newest is not None and checkpoint.has_weights(newest):
-                weights = identity.state_digest(checkpoint.read_weights(newest))
-            self._newest[run] = newest, weights
-        return self._newest[run]
+            if used is not None and checkpoint.has_weights(used):
+                weights = identity.state_digest(checkpoint.read_weights(used))
+            self._used[run] = used, weights
+        return self._used[run]
 
     def _trained(self, result: Path) -> Trained | str:
         """Returns the network and data of a result's run, or why they cannot be had."""

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from raybust.config import Config
+from raybust.config.measured import SELECTED
 from raybust.data import Dataset
 from raybust.disk import pulse, runs
 from raybust.stages.bars import Echo, progress_bar, span
@@ -208,4 +209,6 @@ def epoch_line(epoch: int, metrics: dict[str, Any]) -> str:
         for key in metrics
         if key.startswith("certified_linf_fast/")
     ]
+    if metrics.get(SELECTED) == epoch:
+        parts.append("selected")
     return "  ".join(parts)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from raybust.disk import checkpoint, runs
 from raybust.disk.files import replace_text
-from raybust.disk.strip import newest_weights
+from raybust.disk.strip import used_weights
 from raybust.errors import RequestError, WorkError
 from raybust.stages.card import CARD, card_of, function_digest
 from raybust.trained import Trained
@@ -172,4 +172,4 @@ def _untraceable(trained: Trained, error: Exception) -> RequestError:
 def _saved(trained: Trained) -> Path | None:
     """Returns the checkpoint of a run; None for a weights file."""
     is_run = (trained.folder / runs.IDENTITY).exists()
-    return newest_weights(trained.folder, trained.name) if is_run else None
+    return used_weights(trained.folder, trained.name) if is_run else None

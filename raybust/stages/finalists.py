@@ -17,7 +17,7 @@ from raybust.certification import BoundProtocol, Protocol
 from raybust.config import Config
 from raybust.disk import runs
 from raybust.disk.rowlog import OtherProtocolError
-from raybust.disk.strip import newest_weights
+from raybust.disk.strip import used_weights
 from raybust.reporting import read_log
 from raybust.reporting.seeds import SEED_FIGURES, over_seeds
 from raybust.search.leaderboard import Leaderboard
@@ -120,7 +120,7 @@ def _figures(
     if config.evaluate.attacks:
         echo(f"attacking {name} on the {trained.config.evaluate.split} set")
         yield {"attacked": attacked.evaluate(trained, Options(echo)).metrics}
-    saved = newest_weights(trained.folder, trained.name)
+    saved = used_weights(trained.folder, trained.name)
     package(trained, saved, trained.folder / MODEL)
 
 

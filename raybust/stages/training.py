@@ -98,10 +98,10 @@ def train(config: Config, *, address: str | None, resume: bool, verbose: bool, e
 
 def _warn_at_end(folder: Path, chance: Chance, echo: Echo) -> None:
     """Warns about a run that ended no better than chance, unless its last line did."""
-    newest = checkpoint.newest(folder)
-    if newest is None or (epoch := checkpoint.epoch_of(newest)) == LOOKED_AT:
+    used = checkpoint.used(folder)
+    if used is None or (epoch := checkpoint.epoch_of(used)) == LOOKED_AT:
         return
-    accuracy = checkpoint.read_manifest(newest)["metrics"]["validation/accuracy"]
+    accuracy = checkpoint.read_manifest(used)["metrics"]["validation/accuracy"]
     if warning := chance.warning(epoch, accuracy):
         echo(warning)
 

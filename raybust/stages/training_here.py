@@ -41,7 +41,7 @@ def train_here(config: Config, job: Job, uri: str, *, dataset: Dataset) -> None:
         failure, cause = why_failed(error), error
     else:
         if failure is None:
-            log.end("finished", checkpoint.newest(folder))
+            log.end("finished", checkpoint.used(folder))
     finally:
         log.close()
     if failure is not None:
@@ -58,6 +58,7 @@ def _train(config: Config, dataset: Dataset, folder: Path, log: RunLog) -> str |
             log.end("failed", detail=progress.failure)
             return progress.failure
         log.epoch(progress)
+        progress.keep_selected(folder, config.train.keep)
         name = checkpoint.folder_name(progress.epoch)
         checkpoint.commit(folder, name, progress.save, config.train.keep)
     return None

@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any, Literal, get_args
 from urllib.parse import quote
 
+from raybust.config.measured import SELECTED, standing
 from raybust.errors import RequestError
 
 SUFFIX = "journal.jsonl"
@@ -274,6 +275,18 @@ def metrics_of(path: Path) -> list[tuple[int, dict[str, float]]]:
         for entry in entries
         if entry["e"] == "metrics"
     ]
+
+
+def standing_of(path: Path) -> list[tuple[int, dict[str, float]]]:
+    """Like `metrics_of`, but with the metrics by which the run counted after each epoch; see
+    `config.measured.standing`."""
+    known: dict[int, dict[str, float]] = {}
+    found = []
+    for epoch, values in metrics_of(path):
+        known[epoch] = values
+        chosen = known.get(int(values.get(SELECTED, epoch)), values)
+        found.append((epoch, standing(values, chosen)))
+    return found
 
 
 def decode(line: bytes) -> dict[str, Any] | None:

@@ -7,14 +7,17 @@ Tune actor, a test) decides where metrics and checkpoints go.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from raybust import devices
 from raybust.config import Config
+from raybust.config.measured import standing
 from raybust.data import Dataset
+from raybust.disk import checkpoint
 from raybust.disk.pulse import Pulse
 from raybust.errors import WorkError
 from raybust.training.loop import Trainer
@@ -31,6 +34,9 @@ class Progress:
         save: writes a checkpoint of the current state into a folder; call on rank 0.
         done: whether this was the last epoch.
         failure: why training cannot continue, or None; if set, save nothing.
+        standing: the metrics by which the run counts so far: those of the epoch that
+            `train.select` chose, with what has been spent; without it, the same as `metrics`.
+        pin: writes weights and manifest alone, if `train.select` chose this epoch; else None.
     """
 
     epoch: int
@@ -38,6 +44,20 @@ class Progress:
     save: Callable[[Path], None]
     done: bool
     failure: str | None = None
+    standing: dict[str, float] = field(default_factory=dict)
+    pin: Callable[[Path], None] | None = None
+
+    def keep_selected(self, folder: Path, keep: int) -> None:
+        """Keeps the network of this epoch apart if `train.select` chose it; before the epoch's
+        checkpoint, which names it, and together with those that earlier checkpoints name.
+
+        Args:
+            folder: of the run.
+            keep: number of checkpoints that stay.
+        """
+        if self.pin is not None:
+            name = checkpoint.folder_name(self.epoch)
+            checkpoint.commit(folder / checkpoint.SELECTED, name, self.pin, keep + 1)
 
 
 def fit(
@@ -78,8 +98,15 @@ def _epochs(trainer: Trainer) -> Iterator[Progress]:
             epoch = trainer.epoch + 1
             yield Progress(epoch, {"epoch": epoch}, trainer.save, True, failure)
             return
-        metrics = trainer.validate()
-        yield Progress(trainer.epoch, metrics, trainer.save, trainer.done)
+        metrics, chosen = trainer.validate(), trainer.selection
+        yield Progress(
+            trainer.epoch,
+            metrics,
+            trainer.save,
+            trainer.done,
+            standing=standing(metrics, chosen.metrics),
+            pin=partial(trainer.save, resumable=False) if chosen.epoch == trainer.epoch else None,
+        )
 
 
 def _out_of_memory(config: Config, device: torch.device, error: torch.OutOfMemoryError) -> str:

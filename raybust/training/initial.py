@@ -19,7 +19,7 @@ from raybust import methods, models
 from raybust.config import Config
 from raybust.data import Dataset
 from raybust.disk import checkpoint, runs
-from raybust.disk.strip import newest_weights
+from raybust.disk.strip import used_weights
 from raybust.errors import RequestError
 from raybust.models.normalize import Normalize
 from raybust.numerics.transport import penultimate
@@ -190,4 +190,4 @@ def _find(source: str, key: str, config: Config) -> Path:
         )
     if path.is_file() or (path / checkpoint.MANIFEST).exists():
         return path
-    return newest_weights(path, f"{key}: {source}")
+    return used_weights(path, f"{key}: {source}")

@@ -28,11 +28,12 @@ from raybust.disk.pulse import Pulse
 from raybust.errors import WorkError
 from raybust.identity import code_of, fixed_images, outputs_of, same_function
 from raybust.methods import StepContext
-from raybust.training import initial
+from raybust.training import average, initial
 from raybust.training.objective import Objective, assemble, smoothing_sigma
 from raybust.training.optimizer import autocast, optimizer, schedule
 from raybust.training.ranks import Ranks
-from raybust.training.validation import measure
+from raybust.training.selection import Selection
+from raybust.training.validation import measure, whole
 
 _CHECK_EVERY = 100
 _PROBE_IMAGES = 8
@@ -44,6 +45,7 @@ class Trainer:
     Attributes:
         epoch: number of completed epochs.
         share: spent fraction of the run's budget (epochs, passes or seconds).
+        selection: the epoch whose network the run uses so far.
         watch: called after every step.
         network: the network being trained, unwrapped.
         average: network with averaged weights if `train.ema` is on, else `network` itself.
@@ -65,6 +67,7 @@ class Trainer:
         self.generator = torch.Generator(device)
         self.epoch, self.share, self._previous_share = 0, 0.0, 0.0
         self.metrics: dict[str, float] = {}
+        self.selection = Selection(config.train.select)
         self.watch: Callable[[Pulse], None] = lambda pulse: None
         self._sums: dict[str, tuple[Tensor, int]] = {}
         self._found: list[Tensor] = []
@@ -156,7 +159,7 @@ class Trainer:
         self._log("train/gradient_norm", norm)
         self.optimizer.step()
         if train.ema:
-            _update_average(self.average, self.network, train.ema)
+            average.update(self.average, self.network, train.ema)
         return torch.stack(losses).sum()
 
     def rate(self, progress: float) -> float:
@@ -243,6 +246,8 @@ class Trainer:
         )  # fmt: skip
         self.metrics.update(found)
         self.metrics["validation/seconds"] += time.perf_counter() - started
+        complete = whole(self.config, self.epoch, self._previous_share, self.share)
+        self.selection.consider(self.epoch, self.metrics, whole=complete)
         return dict(self.metrics)
 
     def _spent(self, steps: int, seconds: float) -> float:
@@ -278,8 +283,13 @@ class Trainer:
         """Fingerprint of the network's code, which stays the same in this process."""
         return code_of(self.average, self.dataset.shape)
 
-    def save(self, folder: Path) -> None:
-        """Writes a checkpoint of the current state into an existing folder."""
+    def save(self, folder: Path, *, resumable: bool = True) -> None:
+        """Writes a checkpoint of the current state into an existing folder.
+
+        Args:
+            folder: in which it is written.
+            resumable: whether a run can resume from it; else it has weights and manifest alone.
+        """
         state: dict[str, Any] = {
             "epoch": self.epoch,
             "optimizer": self.optimizer.state_dict(),
@@ -301,8 +311,10 @@ class Trainer:
             "metrics": self.metrics,
             "sigma": smoothing_sigma(self.config),
             "workers": self.ranks.world,
+            **self.selection.chosen(),
         }
-        checkpoint.write(folder, self.average.state_dict(), state, manifest)
+        weights = self.average.state_dict()
+        checkpoint.write(folder, weights, state if resumable else None, manifest)
 
     def _load(self, folder: Path) -> None:
         state = checkpoint.read_state(folder)
@@ -313,6 +325,7 @@ class Trainer:
         self.epoch, self._found = state["epoch"], state.get("found", [])
         manifest = checkpoint.read_manifest(folder)
         self.metrics = manifest["metrics"]
+        self.selection.restore(manifest)
         if not same_function(self.average.eval(), manifest):
             raise WorkError(
                 f"the network no longer computes what it did after epoch {self.epoch}: its code"
@@ -330,14 +343,3 @@ class Trainer:
             f"lower train.lr (now {self.config.train.rate:g}) or train.clip_norm"
             f" (now {self.config.train.clip_norm or 'null: no clipping'})"
         )
-
-
-@torch.no_grad()
-def _update_average(average: nn.Module, network: nn.Module, decay: float) -> None:
-    """Updates the moving average of floating-point weights and buffers; copies all others."""
-    means, values = average.state_dict().values(), network.state_dict().values()
-    for mean, value in zip(means, values, strict=True):
-        if mean.is_floating_point():
-            mean.lerp_(value, 1 - decay)
-        else:
-            mean.copy_(value)

@@ -73,6 +73,12 @@ def measure(
     return ranks.means(found)
 
 
+def whole(config: Config, epoch: int, before: float, spent: float) -> bool:
+    """Returns whether every enabled measurement is made in an epoch; arguments as in `measure`."""
+    sections = (config.certified_fast, config.certified_linf_fast, config.attacked_fast)
+    return all(_due(one.every, epoch, before, spent) for one in sections if one.every)
+
+
 def _due(every: float, epoch: int, before: float, spent: float) -> bool:
     """Returns whether an epoch ends at, or first after, a multiple of `every`, in epochs, or in
     fractions of the budget if below 1."""
