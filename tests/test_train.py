@@ -247,26 +247,6 @@ def test_clipping_bounds_the_gradient(digits):
     assert torch.equal(moves[1e6], moves[None])
 
 
-def test_moving_average_follows_its_formula_batch_norm_included(few):
-    config = make("model.name=resnet20", "train.ema=0.8", "train.batch_size=20")
-    trainer = Trainer(config, few, CPU)
-    expected = {key: value.double() for key, value in parameters(trainer.network).items()}
-    for _ in range(3):
-        trainer.step(*first_batches(few, config, 1)[0], 0.0)
-        for key, value in trainer.network.state_dict().items():
-            if value.is_floating_point():
-                expected[key] = 0.8 * expected[key] + 0.2 * value.double()
-            else:
-                expected[key] = value.double()
-    found = trainer.average.state_dict()
-    assert any("running_var" in key for key in found)
-    for key, value in expected.items():
-        torch.testing.assert_close(found[key].double(), value, rtol=1e-5, atol=1e-6, msg=key)
-    counted = [int(v) for key, v in found.items() if "num_batches" in key]
-    assert set(counted) == {3}
-    assert not same(parameters(trainer.network), parameters(trainer.average))
-
-
 def test_without_a_moving_average_the_network_itself_is_kept(few):
     trainer = Trainer(make(), few, CPU)
     assert trainer.average is trainer.network

@@ -147,7 +147,15 @@ class Train(Section):
     )
     ema: float = option(
         0.0,
-        "Per-step decay of the weight average, which replaces the weights; 0: off.",
+        "Largest decay of the weight average, which replaces the weights, for instance 0.995: the"
+        " decay of step t is min(ema, (1 + t) / (10 + t)) after 2.5 % of the run. 0: off.",
+        ge=0,
+        lt=1,
+    )
+    label_smoothing: float = option(
+        0.0,
+        "Share s of the uniform distribution in the labels of the loss, (1 - s) y + s / K; attacks"
+        " and bounds keep the labels.",
         ge=0,
         lt=1,
     )
@@ -260,6 +268,11 @@ class Config(Section):
         if batch % workers:
             found.append(
                 f"train.batch_size: got {batch}, expected a multiple of cluster.workers = {workers}"
+            )
+        if self.train.label_smoothing and self.method and self.method.round_epochs():
+            found.append(
+                f"train.label_smoothing: got {self.train.label_smoothing:g}, expected 0, because"
+                f" {self.method.key} stores images with their labels in rounds"
             )
         classes = self.train.batch_classes
         if classes and batch % (classes * workers):

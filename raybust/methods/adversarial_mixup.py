@@ -103,8 +103,10 @@ class AdversarialMixup(Pgd):
         `Method.loss`."""
         ratio, order = pairing(images, self.alpha, context.generator)
         pair = Pair(images, targets, images[order], targets[order])
+        labels = context.sharp(targets)
+        sharp = Pair(images, labels, images[order], labels[order])
         with attacked(network, statistics=self.statistics):
-            found = self._search(network, pair, ratio, context)
+            found = self._search(network, sharp, ratio, context)
         logits = network(found.images)
         label = pair.label(position(found, pair, self.labels), logits)
         loss = F.cross_entropy(logits, label)

@@ -36,6 +36,7 @@ class StepContext:
         embed: maps images (B, C, H, W) to features (B, D) of the frozen network named by
             `embedded_by`, None without one. Not counted as a pass of the trained network.
         stored: what the method's last `store` keeps for the steps, None without rounds.
+        smoothing: share of the uniform distribution in the targets, `train.label_smoothing`.
     """
 
     generator: torch.Generator
@@ -44,6 +45,17 @@ class StepContext:
     metrics: dict[str, Tensor | float] = field(default_factory=dict)
     embed: Callable[[Tensor], Tensor] | None = None
     stored: Any = None
+    smoothing: float = 0.0
+
+    def sharp(self, targets: Tensor) -> Tensor:
+        """Returns targets without label smoothing, for attacks and bounds, which keep the label.
+
+        Args:
+            targets: labels (B,) or probabilities (B, K), also mixed ones: smoothing is linear.
+        """
+        if not self.smoothing:
+            return targets
+        return (targets - self.smoothing / targets.shape[1]) / (1 - self.smoothing)
 
 
 class Round(NamedTuple):

@@ -148,7 +148,7 @@ class Ibp(Method):
             weight = _REGULARIZER * bool(plain.statistics)
         weight *= 1 - self.rise(context.progress)
         penalty = weight * regularizers(box) if weight else low.new_zeros(())
-        return F.cross_entropy(-low, targets), penalty
+        return F.cross_entropy(-low, context.sharp(targets)), penalty
 
     def low(self, box: Box, labels: Tensor, progress: float) -> Tensor:
         """Returns lower bounds (B, K) of the margins, 0 at the label.

@@ -85,9 +85,10 @@ class Pgd(Method):
     ) -> Tensor:
         """Freezes the network, attacks the images' cross entropy and returns the adversarial images
         (B, C, H, W); arguments as in `Method.loss`."""
+        labels = context.sharp(targets)
 
         def objective(logits: Tensor) -> Tensor:
-            return F.cross_entropy(logits, targets, reduction="sum")
+            return F.cross_entropy(logits, labels, reduction="sum")
 
         with attacked(network, statistics=self.statistics):
             return self.attack(network, images, objective, context)

@@ -51,9 +51,11 @@ class Smoothadv(Pgd):
             logits: Tensor = network((point + noise).flatten(0, 1))
             return logits
 
+        labels = context.sharp(targets)
+
         def objective(logits: Tensor) -> Tensor:
             smoothed = mean_log_probability(logits.log_softmax(1).reshape(m, count, -1))
-            return F.cross_entropy(smoothed, targets, reduction="sum")
+            return F.cross_entropy(smoothed, labels, reduction="sum")
 
         with attacked(network, statistics=self.statistics):
             worst = self.attack(noisy, images, objective, context)

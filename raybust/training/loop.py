@@ -6,7 +6,6 @@ rank), so a resumed run continues bit for bit with the same number of workers.
 
 from __future__ import annotations
 
-import copy
 import functools
 import math
 import time
@@ -28,15 +27,15 @@ from raybust.disk.pulse import Pulse
 from raybust.errors import WorkError
 from raybust.identity import code_of, fixed_images, outputs_of, same_function
 from raybust.methods import StepContext
-from raybust.training import average, initial
+from raybust.training import initial
+from raybust.training.average import STEADY, Average
 from raybust.training.objective import Objective, assemble, smoothing_sigma
 from raybust.training.optimizer import autocast, optimizer, schedule
 from raybust.training.ranks import Ranks
 from raybust.training.selection import Selection
-from raybust.training.validation import measure, whole
+from raybust.training.validation import measure, not_finite, whole
 
 _CHECK_EVERY = 100
-_PROBE_IMAGES = 8
 
 
 class Trainer:
@@ -77,10 +76,13 @@ class Trainer:
             initial.initialize(self.network, config, dataset)
         self.network.to(device)
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.average = copy.deepcopy(self.network) if config.train.ema else self.network
+        ema = config.train.ema
+        self.averaging = Average(self.network, ema) if ema else None
+        self.average = self.averaging.network if self.averaging else self.network
         if config.train.compile:
             self.network.compile()
         self.objective = Objective(self.network, config.method, autocast(config.train, device))
+        self.objective.smoothing = config.train.label_smoothing, len(dataset.classes)
         self.objective.embed = initial.embedding(config, dataset, device)
         images, labels = dataset.train.fetch(
             spread(len(dataset.train), config.method.setup_images())
@@ -158,8 +160,8 @@ class Trainer:
             nn.utils.clip_grads_with_norm_(self.network.parameters(), train.clip_norm, norm)
         self._log("train/gradient_norm", norm)
         self.optimizer.step()
-        if train.ema:
-            average.update(self.average, self.network, train.ema)
+        if self.averaging:
+            self.averaging.follow(self.network, progress)
         return torch.stack(losses).sum()
 
     def rate(self, progress: float) -> float:
@@ -208,7 +210,9 @@ class Trainer:
                     return self._diverged(number, f"the loss became {mean}")
             if over:
                 break
-        if self.ranks.sum(self._not_finite()) > 0:
+        if self.averaging:
+            self.averaging.end_epoch(self.network)
+        if self.ranks.sum(not_finite(self.average, self.dataset.validation, self.device)) > 0:
             return self._diverged(number, "the network became NaN or infinite")
         seconds = time.perf_counter() - started
         self.share = self._spent(number, previous + seconds)
@@ -225,17 +229,6 @@ class Trainer:
             **self.ranks.means(self._sums),
         }
         return None
-
-    @torch.no_grad()
-    def _not_finite(self) -> Tensor:
-        """Counts the network's tensors with NaN or infinity, including its outputs on a few
-        validation images: the losses do not reflect the last update."""
-        count = min(_PROBE_IMAGES, len(self.dataset.validation))
-        images, _ = self.dataset.validation.fetch(range(count))
-        outputs = self.average.eval()(images.to(self.device))
-        parts = [part for part in self.average.state_dict().values() if part.is_floating_point()]
-        broken = [~part.isfinite().all() for part in (*parts, outputs)]
-        return torch.stack(broken).sum().to(torch.float64)
 
     def validate(self) -> dict[str, float]:
         """Returns the epoch's training metrics and those of `raybust.training.validation`."""
@@ -295,8 +288,9 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "passes": [int(self.metrics[f"passes/{way}"]) for way in ("forward", "backward")],
         }
-        if self.config.train.ema:
+        if self.averaging:
             state["network"] = self.network.state_dict()
+            state["averaged"] = self.averaging.steps
         if self._found:
             state["found"] = self._found
         manifest = {
@@ -319,8 +313,10 @@ class Trainer:
     def _load(self, folder: Path) -> None:
         state = checkpoint.read_state(folder)
         self.average.load_state_dict(checkpoint.read_weights(folder))
-        if self.config.train.ema:
+        if self.averaging:
             self.network.load_state_dict(state["network"])
+            # Checkpoints of raybust 0.1 lack the steps; its decay was constant.
+            self.averaging.steps = state.get("averaged", STEADY)
         self.optimizer.load_state_dict(state["optimizer"])
         self.epoch, self._found = state["epoch"], state.get("found", [])
         manifest = checkpoint.read_manifest(folder)

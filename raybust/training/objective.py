@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from raybust import models
@@ -147,6 +148,7 @@ class Objective(nn.Module):
         metrics: the method's metrics of the last step.
         embed: features of a frozen network, see `StepContext`; a function, not a submodule.
         stored: of the method's current round, see `Method.store`.
+        smoothing: share of the uniform distribution in the targets, and the number of classes.
     """
 
     def __init__(
@@ -159,6 +161,7 @@ class Objective(nn.Module):
         self.metrics: dict[str, Tensor | float] = {}
         self.embed: Callable[[Tensor], Tensor] | None = None
         self.stored: object = None
+        self.smoothing = 0.0, 0
 
     def prepare(self, images: Tensor, targets: Tensor) -> None:
         """Runs the method's `setup` on training images (B, C, H, W) and labels (B,)."""
@@ -183,7 +186,25 @@ class Objective(nn.Module):
         self, images: Tensor, targets: Tensor, generator: torch.Generator, progress: float
     ) -> Tensor:
         """Returns the scalar loss; see `Method.loss`."""
-        context = StepContext(generator, progress, self.prepared, {}, self.embed, self.stored)
+        share, classes = self.smoothing
+        if share:
+            targets = smoothed(targets, share, classes, images.dtype)
+        context = StepContext(
+            generator, progress, self.prepared, {}, self.embed, self.stored, smoothing=share
+        )
         loss = self.method.loss(self.network, images, targets, context)
         self.metrics = context.metrics
         return loss
+
+
+def smoothed(labels: Tensor, share: float, classes: int, dtype: torch.dtype) -> Tensor:
+    """Returns smoothed labels (B, K): (1 - share) y + share / K (Szegedy et al., 2016,
+    arXiv:1512.00567).
+
+    Args:
+        labels: int64 (B,).
+        share: of the uniform distribution.
+        classes: number K.
+        dtype: of the result.
+    """
+    return (1 - share) * F.one_hot(labels, classes).to(dtype) + share / classes

@@ -26,6 +26,7 @@ from raybust.training.objective import smoothing_sigma
 from raybust.training.ranks import Ranks
 
 _STEP = 2.5
+_PROBE_IMAGES = 8
 _TOLERANCE = 1e-6
 """Rounding tolerance on fractions of the budget."""
 
@@ -71,6 +72,23 @@ def measure(
             for key, value in measured(network, split, share, config, ranks.device).items():
                 found[key] = value * len(share), len(share)
     return ranks.means(found)
+
+
+@torch.no_grad()
+def not_finite(network: nn.Module, split: Part, device: torch.device) -> Tensor:
+    """Counts a network's tensors with NaN or infinity, including its outputs on a few images: the
+    losses of an epoch do not reflect its last update.
+
+    Args:
+        network: put into eval mode.
+        split: from which the images are taken.
+        device: the network's.
+    """
+    images, _ = split.fetch(range(min(_PROBE_IMAGES, len(split))))
+    outputs = network.eval()(images.to(device))
+    parts = [part for part in network.state_dict().values() if part.is_floating_point()]
+    broken = [~part.isfinite().all() for part in (*parts, outputs)]
+    return torch.stack(broken).sum().to(torch.float64)
 
 
 def whole(config: Config, epoch: int, before: float, spent: float) -> bool:
