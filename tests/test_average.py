@@ -194,7 +194,9 @@ def test_smoothing_in_a_run(few):
     images, labels = first_batches(few, config, 1)[0]
     logits = trainer.network(images)
     oracle = F.cross_entropy(logits, labels, label_smoothing=0.1)
-    assert float(trainer.step(images, labels, 0.0)) == pytest.approx(float(oracle.detach()), rel=1e-6)
+    assert float(trainer.step(images, labels, 0.0)) == pytest.approx(
+        float(oracle.detach()), rel=1e-6
+    )
     assert isinstance(config.method, Standard)
 
 

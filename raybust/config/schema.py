@@ -88,6 +88,9 @@ class Model(Section):
         "Network; see `raybust models`, or `torchvision:NAME`, `timm:NAME`, `module:callable`.",
     )
     width: int = option(32, "Channels of the first block of `small_cnn`.", ge=1, le=1024)
+    activation: Literal["relu", "silu", "softplus"] = option(
+        "relu", "Activation of the built-in networks; silu and softplus are smooth."
+    )
     mean: tuple[float, ...] | None = option(
         None, "Per-channel mean used by the normalization layer; default: the dataset's."
     )

@@ -9,6 +9,7 @@ the whole gives logits. Stage after data and before method.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import EntryPoint
@@ -76,10 +77,15 @@ def _preact_resnet18(shape: Shape, num_classes: int, config: Model) -> nn.Module
     return cifar.PreActResNet(shape[0], num_classes, stem=64, widths=(64, 128, 256, 512), blocks=2)
 
 
-def _wrn28_10(shape: Shape, num_classes: int, config: Model) -> nn.Module:
-    return cifar.PreActResNet(shape[0], num_classes, stem=16, widths=(160, 320, 640), blocks=4)
+def _wide(shape: Shape, num_classes: int, config: Model, *, depth: int, factor: int) -> nn.Module:
+    widths = tuple(factor * width for width in (16, 32, 64))
+    return cifar.PreActResNet(
+        shape[0], num_classes, stem=16, widths=widths, blocks=(depth - 4) // 6
+    )
 
 
+_ZAGORUYKO = "Zagoruyko and Komodakis, 2016, arXiv:1605.07146"
+_WIDE = re.compile(r"wrn([1-9]\d{0,2})_([1-9]\d{0,2})")
 _HE = "He, Zhang, Ren and Sun, 2016, arXiv:1512.03385"
 _BUILT_IN = {
     "small_cnn": _Entry(_small_cnn, "raybust; no normalization layers, for quick runs"),
@@ -88,10 +94,11 @@ _BUILT_IN = {
     "resnet56": _Entry(partial(_resnet, depth=56), _HE),
     "resnet110": _Entry(partial(_resnet, depth=110), _HE),
     "preact_resnet18": _Entry(_preact_resnet18, "He, Zhang, Ren and Sun, 2016, arXiv:1603.05027"),
-    "wrn28_10": _Entry(_wrn28_10, "Zagoruyko and Komodakis, 2016, arXiv:1605.07146"),
+    "wrn28_10": _Entry(partial(_wide, depth=28, factor=10), _ZAGORUYKO),
 }
 
 FORMS = {
+    "wrnDEPTH_WIDTH": f"wide residual networks, such as wrn34_10; {_ZAGORUYKO}",
     "torchvision:NAME": "torchvision's; `raybust models torchvision:NAME` lists them",
     "timm:NAME": "timm's; `raybust models timm:NAME` lists them",
     "module:callable": "yours, given num_classes, in_channels, image_size where it takes them",
@@ -99,6 +106,9 @@ FORMS = {
 """What `model.name` may be beside a built-in name."""
 
 
+_ACTIVATIONS: dict[str, type[nn.Module]] = {"silu": nn.SiLU, "softplus": nn.Softplus}
+_SHALLOWEST = 10
+"""Depth of a wide residual network with one block a stage."""
 _GROUP = "raybust.models"
 
 
@@ -120,8 +130,8 @@ def check(name: str, *, local: bool = True) -> None:
     """
     kind, colon, rest = name.partition(":")
     if not colon:
-        point = plugins.find(_GROUP, name, _BUILT_IN)
-        if point is None and name not in _BUILT_IN:
+        point = _plugged(name)
+        if point is None and _built_in(name) is None:
             theirs = [f"{kind}:{name}" for kind in LIBRARIES if name in external.names_of(kind)]
             raise unknown("model", name, (*names(), *theirs, *FORMS))
         if point is not None and local:
@@ -145,7 +155,7 @@ def build(
     Weights are drawn from torch's global generator: seed it for the same weights.
 
     Args:
-        config: name and width.
+        config: name, width and activation.
         shape: (C, H, W) of an image.
         num_classes: number K of logits.
         mean: mean of each channel of the data.
@@ -156,10 +166,12 @@ def build(
         `network`.
 
     Raises:
-        RequestError: the name is unknown, the network cannot be made for that shape, or it does not
-            give finite logits (2, K) for two zero images.
+        RequestError: the name is unknown, the network cannot be made for that shape or with that
+            activation, or it does not give finite logits (2, K) for two zero images.
     """
     network = _network(config, shape, num_classes)
+    if config.activation != "relu":
+        _activate(network, config)
     return complete(network, config.name, shape=shape, num_classes=num_classes, mean=mean, std=std)
 
 
@@ -207,7 +219,7 @@ def describe(name: str) -> dict[str, Any]:
         RequestError: no such network, or it cannot be made.
     """
     kind, colon, _ = name.partition(":")
-    point = plugins.find(_GROUP, name, _BUILT_IN)
+    point, own = _plugged(name), None if colon else _built_in(name)
     theirs, yours = kind in LIBRARIES, bool(colon) and kind not in LIBRARIES
     shape, classes = ((3, 224, 224), 1000) if theirs else ((3, 32, 32), 10)
     # Allocates no memory for weights, except for third-party callables, which may inspect theirs.
@@ -219,7 +231,7 @@ def describe(name: str) -> dict[str, Any]:
     source = plugins.summary(point, _load(point)) if point else kind
     return {
         "name": name,
-        "source": _BUILT_IN[name].source if name in _BUILT_IN else source,
+        "source": own.source if own else source,
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "multiply_adds": total,
         "images": external.size(shape),
@@ -231,15 +243,58 @@ def _network(config: Model, shape: Shape, num_classes: int) -> nn.Module:
     check(config.name)
     kind, colon, name = config.name.partition(":")
     if not colon:
-        point = plugins.find(_GROUP, config.name, _BUILT_IN)
+        point = _plugged(config.name)
         if point is not None:
             return external.call(_load(point), plugins.described(point), shape, num_classes)
-        return _BUILT_IN[config.name].make(shape, num_classes, config)
+        own = _built_in(config.name)
+        assert own is not None, "checked above"
+        return own.make(shape, num_classes, config)
     if kind == "torchvision":
         return external.from_torchvision(name, shape, num_classes)
     if kind == "timm":
         return external.from_timm(name, shape, num_classes)
     return external.from_callable(config.name, shape, num_classes)
+
+
+def _built_in(name: str) -> _Entry | None:
+    """Returns the built-in network of a name, or None.
+
+    Raises:
+        RequestError: a wide residual network of a depth that is not 6 n + 4.
+    """
+    wide = _WIDE.fullmatch(name)
+    if wide is None or name in _BUILT_IN:
+        return _BUILT_IN.get(name)
+    depth, factor = map(int, wide.groups())
+    if depth < _SHALLOWEST or depth % 6 != 4:
+        raise RequestError(
+            f"model.name: got {name!r}, expected a depth of 6 n + 4, such as wrn28_{factor} or"
+            f" wrn34_{factor}"
+        )
+    return _Entry(partial(_wide, depth=depth, factor=factor), _ZAGORUYKO)
+
+
+def _plugged(name: str) -> EntryPoint | None:
+    """Returns the entry point of a name that an installed package registers, or None."""
+    own = [*_BUILT_IN, name] if _WIDE.fullmatch(name) else _BUILT_IN
+    return plugins.find(_GROUP, name, own)
+
+
+def _activate(network: nn.Module, config: Model) -> None:
+    """Replaces the ReLUs of a built-in network.
+
+    Raises:
+        RequestError: the network is not built in.
+    """
+    if ":" in config.name or _plugged(config.name) is not None:
+        raise RequestError(
+            f"model.activation: got {config.activation!r}, expected relu for {config.name}: only"
+            " built-in networks take another one"
+        )
+    for parent in list(network.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.ReLU):
+                setattr(parent, name, _ACTIVATIONS[config.activation]())
 
 
 def _load(point: EntryPoint) -> Callable[..., Any]:
