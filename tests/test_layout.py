@@ -31,7 +31,7 @@ TABLE = {
     "numerics": "| torch numpy scipy",
     "vision": "| torch torchvision",
     "disk": "config | torch safetensors yaml",
-    "data": "devices config disk plugins vision | torch numpy PIL",
+    "data": "devices config disk plugins vision | torch numpy PIL (pyarrow fsspec)",
     "models": "config numerics plugins vision | torch safetensors (huggingface_hub timm)",
     # The image augmentations of lp_noise are torchvision's, drawn late.
     "methods": "config numerics plugins (vision) | torch",

@@ -303,9 +303,10 @@ def _meant(value: Any, hint: Any) -> Any:
         if value is None or isinstance(value, Mapping) or len(kinds) != 2 or kinds[1] is not ...:
             return value
         return [_meant(item, kinds[0]) for item in items]
-    if float not in (hint, *get_args(hint)) or not isinstance(value, str):
-        return value
-    return fraction(value)
+    kinds = (hint, *get_args(hint))
+    if float in kinds and str in kinds and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    return fraction(value) if float in kinds and isinstance(value, str) else value
 
 
 def _hint(tree: Any, key: str) -> Any:

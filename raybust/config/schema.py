@@ -36,11 +36,34 @@ class Data(Section):
     """Which images to use, and how to split and augment them."""
 
     name: str = option("digits", "Dataset; see `raybust datasets`.")
-    path: str | None = option(None, "File for `npz`, folder for `image_folder`.")
+    path: str | None = option(
+        None,
+        "File for `npz`, folder for `image_folder`; file, folder, pattern or URI for `parquet` and"
+        " `webdataset`.",
+    )
+    train: str | None = option(
+        None,
+        "Pattern of the training files of `parquet` and `webdataset`, below `path` if that is set;"
+        " default: by the names of the files.",
+    )
     root: str = option("data", "Folder for torchvision's datasets.")
     download: bool = option(False, "Whether to download a dataset missing from `root`.")
-    validation: float = option(
-        0.1, "Fraction of the training set held out; search sees only this part.", gt=0, lt=1
+    validation: float | str = option(
+        0.1,
+        "Fraction of the training set held out; search sees only this part. For `parquet` and"
+        " `webdataset` also a pattern of files.",
+        gt=0,
+        lt=1,
+    )
+    test: float | str | None = option(
+        None,
+        "Pattern of the test files of `parquet` and `webdataset`, or the fraction of the training"
+        " files that is cut for testing if there are none.",
+        gt=0,
+        lt=1,
+    )
+    columns: tuple[str, ...] = option(
+        ("image", "label"), "Columns of the images and of the labels of `parquet`."
     )
     split_seed: int = option(
         0, "Seed of that split, separate from `seed` so that training seeds share it.", ge=0
@@ -51,20 +74,18 @@ class Data(Section):
     augment: Literal["default", "none", "flip", "crop", "crop_flip"] = option(
         "default",
         "Geometric augmentation of training batches; `default` is the dataset's own, for"
-        " `image_folder` crop_flip from an `image_size` of 64 on, none below.",
+        " image files crop_flip from an `image_size` of 64 on, none below.",
     )
     image_size: int = option(
-        224, "Size to which `image_folder` images are resized and cropped.", ge=1, unit="pixels"
+        224, "Size to which image files are resized and cropped.", ge=1, unit="pixels"
     )
     background: tuple[float, ...] = option(
         (0.5,),
-        "Color behind transparent pixels of `image_folder`: one gray, or red, green and blue.",
+        "Color behind transparent pixels of image files: one gray, or red, green and blue.",
         ge=0,
         le=1,
     )
-    orientation: bool = option(
-        True, "Whether to apply the EXIF orientation of `image_folder` images."
-    )
+    orientation: bool = option(True, "Whether to apply the EXIF orientation of image files.")
     loader_workers: int = option(
         4,
         "Decoding processes per training worker, at most one per CPU (streamed datasets only).",
@@ -76,6 +97,8 @@ class Data(Section):
         found = super().problems()
         if len(self.background) not in (1, 3):
             found.append(f"background: got {list(self.background)}, expected one value or three")
+        if len(self.columns) != 2 or len(set(self.columns)) != 2:
+            found.append(f"columns: got {list(self.columns)}, expected [IMAGE, LABEL]")
         return found
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from raybust.corruptions.metrics import COMMON, EXTRA, SEVERITIES
-from raybust.data import Part, Split, StreamedSplit
+from raybust.data import Part, Split, Streamed, StreamedSplit
 from raybust.data.decode import PLAIN
 from raybust.data.listing import LeftOut, class_folders, class_images, composed
 from raybust.errors import RequestError
@@ -142,5 +142,5 @@ def _images(folder: Path, part: Part, classes: Sequence[str]) -> StreamedSplit:
         torch.tensor([label for _, label in files]),
         torch.arange(len(files)),
         part.shape[1],
-        part.decoding if isinstance(part, StreamedSplit) else PLAIN,
+        part.decoding if isinstance(part, Streamed) else PLAIN,
     )

@@ -6,12 +6,13 @@ nor MLflow is known here.
 
 from raybust.data.arrays import Parts, dark, parts_of_arrays
 from raybust.data.batches import Batches, fitting_batch
-from raybust.data.catalog import Source, check, decoding_of, describe, load, names
-from raybust.data.folder import StreamedSplit
+from raybust.data.catalog import Source, check, describe, load, names
+from raybust.data.decode import decoding_of
 from raybust.data.given import dataset_of, empty, images_of, read_array
 from raybust.data.pictures import Pictures, read_pictures
 from raybust.data.seeds import mix
 from raybust.data.splits import Dataset, Part, Split, spread
+from raybust.data.streamed import Streamed, StreamedSplit
 
 __all__ = [
     "Batches",
@@ -21,6 +22,7 @@ __all__ = [
     "Pictures",
     "Source",
     "Split",
+    "Streamed",
     "StreamedSplit",
     "check",
     "dark",

@@ -3,8 +3,9 @@
 Order and augmentation of an epoch depend only on (seed, epoch), and each rank takes its slice of
 every global batch: any number of workers sees the same images in the same step, and resuming needs
 no saved state. In-memory datasets are stored on the device as bytes and a batch is one gather;
-streamed datasets are decoded by worker processes. Balanced batches hold equally many images of each
-of several classes.
+streamed datasets are decoded by worker processes, and of those that are read in blocks, a batch
+comes from a window of several. Balanced batches hold equally many images of each of several
+classes.
 
 Notation: N images of shape C x H x W, B of them in a global batch.
 """
@@ -22,9 +23,9 @@ from torch.utils.data import Dataset as TorchDataset
 
 from raybust import devices
 from raybust.data.augment import KINDS, MARGIN, crops, mirror
-from raybust.data.folder import StreamedSplit
 from raybust.data.seeds import generator, mix
 from raybust.data.splits import Part, Split
+from raybust.data.streamed import Streamed
 from raybust.errors import RequestError, unknown
 
 Batch = tuple[Tensor, Tensor]
@@ -79,9 +80,11 @@ class Batches:
         self.steps = len(split) // self.batch_size
         self._count, self._seed = len(split), seed
         self._labels, self._classes = split.labels, classes
+        self._blocks = split.blocks if isinstance(split, Streamed) else None
+        self._window = split.window if isinstance(split, Streamed) else 1
         self._rank, self._world = rank, world
         self._feed: _Memory | _Stream
-        if isinstance(split, StreamedSplit):
+        if isinstance(split, Streamed):
             self._feed = _Stream(split, torch.device(device), augment, loader_workers)
         else:
             self._feed = _Memory(split, torch.device(device), augment)
@@ -99,6 +102,8 @@ class Batches:
         if self._classes:
             per_class = self.batch_size // self._classes
             order = balanced(self._labels, self._classes, per_class, self.steps, draw)
+        elif self._blocks is not None:
+            order = windowed(self._blocks, self._window, draw)
         else:
             order = torch.randperm(self._count, generator=draw)
         mine = order[: self.steps * self.batch_size]
@@ -173,6 +178,21 @@ def balanced(
     return torch.cat(batches)
 
 
+def windowed(blocks: Tensor, window: int, draw: torch.Generator) -> Tensor:
+    """Returns all positions, int64 (N,), in an order that reads block after block: the blocks are
+    shuffled, `window` consecutive ones form a window, and its positions are shuffled.
+
+    Args:
+        blocks: int64 (N,), the block of each position.
+        window: number of blocks, >= 1; all blocks make the order a uniform permutation.
+        draw: a CPU generator.
+    """
+    present, block = blocks.unique(return_inverse=True)
+    rank = torch.randperm(len(present), generator=draw)
+    order = torch.randperm(len(blocks), generator=draw)
+    return order[(rank[block[order]] // window).argsort(stable=True)]
+
+
 def _least_used(uses: Tensor, count: int, draw: torch.Generator) -> Tensor:
     """Returns the `count` least used positions, in order, and increments their uses."""
     order = (uses + torch.rand(len(uses), generator=draw)).argsort()
@@ -215,9 +235,7 @@ class _Memory:
 class _Stream:
     """Batches of a part decoded on demand."""
 
-    def __init__(
-        self, split: StreamedSplit, device: torch.device, augment: str, workers: int
-    ) -> None:
+    def __init__(self, split: Streamed, device: torch.device, augment: str, workers: int) -> None:
         workers = min(workers, os.cpu_count() or 1)
         self.device = device
         self.plan: list[list[tuple[int, int]]] = []
@@ -228,6 +246,8 @@ class _Stream:
             collate_fn=_identity,
             pin_memory=device.type == devices.GPU,
             persistent_workers=workers > 0,
+            # Connections to a store do not survive a fork.
+            multiprocessing_context="forkserver" if workers and split.remote else None,
             # Without its own generator, each epoch would draw from torch's global one.
             generator=torch.Generator(),
         )
@@ -247,7 +267,7 @@ class _Decoded(TorchDataset[Tensor]):
     """Decodes whole batches in a worker process. Errors are returned, not raised, because the
     loader would wrap exceptions in a long traceback."""
 
-    def __init__(self, split: StreamedSplit, augment: str) -> None:
+    def __init__(self, split: Streamed, augment: str) -> None:
         self.split, self.augment = split, augment
 
     def __getitems__(self, keys: list[tuple[int, int]]) -> Batch | RequestError:

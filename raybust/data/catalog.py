@@ -11,14 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
-
-import torch
 
 from raybust import plugins
 from raybust.config.schema import Data
-from raybust.data import arrays, decode, folder, layout, packaged
+from raybust.data import arrays, folder, layout, packaged, shards, streamed
 from raybust.data.splits import Dataset, Part, Split, channel_moments, first, hold_out
 from raybust.errors import RequestError, unknown
 
@@ -31,7 +28,8 @@ class Source:
         read: returns its official parts.
         about: what it is, and its citation.
         needs: what the user has to give, "" where nothing.
-        path: whether `data.path` is a file or a folder, "" where it is not asked for.
+        path: whether `data.path` is a file, a folder, or any location of files with these parts in
+            patterns; "" where it is not asked for.
         augment: augmentation of training batches where `data.augment` is "default".
         augment_from: smallest `data.image_size` with that default, none below it.
         shape: (C, H, W), None if it depends on the files.
@@ -44,7 +42,7 @@ class Source:
     read: Callable[[Data], arrays.Parts]
     about: str
     needs: str = ""
-    path: Literal["", "file", "folder"] = ""
+    path: Literal["", "file", "folder", "files"] = ""
     augment: str = "none"
     augment_from: int = 0
     shape: tuple[int, int, int] | None = None
@@ -82,6 +80,12 @@ def check(config: Data, *, local: bool = True) -> None:
         RequestError: no such dataset, none at its path, or a folder without known layout.
     """
     source = _source(config.name)
+    if source.path == "files":
+        if config.path is None and config.train is None:
+            raise RequestError(f"data.path: got null, expected files; pass {source.needs}")
+        shards.check(config, local=local)
+        return
+    _check_no_patterns(config)
     if not source.path:
         if config.path is not None and config.name in _SOURCES:
             raise RequestError(
@@ -91,11 +95,25 @@ def check(config: Data, *, local: bool = True) -> None:
         return
     if config.path is None:
         raise RequestError(f"data.path: got null, expected a {source.path}; pass {source.needs}")
-    path = path_of(config)
+    path = folder.path_of(config)
     if local and not (path.is_dir() if source.path == "folder" else path.is_file()):
         raise RequestError(f"data.path: there is no {source.path} '{path}'")
-    if local and source.read is _image_folder:
+    if local and source.read is folder.image_folder:
         layout.check_layout(path)
+
+
+def _check_no_patterns(config: Data) -> None:
+    """Refuses the settings of datasets in shards for others."""
+    if config.name not in _SOURCES:
+        return
+    for key in shards.PARTS:
+        value = getattr(config, key)
+        if isinstance(value, str) or (key == "test" and value is not None):
+            raise RequestError(
+                f"data.{key}: got {value!r}, but dataset {config.name} has its own parts; only"
+                f" {' and '.join(shards.ENDINGS)} take this"
+                f"{', expected a number > 0, < 1' if key == 'validation' else ''}"
+            )
 
 
 def load(config: Data) -> Dataset:
@@ -149,18 +167,6 @@ def _augment(source: Source, config: Data) -> str:
     return source.augment if config.image_size >= source.augment_from else "none"
 
 
-def path_of(config: Data) -> Path:
-    """Returns `data.path`, with the home of its user in place of ~.
-
-    Raises:
-        RequestError: there is no such user.
-    """
-    try:
-        return Path(str(config.path)).expanduser()
-    except RuntimeError:
-        raise RequestError(f"data.path: got {config.path!r}, but there is no such user") from None
-
-
 def _parts_line(parts: arrays.Parts, train: Part, validation: Part, config: Data) -> list[str]:
     """Returns the sizes of the parts and where they come from, as one line."""
     if parts.validation is None:
@@ -176,6 +182,11 @@ def _parts_line(parts: arrays.Parts, train: Part, validation: Part, config: Data
 
 def _cut(train: Part, validation: Part | None, config: Data) -> tuple[Part, Part]:
     if validation is None:
+        if not isinstance(config.validation, float):
+            raise RequestError(
+                "data.validation: its files are the test set as no other has labels; pass"
+                " data.test=PATTERN too"
+            )
         stays, held = hold_out(train.labels, config.validation, "validation", config.split_seed)
         if len(held) == 0:
             raise RequestError(
@@ -210,7 +221,7 @@ def source_of(thing: Any, what: str, about: str) -> Source:
         with plugins.one_line(f"{what} fails"):
             parts = source.read(config)
         wrong = arrays.wrong_parts(parts)
-        if wrong is None and isinstance(parts.train, folder.StreamedSplit) and not source.moments:
+        if wrong is None and isinstance(parts.train, streamed.Streamed) and not source.moments:
             wrong = "a streamed training part, for which `Source` has to give `moments`"
         if wrong is not None:
             raise RequestError(f"{what} gives {wrong}")
@@ -232,39 +243,7 @@ def _source(name: str) -> Source:
     return _SOURCES[name]
 
 
-def decoding_of(config: Data) -> decode.Decoding:
-    """Returns how the section `data` decodes image files."""
-    background = config.background
-    red, green, blue = background if len(background) == 3 else background * 3
-    return decode.Decoding((red, green, blue), config.orientation)
-
-
-def _image_folder(config: Data) -> arrays.Parts:
-    root, how = path_of(config), decoding_of(config)
-    found = folder.scan(root)
-
-    def part(listing: folder.Listing) -> folder.StreamedSplit:
-        labels = torch.tensor([label for _, label in listing], dtype=torch.int64)
-        files = tuple(file for file, _ in listing)
-        return folder.StreamedSplit(
-            root, files, labels, torch.arange(len(files)), config.image_size, how
-        )
-
-    own = None if found.validation is None else part(found.validation)
-    train, test = part(found.train), part(found.test)
-    sample = [
-        root / file for one in (train, test) for file in one.files[:: len(one) // _LOOKED + 1]
-    ]
-    traits = [f"of the files looked at, {text}" for text in decode.survey(sample, how)]
-    left = [f"left out: {text}" if text[0].isdigit() else text for text in found.left.notes()]
-    files = [root / file for file in train.files]
-    notes = (*decode.enlarged(files, config.image_size), *traits, *left)
-    return arrays.Parts(found.classes, train, test, own, found.layout, notes)
-
-
-_LOOKED = 256
-"""Number of files per part whose headers are inspected (our choice)."""
-
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _GROUP = "raybust.datasets"
 _FETCH = "its files in data.root, or data.download=true"
 _SOURCES = {
@@ -283,14 +262,34 @@ _SOURCES = {
         path="file",
     ),
     "image_folder": Source(
-        read=_image_folder,
+        read=folder.image_folder,
         about="Image files, decoded on demand: class folders like ImageNet, Tiny ImageNet, "
         "Places365.",
         needs="data.path=FOLDER",
         path="folder",
         augment="crop_flip",
         augment_from=64,
-        moments=((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        moments=_IMAGENET,
+    ),
+    "parquet": Source(
+        read=shards.parquet,
+        about="Parquet files with a column of images and one of labels, as hubs export image sets; "
+        "a path, a pattern, or a URI.",
+        needs="data.path=FOLDER, or data.train=PATTERN and data.test=PATTERN",
+        path="files",
+        augment="crop_flip",
+        augment_from=64,
+        moments=_IMAGENET,
+    ),
+    "webdataset": Source(
+        read=shards.webdataset,
+        about="Tar shards of KEY.jpg (png, webp) with KEY.cls or KEY.json, the form of WebDataset; "
+        "a path, a pattern, or a URI.",
+        needs="data.path=FOLDER, or data.train=PATTERN and data.test=PATTERN",
+        path="files",
+        augment="crop_flip",
+        augment_from=64,
+        moments=_IMAGENET,
     ),
     "mnist": Source(
         read=packaged.packaged,

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image, ImageOps
 
+from raybust.config.schema import Data
 from raybust.errors import RequestError
 
 _SIXTEEN = 65535
@@ -52,6 +53,15 @@ class Decoding:
 
 
 PLAIN = Decoding()
+Encoded = tuple[Path, BinaryIO | None]
+"""A file, or the name and the bytes of an image that has none of its own."""
+
+
+def decoding_of(config: Data) -> Decoding:
+    """Returns how the section `data` decodes image files."""
+    background = config.background
+    red, green, blue = background if len(background) == 3 else background * 3
+    return Decoding((red, green, blue), config.orientation)
 
 
 class TooLargeError(RequestError):
@@ -158,7 +168,7 @@ def _scaled(image: Image.Image, form: str | None, path: Path) -> np.ndarray:
     return np.rint(values * (255 / _SIXTEEN)).astype(np.uint8)
 
 
-def survey(paths: Iterable[Path], how: Decoding = PLAIN) -> list[str]:
+def survey(files: Iterable[Encoded], how: Decoding = PLAIN) -> list[str]:
     """Returns what is unusual about some files, a phrase each with its count; reads headers, and
     pixels only of files whose range has to be seen.
 
@@ -167,16 +177,16 @@ def survey(paths: Iterable[Path], how: Decoding = PLAIN) -> list[str]:
     """
     found: Counter[str] = Counter()
     total, brightest = 0, -1
-    for path in paths:
+    for path, content in files:
         total += 1
         try:
-            with Image.open(path) as file:
+            with Image.open(content or path) as file:
                 found.update(_traits(file, how))
                 deep = file.mode.startswith(("I", "F"))
         except _BROKEN:
             continue  # reported when the image is needed
         if deep:
-            brightest = max(brightest, int(np.asarray(decode(path, how)).max()))
+            brightest = max(brightest, int(np.asarray(decode(path, how, content)).max()))
     notes = [f"{found[trait]} of {total} {trait}" for trait in sorted(found)]
     if 0 <= brightest < _DARK:
         notes.append(
@@ -186,18 +196,18 @@ def survey(paths: Iterable[Path], how: Decoding = PLAIN) -> list[str]:
     return notes
 
 
-def enlarged(paths: Sequence[Path], size: int) -> list[str]:
+def enlarged(files: Sequence[Encoded], size: int) -> list[str]:
     """Returns a note if images become much larger than their files: if no shorter side exceeds half
     of `size` (our choice) in up to 32 of the files, evenly spaced; reads headers only.
 
     Args:
-        paths: image files; those that cannot be read do not count.
+        files: images; those that cannot be read do not count.
         size: of the shorter side that they get, in pixels.
     """
     sizes = set()
-    for path in paths[:: -(-len(paths) // _HEADERS) or 1]:
+    for path, content in files[:: -(-len(files) // _HEADERS) or 1]:
         try:
-            with Image.open(path) as file:
+            with Image.open(content or path) as file:
                 sizes.add(file.size)
         except _BROKEN:
             continue  # reported when the image is needed
@@ -206,12 +216,12 @@ def enlarged(paths: Sequence[Path], size: int) -> list[str]:
         return []
     if len(sizes) == 1:
         width, height = sizes.pop()
-        files = f"files are {width} x {height} pixels"
+        what = f"files are {width} x {height} pixels"
     else:
         span = " to ".join(map(str, dict.fromkeys((sides[0], sides[-1]))))
-        files = f"the shorter sides of the files looked at are {span} pixels"
+        what = f"the shorter sides of the files looked at are {span} pixels"
     return [
-        f"{files}, enlarged to data.image_size={size}; set data.image_size={sides[-1]} to keep"
+        f"{what}, enlarged to data.image_size={size}; set data.image_size={sides[-1]} to keep"
         " their resolution"
     ]
 

@@ -1,28 +1,21 @@
-"""Folders of image files, decoded on demand: a part of such a data set, and the listings of
-ImageNet-like class folders, Tiny ImageNet and Places365.
+"""Listings of folders of image files: ImageNet-like class folders, Tiny ImageNet and Places365.
 
-The layout is detected from the folder's contents; PIL reads each image in a loader process when a
-batch needs it.
+The layout is detected from the folder's contents. Every image is a file, which a loader process
+decodes when a batch needs it.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import itertools
-import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from raybust.data.augment import center, random_view
-from raybust.data.decode import PLAIN, Decoding, decode
-from raybust.data.digests import digest_of, labels_digest
+from raybust.config.schema import Data
+from raybust.data.arrays import Parts
+from raybust.data.decode import decoding_of, enlarged, survey
 from raybust.data.layout import PLACES, TINY, VALIDATION, parts_of, training_folders
 from raybust.data.listing import (
     LeftOut,
@@ -32,123 +25,14 @@ from raybust.data.listing import (
     shared_images,
     shown,
 )
+from raybust.data.streamed import StreamedSplit
 from raybust.errors import RequestError
 
-_SAMPLE = 10_000
-"""Files of a part whose content its digest reads (our choice)."""
+_LOOKED = 256
+"""Number of files per part whose headers are inspected (our choice)."""
 
 Listing = list[tuple[str, int]]
 """Path below the dataset's folder, label; in the order of the official part."""
-
-
-@dataclass(frozen=True, eq=False)
-class StreamedSplit:
-    """One part of a dataset whose images stay on disk; the interface of `Split`.
-
-    Attributes:
-        root: the dataset's folder.
-        files: N paths below `root`.
-        labels: int64 (N,).
-        indices: int64 (N,), the position of each file in the official part.
-        size: side of the images that `fetch` returns, in pixels.
-        decoding: how files become pixels.
-    """
-
-    root: Path
-    files: tuple[str, ...]
-    labels: Tensor
-    indices: Tensor
-    size: int
-    decoding: Decoding = PLAIN
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of what `fetch` returns."""
-        return 3, self.size, self.size
-
-    def fetch(self, positions: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
-        """Returns images float32 (B, 3, size, size) in [0, 1], and labels int64 (B,).
-
-        The shorter side is resized to `size`, then the center is cropped.
-
-        Args:
-            positions: B positions in this part, in [0, N); B may be 0.
-
-        Raises:
-            RequestError: a file is no image.
-        """
-        at = torch.as_tensor(positions, dtype=torch.int64)
-        with ThreadPoolExecutor() as pool:
-            images = list(pool.map(self.decode, at.tolist()))
-        pixels = torch.stack(images) if images else torch.empty(0, *self.shape)
-        return pixels.to(torch.float32).div_(255), self.labels[at]
-
-    def decode(self, position: int, augment: str = "none", seed: int = 0) -> Tensor:
-        """Returns one image, uint8 (3, size, size).
-
-        Args:
-            position: in [0, N).
-            augment: "none" for the view of evaluation, else see `random_view`.
-            seed: of the augmentation.
-
-        Raises:
-            RequestError: the file is no image.
-        """
-        image = decode(self.root / self.files[position], self.decoding)
-        if augment == "none":
-            view = center(image, self.size)
-        else:
-            view = random_view(image, self.size, augment, seed)
-        return torch.from_numpy(np.array(view)).permute(2, 0, 1).contiguous()
-
-    def select(self, positions: Tensor) -> StreamedSplit:
-        """Returns the part that has only these positions, in their order."""
-        files = tuple(self.files[position] for position in positions.tolist())
-        return dataclasses.replace(
-            self, files=files, labels=self.labels[positions], indices=self.indices[positions]
-        )
-
-    def content(self, positions: Sequence[int] | Tensor) -> str:
-        """Returns the digest of the bytes of some images' files, in order, and of how they are
-        decoded; their names are no part of it.
-
-        Args:
-            positions: in this part, in [0, N).
-
-        Raises:
-            RequestError: a file cannot be read.
-        """
-        at = torch.as_tensor(positions, dtype=torch.int64).tolist()
-        with ThreadPoolExecutor() as pool:
-            form = f"streamed {self.size} {self.decoding}"
-            return digest_of(form, pool.map(self._file_digest, at))
-
-    def labeling(self, positions: Sequence[int] | Tensor) -> str:
-        """Returns the digest of the labels and indices of some examples, in order."""
-        return labels_digest(self.labels, self.indices, positions)
-
-    def _file_digest(self, position: int) -> bytes:
-        path = self.root / self.files[position]
-        try:
-            with path.open("rb") as file:
-                return hashlib.file_digest(file, "sha256").digest()
-        except OSError as error:
-            raise RequestError(f"{path}: cannot be read: {error.strerror or error}") from None
-
-    def feed(self, digest: Callable[[bytes | memoryview], None]) -> None:
-        """Passes paths (sorted), labels, indices and the content of all files to a hash's `update`;
-        of more than 10,000, the content of a sample of so many, evenly spaced, and all sizes."""
-        digest(f"streamed {self.size}".encode())
-        rows = zip(self.files, self.labels.tolist(), self.indices.tolist(), strict=True)
-        for file, label, index in sorted(rows):
-            digest(os.fsencode(file) + f"\t{label}\t{index}\n".encode())
-        digest(self.content(range(0, len(self), max(1, -(-len(self) // _SAMPLE)))).encode())
-        if len(self) > _SAMPLE:
-            sizes = [(self.root / file).stat().st_size for file in sorted(self.files)]
-            digest(repr(sizes).encode())
 
 
 @dataclass(frozen=True)
@@ -298,3 +182,43 @@ def _scan_places(root: Path) -> Folder:
         "Places365, tested on its val",
         LeftOut(),
     )
+
+
+def path_of(config: Data) -> Path:
+    """Returns `data.path`, with the home of its user in place of ~.
+
+    Raises:
+        RequestError: there is no such user.
+    """
+    try:
+        return Path(str(config.path)).expanduser()
+    except RuntimeError:
+        raise RequestError(f"data.path: got {config.path!r}, but there is no such user") from None
+
+
+def image_folder(config: Data) -> Parts:
+    """Returns the parts of the folder `data.path`.
+
+    Raises:
+        RequestError: as `scan`, or `data.path` names an unknown user.
+    """
+    root, how = path_of(config), decoding_of(config)
+    found = scan(root)
+
+    def part(listing: Listing) -> StreamedSplit:
+        labels = torch.tensor([label for _, label in listing], dtype=torch.int64)
+        files = tuple(file for file, _ in listing)
+        return StreamedSplit(root, files, labels, torch.arange(len(files)), config.image_size, how)
+
+    own = None if found.validation is None else part(found.validation)
+    train, test = part(found.train), part(found.test)
+    sample = [
+        (root / file, None)
+        for one in (train, test)
+        for file in one.files[:: len(one) // _LOOKED + 1]
+    ]
+    traits = [f"of the files looked at, {text}" for text in survey(sample, how)]
+    left = [f"left out: {text}" if text[0].isdigit() else text for text in found.left.notes()]
+    files = [(root / file, None) for file in train.files]
+    notes = (*enlarged(files, config.image_size), *traits, *left)
+    return Parts(found.classes, train, test, own, found.layout, notes)

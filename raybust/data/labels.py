@@ -18,7 +18,11 @@ _SHOWN = 5
 
 
 def read_labels(
-    train: np.ndarray, others: dict[str, np.ndarray], classes: Sequence[str] | None, where: str
+    train: np.ndarray,
+    others: dict[str, np.ndarray],
+    classes: Sequence[str] | None,
+    where: str,
+    array: str = "y_",
 ) -> tuple[dict[str, Tensor], tuple[str, ...], list[str]]:
     """Returns the labels of each part as int64 (N,), the names of the classes, and notes.
 
@@ -31,36 +35,38 @@ def read_labels(
         others: labels of the other parts, by the end of their name ("test").
         classes: names of the classes; "0" to the largest training label where not given.
         where: start of an error's text, for instance "cifar.npz: ".
+        array: start of the name of a part's labels.
 
     Raises:
         RequestError: labels that are no class indices, or are of no class that training has.
     """
     notes: list[str] = []
+    named = where + array
     given = {"train": train, **others}
-    columns = {name: array.shape[1] for name, array in given.items() if _is_wide(array)}
+    columns = {name: one.shape[1] for name, one in given.items() if _is_wide(one)}
     if "train" in columns and classes is None:
         classes = [str(number) for number in range(columns["train"])]
-    parts = {name: _flat(array, f"{where}y_{name}", notes) for name, array in given.items()}
+    parts = {name: _flat(one, f"{named}{name}", notes) for name, one in given.items()}
     if classes is None and all(_numerals(part) for part in parts.values()):
         notes.append("labels are numbers as texts: read as integers")
         parts = {name: part.astype(np.int64) for name, part in parts.items()}
     if parts["train"].dtype.kind in "US":
         order = "the order of class_names" if classes else "sorted order"
         texts = classes or sorted({str(text) for text in np.unique(parts["train"])})
-        parts = {name: _numbers(part, texts, f"{where}y_{name}") for name, part in parts.items()}
+        parts = {name: _numbers(part, texts, f"{named}{name}") for name, part in parts.items()}
         classes = texts
         notes.append(f"labels are texts: {len(texts)} classes in {order}")
-    count = _classes(parts["train"], classes, f"{where}y_train", notes)
+    count = _classes(parts["train"], classes, f"{named}train", notes)
     for name, width in columns.items():
-        _check_columns(width, count, f"{where}y_{name}")
+        _check_columns(width, count, f"{named}{name}")
     found = {}
     for name, part in parts.items():
         if part.dtype.kind not in "iu":
-            raise RequestError(f"{where}y_{name}: got {part.dtype}, expected integers from 0")
+            raise RequestError(f"{named}{name}: got {part.dtype}, expected integers from 0")
         low, high = int(part.min()), int(part.max())
         if low < 0 or high >= count:
             raise RequestError(
-                f"{where}y_{name}: got labels from {low} to {high}, expected from 0 to"
+                f"{named}{name}: got labels from {low} to {high}, expected from 0 to"
                 f" {count - 1}{_advice(low, high, count)}"
             )
         found[name] = torch.from_numpy(part.astype(np.int64))
@@ -226,4 +232,4 @@ def _texts(array: np.ndarray, where: str) -> np.ndarray:
 
 
 def _short(where: str) -> str:
-    return where.rpartition(" ")[2]
+    return where.rpartition(": ")[2]

@@ -16,10 +16,10 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from raybust.data.augment import center
-from raybust.data.decode import Decoding, decode
-from raybust.data.folder import StreamedSplit
+from raybust.data.decode import Decoding
 from raybust.data.given import UNLABELED
 from raybust.data.listing import LeftOut, images_below, shown
+from raybust.data.streamed import StreamedSplit
 from raybust.errors import RequestError
 
 
@@ -49,7 +49,7 @@ class Pictures(StreamedSplit):
         Raises:
             RequestError: the file is no image.
         """
-        return fitted(decode(self.root / self.files[position], self.decoding), self.form)
+        return fitted(self.picture(position), self.form)
 
 
 def fitted(image: Image.Image, form: tuple[int, int, int]) -> Tensor:

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from raybust.data.digests import digest_of, labels_digest
-from raybust.data.folder import StreamedSplit
 from raybust.data.seeds import generator
+from raybust.data.streamed import Streamed
 
 _NAMED = 5
 _CHUNK = 1024
@@ -86,7 +86,7 @@ class Split:
             digest(tensor.contiguous().numpy().data)
 
 
-Part = Split | StreamedSplit
+Part = Split | Streamed
 """A part of a dataset, in memory or decoded on demand, with the same interface."""
 
 

@@ -14,7 +14,7 @@ from raybust.reporting.logs import Log, read_log
 from raybust.reporting.plots import plot_curves
 from raybust.reporting.tables import latex_table, markdown_table
 
-_BY_PATH = ("npz", "image_folder", "given")
+_BY_PATH = ("npz", "image_folder", "parquet", "webdataset", "given")
 """Names of data sets that do not tell which images they are."""
 
 

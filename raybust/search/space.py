@@ -25,7 +25,8 @@ _METHOD = "method.name"
 _OF_THE_SWEEP = (
     "name", "out", "tune", "track", "cluster",
     "certified_fast", "certified_linf_fast", "attacked_fast", "certify", "evaluate", "corruptions",
-    "data.name", "data.path", "data.validation", "data.split_seed", "data.limit", "data.image_size",
+    "data.name", "data.path", "data.train", "data.validation", "data.test", "data.columns",
+    "data.split_seed", "data.limit", "data.image_size",
     "train.passes", "train.seconds", "train.init",
 )  # fmt: skip
 """Sections and keys that all trials of a sweep share: where they run, how and on which images they

@@ -80,7 +80,8 @@ def test_the_orientation_of_exif_is_applied_unless_told_otherwise(tmp_path):
         Image.fromarray(COLOR[:4]).save(path, exif=exif)
         assert decode(path).size == (4, 8)
         assert decode(path, Decoding(orientation=False)).size == (8, 4)
-        assert survey([path]) == ["1 of 1 with an EXIF orientation: applied (data.orientation)"]
+        told = ["1 of 1 with an EXIF orientation: applied (data.orientation)"]
+        assert survey([(path, None)]) == told
 
 
 UNKNOWN = {
@@ -111,7 +112,8 @@ def test_a_survey_counts_what_is_unusual(tmp_path):
     frames = [Image.fromarray(COLOR), Image.fromarray(255 - COLOR)]
     frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
     (tmp_path / "torn.png").write_bytes(b"no image")
-    found = survey([*paths, tmp_path / "moving.gif", tmp_path / "torn.png"], PLAIN)
+    files = [*paths, tmp_path / "moving.gif", tmp_path / "torn.png"]
+    found = survey([(path, None) for path in files], PLAIN)
     total = len(FORMS) + 2
     assert sorted(found) == [
         f"1 of {total} in CMYK: converted to RGB",
@@ -170,8 +172,8 @@ def test_the_orientation_of_a_tiff_is_applied_or_not_as_asked(tmp_path, orientat
     assert np.abs(np.asarray(decode(path), dtype=int) - upright).max() <= 12
     stored = np.asarray(decode(path, Decoding(orientation=False)), dtype=int)
     assert np.array_equal(stored, COLOR[:, :5])
-    assert "an EXIF orientation: applied" in " ".join(survey([path]))
-    assert "ignored" in " ".join(survey([path], Decoding(orientation=False)))
+    assert "an EXIF orientation: applied" in " ".join(survey([(path, None)]))
+    assert "ignored" in " ".join(survey([(path, None)], Decoding(orientation=False)))
 
 
 def test_an_orientation_after_the_pixels_of_a_png_is_applied(tmp_path):
@@ -190,7 +192,7 @@ def test_an_orientation_after_the_pixels_of_a_png_is_applied(tmp_path):
     ]
     (tmp_path / "late.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
     assert np.array_equal(np.asarray(decode(tmp_path / "late.png")), np.rot90(COLOR, -1))
-    assert "an EXIF orientation: applied" in " ".join(survey([tmp_path / "late.png"]))
+    assert "an EXIF orientation: applied" in " ".join(survey([(tmp_path / "late.png", None)]))
 
 
 def test_a_transparent_gray_of_16_bits_is_on_the_background(tmp_path):
@@ -204,7 +206,7 @@ def test_a_transparent_gray_of_16_bits_is_on_the_background(tmp_path):
 def test_few_bits_in_a_file_of_16_are_told(tmp_path, bits, told):
     deep = (RAMP.astype(np.uint16) * 257) >> (16 - bits)
     Image.fromarray(deep).save(tmp_path / "deep.png")
-    assert ("are nearly black" in " ".join(survey([tmp_path / "deep.png"]))) == told
+    assert ("are nearly black" in " ".join(survey([(tmp_path / "deep.png", None)]))) == told
 
 
 def png_of_few_bits(depth, row, clear):
