@@ -7,6 +7,7 @@ doi.org/10.5281/zenodo.2535967, CIFAR-100-C at 3555552, ImageNet-C at 2235448.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -132,7 +133,7 @@ def _images(folder: Path, part: Part, classes: Sequence[str]) -> StreamedSplit:
         found = f"the classes {', '.join(strange[:5])}" if strange else "no classes"
         raise RequestError(f"{folder}: has {found}, expected the classes of the dataset")
     files = [
-        (file.relative_to(folder).as_posix(), numbers[name])
+        (os.path.relpath(file, folder), numbers[name])
         for name, images in class_images(folders, left).items()
         for file in images
     ]

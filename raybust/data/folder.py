@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from raybust.config.schema import Data
 from raybust.data.arrays import Parts
@@ -31,8 +32,21 @@ from raybust.errors import RequestError
 _LOOKED = 256
 """Number of files per part whose headers are inspected (our choice)."""
 
-Listing = list[tuple[str, int]]
-"""Path below the dataset's folder, label; in the order of the official part."""
+
+@dataclass(frozen=True, eq=False)
+class Listing:
+    """The N images of a part, in its official order.
+
+    Attributes:
+        files: paths below the dataset's folder.
+        labels: int64 (N,).
+    """
+
+    files: tuple[str, ...]
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.files)
 
 
 @dataclass(frozen=True)
@@ -84,11 +98,11 @@ def scan(root: Path) -> Folder:
     _note_unused(root, listings, left)
     parts = {"train": train, **listings}
     for one, other in itertools.combinations(parts, 2):
-        files = ([root / file for file, _ in parts[name]] for name in (one, other))
-        if same := shared_images(*files):
+        ours, theirs = ([f"{root}/{file}" for file in parts[name].files] for name in (one, other))
+        if same := shared_images(ours, theirs, left.links):
             left.parts.append(f"warning: {same} images are in '{one}' and in '{other}'")
     for name, listing in listings.items():
-        lacking = sorted(set(range(len(classes))) - {label for _, label in listing})
+        lacking = sorted(set(range(len(classes))) - set(listing.labels.unique().tolist()))
         if lacking:
             names = ", ".join(classes[label] for label in lacking[:5])
             what = f"{len(lacking)} classes ({names}{', ...' * (len(lacking) > 5)})"
@@ -119,12 +133,10 @@ def _note_unused(root: Path, used: Iterable[str], left: LeftOut) -> None:
 def _class_files(
     root: Path, folders: Mapping[str, Path], classes: Sequence[str], left: LeftOut
 ) -> Listing:
-    numbers = {name: number for number, name in enumerate(classes)}
-    return [
-        (file.relative_to(root).as_posix(), numbers[name])
-        for name, files in class_images(folders, left).items()
-        for file in files
-    ]
+    images, start = class_images(folders, left), len(f"{root}/")
+    counts = torch.tensor([len(images.get(name, ())) for name in classes])
+    files = tuple(file[start:] for name in classes for file in images.get(name, ()))
+    return Listing(files, torch.arange(len(classes)).repeat_interleave(counts))
 
 
 def _rows(path: Path, separator: str | None = None) -> list[tuple[str, str]]:
@@ -149,7 +161,8 @@ def _labeled(
     for _, name in rows:
         if composed(name) not in numbers:
             raise RequestError(f"{path}: names the class '{name}', which the training part lacks")
-    return [(f"{folder}/{file.lstrip('/')}", numbers[composed(name)]) for file, name in rows]
+    files = tuple(f"{folder}/{file.lstrip('/')}" for file, _ in rows)
+    return Listing(files, torch.tensor([numbers[composed(name)] for _, name in rows]))
 
 
 def _scan_places(root: Path) -> Folder:
@@ -206,9 +219,8 @@ def image_folder(config: Data) -> Parts:
     found = scan(root)
 
     def part(listing: Listing) -> StreamedSplit:
-        labels = torch.tensor([label for _, label in listing], dtype=torch.int64)
-        files = tuple(file for file, _ in listing)
-        return StreamedSplit(root, files, labels, torch.arange(len(files)), config.image_size, how)
+        order = torch.arange(len(listing))
+        return StreamedSplit(root, listing.files, listing.labels, order, config.image_size, how)
 
     own = None if found.validation is None else part(found.validation)
     train, test = part(found.train), part(found.test)

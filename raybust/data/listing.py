@@ -6,10 +6,11 @@ The same rules hold for every part of a data set.
 
 from __future__ import annotations
 
+import functools
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,7 +29,7 @@ _SHOWN = 4
 
 @dataclass
 class LeftOut:
-    """What a listing left out.
+    """What a listing left out, and where it looked.
 
     Attributes:
         hidden: hidden and system files and folders.
@@ -36,6 +37,8 @@ class LeftOut:
         loose: images beside the class folders, which have no class.
         others: files that are no images, by ending.
         parts: folders that hold no labeled images, and why.
+        listed: folders whose entries were listed, and files that name images.
+        links: images that are links.
     """
 
     hidden: int = 0
@@ -43,6 +46,8 @@ class LeftOut:
     loose: int = 0
     others: Counter[str] = field(default_factory=Counter)
     parts: list[str] = field(default_factory=list)
+    listed: list[str] = field(default_factory=list)
+    links: set[str] = field(default_factory=set)
 
     def notes(self) -> list[str]:
         """Returns what was left out, a phrase each."""
@@ -72,6 +77,8 @@ def class_folders(folder: Path, left: LeftOut | None = None) -> dict[str, Path]:
     """
     if not folder.is_dir():
         return {}
+    if left is not None:
+        left.listed.append(str(folder))
     found: dict[str, Path] = {}
     for entry in sorted(folder.iterdir()):
         if hidden(entry.name):
@@ -97,8 +104,9 @@ def class_folders(folder: Path, left: LeftOut | None = None) -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
-def class_images(folders: Mapping[str, Path], left: LeftOut) -> dict[str, list[Path]]:
-    """Returns the images in the class folders of one part, and in the folders in these, sorted.
+def class_images(folders: Mapping[str, Path], left: LeftOut) -> dict[str, list[str]]:
+    """Returns the paths of the images in the class folders of one part and below them, sorted, by
+    class.
 
     Every real folder counts once: links to a parent, to another class or to a folder that is
     listed already add nothing.
@@ -132,46 +140,82 @@ def class_images(folders: Mapping[str, Path], left: LeftOut) -> dict[str, list[P
     return found
 
 
-def shared_images(first: Iterable[Path], second: Iterable[Path]) -> int:
-    """Returns how many images of one part are also images of another: reached through links."""
-    places = [{path.parent for path in paths} for paths in (first, second)]
-    resolved = {folder: os.path.realpath(folder) for folder in (*places[0], *places[1])}
+def shared_images(first: Iterable[str], second: Iterable[str], links: Container[str]) -> int:
+    """Returns how many images of one part are also images of another: reached through links.
 
-    def real(paths: Iterable[Path]) -> set[str]:
-        return {
-            os.path.realpath(path)
-            if path.is_symlink()
-            else os.path.join(resolved[path.parent], path.name)
-            for path in paths
-        }
+    Args:
+        first: paths of one part.
+        second: paths of the other.
+        links: paths that are links to files.
+    """
+    real = functools.cache(os.path.realpath)
 
-    return len(real(first) & real(second))
+    def places(paths: Iterable[str]) -> set[tuple[str, str]]:
+        found = set()
+        for path in paths:
+            folder, _, name = (real(path) if path in links else path).rpartition("/")
+            found.add((real(folder), name))
+        return found
+
+    return len(places(first) & places(second))
 
 
-def images_below(folder: Path, seen: set[tuple[int, int]], left: LeftOut) -> list[Path]:
-    """Returns the images of a folder and of those in it that are not in `seen`, sorted."""
-    found: list[Path] = []
-    for place, folders, files in os.walk(folder, followlinks=True):
-        keep = []
-        for name in sorted(folders):
-            if hidden(name):
-                left.hidden += 1
-                continue
-            real = _real(Path(place, name))
-            if real in seen:
-                left.repeated += 1
-                continue
-            seen.add(real)
-            keep.append(name)
-        folders[:] = keep
-        for name in files:
-            if hidden(name):
-                left.hidden += 1
-            elif name.lower().endswith(ENDINGS):
-                found.append(Path(place, name))
-            else:
-                left.others[shown(os.path.splitext(name)[1].lower())] += 1
-    return sorted(found, key=Path.as_posix)
+def images_below(folder: Path, seen: set[tuple[int, int]], left: LeftOut) -> list[str]:
+    """Returns the paths of the images of a folder and of the folders in it that are not in `seen`,
+    sorted.
+
+    Args:
+        folder: where to look.
+        seen: device and inode of folders that are listed already; those in `folder` are added.
+        left: counts what is left out.
+
+    Raises:
+        RequestError: a folder cannot be read.
+    """
+    found: list[str] = []
+    waiting = [str(folder)]
+    while waiting:
+        place = waiting.pop()
+        left.listed.append(place)
+        inside = []
+        try:
+            with os.scandir(place) as entries:
+                for entry in entries:
+                    if _is_folder(entry):
+                        inside.append(entry.name)
+                    elif hidden(entry.name):
+                        left.hidden += 1
+                    elif entry.name.lower().endswith(ENDINGS):
+                        found.append(entry.path)
+                        if entry.is_symlink():
+                            left.links.add(entry.path)
+                    else:
+                        left.others[shown(os.path.splitext(entry.name)[1].lower())] += 1
+        except OSError as error:
+            raise RequestError(f"{shown(place)}: cannot be read: {error.strerror}") from None
+        waiting += reversed([os.path.join(place, name) for name in sorted(inside)
+                             if _is_new(place, name, seen, left)])  # fmt: skip
+    return sorted(found)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
+def _is_new(place: str, name: str, seen: set[tuple[int, int]], left: LeftOut) -> bool:
+    """Returns whether a folder is data that is not listed yet, and counts it if it is not."""
+    if hidden(name):
+        left.hidden += 1
+        return False
+    real = _real(Path(place, name))
+    if real in seen:
+        left.repeated += 1
+        return False
+    seen.add(real)
+    return True
 
 
 def composed(name: str) -> str:

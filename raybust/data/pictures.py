@@ -90,7 +90,7 @@ def read_pictures(
     for text in paths:
         path = Path(text).expanduser().absolute()
         if path.is_dir():
-            files += map(str, sorted(images_below(path, seen, left)))
+            files += images_below(path, seen, left)
         elif path.is_file():
             files.append(str(path))
         else:
