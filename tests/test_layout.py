@@ -104,7 +104,7 @@ OPTIONS = {
         "token_file",
         "no_token",
     },
-    "export": {"out", "as_json", "folder", "form", "license_name"},
+    "export": {"out", "as_json", "folder", "form", "license_name", "verifier"},
     "compare": {"name", "out", "as_json", "margin", "acr_margin"},
     "gate": {"out", "address", "workers", "resume", "verbose", "as_json", "junit"},
     "ui": {"out", "dry_run", "port", "opened"},

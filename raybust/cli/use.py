@@ -110,6 +110,11 @@ def predict(
     help="Form of the network.",
 )
 @click.option("--license", "license_name", metavar="TEXT", help="License of the weights.")
+@click.option(
+    "--verifier",
+    is_flag=True,
+    help="ONNX, and VNN-LIB files of the images that bounds leave open at certify.radius.",
+)
 def export(
     run: str,
     settings: tuple[str, ...],
@@ -118,15 +123,24 @@ def export(
     folder: str | None,
     form: str,
     license_name: str | None,
+    verifier: bool,
     **given: Any,
 ) -> None:
     """Write a network for use elsewhere, with a model card."""
-    from raybust.stages import exported
+    if verifier and form == "torch":
+        raise RequestError("--format torch: verifiers read ONNX; leave it out")
+    from raybust.stages import checks, exported
+    from raybust.stages.measurement import Options
+    from raybust.stages.verifier import export_for_verifier
 
+    checks.check_kind(read_leaves(settings, given)[0])
     trained = open_trained(run, settings, given)
     print_notes(trained)
     target = Path(folder or f"export/{trained.name.replace('/', '-')}")
-    found = exported.export(trained, form, target, license_name)
+    if verifier:
+        found = export_for_verifier(trained, target, license_name, Options(echo))
+    else:
+        found = exported.export(trained, form, target, license_name)
     click.echo(to_json(found.plain()) if as_json else found.text())
 
 

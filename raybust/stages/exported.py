@@ -27,7 +27,9 @@ from raybust.trained import Trained
 _TOLERANCE = 1e-5
 """Difference of logits that is tolerated, as a share of the largest."""
 _IMAGES = 8
-_WRITTEN = (checkpoint.WEIGHTS, checkpoint.MANIFEST, "model.pt2", "model.onnx")
+INSTANCES = "instances.csv"
+"""What an export for verifiers asks of them."""
+_WRITTEN = (checkpoint.WEIGHTS, checkpoint.MANIFEST, "model.pt2", "model.onnx", INSTANCES)
 
 
 @dataclass(frozen=True)
@@ -37,18 +39,22 @@ class Export:
     Attributes:
         files: the network and its card.
         difference: the largest difference of its logits from the run's.
+        notes: more about it, a line each.
     """
 
     files: tuple[Path, ...]
     difference: float
+    notes: tuple[str, ...] = ()
 
     def text(self) -> str:
         """Returns the output of the command line."""
-        return "\n".join([*map(str, self.files), f"logits differ by at most {self.difference:.2g}"])
+        difference = f"logits differ by at most {self.difference:.2g}"
+        return "\n".join([*map(str, self.files), difference, *self.notes])
 
     def plain(self) -> dict[str, Any]:
         """Returns the output for --json."""
-        return {"files": [str(path) for path in self.files], "difference": self.difference}
+        files = [str(path) for path in self.files]
+        return {"files": files, "difference": self.difference, "notes": list(self.notes)}
 
 
 def export(trained: Trained, form: str, folder: Path, license_name: str | None) -> Export:
@@ -84,12 +90,10 @@ def export(trained: Trained, form: str, folder: Path, license_name: str | None) 
 
 
 def _check_packages(form: str) -> None:
-    needed = ("onnx", "onnxscript") if form == "onnx" else ()
+    needed = ("onnx", "onnxscript") if form in ("onnx", "verifier") else ()
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
-        raise RequestError(
-            f"--format onnx: needs {' and '.join(missing)}: pip install 'raybust[onnx]'"
-        )
+        raise RequestError(f"ONNX: needs {' and '.join(missing)}: pip install 'raybust[onnx]'")
 
 
 def _clear(folder: Path, card: Path, digest: str) -> None:
@@ -137,29 +141,48 @@ def _torch(trained: Trained, images: Tensor, folder: Path) -> tuple[Path, Tensor
 
 def _onnx(trained: Trained, images: Tensor, folder: Path) -> tuple[Path, Tensor]:
     """Writes ONNX for any number of images."""
+    path, run = _written_onnx(trained, images, folder, ({0: torch.export.Dim("batch", min=1)},))
+    return path, run(images)
+
+
+def _verifier(trained: Trained, images: Tensor, folder: Path) -> tuple[Path, Tensor]:
+    """Writes ONNX for one image, as verifiers expect it."""
+    path, run = _written_onnx(trained, images[:1], folder, None)
+    return path, torch.cat([run(image[None]) for image in images])
+
+
+def _written_onnx(
+    trained: Trained, images: Tensor, folder: Path, shapes: Any
+) -> tuple[Path, Callable[[Tensor], Tensor]]:
+    """Writes ONNX; returns the file, and what it computes."""
     import onnx
     from onnx.reference import ReferenceEvaluator
 
     path = folder / "model.onnx"
-    batch = torch.export.Dim("batch", min=1)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # torch's own, of its exporter
             torch.onnx.export(
                 trained.network, (images,), str(path), input_names=["images"],
-                output_names=["logits"], dynamic_shapes=({0: batch},), dynamo=True,
+                output_names=["logits"], dynamic_shapes=shapes, dynamo=True,
                 external_data=False, verbose=False,
             )  # fmt: skip
     except Exception as error:
         raise _untraceable(trained, error) from error
-    found: Any = ReferenceEvaluator(onnx.load(path)).run(None, {"images": images.numpy()})
-    return path, torch.from_numpy(found[0])
+    session = ReferenceEvaluator(onnx.load(path))
+
+    def run(some: Tensor) -> Tensor:
+        found: Any = session.run(None, {"images": some.numpy()})
+        return torch.from_numpy(found[0])
+
+    return path, run
 
 
 FORMS: dict[str, Callable[[Trained, Tensor, Path], tuple[Path, Tensor]]] = {
     "safetensors": _safetensors,
     "torch": _torch,
     "onnx": _onnx,
+    "verifier": _verifier,
 }
 """Form of an export to what writes it; returns the file, and its logits as read back."""
 
