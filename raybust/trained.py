@@ -270,7 +270,8 @@ def foreign_folder(config: Config, path: Path) -> Path:
     """Returns the results folder of a weights file, or of a checkpoint given by path: one per path,
     with a name that no run can have."""
     digest = hashlib.sha256(os.path.abspath(path).encode()).hexdigest()[:8]
-    run = path.parent.name + "-" if (path.parent / IDENTITY).exists() else ""
+    home = checkpoint.run_of(path)
+    run = home.name + "-" if (home / IDENTITY).exists() else ""
     name = path.parent.name if (path.parent / "MLmodel").exists() else path.stem
     return out_folder(config) / FOREIGN / f"{run}{name}-{digest}"
 

@@ -383,8 +383,9 @@ HARD = ("train.epochs=4", "train.batch_size=20", "train.ema=0.9", "data.augment=
         ),
         (2, ("method.name=gaussian", "train.ema=0", "train.precision=bf16")),
         (2, ("method.name=gaussian", "train.passes=7")),
+        (2, ("method.name=multi_norm", "method.steps=1", "train.label_smoothing=0.1")),
     ],
-    ids=["sgd", "adamw", "resnet20", "resnet20 without average", "bf16", "passes"],
+    ids=["sgd", "adamw", "resnet20", "resnet20 without average", "bf16", "passes", "memory"],
 )
 def test_a_resumed_run_is_the_undisturbed_one_bit_for_bit(few, tmp_path, settings, stop):
     config = make(*HARD, *settings)

@@ -168,6 +168,11 @@ def used(root: Path, warn: Callable[[str], None] = lambda text: None) -> Path | 
     return root / SELECTED / folder_name(selected["epoch"])
 
 
+def run_of(folder: Path) -> Path:
+    """Returns the folder of the run that a checkpoint is in."""
+    return folder.parents[1] if folder.parent.name == SELECTED else folder.parent
+
+
 def standing_of(folder: Path) -> dict[str, float]:
     """Returns the metrics by which a run counts that ends with a checkpoint; see
     `config.measured.standing`.

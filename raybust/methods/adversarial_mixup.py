@@ -125,7 +125,7 @@ class AdversarialMixup(Pgd):
             pair,
             ratio,
             threat,
-            starts=[self._start(images, threat, context.generator) for images in centers],
+            starts=[self.first(images, threat, context.generator) for images in centers],
             steps=steps,
             step=step,
             interval=self.interval,

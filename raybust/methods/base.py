@@ -37,6 +37,11 @@ class StepContext:
             `embedded_by`, None without one. Not counted as a pass of the trained network.
         stored: what the method's last `store` keeps for the steps, None without rounds.
         smoothing: share of the uniform distribution in the targets, `train.label_smoothing`.
+        memory: scalars by name, detached, that the method reads and replaces from step to step,
+            empty at first. At the end of an epoch every rank takes the mean over the ranks, which
+            checkpoints keep.
+        teach: maps images (B, C, H, W) to the logits (B, K) of the frozen network named by
+            `taught_by`, None without one. Not counted as a pass of the trained network.
     """
 
     generator: torch.Generator
@@ -46,6 +51,8 @@ class StepContext:
     embed: Callable[[Tensor], Tensor] | None = None
     stored: Any = None
     smoothing: float = 0.0
+    memory: dict[str, Tensor] = field(default_factory=dict)
+    teach: Callable[[Tensor], Tensor] | None = None
 
     def sharp(self, targets: Tensor) -> Tensor:
         """Returns targets without label smoothing, for attacks and bounds, which keep the label.
@@ -172,6 +179,11 @@ class Method(Section):
         """Returns the run, checkpoint folder or weights file of the frozen network whose features
         the method uses. Defaults to the base's, else None."""
         return self.wrapped.embedded_by() if self.wrapped else None
+
+    def taught_by(self) -> str | None:
+        """Returns the run, checkpoint folder or weights file of the frozen network whose
+        predictions the method uses. Defaults to the base's, else None."""
+        return self.wrapped.taught_by() if self.wrapped else None
 
     def front(self) -> nn.Module | None:
         """Returns a module to put in front of the network, included in checkpoint, attack and

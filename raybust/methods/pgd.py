@@ -111,7 +111,7 @@ class Pgd(Method):
         threat, steps, step = self.plan(images, context.progress)
         if self.start == "n_fgsm":
             return n_fgsm(network, images, threat, objective, context.generator)
-        start = self._start(images, threat, context.generator)
+        start = self.first(images, threat, context.generator)
         return ascend(network, images, threat, objective, start=start, steps=steps, step=step)
 
     def plan(self, images: Tensor, progress: float) -> tuple[Threat, int, float]:
@@ -133,7 +133,14 @@ class Pgd(Method):
         eps = self.eps if self.rms is None else self.rms * pixels ** (1 / _ORDERS[self.norm])
         return Threat(self.norm, eps)
 
-    def _start(self, images: Tensor, threat: Threat, generator: torch.Generator) -> Tensor:
+    def first(self, images: Tensor, threat: Threat, generator: torch.Generator) -> Tensor:
+        """Returns the perturbations (B, C, H, W) at which the attack starts.
+
+        Args:
+            images: (B, C, H, W) in [0, 1].
+            threat: the ball.
+            generator: source of randomness.
+        """
         if self.start == "center":
             return torch.zeros_like(images)
         if self.start == "gaussian":

@@ -65,6 +65,7 @@ def train(config: Config, *, address: str | None, resume: bool, verbose: bool, e
         notes = initial.initialize(network, config, dataset)
     check_batch(network, config, dataset)
     initial.embedding(config, dataset, "cpu")
+    initial.teacher(config, dataset, "cpu")
     _check_batch_size(config, dataset.train.labels)
     check_places(config)
     inputs = initial.inputs_digest(config, dataset.digest)

@@ -148,6 +148,10 @@ class Asking(Gaussian):
         """A run's name."""
         return "embedding-run"
 
+    def taught_by(self) -> str:
+        """A run's name."""
+        return "teaching-run"
+
     def front(self) -> nn.Module:
         """An identity that the check can find."""
         return Front()
@@ -165,7 +169,7 @@ def check_delegation(cls: type[Method], settings: Mapping[str, Any] | None = Non
     make: Any = cls
     method: Method = make(base=base, **(settings or {}))
     assert method.wrapped == base
-    for name in ("setup_images", "embedded_by", "noise"):
+    for name in ("setup_images", "embedded_by", "taught_by", "noise"):
         if getattr(cls, name) is getattr(Method, name):
             assert getattr(method, name)() == getattr(base, name)(), f"the base's {name} is lost"
     if cls.balanced_classes is Method.balanced_classes:

@@ -56,7 +56,8 @@ def inputs_digest(config: Config, data: str) -> str:
 def _places(config: Config) -> list[Path]:
     """Returns where the weights lie that a run takes from others."""
     sources = (("train.init", config.train.init),
-               ("method.embedding", config.method.embedded_by()))  # fmt: skip
+               ("method.embedding", config.method.embedded_by()),
+               ("method.teacher", config.method.taught_by()))  # fmt: skip
     return [_find(source, key, config) for key, source in sources if source is not None]
 
 
@@ -87,7 +88,7 @@ def initialize(network: nn.Module, config: Config, dataset: Dataset) -> list[str
             raise _another(source, made, config)
         if manifest["classes"] != list(dataset.classes):
             new_head = "always"
-        lines = _seen_before(path.parent, source, dataset)
+        lines = _seen_before(checkpoint.run_of(path), source, dataset)
         path = path / checkpoint.WEIGHTS
     built, own = _constants(network), config.model.mean is None
     try:
@@ -151,19 +152,7 @@ def embedding(config: Config, dataset: Dataset, device: torch.device | str) -> E
     source = config.method.embedded_by()
     if source is None:
         return None
-    path = _find(source, "method.embedding", config)
-    if path.is_dir():
-        manifest = checkpoint.read_manifest(path)
-        leaves = configuration.leaves_of(manifest["config"], f"run {source}")
-        if (model := manifest["config"]["model"]["name"]) != config.model.name:
-            models.check_installed(model, f"method.embedding: {source}")
-        config = configuration.compose(leaves, methods.get)
-        dataset = dataclasses.replace(dataset, classes=tuple(manifest["classes"]))
-        path = path / checkpoint.WEIGHTS
-    with torch.random.fork_rng(devices=[]):
-        network = assemble(config, dataset)
-    models.load_weights(network, path)
-    network.to(device).requires_grad_(False).eval()
+    network, _ = _frozen(source, "method.embedding", (config, dataset), device)
 
     def features(images: Tensor) -> Tensor:
         return penultimate(network, images)
@@ -173,6 +162,59 @@ def embedding(config: Config, dataset: Dataset, device: torch.device | str) -> E
     except ValueError as error:
         raise RequestError(f"method.embedding: {source}: {error}; name another network") from None
     return features
+
+
+def teacher(config: Config, dataset: Dataset, device: torch.device | str) -> Embedding | None:
+    """Returns the logits of the trained network named by the method, or None without one; like
+    `embedding`, but its classes must be those of the data.
+
+    Raises:
+        RequestError: the source does not exist, or has other classes.
+    """
+    source = config.method.taught_by()
+    if source is None:
+        return None
+    network, classes = _frozen(source, "method.teacher", (config, dataset), device)
+    if classes != dataset.classes:
+        raise RequestError(
+            f"method.teacher: {source} has the classes {', '.join(classes)}, expected"
+            f" {', '.join(dataset.classes)}"
+        )
+
+    def logits(images: Tensor) -> Tensor:
+        with torch.no_grad():
+            found: Tensor = network(images)
+        return found
+
+    return logits
+
+
+def _frozen(
+    source: str, key: str, own: tuple[Config, Dataset], device: torch.device | str
+) -> tuple[nn.Module, tuple[str, ...]]:
+    """Returns a trained network in eval mode, without gradients, and its classes.
+
+    Args:
+        source: a run, a checkpoint folder or a weights file.
+        key: of the setting that names it.
+        own: configuration and data of the run that uses it.
+        device: where it goes.
+    """
+    config, dataset = own
+    path = _find(source, key, config)
+    if path.is_dir():
+        manifest = checkpoint.read_manifest(path)
+        leaves = configuration.leaves_of(manifest["config"], f"run {source}")
+        if (model := manifest["config"]["model"]["name"]) != config.model.name:
+            models.check_installed(model, f"{key}: {source}")
+        config = configuration.compose(leaves, methods.get)
+        dataset = dataclasses.replace(dataset, classes=tuple(manifest["classes"]))
+        path = path / checkpoint.WEIGHTS
+    with torch.random.fork_rng(devices=[]):
+        network = assemble(config, dataset)
+    models.load_weights(network, path)
+    network.to(device).requires_grad_(False).eval()
+    return network, dataset.classes
 
 
 def _find(source: str, key: str, config: Config) -> Path:

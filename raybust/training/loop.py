@@ -84,6 +84,7 @@ class Trainer:
         self.objective = Objective(self.network, config.method, autocast(config.train, device))
         self.objective.smoothing = config.train.label_smoothing, len(dataset.classes)
         self.objective.embed = initial.embedding(config, dataset, device)
+        self.objective.teach = initial.teacher(config, dataset, device)
         images, labels = dataset.train.fetch(
             spread(len(dataset.train), config.method.setup_images())
         )
@@ -212,6 +213,7 @@ class Trainer:
                 break
         if self.averaging:
             self.averaging.end_epoch(self.network)
+        self.objective.agree(self.ranks)
         if self.ranks.sum(not_finite(self.average, self.dataset.validation, self.device)) > 0:
             return self._diverged(number, "the network became NaN or infinite")
         seconds = time.perf_counter() - started
@@ -293,6 +295,8 @@ class Trainer:
             state["averaged"] = self.averaging.steps
         if self._found:
             state["found"] = self._found
+        if self.objective.memory:
+            state["memory"] = self.objective.memory
         manifest = {
             "config": configuration.to_dict(self.config),
             "classes": list(self.dataset.classes),
@@ -319,6 +323,8 @@ class Trainer:
             self.averaging.steps = state.get("averaged", STEADY)
         self.optimizer.load_state_dict(state["optimizer"])
         self.epoch, self._found = state["epoch"], state.get("found", [])
+        memory = state.get("memory", {})
+        self.objective.memory = {name: value.to(self.device) for name, value in memory.items()}
         manifest = checkpoint.read_manifest(folder)
         self.metrics = manifest["metrics"]
         self.selection.restore(manifest)

@@ -21,6 +21,7 @@ from raybust.data import Dataset
 from raybust.errors import RequestError
 from raybust.identity import code_of
 from raybust.methods import Method, StepContext
+from raybust.training.ranks import Ranks
 
 DEFAULT_SIGMA = 0.25
 """Sigma for certifying networks whose method adds no smoothing noise (our choice: the smallest of
@@ -149,6 +150,8 @@ class Objective(nn.Module):
         embed: features of a frozen network, see `StepContext`; a function, not a submodule.
         stored: of the method's current round, see `Method.store`.
         smoothing: share of the uniform distribution in the targets, and the number of classes.
+        memory: what the method keeps from step to step, see `StepContext`.
+        teach: predictions of a frozen network, see `StepContext`; a function, not a submodule.
     """
 
     def __init__(
@@ -162,6 +165,8 @@ class Objective(nn.Module):
         self.embed: Callable[[Tensor], Tensor] | None = None
         self.stored: object = None
         self.smoothing = 0.0, 0
+        self.memory: dict[str, Tensor] = {}
+        self.teach: Callable[[Tensor], Tensor] | None = None
 
     def prepare(self, images: Tensor, targets: Tensor) -> None:
         """Runs the method's `setup` on training images (B, C, H, W) and labels (B,)."""
@@ -179,8 +184,17 @@ class Objective(nn.Module):
             found: result of the same call before the run was interrupted, or None.
         """
         context.prepared, context.embed = self.prepared, self.embed
+        context.memory, context.teach = self.memory, self.teach
         result, self.stored = self.method.store(self.network, images, targets, context, found)
         return result
+
+    def agree(self, ranks: Ranks) -> None:
+        """Gives every rank the mean of what the method keeps from step to step."""
+        means = ranks.means({key: (value, 1.0) for key, value in self.memory.items()})
+        self.memory = {
+            key: torch.tensor(value, dtype=torch.float64, device=ranks.device)
+            for key, value in means.items()
+        }
 
     def forward(
         self, images: Tensor, targets: Tensor, generator: torch.Generator, progress: float
@@ -190,8 +204,9 @@ class Objective(nn.Module):
         if share:
             targets = smoothed(targets, share, classes, images.dtype)
         context = StepContext(
-            generator, progress, self.prepared, {}, self.embed, self.stored, smoothing=share
-        )
+            generator, progress, self.prepared, {}, self.embed, self.stored,
+            smoothing=share, memory=self.memory, teach=self.teach,
+        )  # fmt: skip
         loss = self.method.loss(self.network, images, targets, context)
         self.metrics = context.metrics
         return loss

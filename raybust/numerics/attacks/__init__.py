@@ -5,7 +5,7 @@ Training uses `ascend` inside `attacked`; evaluation uses `fgsm`, `pgd`, `apgd`,
 """
 
 from raybust.numerics.attacks.apgd import apgd, apgd_targeted
-from raybust.numerics.attacks.ascent import Network, ascend, fgsm, n_fgsm, pgd
+from raybust.numerics.attacks.ascent import Network, ascend, fgsm, gradient_at, n_fgsm, pgd
 from raybust.numerics.attacks.expectation import Expectation, mean_log_probability
 from raybust.numerics.attacks.fab import Nearest, fab_targeted
 from raybust.numerics.attacks.fold import foldable, folded
@@ -39,6 +39,7 @@ __all__ = [
     "fgsm",
     "foldable",
     "folded",
+    "gradient_at",
     "has_gradient",
     "margin",
     "mean_log_probability",

@@ -54,7 +54,7 @@ def ascend(
     """
     delta = start
     for _ in range(steps):
-        gradient = _gradient(network, images + delta, objective)
+        gradient = gradient_at(network, images + delta, objective)
         move = threat.steepest(gradient, images)
         delta = threat.project(delta.add(move, alpha=step), images, exact=False)
     return images + delta
@@ -78,7 +78,7 @@ def n_fgsm(
         source: source of randomness.
     """
     start = threat.scaled(2.0).sample(images, source)
-    gradient = _gradient(network, images + start, objective)
+    gradient = gradient_at(network, images + start, objective)
     move = threat.steepest(gradient, images)
     return images + threat.clip(start.add(move, alpha=threat.eps), images)
 
@@ -206,7 +206,7 @@ def loss_gradient(
         seen.extend((logits.detach(), losses.detach()))
         return losses.sum()
 
-    gradient = _gradient(network, point, objective)
+    gradient = gradient_at(network, point, objective)
     return gradient, (seen[0], seen[1])
 
 
@@ -220,7 +220,9 @@ def without_zeros(gradient: Tensor, source: Source) -> Tensor:
     return gradient
 
 
-def _gradient(network: Network, point: Tensor, objective: Callable[[Tensor], Tensor]) -> Tensor:
+def gradient_at(network: Network, point: Tensor, objective: Callable[[Tensor], Tensor]) -> Tensor:
+    """Returns the gradient of an objective of the logits at images (B, C, H, W); arguments as in
+    `ascend`."""
     with torch.enable_grad():
         point = point.detach().requires_grad_()
         (gradient,) = torch.autograd.grad(objective(network(point)), point)
