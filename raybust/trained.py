@@ -125,7 +125,7 @@ def load_trained(
     leaves = _leaves_of_training(manifest, path, is_run=uid is not None)
     config = configuration.compose([*leaves, *overrides], methods.get)
     if with_data:
-        dataset = data.load(config.data)
+        dataset = data.load(config.data, out_folder(config))
         _check_dataset(path.name, manifest, dataset)
     else:
         dataset = data.empty(config.data.name, tuple(manifest["shape"]), manifest["classes"])
@@ -278,7 +278,7 @@ def foreign_folder(config: Config, path: Path) -> Path:
 
 def _load_weights_file(path: Path, overrides: list[Leaf]) -> Trained:
     config = configuration.compose(overrides, methods.get)
-    dataset = data.load(config.data)
+    dataset = data.load(config.data, out_folder(config))
     network = assemble(config, dataset)
     own = not (config.model.mean or config.model.std)
     notes = models.load_weights(network, path, normalization=own)

@@ -20,7 +20,7 @@ from raybust import data, devices
 from raybust.cluster.runlog import Job, RunLog
 from raybust.cluster.worker import COMPLETE, missing_metric, own_device, train
 from raybust.config import Config
-from raybust.disk import checkpoint
+from raybust.disk import checkpoint, runs
 from raybust.errors import WorkError
 from raybust.training.fit import Progress, fit
 
@@ -82,7 +82,7 @@ class TrialActor(tune.Trainable):
             self._last = checkpoint.standing_of(resume)
         device = own_device()
         devices.limit_memory(device, self._config.cluster.gpus_per_worker or 1)
-        dataset = data.load(self._config.data)
+        dataset = data.load(self._config.data, runs.out_folder(self._config))
         job.check_inputs(self._config, dataset)
         yield from fit(self._config, dataset, device, resume)
 

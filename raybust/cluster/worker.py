@@ -39,7 +39,7 @@ from raybust.cluster.autoscaler import potential_workers
 from raybust.cluster.runlog import Job, RunLog
 from raybust.cluster.session import must_grow, nodes_of
 from raybust.config import Config
-from raybust.disk import checkpoint, pulse
+from raybust.disk import checkpoint, pulse, runs
 from raybust.disk.runs import RAY_RECORD
 from raybust.errors import WorkError, why_failed
 from raybust.training.fit import Progress, fit
@@ -94,7 +94,7 @@ def train_worker(plain: dict[str, Any], *, uri: str) -> str | None:
     job = Job(**plain)
     config = job.load()
     devices.set_threads(config.cluster.cpus_per_worker)
-    dataset = data.load(config.data)
+    dataset = data.load(config.data, runs.out_folder(config))
     job.check_inputs(config, dataset)
     folder = Path(job.folder)
     device = own_device()

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from raybust import plugins
 from raybust.config.schema import Data
-from raybust.data import arrays, folder, layout, packaged, shards, streamed
+from raybust.data import arrays, folder, kept, layout, packaged, shards, streamed
 from raybust.data.splits import Dataset, Part, Split, channel_moments, first, hold_out
 from raybust.errors import RequestError, unknown
 
@@ -116,15 +117,20 @@ def _check_no_patterns(config: Data) -> None:
             )
 
 
-def load(config: Data) -> Dataset:
+def load(config: Data, out: Path | None = None) -> Dataset:
     """Returns the dataset that the section `data` asks for.
+
+    Args:
+        config: the section.
+        out: folder of the runs, if listings of files are to be kept there.
 
     Raises:
         RequestError: no such dataset, not there, not what it should be, or a cut that leaves
             nothing.
     """
     check(config)
-    return load_source(_source(config.name), config)
+    with kept.beside(out):
+        return load_source(_source(config.name), config)
 
 
 def load_source(source: Source, config: Data) -> Dataset:

@@ -7,14 +7,17 @@ decodes when a batch needs it.
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from raybust.config.schema import Data
+from raybust.data import kept
 from raybust.data.arrays import Parts
 from raybust.data.decode import decoding_of, enlarged, survey
 from raybust.data.layout import PLACES, TINY, VALIDATION, parts_of, training_folders
@@ -59,7 +62,8 @@ class Folder:
         test: the test set; the official validation part where there is no other.
         validation: the validation part, where there is a test part besides.
         layout: what was recognized.
-        left: what was left out.
+        notes: what was left out, a phrase each.
+        listed: folders and files on which the listing depends.
     """
 
     classes: tuple[str, ...]
@@ -67,7 +71,8 @@ class Folder:
     test: Listing
     validation: Listing | None
     layout: str
-    left: LeftOut
+    notes: tuple[str, ...]
+    listed: tuple[str, ...]
 
 
 def scan(root: Path) -> Folder:
@@ -89,7 +94,8 @@ def scan(root: Path) -> Folder:
     if (root / TINY).is_file():
         rows = _rows(root / TINY, separator="\t")
         test = _labeled(root / TINY, rows, "val/images", classes)
-        return Folder(classes, train, test, None, "Tiny ImageNet, tested on its val", left)
+        left.listed.append(str(root / TINY))
+        return _folder(root, (classes, train, test, None), "Tiny ImageNet, tested on its val", left)
     own, test_folders = parts_of(root, classes, left)
     listings = {
         name: _class_files(root, folders, classes, left)
@@ -111,7 +117,17 @@ def scan(root: Path) -> Folder:
     validation = listings[next(iter(own))] if own and test_folders else None
     test = listings[next(iter(test_folders or own))]
     layout = f"class folders in train and {' and '.join(listings)}"
-    return Folder(classes, train, test, validation, layout, left)
+    return _folder(root, (classes, train, test, validation), layout, left)
+
+
+def _folder(
+    root: Path,
+    parts: tuple[tuple[str, ...], Listing, Listing, Listing | None],
+    layout: str,
+    left: LeftOut,
+) -> Folder:
+    """Returns what a folder holds: classes, training, test and validation part."""
+    return Folder(*parts, layout, tuple(left.notes()), (str(root), *left.listed))
 
 
 def _note_unused(root: Path, used: Iterable[str], left: LeftOut) -> None:
@@ -187,14 +203,11 @@ def _scan_places(root: Path) -> Folder:
         listed = rows if name == PLACES else _rows(root / name)
         found[name] = _labeled(root / name, listed, folder, numbers)
     scenes = {number: str(Path(file).parent).lstrip("/") for file, number in rows}
-    return Folder(
-        tuple(scenes.get(number, number) for number in numbers),
-        found[PLACES],
-        found["places365_val.txt"],
-        None,
-        "Places365, tested on its val",
-        LeftOut(),
-    )
+    left = LeftOut()
+    left.listed += [str(root / name) for name in lists]
+    classes = tuple(scenes.get(number, number) for number in numbers)
+    parts = classes, found[PLACES], found["places365_val.txt"], None
+    return _folder(root, parts, "Places365, tested on its val", left)
 
 
 def path_of(config: Data) -> Path:
@@ -209,6 +222,42 @@ def path_of(config: Data) -> Path:
         raise RequestError(f"data.path: got {config.path!r}, but there is no such user") from None
 
 
+def listed(root: Path) -> Folder:
+    """Returns what a folder holds, from the listing that is kept of it if nothing has changed."""
+    listing = kept.Listing("image_folder", os.path.abspath(root))
+    with listing.locked():
+        known = listing.read()
+        if known is not None:
+            return _restored(*known)
+        found = scan(root)
+        try:
+            depends = kept.stamps(sorted(set(found.listed)))
+        except OSError as error:
+            raise RequestError(f"{shown(error.filename)}: {error.strerror} while listed") from None
+        parts = {"train": found.train, "test": found.test, "validation": found.validation}
+        present = {name: part for name, part in parts.items() if part is not None}
+        files = [os.fsencode(file) for part in present.values() for file in part.files]
+        labels = torch.cat([part.labels for part in present.values()]).numpy()
+        sizes = {name: len(part) for name, part in present.items()}
+        facts = {"classes": found.classes, "sizes": sizes, "layout": found.layout}
+        facts |= {"notes": found.notes}
+        listing.write({"file": files, "label": labels}, facts, depends)
+    return found
+
+
+def _restored(table: Any, facts: Mapping[str, Any]) -> Folder:
+    files = tuple(map(os.fsdecode, table.column("file").to_pylist()))
+    labels = torch.tensor(table.column("label").to_numpy())
+    parts, start = dict[str, Listing](), 0
+    for name, size in facts["sizes"].items():
+        parts[name] = Listing(files[start : start + size], labels[start : start + size])
+        start += size
+    return Folder(
+        tuple(facts["classes"]), parts["train"], parts["test"], parts.get("validation"),
+        facts["layout"], tuple(facts["notes"]), tuple(path for path, *_ in facts["stamps"]),
+    )  # fmt: skip
+
+
 def image_folder(config: Data) -> Parts:
     """Returns the parts of the folder `data.path`.
 
@@ -216,7 +265,7 @@ def image_folder(config: Data) -> Parts:
         RequestError: as `scan`, or `data.path` names an unknown user.
     """
     root, how = path_of(config), decoding_of(config)
-    found = scan(root)
+    found = listed(root)
 
     def part(listing: Listing) -> StreamedSplit:
         order = torch.arange(len(listing))
@@ -230,7 +279,7 @@ def image_folder(config: Data) -> Parts:
         for file in one.files[:: len(one) // _LOOKED + 1]
     ]
     traits = [f"of the files looked at, {text}" for text in survey(sample, how)]
-    left = [f"left out: {text}" if text[0].isdigit() else text for text in found.left.notes()]
-    files = [(root / file, None) for file in train.files]
+    left = [f"left out: {text}" if text[0].isdigit() else text for text in found.notes]
+    files = [(root / train.files[at], None) for at in train.sample(_LOOKED)]
     notes = (*enlarged(files, config.image_size), *traits, *left)
     return Parts(found.classes, train, test, own, found.layout, notes)

@@ -9,11 +9,13 @@ Notation: M images of all shards.
 
 from __future__ import annotations
 
+import functools
 import io
 import json
+import os
 import tarfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from raybust.data import kept
 from raybust.data.listing import ENDINGS, hidden, shown
 from raybust.data.packed import Labeled, Shelf
 from raybust.data.stores import File, opened, remote
@@ -60,7 +63,7 @@ class TarShards(Shelf):
 
     def named(self, number: int) -> str:
         """Returns shard and member."""
-        return f"{self._shard(number).path}: {self.names[number].as_py()}"
+        return f"{self._shard(number).path}: {shown(os.fsdecode(self.names[number].as_py()))}"
 
     def read(self, number: int) -> bytes:
         """Returns the bytes of a member.
@@ -130,19 +133,40 @@ def read_shards(files: Sequence[File]) -> Labeled:
     """
     import pyarrow as pa
 
-    with ThreadPoolExecutor(_THREADS if remote(files[0].path) else 1) as pool:
-        shards = list(pool.map(read_shard, files))
-    counts = torch.tensor([len(shard.names) for shard in shards])
-    left = sum((shard.left for shard in shards), Counter[str]())
+    listing = kept.Listing("webdataset", *(file.path for file in files))
+    now: kept.Stamps = [[file.path, file.size, file.changed] for file in files]
+    with listing.locked():
+        known = listing.read(now)
+        if known is not None:
+            return _restored(files, *known)
+        with ThreadPoolExecutor(_THREADS if remote(files[0].path) else 1) as pool:
+            shards = list(pool.map(read_shard, files))
+        columns = {
+            "offset": [offset for shard in shards for offset in shard.offsets],
+            "length": [length for shard in shards for length in shard.lengths],
+            "name": [os.fsencode(name) for shard in shards for name in shard.names],
+            "label": [json.dumps(label) for shard in shards for label in shard.labels],
+        }
+        left = sum((shard.left for shard in shards), Counter[str]())
+        facts = {"counts": [len(shard.names) for shard in shards], "left": left}
+        table = pa.table(columns)
+        listing.write({name: table.column(name) for name in columns}, facts, now)
+    return _restored(files, table, facts)
+
+
+def _restored(files: Sequence[File], table: Any, facts: Mapping[str, Any]) -> Labeled:
+    counts = torch.tensor(facts["counts"])
     shelf = TarShards(
         tuple(files),
         counts.cumsum(0) - counts,
-        torch.tensor([offset for shard in shards for offset in shard.offsets]),
-        torch.tensor([length for shard in shards for length in shard.lengths]),
-        pa.chunked_array([pa.array(shard.names, pa.string()) for shard in shards]).combine_chunks(),
+        torch.tensor(table.column("offset").to_numpy()),
+        torch.tensor(table.column("length").to_numpy()),
+        table.column("name").combine_chunks(),
     )
-    labels = [label for shard in shards for label in shard.labels]
-    return Labeled(shelf, labels, None, tuple(f"left out: {n} {what}" for what, n in left.items()))
+    read = functools.cache(json.loads)
+    labels = [read(text) for text in table.column("label").to_pylist()]
+    left = tuple(f"left out: {count} {what}" for what, count in facts["left"].items())
+    return Labeled(shelf, labels, None, left)
 
 
 def read_shard(file: File) -> Shard:

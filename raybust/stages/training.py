@@ -55,7 +55,7 @@ def train(config: Config, *, address: str | None, resume: bool, verbose: bool, e
         WorkError: training failed; the last good checkpoint is kept.
     """
     track.engage()
-    dataset = data.load(config.data)
+    dataset = data.load(config.data, runs.out_folder(config))
     out = runs.out_folder(config)
     folder = out / (config.name or default_name(config))
     plain = configuration.to_dict(config)

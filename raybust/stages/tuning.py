@@ -71,7 +71,7 @@ def tune(
         WorkError: no trial finished, or no finalist could be measured.
     """
     _, space = check_sweep(leaves, block, address=address)
-    dataset = data.load(config.data)
+    dataset = data.load(config.data, runs.out_folder(config))
     images = dataset.shape, len(dataset.classes)
     check_finalists(config, *images, device=device_before(config, address))
     size = _check_networks(config, space, dataset, echo)
