@@ -35,8 +35,10 @@ class Tune(Section):
         "Each `METRIC >= NUMBER` or `METRIC <= NUMBER`, checked in a trial's last epoch; trials "
         "that violate one rank last, and the sampler avoids them.",
     )
-    sampler: Literal["tpe", "gp", "cmaes", "nsga2", "qmc", "random", "grid"] = option(
-        "tpe", "Optuna sampler; tpe is multivariate, grouped, with constant liar."
+    sampler: Literal["auto", "tpe", "gp", "cmaes", "nsga2", "qmc", "random", "grid"] = option(
+        "auto",
+        "Optuna sampler; auto is gp for one method and one objective in at most 300 trials, else "
+        "tpe, which is multivariate, grouped, with constant liar.",
     )
     startup: int = option(10, "Random trials before tpe, gp or cmaes starts modeling.", ge=0)
     population: int | None = option(

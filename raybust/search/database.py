@@ -115,7 +115,7 @@ def load_study(config: Config, folder: Path, uid: str) -> optuna.Study:
 @contextmanager
 def one_line() -> Iterator[None]:
     """Turns errors of an unusable storage into a one-line RequestError."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     try:
         yield

@@ -22,7 +22,7 @@ from raybust.errors import RequestError
 from raybust.search.constraints import violations
 from raybust.search.database import load_study, one_line, open_study
 from raybust.search.records import FINISHED, TrialRecord, front
-from raybust.search.sampler import Grid, make_sampler, seed_after
+from raybust.search.sampler import Grid, make_sampler, sampler_name, seed_after
 from raybust.search.seeds import Seeds
 from raybust.search.space import Point, Space
 from raybust.search.stopped import estimates
@@ -89,8 +89,8 @@ class Study:
         if not reading:
             self._claim(uid)
         self.seeds = Seeds(config, self.study, reading=reading)
-        self._learns = config.tune.sampler in ("tpe", "gp")
-        self._estimates = config.tune.sampler == "gp"
+        sampler = sampler_name(config, space)
+        self._learns, self._estimates = sampler in ("tpe", "gp"), sampler == "gp"
         trials = self.study.get_trials(deepcopy=False)
         # With the same seed, the sampler would draw the points of the earlier start again.
         seed = seed_after(config, len(trials))
