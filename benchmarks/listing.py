@@ -3,7 +3,7 @@
 Times are CPU time of this process, since wall-clock time on a shared machine says little; the
 factor is against `os.walk` over the same folder, in turns.
 
-    python benchmarks/listing.py FOLDER 100000
+    python benchmarks/listing.py [COUNT]
 """
 
 import io
@@ -13,9 +13,9 @@ import time
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 from tempfile import TemporaryDirectory
 
+from _figures import figure
 from PIL import Image
 
 from raybust.data import folder, kept
@@ -48,29 +48,29 @@ def walk(root: Path) -> int:
 
 
 def main() -> None:
-    root, count = Path(sys.argv[1]), int(sys.argv[2])
-    make(root, count)
-    time.sleep(3)
+    count = int(sys.argv[1]) if len(sys.argv) > 1 else 100_000
     listed, found, walked = [], [], []
-    with TemporaryDirectory() as out, kept.beside(Path(out)):
+    with TemporaryDirectory() as home, kept.beside(Path(home)):
+        root = Path(home) / "images"
+        make(root, count)
+        time.sleep(3)  # a folder that has just changed is not kept
         for _ in range(ROUNDS):
             walked.append(seconds(lambda: walk(root)))
             listed.append(seconds(lambda: folder.scan(root)))
             folder.listed(root)
             found.append(seconds(lambda: folder.listed(root)))
-        size = sum(path.stat().st_size for path in (Path(out) / kept.FOLDER).iterdir())
-        total = walk(root)
+        size = sum(path.stat().st_size for path in (Path(home) / kept.FOLDER).iterdir())
         tracemalloc.start()
         keep = folder.listed(root)
         held, peak = tracemalloc.get_traced_memory()
-        assert len(keep.train) + len(keep.test) == total
-    for name, times in (("os.walk", walked), ("listed", listed), ("found again", found)):
-        spread = f"{min(times):.3f} to {max(times):.3f}"
-        each = median(times) / total * 1e6
-        print(f"{name:<12} {median(times):.3f} s of CPU ({spread}), {each:.2f} us a file")
-    print(f"listed / os.walk: {median(a / b for a, b in zip(listed, walked, strict=True)):.2f}")
-    print(f"memory: {held / total:.0f} bytes a file, {peak / total:.0f} at most while read")
-    print(f"on disk: {size / total:.1f} bytes a file")
+    total = len(keep.train) + len(keep.test)
+    figure("listing/listed", listed, "s of CPU", "<= 2" if count == 100_000 else "")
+    figure("listing/found_again", found, "s of CPU", "<= 0.2" if count == 100_000 else "")
+    ratios = [ours / theirs for ours, theirs in zip(listed, walked, strict=True)]
+    figure("listing/listed_over_os_walk", ratios, "ratio")
+    figure("listing/memory", [held / total], "bytes a file", "<= 200")
+    figure("listing/memory_while_read", [peak / total], "bytes a file")
+    figure("listing/disk", [size / total], "bytes a file")
 
 
 if __name__ == "__main__":

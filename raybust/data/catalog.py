@@ -86,7 +86,8 @@ def check(config: Data, *, local: bool = True) -> None:
             raise RequestError(f"data.path: got null, expected files; pass {source.needs}")
         shards.check(config, local=local)
         return
-    _check_no_patterns(config)
+    if config.name in _SOURCES:
+        shards.check_unused(config)
     if not source.path:
         if config.path is not None and config.name in _SOURCES:
             raise RequestError(
@@ -101,20 +102,6 @@ def check(config: Data, *, local: bool = True) -> None:
         raise RequestError(f"data.path: there is no {source.path} '{path}'")
     if local and source.read is folder.image_folder:
         layout.check_layout(path)
-
-
-def _check_no_patterns(config: Data) -> None:
-    """Refuses the settings of datasets in shards for others."""
-    if config.name not in _SOURCES:
-        return
-    for key in shards.PARTS:
-        value = getattr(config, key)
-        if isinstance(value, str) or (key == "test" and value is not None):
-            raise RequestError(
-                f"data.{key}: got {value!r}, but dataset {config.name} has its own parts; only"
-                f" {' and '.join(shards.ENDINGS)} take this"
-                f"{', expected a number > 0, < 1' if key == 'validation' else ''}"
-            )
 
 
 def load(config: Data, out: Path | None = None) -> Dataset:

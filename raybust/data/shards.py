@@ -59,6 +59,22 @@ def check(config: Data, *, local: bool) -> None:
         check_parts(config, ENDINGS[config.name])
 
 
+def check_unused(config: Data) -> None:
+    """Refuses the settings of datasets in shards for another one.
+
+    Raises:
+        RequestError: a part is a pattern, or a share is cut for testing.
+    """
+    for key in PARTS:
+        value = getattr(config, key)
+        if isinstance(value, str) or (key == "test" and value is not None):
+            raise RequestError(
+                f"data.{key}: got {value!r}, but dataset {config.name} has its own parts; only"
+                f" {' and '.join(ENDINGS)} take this"
+                f"{', expected a number > 0, < 1' if key == 'validation' else ''}"
+            )
+
+
 def parquet(config: Data) -> Parts:
     """Returns the parts of parquet files.
 
