@@ -74,7 +74,7 @@ TABLE = {
         " | click (yaml)"
     ),
     # For the tests of plug-in packages; nothing of raybust imports it.
-    "testing": "config data disk methods models search training | torch numpy pytest yaml",
+    "testing": "config data disk methods models numerics search training | torch numpy pytest yaml",
 }
 # A package at one place only, whatever the table says elsewhere.
 ALONE = {

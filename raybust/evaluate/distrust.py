@@ -17,6 +17,7 @@ from raybust.certification.guards import batch_effect
 from raybust.evaluate.attack_protocol import AttackProtocol
 from raybust.evaluate.table import FURTHER, AttackRow
 from raybust.numerics.attacks import has_gradient
+from raybust.numerics.logits import logit_change
 
 MARGIN = 0.002
 """Share of the examples by which a weaker attack may beat a stronger one (from AutoAttack)."""
@@ -65,18 +66,18 @@ def flags_of_network(network: nn.Module, images: Tensor, eot: int = 1) -> list[F
     found = []
     with torch.random.fork_rng():
         logits, again = network(images), network(images)
-        size = logits.abs().max().clamp(min=1e-6)
-        random = bool((logits - again).abs().max() > _SAME * size)
+        change, allowed = logit_change(logits, again, _SAME)
+        random = not change <= allowed
         if random:
             found.append(Flag("random", f"two passes on the same images differ; {_random(eot)}"))
-        change = batch_effect(network, images, logits)
+        change, allowed = batch_effect(network, images, logits, _BATCH)
         differentiable = has_gradient(network, images)
     if not differentiable:
         found.append(
             Flag("no_gradient", "the outputs have no gradient with respect to the images: "
                  "gradient attacks are skipped, only square runs")
         )  # fmt: skip
-    if not random and change > _BATCH * float(size):
+    if not random and not change <= allowed:
         found.append(
             Flag(
                 "batch",

@@ -63,7 +63,7 @@ from raybust.trained import Trained
 FOLDER = "attacked"
 _PROBE = 32
 _TIE = 1e-4
-"""Fraction of the largest logit within which two classes tie, because kernels round differently."""
+"""Fraction of the larger logit within which two classes tie, because kernels round differently."""
 
 
 def evaluate(trained: Trained, options: Options) -> Measurement:
@@ -222,8 +222,8 @@ def _other_classes(
         logits = scored(split.fetch(part)[0].to(protocol.device))
         classes = [recorded[idx] for idx in split.indices[part].tolist()]
         at = torch.tensor(classes, device=logits.device).clamp(0, logits.shape[1] - 1)
-        behind = logits.amax(1) - logits.gather(1, at[:, None]).flatten()
-        differ += int((behind > _TIE * logits.abs().amax(1)).sum())
+        top, own = logits.amax(1), logits.gather(1, at[:, None]).flatten()
+        differ += int((top - own > _TIE * torch.maximum(top.abs(), own.abs())).sum())
     return differ
 
 

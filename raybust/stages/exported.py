@@ -21,11 +21,12 @@ from raybust.disk import checkpoint, runs
 from raybust.disk.files import replace_text
 from raybust.disk.strip import used_weights
 from raybust.errors import RequestError, WorkError
+from raybust.numerics.logits import logit_change
 from raybust.stages.card import CARD, card_of, function_digest
 from raybust.trained import Trained
 
-_TOLERANCE = 1e-5
-"""Difference of logits that is tolerated, as a share of the largest."""
+_SHARE, _TOLERANCE = 1e-4, 1e-5
+"""Change of a logit that is rounding: as a share of its spread, and absolute."""
 _IMAGES = 8
 INSTANCES = "instances.csv"
 """What an export for verifiers asks of them."""
@@ -79,14 +80,14 @@ def export(trained: Trained, form: str, folder: Path, license_name: str | None) 
     with torch.no_grad():
         ours = trained.network(images)
         path, theirs = FORMS[form](trained, images, folder)
-    difference = float((ours - theirs).abs().max())
-    if not difference <= _TOLERANCE * max(1.0, float(ours.abs().max())):
+    change, allowed = logit_change(ours, theirs, _SHARE)
+    if not change <= max(allowed, _TOLERANCE):
         path.unlink()
         raise WorkError(
-            f"{path.name}: its logits differ from the run's by {difference:.2g}; it was removed"
+            f"{path.name}: its logits differ from the run's by {change:.2g}; it was removed"
         )
     replace_text(card, card_of(trained, folder, license_name))
-    return Export((path, card), difference)
+    return Export((path, card), change)
 
 
 def _check_packages(form: str) -> None:

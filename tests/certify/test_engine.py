@@ -148,11 +148,12 @@ def test_train_mode_is_refused():
         run([0], network)
 
 
-def test_outputs_that_depend_on_the_batch_are_refused():
+@pytest.mark.parametrize("shift", [0.0, 1e4, -1e4, torch.tensor([0.0, 0.0, 0.0, -1e9])])
+def test_outputs_that_depend_on_the_batch_are_refused(shift):
     class BatchStatistics(nn.Module):
         def forward(self, x):
             x = x.flatten(1)[:, :4]
-            return x - x.mean(0)
+            return x - x.mean(0) + shift
 
     with pytest.raises(RequestError, match=r"change by .* with the rest of its batch"):
         run([0], BatchStatistics().eval())

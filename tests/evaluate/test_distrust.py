@@ -10,10 +10,16 @@ from torch import nn
 
 from raybust.evaluate import AttackRow, flags_of_network, flags_of_rows, summarize
 
+MASK = torch.tensor([0.0, 0.0, 0.0, 0.0, -1e9])
+
 
 class BatchMean(nn.Module):
+    def __init__(self, shift=0.0):
+        super().__init__()
+        self.shift = shift
+
     def forward(self, images):
-        return Small()(images - images.mean(0))
+        return Small()(images - images.mean(0)) + self.shift
 
 
 def names(flags):
@@ -27,6 +33,11 @@ def names(flags):
         (Wrapped(after=lambda z: z.softmax(1)), {"softmax"}),
         (Wrapped(after=lambda z: z + 0.1 * torch.randn_like(z)), {"random"}),
         (BatchMean().eval(), {"batch"}),
+        (BatchMean(MASK).eval(), {"batch"}),
+        (BatchMean(1e4).eval(), {"batch"}),
+        (Wrapped(after=lambda z: z + MASK), set()),
+        (Wrapped(after=lambda z: z + 1e4), set()),
+        (Wrapped(after=lambda z: z + 0.1 * torch.randn_like(z) + MASK), {"random"}),
     ],
 )
 def test_networks(network, expected):
