@@ -9,6 +9,7 @@ it by `apgd-dlr` and `apgd-t`, not by cross entropy alone.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -32,13 +33,17 @@ class Avmixup(Pgd):
     l1: float = option(1.0, "Label confidence at the image.", gt=0, le=1)
     l2: float = option(0.1, "Label confidence at the vertex.", ge=0, le=1)
 
-    def loss(
-        self, network: nn.Module, images: Tensor, targets: Tensor, context: StepContext
+    def loss_at(
+        self,
+        network: nn.Module,
+        images: Tensor,
+        targets: Tensor,
+        context: StepContext,
+        found: Any,
     ) -> Tensor:
-        """Returns the mean cross entropy at the points; see `Method.loss`."""
-        worst = self.worst(network, images, targets, context)
+        """Returns the mean cross entropy at the points; see `Adversarial.loss_at`."""
         share = uniform(images[:, 0, 0, 0], context.generator)
-        points = images + column(share, images) * self.gamma * (worst - images)
+        points = images + column(share, images) * self.gamma * (found - images)
         logits = network(points.clamp(0, 1))
         labels = probabilities(targets, logits.shape[1], logits.dtype)
         context.metrics["train/attacked_accuracy"] = accuracy(logits, labels)

@@ -194,3 +194,41 @@ class Method(Section):
         """Returns the sigma for certifying the network, or None if the method adds no smoothing
         noise. Defaults to the base's, else None."""
         return self.wrapped.noise() if self.wrapped else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adversarial(Method):
+    """A method whose step is an attack and then a loss on what it found. `awp` changes the weights
+    between the two."""
+
+    def find(
+        self, network: nn.Module, images: Tensor, targets: Tensor, context: StepContext
+    ) -> Any:
+        """Returns what the attack found, without gradient; arguments as in `Method.loss`."""
+        raise NotImplementedError
+
+    def loss_at(
+        self,
+        network: nn.Module,
+        images: Tensor,
+        targets: Tensor,
+        context: StepContext,
+        found: Any,
+    ) -> Tensor:
+        """Returns the scalar loss of the step, with no attack of its own.
+
+        Args:
+            network: as in `Method.loss`; may have other weights than the one attacked.
+            images: as in `Method.loss`.
+            targets: as in `Method.loss`.
+            context: as in `Method.loss`.
+            found: result of `find`.
+        """
+        raise NotImplementedError
+
+    def loss(
+        self, network: nn.Module, images: Tensor, targets: Tensor, context: StepContext
+    ) -> Tensor:
+        """Returns the loss on what the attack finds; see `Method.loss`."""
+        found = self.find(network, images, targets, context)
+        return self.loss_at(network, images, targets, context, found)

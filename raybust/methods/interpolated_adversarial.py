@@ -7,6 +7,7 @@ A baseline for `adversarial_mixup`, known to be weak under AutoAttack.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,13 +27,17 @@ class InterpolatedAdversarial(Pgd):
     alpha: float = option(1.0, "Parameter of the Beta distribution of mixup's ratios.", gt=0)
     share: float = option(0.5, "Weight of the loss on attacked images.", ge=0, le=1)
 
-    def loss(
-        self, network: nn.Module, images: Tensor, targets: Tensor, context: StepContext
+    def loss_at(
+        self,
+        network: nn.Module,
+        images: Tensor,
+        targets: Tensor,
+        context: StepContext,
+        found: Any,
     ) -> Tensor:
-        """Returns the weighted mean of the two mixup losses; see `Method.loss`."""
-        worst = self.worst(network, images, targets, context)
+        """Returns the weighted mean of the two mixup losses; see `Adversarial.loss_at`."""
         clean, _ = self._mixed(network, images, targets, context)
-        robust, hits = self._mixed(network, worst, targets, context)
+        robust, hits = self._mixed(network, found, targets, context)
         context.metrics["train/attacked_accuracy"] = hits
         return (1 - self.share) * clean + self.share * robust
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from raybust.config.options import option
-from raybust.methods.base import Method, StepContext
+from raybust.methods.base import Adversarial, StepContext
 from raybust.methods.pgd import Pgd, accuracy
 from raybust.numerics.attacks import Network, attacked, gradient_at
 from raybust.numerics.balls import Threat
@@ -26,6 +26,8 @@ from raybust.numerics.balls import Threat
 Norm = Literal["linf", "l2", "l1"]
 Losses = Callable[[Tensor], Tensor]
 """Logits (B, K) to losses (B,)."""
+Found = tuple[Tensor, dict[Norm, Tensor]]
+"""Adversarial images, and for each norm whether `sampled` drew it."""
 Plan = tuple[Threat, int, float]
 """Ball, number of steps, step size."""
 _FIRST = 0.5
@@ -33,7 +35,7 @@ _FIRST = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
-class MultiNorm(Method):
+class MultiNorm(Adversarial):
     """Cross entropy under attacks in several norm balls, defaults of CIFAR-10; one ball is `pgd`.
 
     `rule` combines them: `sampled` draws one norm a batch, Linf or L1 where both are given, with
@@ -90,17 +92,18 @@ class MultiNorm(Method):
             if eps is not None
         }  # fmt: skip
 
-    def loss(
+    def find(
         self, network: nn.Module, images: Tensor, targets: Tensor, context: StepContext
-    ) -> Tensor:
-        """Returns the loss above; see `Method.loss`.
+    ) -> Found:
+        """Returns adversarial images (B, C, H, W), with `max` and `avg` (n B, C, H, W) of n norms;
+        and which norm `sampled` drew.
 
-        Metrics: `multi_norm/NORM_accuracy` under the attack of each norm, with `max` and `avg` also
-        `multi_norm/union_accuracy`; with `sampled` those so far, before the step.
+        Metrics: with `sampled`, `multi_norm/NORM_accuracy` so far.
         """
         attacks = self.attacks()
         if self.rule in ("max", "avg"):
-            return self._separate(network, images, targets, (attacks, context))
+            worst = [attack.worst(network, images, targets, context) for attack in attacks.values()]
+            return torch.cat(worst), {}
         labels = context.sharp(targets)
 
         def losses(logits: Tensor) -> Tensor:
@@ -108,29 +111,39 @@ class MultiNorm(Method):
 
         with attacked(network, statistics=self.statistics):
             search = _steepest if self.rule == "msd" else _sampled
-            worst, drawn = search(network, images, losses, attacks, context)
+            return search(network, images, losses, attacks, context)
+
+    def loss_at(
+        self,
+        network: nn.Module,
+        images: Tensor,
+        targets: Tensor,
+        context: StepContext,
+        found: Found,
+    ) -> Tensor:
+        """Returns the loss above; see `Adversarial.loss_at`.
+
+        Metrics: with `max` and `avg`, `multi_norm/NORM_accuracy` under the attack of each norm and
+        `multi_norm/union_accuracy`.
+        """
+        worst, drawn = found
         logits = network(worst)
+        if self.rule in ("max", "avg"):
+            return self._separate(
+                logits.reshape(-1, len(images), logits.shape[1]), targets, context
+            )
         hits = accuracy(logits, targets)
         context.metrics["train/attacked_accuracy"] = hits
         for norm, mine in drawn.items():
             _remember(norm, mine, hits, context)
         return F.cross_entropy(logits, targets)
 
-    def _separate(
-        self,
-        network: nn.Module,
-        images: Tensor,
-        targets: Tensor,
-        by: tuple[dict[Norm, Pgd], StepContext],
-    ) -> Tensor:
-        """Returns the loss of `max` and `avg`, by one pass over the images of all attacks."""
-        attacks, context = by
-        worst = [attack.worst(network, images, targets, context) for attack in attacks.values()]
-        logits = network(torch.cat(worst)).unflatten(0, (len(worst), len(images)))
+    def _separate(self, logits: Tensor, targets: Tensor, context: StepContext) -> Tensor:
+        """Returns the loss of `max` and `avg` for logits (n, B, K) of n norms."""
         losses = torch.stack([F.cross_entropy(one, targets, reduction="none") for one in logits])
         classes = targets if targets.ndim == 1 else targets.argmax(1)
         right = logits.detach().argmax(2) == classes
-        for norm, hits in zip(attacks, right, strict=True):
+        for norm, hits in zip(self.attacks(), right, strict=True):
             context.metrics[f"multi_norm/{norm}_accuracy"] = hits.float().mean()
         union = right.all(0).float().mean()
         context.metrics["multi_norm/union_accuracy"] = union
@@ -151,7 +164,7 @@ def _steepest(
     losses: Losses,
     attacks: dict[Norm, Pgd],
     context: StepContext,
-) -> tuple[Tensor, dict[Norm, Tensor]]:
+) -> Found:
     """Returns the images of multi steepest descent, and that no norm was drawn: of all norms'
     projected steps, each example takes the one with the largest loss."""
     plans = [attack.plan(images, context.progress) for attack in attacks.values()]
@@ -175,7 +188,7 @@ def _sampled(
     losses: Losses,
     attacks: dict[Norm, Pgd],
     context: StepContext,
-) -> tuple[Tensor, dict[Norm, Tensor]]:
+) -> Found:
     """Returns the images of an attack in one norm, and for each norm whether it was drawn, a scalar
     on the device: no step waits for the draw."""
     used = {norm: one for norm, one in attacks.items() if norm != "l2" or len(attacks) < 3}

@@ -11,14 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from raybust.config.options import option
-from raybust.methods.base import Method, StepContext
+from raybust.methods.base import Adversarial, StepContext
 from raybust.numerics.attacks import Network, ascend, attacked, n_fgsm
 from raybust.numerics.balls import Threat, normal
 
@@ -30,7 +30,7 @@ _GAUSSIAN_START = 0.001
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pgd(Method):
+class Pgd(Adversarial):
     """Cross entropy on the worst images that projected gradient ascent finds in a norm ball and
     in [0, 1]: loss = CE(network(x + delta), y), delta ~ argmax over ||delta|| <= eps of the same.
     """
@@ -72,11 +72,22 @@ class Pgd(Method):
             found.append(f"steps: got {self.steps}, expected 1, because start is n_fgsm")
         return found
 
-    def loss(
+    def find(
         self, network: nn.Module, images: Tensor, targets: Tensor, context: StepContext
+    ) -> Any:
+        """Returns the adversarial images."""
+        return self.worst(network, images, targets, context)
+
+    def loss_at(
+        self,
+        network: nn.Module,
+        images: Tensor,
+        targets: Tensor,
+        context: StepContext,
+        found: Any,
     ) -> Tensor:
-        """Returns the mean cross entropy of the attacked batch; see `Method.loss`."""
-        logits = network(self.worst(network, images, targets, context))
+        """Returns the mean cross entropy of the attacked batch; see `Adversarial.loss_at`."""
+        logits = network(found)
         context.metrics["train/attacked_accuracy"] = accuracy(logits, targets)
         return F.cross_entropy(logits, targets)
 

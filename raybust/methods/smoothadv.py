@@ -8,7 +8,7 @@ and reused for training, as in the authors' code. Noise comes last and is not cl
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -39,10 +39,10 @@ class Smoothadv(Pgd):
         0.1, "Fraction of the run over which eps rises linearly from 0.", ge=0, lt=1
     )
 
-    def loss(
+    def find(
         self, network: nn.Module, images: Tensor, targets: Tensor, context: StepContext
-    ) -> Tensor:
-        """Returns the mean cross entropy of the attacked noisy copies; see `Method.loss`."""
+    ) -> Any:
+        """Returns the adversarial images (B, C, H, W) and the noise (m, B, C, H, W)."""
         m, count = self.samples, len(images)
         copies = images.repeat(m, 1, 1, 1)
         noise = (self.sigma * normal(copies, context.generator)).reshape(m, *images.shape)
@@ -58,9 +58,20 @@ class Smoothadv(Pgd):
             return F.cross_entropy(smoothed, labels, reduction="sum")
 
         with attacked(network, statistics=self.statistics):
-            worst = self.attack(noisy, images, objective, context)
-        logits = noisy(worst)
-        repeated = targets.repeat(m, *[1] * (targets.ndim - 1))
+            return self.attack(noisy, images, objective, context), noise
+
+    def loss_at(
+        self,
+        network: nn.Module,
+        images: Tensor,
+        targets: Tensor,
+        context: StepContext,
+        found: Any,
+    ) -> Tensor:
+        """Returns the mean cross entropy of the noisy copies; see `Adversarial.loss_at`."""
+        worst, noise = found
+        logits = network((worst + noise).flatten(0, 1))
+        repeated = targets.repeat(self.samples, *[1] * (targets.ndim - 1))
         context.metrics["train/attacked_accuracy"] = accuracy(logits, repeated)
         return F.cross_entropy(logits, repeated)
 

@@ -8,7 +8,7 @@ the image the gradient is 0), and both loss terms are computed in train mode.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -40,20 +40,30 @@ class Trades(Pgd):
             found.append("start: got 'center', expected another start: the gradient is 0 there")
         return found
 
-    def loss(
+    def find(
         self, network: nn.Module, images: Tensor, targets: Tensor, context: StepContext
-    ) -> Tensor:
-        """Returns cross entropy plus beta times the mean divergence; see `Method.loss`."""
+    ) -> Any:
+        """Returns the images whose predictions differ most from the clean ones."""
         with attacked(network, statistics=self.statistics):
             with torch.no_grad():
                 clean = network(images).softmax(1)
-            worst = self.attack(
+            return self.attack(
                 network,
                 images,
                 lambda logits: F.kl_div(logits.log_softmax(1), clean, reduction="sum"),
                 context,
             )
-        natural, moved = network(images), network(worst)
+
+    def loss_at(
+        self,
+        network: nn.Module,
+        images: Tensor,
+        targets: Tensor,
+        context: StepContext,
+        found: Any,
+    ) -> Tensor:
+        """Returns cross entropy plus beta times the mean divergence; see `Adversarial.loss_at`."""
+        natural, moved = network(images), network(found)
         divergence = F.kl_div(moved.log_softmax(1), natural.softmax(1), reduction="batchmean")
         context.metrics["train/divergence"] = divergence.detach()
         context.metrics["train/attacked_accuracy"] = accuracy(moved, targets)
