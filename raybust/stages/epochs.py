@@ -10,7 +10,7 @@ import json
 import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from raybust.config import Config
 from raybust.config.measured import SELECTED
 from raybust.data import Dataset
 from raybust.disk import pulse, runs
+from raybust.methods.pgd import Pgd
 from raybust.stages.bars import Echo, progress_bar, span
 
 _POLL_S = 0.3
@@ -27,6 +28,9 @@ LOOKED_AT = 2
 """Epoch after which a network should be better than chance (our choice)."""
 _FEW_STEPS = 200
 """Steps up to which the first advice is to train for longer (our choice)."""
+_GAP = 0.3
+"""Accuracy under attack in training above that in validation, from which on a network counts as
+overfitted to its attack (our choice)."""
 _EPOCH = (
     ("train/loss", "loss"),
     ("validation/accuracy", "validation accuracy"),
@@ -45,12 +49,14 @@ class Chance:
         examples: number of its examples.
         config: of the run.
         steps: of an epoch.
+        pixels: C H W of an image.
     """
 
     share: float
     examples: int
     config: Config
     steps: int = 0
+    pixels: int = 0
 
     @classmethod
     def of(cls, config: Config, dataset: Dataset) -> Chance:
@@ -58,7 +64,8 @@ class Chance:
         counts = dataset.validation.labels.bincount()
         total = int(counts.sum())
         steps = math.ceil(len(dataset.train) / config.train.batch_size)
-        return cls(int(counts.max()) / total, total, config, steps)
+        pixels = math.prod(dataset.shape)
+        return cls(int(counts.max()) / total, total, config, steps, pixels)
 
     def warning(self, epoch: int, accuracy: float) -> str | None:
         """Returns a warning if an accuracy is within two standard errors of chance.
@@ -89,6 +96,34 @@ class Chance:
         )
 
 
+def overfitting(config: Config, metrics: Mapping[str, float], pixels: int) -> str | None:
+    """Returns a warning if a network withstands an attack in training far better than in
+    validation: catastrophic overfitting (Wong, Rice and Kolter, ICLR 2020, arXiv:2001.03994), or
+    robust overfitting. Only where `attacked_fast` has the norm and radius of the training.
+
+    Args:
+        config: of the run.
+        metrics: of an epoch.
+        pixels: C H W of an image.
+    """
+    method, fast = config.method, config.attacked_fast
+    while method.wrapped is not None:
+        method = method.wrapped
+    found = metrics.get("train/attacked_accuracy"), metrics.get("attacked_fast/robust_accuracy")
+    if not isinstance(method, Pgd) or found[0] is None or found[1] is None:
+        return None
+    threat = method.threat(pixels)
+    same = threat.norm == fast.norm and math.isclose(threat.eps, fast.eps, rel_tol=1e-6)
+    if not same or found[0] - found[1] <= _GAP:
+        return None
+    return (
+        f"warning: catastrophic overfitting: accuracy under attack is {found[0]:.4f} in training"
+        f" but {found[1]:.4f} in validation (attacked_fast, {fast.steps} steps, same norm and radius);"
+        " take more attack steps or method.start=n_fgsm, and use the best epoch with"
+        " train.select=attacked_fast/robust_accuracy"
+    )
+
+
 class _Follower:
     """Prints what a run's folder tells: finished epochs, and the progress of the one under way.
 
@@ -106,6 +141,7 @@ class _Follower:
         self._first: tuple[float, float] | None = None  # time and share of the first pulse
         self._phase = 0, False  # epoch, whether it is validated
         self._steps = self._ended = 0
+        self._overfitted = False
         self._bar = progress_bar(0, "waiting for the first step", echo)
 
     def look(self) -> None:
@@ -131,6 +167,10 @@ class _Follower:
             self._ended = epoch
             self._bar.close()
             self._echo(epoch_line(epoch, values))
+            overfitted = overfitting(self._chance.config, values, self._chance.pixels)
+            if overfitted and not self._overfitted:
+                self._overfitted = True
+                self._echo(overfitted)
             accuracy = float(values["validation/accuracy"])
             if epoch == LOOKED_AT and (warning := self._chance.warning(epoch, accuracy)):
                 self._echo(warning)
