@@ -3,7 +3,7 @@
 Times are CPU time of this process, since wall-clock time on a shared machine says little; the
 factor is against `os.walk` over the same folder, in turns.
 
-    python benchmarks/listing.py [COUNT]
+    python benchmarks/listing.py [COUNT], at least 20000
 """
 
 import io

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,10 +14,11 @@ import yaml
 from small_run import small_run
 
 from raybust import config as configuration
-from raybust import methods
+from raybust import data, methods
 from raybust.cli import cli as group
 from raybust.cli import main, output
 from raybust.cluster import jobs
+from raybust.config.schema import Data
 from raybust.errors import WorkError
 
 SPACES = sorted((Path(__file__).parents[1] / "search_spaces").glob("*.yaml"))
@@ -133,6 +135,19 @@ def test_listings(cli, name):
         one = cli(name, key)
         assert one.code == 0
         assert json.loads(cli(name, key, "--json").out)
+
+
+@pytest.mark.parametrize("name", data.names())
+def test_every_dataset_is_explained(cli, name):
+    """Settings exist, and the example is a valid request but for its files."""
+    facts = {row["fact"]: row["value"] for row in json.loads(cli("datasets", name, "--json").out)}
+    assert facts["layout"]
+    known = {f"data.{field.name}" for field in dataclasses.fields(Data)}
+    assert set(facts["settings"].split()) <= known
+    words = shlex.split(facts["example"])
+    assert words[:3] == ["raybust", "train", f"data.name={name}"]
+    config = configuration.compose(configuration.leaves_of_arguments(words[2:]), methods.get)
+    assert config.data.name == name
 
 
 def test_fields_of_a_method(cli):

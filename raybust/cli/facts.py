@@ -60,7 +60,10 @@ def datasets(name: str | None) -> Rows:
     """Returns a row for each dataset, or the facts about one."""
     if name is not None and name not in datasets_.names():
         raise unknown("dataset", name, datasets_.names())
-    return _facts("dataset", name, datasets_.names(), datasets_.describe, text="about")
+    rows = _facts("dataset", name, datasets_.names(), datasets_.describe, text="about")
+    if name is not None:
+        rows += [{"fact": key, "value": text} for key, text in datasets_.explain(name).items()]
+    return rows
 
 
 def models(name: str | None) -> Rows:

@@ -1,7 +1,7 @@
 """The commands that show what there is: runs in the MLflow UI, methods, datasets, networks, the
 machine.
 
-They start no work.
+They start no work; `data check` reads a whole dataset.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from pathlib import Path
 import click
 
 from raybust.cli import completion
-from raybust.cli.group import cli
+from raybust.cli.group import Command, cli
 from raybust.cli.options import options
 from raybust.cli.output import echo, print_diagnosis, print_rows, print_theory
 from raybust.cli.submission import submitted
+from raybust.disk.files import to_json
 from raybust.errors import RequestError, WorkError
-from raybust.request import compose, find, open_trained, read_leaves
+from raybust.request import apart, compose, find, open_trained, read_leaves
 
 
 @cli.command()
@@ -82,6 +83,29 @@ def datasets(name: str | None, as_json: bool) -> None:
     from raybust.cli import facts
 
     print_rows(facts.datasets(name), as_json)
+
+
+@cli.command(cls=Command, sections=("data",))
+@click.argument("action", type=click.Choice(["check"]), metavar="check")
+@click.argument("words", nargs=-1, metavar="[PATH] [key=value ...]")
+@options("out", "as_json")
+def data(action: str, words: tuple[str, ...], out: str | None, as_json: bool) -> None:
+    """Read a whole dataset once and say what is in it.
+
+    PATH is a folder, a file, a URI, or a dataset's name. Unreadable images, classes and sizes,
+    images in two parts, and a picture of a batch. The exit code is 1 if an image is unreadable.
+    """
+    settings, named = apart(words)
+    if len(named) > 1:
+        raise RequestError(f"data check: got {' '.join(named)}, expected one PATH")
+    from raybust.stages import examined
+
+    place = examined.settings_of(named[0]) if named else []
+    leaves, _ = read_leaves(settings, {"out": out})
+    found = examined.check(compose([*place, *leaves]), echo)
+    click.echo(to_json(found.record()) if as_json else found.text())
+    if broken := found.found.broken:
+        raise WorkError(f"{len(broken)} images cannot be read")
 
 
 @cli.command()

@@ -8,9 +8,11 @@ from raybust.data.arrays import Parts, dark, parts_of_arrays
 from raybust.data.batches import Batches, fitting_batch
 from raybust.data.catalog import Source, check, describe, load, names
 from raybust.data.decode import decoding_of
+from raybust.data.explained import explain
 from raybust.data.given import dataset_of, empty, images_of, read_array
 from raybust.data.pictures import Pictures, read_pictures
 from raybust.data.seeds import mix
+from raybust.data.shards import kind_of
 from raybust.data.splits import Dataset, Part, Split, spread
 from raybust.data.streamed import Streamed, StreamedSplit
 
@@ -30,8 +32,10 @@ __all__ = [
     "decoding_of",
     "describe",
     "empty",
+    "explain",
     "fitting_batch",
     "images_of",
+    "kind_of",
     "load",
     "mix",
     "names",

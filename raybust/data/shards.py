@@ -42,6 +42,18 @@ _WORDS = {
 _WORD = re.compile(r"(?<![a-z])(" + "|".join(_WORDS) + r")(?![a-z])")
 
 
+def kind_of(location: str) -> str:
+    """Returns the `data.name` that reads a location: by its ending, or by the files in a folder."""
+    path = Path(location).expanduser()
+    files = [location]
+    if path.is_dir():
+        files = [file.name for depth in ("*", "*/*") for file in path.glob(depth)]
+    for name, endings in ENDINGS.items():
+        if any(file.lower().endswith(endings) for file in files):
+            return name
+    return "image_folder" if path.is_dir() else "npz"
+
+
 def check(config: Data, *, local: bool) -> None:
     """Checks locations and parts of a dataset in shards; of files in a store, this takes requests.
 

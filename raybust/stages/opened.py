@@ -290,7 +290,7 @@ def _dataset(
     ]  # fmt: skip
     path = Path(data).expanduser()
     if str(data) not in datasets.names() and path.exists():
-        leaves.append(Leaf("data.name", "npz" if path.is_file() else "image_folder", "data"))
+        leaves.append(Leaf("data.name", datasets.kind_of(str(path)), "data"))
         leaves.append(Leaf("data.path", str(path), "data"))
     else:
         leaves.append(Leaf("data.name", str(data), "data"))
