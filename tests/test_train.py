@@ -30,7 +30,7 @@ from raybust.training.validation import measure
 GOLDEN = Path(__file__).parent / "golden.json"
 MNIST = Path(__file__).parents[2] / "shared" / "data" / "mnist.npz"
 CPU = torch.device("cpu")
-CLOCKS = ("train/seconds", "train/images_per_second", "validation/seconds")
+CLOCKS = ("train/seconds", "train/images_per_second", "train/waited", "validation/seconds")
 SMALL = (
     "model.width=4",
     "train.batch_size=64",

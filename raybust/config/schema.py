@@ -62,6 +62,13 @@ class Data(Section):
         gt=0,
         lt=1,
     )
+    bad: float = option(
+        0.001,
+        "Fraction of the training images that may be unreadable (streamed datasets only): they are"
+        " counted in `train/unreadable`, and another image of the batch stands in.",
+        ge=0,
+        lt=1,
+    )
     columns: tuple[str, ...] = option(
         ("image", "label"), "Columns of the images and of the labels of `parquet`."
     )

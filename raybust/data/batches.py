@@ -12,7 +12,9 @@ Notation: N images of shape C x H x W, B of them in a global batch.
 
 from __future__ import annotations
 
+import math
 import os
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,6 +25,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from raybust import devices
 from raybust.data.augment import KINDS, MARGIN, crops, mirror
+from raybust.data.decode import UnreadableError
 from raybust.data.seeds import generator, mix
 from raybust.data.splits import Part, Split
 from raybust.data.streamed import Streamed
@@ -48,6 +51,8 @@ class Batches:
         classes: P distinct classes per batch, with B / P images each, balanced on every rank; 0
             ignores classes. See `balanced`.
         parts: equal parts into which each worker cuts its share of a batch.
+        bad: fraction of the part's images that may be unreadable; streamed parts without `classes`
+            only. The image at the next place of the batch that can be read stands in for one.
 
     Attributes:
         steps: batches per epoch, the same on every rank; an incomplete last batch is dropped.
@@ -71,6 +76,7 @@ class Batches:
         loader_workers: int = 0,
         classes: int = 0,
         parts: int = 1,
+        bad: float = 0.0,
     ) -> None:
         if augment not in KINDS:
             raise unknown("augmentation", augment, KINDS)
@@ -86,8 +92,21 @@ class Batches:
         self._feed: _Memory | _Stream
         if isinstance(split, Streamed):
             self._feed = _Stream(split, torch.device(device), augment, loader_workers)
+            # A stand-in has another class, which would unbalance the batch.
+            self._feed.most = 0 if classes else math.floor(bad * len(split) + 1e-9)
         else:
             self._feed = _Memory(split, torch.device(device), augment)
+
+    def facts(self) -> dict[str, tuple[Tensor | float, float]]:
+        """Returns how the newest epoch was read, each as (sum, count) of this rank for a mean over
+        all: seconds in which a rank waited for images, and unreadable images of all ranks; nothing
+        for a part in memory."""
+        if isinstance(self._feed, _Memory):
+            return {}
+        return {
+            "train/waited": (self._feed.waited, 1.0),
+            "train/unreadable": (float(len(self._feed.broken)), 1 / self._world),
+        }
 
     def epoch(self, number: int) -> Iterator[Batch]:
         """Yields the `steps` batches of an epoch.
@@ -96,7 +115,7 @@ class Batches:
             number: index of the epoch, from 0.
 
         Raises:
-            RequestError: a streamed file is not an image.
+            RequestError: more streamed files than `bad` allows are not images.
         """
         draw = generator(self._seed, number, "order")
         if self._classes:
@@ -237,7 +256,8 @@ class _Stream:
 
     def __init__(self, split: Streamed, device: torch.device, augment: str, workers: int) -> None:
         workers = min(workers, os.cpu_count() or 1)
-        self.device = device
+        self.device, self.most = device, 0
+        self.waited, self.broken = 0.0, set[str]()
         self.plan: list[list[tuple[int, int]]] = []
         self.loader = DataLoader(
             _Decoded(split, augment),
@@ -256,26 +276,64 @@ class _Stream:
         """Yields a batch for each row of positions in `order`. Each image's augmentation is seeded
         by (seed, epoch, position), independent of the decoding process."""
         self.plan[:] = [[(at, mix(seed, number, at)) for at in row] for row in order.tolist()]
-        for batch in self.loader:
-            if isinstance(batch, RequestError):
-                raise batch
+        self.waited, self.broken = 0.0, set()
+        batches = iter(self.loader)
+        for _ in range(len(self.plan)):
+            began = time.perf_counter()
+            read = next(batches)
+            self.waited += time.perf_counter() - began
+            if isinstance(read, RequestError):
+                raise read
+            batch, broken = read
+            self._allow(broken)
             images, labels = (tensor.to(self.device, non_blocking=True) for tensor in batch)
             yield images.to(torch.float32).div_(255), labels
+
+    def _allow(self, broken: list[UnreadableError]) -> None:
+        """Counts images that could not be read.
+
+        Raises:
+            RequestError: they are too many; the error names the newest.
+        """
+        self.broken |= set(map(str, broken))
+        if len(self.broken) <= self.most:
+            return
+        if not self.most:
+            raise broken[0]
+        raise RequestError(
+            f"{broken[0]}; it is unreadable image {len(self.broken)} of this epoch, and data.bad"
+            f" allows {self.most}; `raybust data check` names all"
+        )
 
 
 class _Decoded(TorchDataset[Tensor]):
     """Decodes whole batches in a worker process. Errors are returned, not raised, because the
-    loader would wrap exceptions in a long traceback."""
+    loader would wrap exceptions in a long traceback. The next image of the batch that can be read
+    stands in for one that cannot."""
 
     def __init__(self, split: Streamed, augment: str) -> None:
         self.split, self.augment = split, augment
 
-    def __getitems__(self, keys: list[tuple[int, int]]) -> Batch | RequestError:
-        try:
-            images = [self.split.decode(at, self.augment, seed) for at, seed in keys]
-        except RequestError as error:
-            return error
-        return torch.stack(images), self.split.labels[[at for at, _ in keys]]
+    def __getitems__(
+        self, keys: list[tuple[int, int]]
+    ) -> tuple[Batch, list[UnreadableError]] | RequestError:
+        images, broken = dict[int, Tensor](), list[UnreadableError]()
+        for place, (at, seed) in enumerate(keys):
+            try:
+                images[place] = self.split.decode(at, self.augment, seed)
+            except UnreadableError as error:
+                broken.append(error)
+            except RequestError as error:
+                return error
+        if not images:
+            return broken[0]
+        count = len(keys)
+        places = [
+            next(one % count for one in range(place, place + count) if one % count in images)
+            for place in range(count)
+        ]
+        labels = self.split.labels[[keys[place][0] for place in places]]
+        return (torch.stack([images[place] for place in places]), labels), broken
 
 
 def _identity(batch: Any) -> Any:

@@ -68,6 +68,10 @@ class TooLargeError(RequestError):
     """An image has more pixels than allowed."""
 
 
+class UnreadableError(RequestError):
+    """A file is no image, or its content is damaged."""
+
+
 def decode(
     path: Path, how: Decoding = PLAIN, content: BinaryIO | None = None, most: int | None = None
 ) -> Image.Image:
@@ -81,7 +85,8 @@ def decode(
 
     Raises:
         TooLargeError: it has more than `most` pixels.
-        RequestError: it is no image, or its values have no known range.
+        UnreadableError: it is no image.
+        RequestError: its values have no known range.
     """
     try:
         with Image.open(path if content is None else content) as file:
@@ -100,7 +105,7 @@ def decode(
         raise
     except _BROKEN as error:
         reason = "no image" if content is not None else " ".join(str(error).split())
-        raise RequestError(
+        raise UnreadableError(
             f"{path}: cannot be read as an image ({reason}); replace or remove it"
         ) from None
 

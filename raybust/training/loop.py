@@ -100,6 +100,7 @@ class Trainer:
             loader_workers=config.data.loader_workers,
             classes=config.train.batch_classes or config.method.balanced_classes,
             parts=config.train.accumulate,
+            bad=config.data.bad,
         )
         self.optimizer = optimizer(config.train, self.network)
         if resume is not None:
@@ -228,7 +229,7 @@ class Trainer:
             "train/images_per_second": number * self.batches.batch_size / seconds,
             **devices.peak_memory(self.device),
             **self._passes(),
-            **self.ranks.means(self._sums),
+            **self.ranks.means(self._sums | self.batches.facts()),
         }
         return None
 

@@ -23,7 +23,7 @@ ACTORS = ("ray::TrialActor", "ray::ResourceTrainable")
 RESULTS = ("certified", "attacked", "corrupted")
 """Folders of results in a run."""
 
-CLOCKS = ("train/seconds", "train/images_per_second", "validation/seconds")
+CLOCKS = ("train/seconds", "train/images_per_second", "train/waited", "validation/seconds")
 
 
 def leaves(out, *settings, **values):

@@ -315,6 +315,77 @@ def test_row_groups_of_one_class_are_told(tmp_path):
     assert told[:20] not in " ".join(read("parquet", home).notes)
 
 
+# Unreadable images
+
+
+def broken(root, files):
+    for file in files:
+        path = root / "train" / file
+        path.write_bytes(path.read_bytes()[:60])
+
+
+@pytest.mark.parametrize("form", ["image_folder", "parquet", "webdataset"])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_few_unreadable_images_are_counted_and_replaced(tmp_path, form, workers):
+    source = folder(tmp_path / "folder", (("train", 12), ("test", 4)))
+    whole = {image.numpy().tobytes() for image in everything(read("image_folder", source).train)[0]}
+    broken(source, ["ape/0.png", "bee/3.png", "cow/7.png"])
+    home = source if form == "image_folder" else pack(form, source, tmp_path / "packed")
+    part = read(form, home, split_seed=0).train
+    lost = 0
+    for position in range(len(part)):
+        try:
+            part.picture(position)
+        except RequestError:
+            lost += 1
+    assert lost > 0
+
+    def made(bad, world=1, rank=0):
+        return Batches(part, batch_size=len(part) // 6 * 6, device="cpu", seed=0, bad=bad,
+                       loader_workers=workers, world=world, rank=rank)  # fmt: skip
+
+    batches = made(lost / len(part))
+    for epoch in range(2):
+        ((images, labels),) = batches.epoch(epoch)
+        assert len(images) == len(labels) == len(part) // 6 * 6
+        seen = [image.numpy().tobytes() for image in images]
+        assert set(seen) <= whole
+        assert len(set(seen)) == len(seen) - batches.facts()["train/unreadable"][0]
+    ranks = [made(lost / len(part), 2, rank) for rank in range(2)]
+    for rank in ranks:
+        list(rank.epoch(0))
+    sums = [rank.facts()["train/unreadable"] for rank in ranks]
+    assert sum(one for one, _ in sums) / sum(count for _, count in sums) == lost
+    with pytest.raises(RequestError, match=r"cannot be read as an image .*replace or remove it$"):
+        list(made(0.0).epoch(0))
+    if lost > 1:
+        with pytest.raises(RequestError, match=rf"{lost} of this epoch, and data\.bad allows 1"):
+            list(made(1 / len(part)).epoch(0))
+
+
+def test_a_batch_without_a_readable_image_is_an_error(tmp_path):
+    source = folder(tmp_path / "folder")
+    broken(
+        source, [f"{kind}/{number}.png" for kind in ("ape", "bee", "cow") for number in range(9)]
+    )
+    batches = Batches(
+        read("image_folder", source).train, batch_size=4, device="cpu", seed=0, bad=0.9
+    )
+    with pytest.raises(RequestError, match="cannot be read as an image"):
+        next(batches.epoch(0))
+
+
+def test_waiting_for_images_is_measured(tmp_path, monkeypatch):
+    part = read("image_folder", folder(tmp_path / "folder")).train
+    decode = type(part).decode
+    monkeypatch.setattr(type(part), "decode", lambda *a: time.sleep(0.01) or decode(*a))
+    batches = Batches(part, batch_size=4, device="cpu", seed=0)
+    for _ in batches.epoch(0):
+        time.sleep(0.05)  # the loop's own work
+    assert 0.01 * 4 * batches.steps <= batches.facts()["train/waited"][0]
+    assert batches.facts()["train/waited"][1] == 1
+
+
 # What changes
 
 
