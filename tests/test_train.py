@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -813,3 +814,28 @@ def test_spread_positions_are_distinct_and_even(total):
         assert not gaps or max(gaps) - min(gaps) <= 1
         assert found[0] == 0
         assert found[-1] < total
+
+
+def test_training_is_not_resumed_on_data_whose_classes_have_other_names(cli, tmp_path):
+    draw = np.random.default_rng(0)
+    arrays = {
+        f"{kind}_{part}": values
+        for part, count in (("train", 60), ("test", 20))
+        for kind, values in (
+            ("x", draw.integers(0, 256, (count, 8, 8), np.uint8)),
+            ("y", np.arange(count) % 3),
+        )
+    }
+    path = tmp_path / "own.npz"
+    np.savez(path, **arrays)
+    command = (
+        "train", "data.name=npz", f"data.path={path}", "train.epochs=1", "--name", "own",
+        "--out", tmp_path,
+    )  # fmt: skip
+    assert cli(*command).code == 0
+    np.savez(path, **arrays, class_names=np.array(["a", "b", "c"]))
+    done = cli(*command)
+    assert done.code == 2
+    assert "class 0 was '0' when it began, but is 'a' in the data now" in done.err
+    np.savez(path, **arrays)
+    assert cli(*command).code == 0

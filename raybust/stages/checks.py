@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from itertools import zip_longest
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raybust import config as configuration
@@ -18,7 +20,7 @@ from raybust.config import Config, Leaf
 from raybust.config.assess import OF_NOISE
 from raybust.corruptions import check_corruptions
 from raybust.data import Dataset
-from raybust.disk import runs
+from raybust.disk import checkpoint, runs
 from raybust.errors import RequestError
 from raybust.evaluate import check_classes, make_attack_protocol
 from raybust.track.uri import sqlite_file
@@ -210,3 +212,23 @@ def check_evaluate(config: Config, dataset: Dataset, device: str) -> None:
         check_corruptions(getattr(dataset, section.split), section, dataset.classes)
     else:
         check_attacks(config, dataset.shape, len(dataset.classes), device=device)
+
+
+def check_class_names(folder: Path, dataset: Dataset) -> None:
+    """Rejects data whose classes have other names than when a run, or the first trial of a sweep,
+    began.
+
+    Raises:
+        RequestError: names the first such class.
+    """
+    trials = sorted((folder / runs.TRIALS).glob("*")) if (folder / runs.TRIALS).is_dir() else []
+    newest = next(filter(None, map(checkpoint.newest, [folder, *trials])), None)
+    if newest is None:
+        return
+    before = checkpoint.read_manifest(newest)["classes"]
+    for number, (was, now) in enumerate(zip_longest(before, dataset.classes)):
+        if was != now:
+            raise RequestError(
+                f"{folder.name}: class {number} was {was!r} when it began, but is {now!r} in the"
+                " data now; restore the names, choose another --name, or --no-resume to start over"
+            )

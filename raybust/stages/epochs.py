@@ -118,8 +118,8 @@ def overfitting(config: Config, metrics: Mapping[str, float], pixels: int) -> st
         return None
     return (
         f"warning: catastrophic overfitting: accuracy under attack is {found[0]:.4f} in training"
-        f" but {found[1]:.4f} in validation (attacked_fast, {fast.steps} steps, same norm and radius);"
-        " take more attack steps or method.start=n_fgsm, and use the best epoch with"
+        f" but {found[1]:.4f} in validation (attacked_fast, {fast.steps} steps, same norm and"
+        " radius); take more attack steps or method.start=n_fgsm, and use the best epoch with"
         " train.select=attacked_fast/robust_accuracy"
     )
 

@@ -22,7 +22,7 @@ from raybust.disk import checkpoint, runs
 from raybust.disk.lock import locked
 from raybust.identity import code_of
 from raybust.stages.bars import Echo
-from raybust.stages.checks import check_places
+from raybust.stages.checks import check_class_names, check_places
 from raybust.stages.epochs import LOOKED_AT, Chance, epoch_lines
 from raybust.stages.place import check_fit, suffices
 from raybust.stages.progress import note_growth, print_data
@@ -71,6 +71,7 @@ def train(config: Config, *, address: str | None, resume: bool, verbose: bool, e
     inputs = initial.inputs_digest(config, dataset.digest)
     if resume:
         runs.check_same(folder, "train", plain, inputs)
+        check_class_names(folder, dataset)
     if newest is not None:
         check_function(network, newest, folder.name)
     if newest is not None and checkpoint.read_manifest(newest)["done"]:

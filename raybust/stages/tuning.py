@@ -31,7 +31,7 @@ from raybust.search.space import Point, Space
 from raybust.search.study import POINT, Study
 from raybust.stages import finalists
 from raybust.stages.bars import Echo
-from raybust.stages.checks import check_finalists, check_sweep, device_before
+from raybust.stages.checks import check_class_names, check_finalists, check_sweep, device_before
 from raybust.stages.live import Table
 from raybust.stages.progress import note_growth, print_data
 from raybust.stages.registration import describe_sweep, register
@@ -89,6 +89,7 @@ def tune(
         uri = open_store(config, out, echo)
         with locked(folder), sending_rest(folder, uri, out, echo):
             own = runs.identify(folder, "sweep", plain, resume, inputs)
+            check_class_names(folder, dataset)
             write_space(folder, plain)
             study = Study(config, space, folder, own.uid, _first_points(config, leaves, space))
             _warm_start(study, earlier, config, dataset, echo)
