@@ -89,7 +89,6 @@ def tune(
         uri = open_store(config, out, echo)
         with locked(folder), sending_rest(folder, uri, out, echo):
             own = runs.identify(folder, "sweep", plain, resume, inputs)
-            check_class_names(folder, dataset)
             write_space(folder, plain)
             study = Study(config, space, folder, own.uid, _first_points(config, leaves, space))
             _warm_start(study, earlier, config, dataset, echo)
@@ -119,6 +118,7 @@ def _check_earlier(folder: Path, plain: dict[str, Any], inputs: str, dataset: da
     """Refuses to resume another sweep, or one whose networks no longer compute the same function:
     checks the code of one earlier trial of each network, and one newest checkpoint with weights."""
     runs.check_same(folder, "sweep", plain, inputs)
+    check_class_names(folder, dataset)
     seen, asked = set[tuple[str, bool]](), json.dumps(plain)
     for trial in sorted((folder / runs.TRIALS).glob("*"), reverse=True):
         if (newest := checkpoint.newest(trial)) is None:
