@@ -143,6 +143,30 @@ def open_trained(
     return load_trained(find(run, leaves), leaves, with_data=with_data)
 
 
+def open_measured(run: str, settings: Sequence[str], given: dict[str, Any]) -> Any:
+    """Loads the trained network that RUN names, or the ensemble that A,B,C name; see
+    `open_trained`.
+
+    Raises:
+        RequestError: there is no such run, or the runs form no ensemble.
+    """
+    from raybust.ensembles import ensemble_of
+    from raybust.trained import load_trained
+
+    if "," not in run or Path(run).exists():
+        return open_trained(run, settings, given)
+    leaves, _ = read_leaves(settings, given)
+    names = run.split(",")
+    if not all(names):
+        raise RequestError(f"RUN: got {run!r}, expected names like A,B,C without spaces")
+    return ensemble_of(
+        [
+            load_trained(find(name, leaves), leaves, with_data=number == 0)
+            for number, name in enumerate(names)
+        ]
+    )
+
+
 def find(run: str, leaves: Sequence[Leaf]) -> Any:
     """Returns the path that RUN names: a run's name, SWEEP/7, SWEEP/best, its MLflow id, a
     registered model (models:/NAME@best), or a path.

@@ -45,13 +45,14 @@ TABLE = {
         "devices config data disk identity methods models certification evaluate numerics | torch"
     ),
     "trained": "config data disk evaluate identity methods models training | torch",
+    "ensembles": "disk models trained",
     "track": "beside config disk | yaml (joblib mlflow numpy)",
     "serve": (
         "config data devices certification identity"
         " | fastapi numpy prometheus_client ray scipy starlette swagger_ui_bundle torch"
     ),
     "pyfunc": "api config trained | mlflow numpy pandas",
-    "request": "(config disk methods search track trained)",
+    "request": "(config disk ensembles methods search track trained)",
     "search": "config disk methods track | numpy optuna scipy sqlalchemy yaml (optuna_dashboard)",
     "significance": "numerics | numpy scipy",
     "reporting": (

@@ -25,7 +25,7 @@ from raybust.cli.resolved import print_config
 from raybust.cli.submission import load_ahead, runs_locally, submitted
 from raybust.disk.files import to_json
 from raybust.errors import RequestError
-from raybust.request import apart, compose, open_trained, read_leaves
+from raybust.request import apart, compose, open_measured, read_leaves
 
 _WHERE = ("cluster", "track")
 _TRAINING = ("data", "model", "method", "train", "certified_fast", "certified_linf_fast",
@@ -167,8 +167,8 @@ def certify(
     cohen: bool,
     **given: Any,
 ) -> None:
-    """Certify a run, a checkpoint or a weights file: by randomized smoothing, or with
-    certify.bound=ibp, crown or best by sound bounds of the network in Linf.
+    """Certify a run, a checkpoint, a weights file or an ensemble A,B,C: by randomized smoothing, or
+    with certify.bound=ibp, crown or best by sound bounds of the network in Linf.
     """
     leaves, _ = read_leaves(settings, given)
     if not dry_run and submitted(address, leaves, detach):  # the job looks up RUN
@@ -178,7 +178,7 @@ def certify(
     from raybust.stages.measurement import Options
 
     checks.check_kind(leaves)
-    trained = open_trained(run, settings, given)
+    trained = open_measured(run, settings, given)
     device = checks.device_before(trained.config, address)
     checks.check_certify(trained.config, trained.dataset.shape, device)
     if cohen or trained.config.certify.bound != "smoothing":
@@ -230,7 +230,7 @@ def evaluate(
     from raybust.stages import attacked, checks, corrupted
     from raybust.stages.measurement import Options
 
-    trained = open_trained(run, settings, given)
+    trained = open_measured(run, settings, given)
     device = checks.device_before(trained.config, address)
     checks.check_evaluate(trained.config, trained.dataset, device)
     if dry_run:

@@ -23,6 +23,7 @@ from raybust.config.schema import Model
 from raybust.errors import RequestError, unknown
 from raybust.models import cifar, external
 from raybust.models.adapt import adapt
+from raybust.models.ensemble import Ensemble
 from raybust.models.external import LIBRARIES, check_installed, must_be_named, names_of
 from raybust.models.fronted import Fronted
 from raybust.models.library import Pretrained, is_pretrained, pretrained
@@ -33,6 +34,7 @@ from raybust.numerics.modes import evaluating
 __all__ = [
     "FORMS",
     "LIBRARIES",
+    "Ensemble",
     "Fronted",
     "Normalize",
     "Normalized",
