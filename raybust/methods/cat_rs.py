@@ -22,8 +22,8 @@ from raybust.numerics.balls import Threat, normal
 
 @dataclass(frozen=True, kw_only=True)
 class CatRs(Method):
-    """The K smallest of m noisy copies' cross entropies, over m, plus, where K = m, weight max_i
-    KL(q || p(x + noise_i*)); K ~ Binomial(m, share of right votes), at least 1.
+    """loss = sum of the K smallest of m noisy copies' cross entropies, over m, plus, where K = m,
+    weight max_i KL(q || p(x + noise_i*)); K ~ Binomial(m, share of right votes), at least 1.
 
     q are the votes' shares of the teacher; without one, those of the network's own m copies (our
     choice). noise* is the noise after an attack that keeps its mean and mean square. The authors

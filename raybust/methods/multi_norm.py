@@ -1,4 +1,4 @@
-"""Robustness to several norms at once. `sampled`: Croce and Hein, "Adversarial Robustness against
+"""Training against several norms: `sampled` is Croce and Hein, "Adversarial Robustness against
 Multiple and Single lp-Threat Models via Quick Fine-Tuning" (ICML 2022, arXiv:2105.12508), E-AT.
 `max` and `avg`: Tramer and Boneh (NeurIPS 2019, arXiv:1904.13000). `msd`: Maini, Wong and Kolter
 (ICML 2020, arXiv:1909.04068). `pairing`: the loss of RAMP, Jiang and Singh (NeurIPS 2024,
