@@ -11,7 +11,7 @@ from _figures import figure, paired
 from torch import Tensor, nn
 
 from raybust import models
-from raybust.config.schema import Model
+from raybust.config.inputs import Model
 from raybust.methods.beckman import Beckman
 from raybust.numerics.barycenter import Prices, pdhg, rotations
 from raybust.numerics.lp_sets import CIFAR_SHAPE

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from raybust.certification import Protocol, certify_examples
 from raybust.certification.protocol import default_batch
-from raybust.config.schema import Model
+from raybust.config.inputs import Model
 from raybust.models import build, load_weights
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"

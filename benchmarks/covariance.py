@@ -19,7 +19,7 @@ import torch
 from _figures import figure
 from torch import nn
 
-from raybust.config.schema import Model
+from raybust.config.inputs import Model
 from raybust.methods import Method, StepContext
 from raybust.methods.covariance import Covariance
 from raybust.methods.gaussian import Gaussian

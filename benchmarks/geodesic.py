@@ -14,7 +14,7 @@ import torch
 from _figures import figure
 
 from raybust import models
-from raybust.config.schema import Model
+from raybust.config.inputs import Model
 from raybust.methods import Method, StepContext
 from raybust.methods.gaussian import Gaussian
 from raybust.methods.geodesic import Geodesic, Prepared

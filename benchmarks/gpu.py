@@ -29,7 +29,7 @@ from raybust.certification import Protocol, certify_examples
 from raybust.certification.protocol import default_batch
 from raybust.config import Config
 from raybust.config.assess import Evaluate
-from raybust.config.schema import Model
+from raybust.config.inputs import Model
 from raybust.data import Dataset
 from raybust.evaluate import attack_examples, make_attack_protocol
 from raybust.models import build

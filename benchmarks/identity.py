@@ -19,7 +19,7 @@ import torch
 from _figures import figure
 
 from raybust.certification import CertificateLog, Protocol, Row, certify_examples, check_rows
-from raybust.config.schema import Data, Model
+from raybust.config.inputs import Data, Model
 from raybust.data import Split, StreamedSplit, load
 from raybust.models import build
 

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from raybust import models
-from raybust.config.schema import Model
+from raybust.config.inputs import Model
 from raybust.numerics.balls import lp_noise
 from raybust.numerics.lp_sets import CIFAR_SHAPE, named
 

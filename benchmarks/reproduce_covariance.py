@@ -29,7 +29,7 @@ from scipy.stats import t as student
 from torch import Tensor, fx, nn
 
 from raybust.certification import Protocol, Row, certify_examples
-from raybust.config.schema import Data, Model
+from raybust.config.inputs import Data, Model
 from raybust.data import Batches, Dataset, load
 from raybust.methods import Method
 from raybust.methods.consistency import Consistency

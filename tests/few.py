@@ -3,7 +3,7 @@
 import torch
 
 from raybust import data
-from raybust.config.schema import Data
+from raybust.config.inputs import Data
 from raybust.data import Dataset
 
 

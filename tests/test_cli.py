@@ -18,7 +18,7 @@ from raybust import data, methods
 from raybust.cli import cli as group
 from raybust.cli import main, output
 from raybust.cluster import jobs
-from raybust.config.schema import Data
+from raybust.config.inputs import Data
 from raybust.errors import WorkError
 
 SPACES = sorted((Path(__file__).parents[1] / "search_spaces").glob("*.yaml"))

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import fx, nn
 
 from raybust import methods, models
-from raybust.config.schema import Model
+from raybust.config.inputs import Model
 from raybust.errors import RequestError
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"

@@ -10,7 +10,7 @@ from torch import nn
 from raybust import data
 from raybust.config import Config
 from raybust.config.assess import Certify
-from raybust.config.schema import Model
+from raybust.config.inputs import Model
 from raybust.methods import Method
 from raybust.methods.gaussian import Gaussian
 from raybust.methods.standard import Standard

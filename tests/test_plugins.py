@@ -8,7 +8,7 @@ import torch
 from installed import install
 
 from raybust import data, methods, models, plugins
-from raybust.config.schema import Data, Model
+from raybust.config.inputs import Data, Model
 from raybust.errors import RequestError
 
 SOURCE = '''

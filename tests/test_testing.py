@@ -17,7 +17,7 @@ from torch import nn
 from torch.multiprocessing import ProcessRaisedException
 
 from raybust import data, models, testing
-from raybust.config.schema import Data
+from raybust.config.inputs import Data
 from raybust.data import Parts, Source, Split
 from raybust.errors import RequestError
 from raybust.methods.standard import Standard

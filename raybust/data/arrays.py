@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raybust.config.schema import Data
+from raybust.config.inputs import Data
 from raybust.data.labels import read_labels, read_names
 from raybust.data.splits import Part, Split, hold_out
 from raybust.errors import RequestError

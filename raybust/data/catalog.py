@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from raybust import plugins
-from raybust.config.schema import Data
+from raybust.config.inputs import Data
 from raybust.data import arrays, folder, kept, layout, packaged, shards, streamed
 from raybust.data.splits import Dataset, Part, Split, channel_moments, first, hold_out
 from raybust.errors import RequestError, unknown

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image, ImageOps
 
-from raybust.config.schema import Data
+from raybust.config.inputs import Data
 from raybust.errors import RequestError
 
 _SIXTEEN = 65535

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import fields
 
-from raybust.config.schema import Data
+from raybust.config.inputs import Data
 from raybust.data.packaged import NAMES as PACKAGED
 
 _CUT = ("validation", "split_seed", "limit")

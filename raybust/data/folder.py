@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from raybust.config.schema import Data
+from raybust.config.inputs import Data
 from raybust.data import kept
 from raybust.data.arrays import Parts
 from raybust.data.decode import decoding_of, enlarged, survey

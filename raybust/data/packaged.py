@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from raybust.config.schema import Data
+from raybust.config.inputs import Data
 from raybust.data.arrays import Parts, parts_of_arrays
 from raybust.disk.lock import take
 from raybust.errors import RequestError

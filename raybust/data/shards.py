@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raybust.config.schema import Data
+from raybust.config.inputs import Data
 from raybust.data.arrays import Parts
 from raybust.data.columns import PARQUET, read_files
 from raybust.data.decode import Decoding, decoding_of, enlarged, survey

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from raybust import plugins
-from raybust.config.schema import Model
+from raybust.config.inputs import Model
 from raybust.errors import RequestError, unknown
 from raybust.models import cifar, external
 from raybust.models.adapt import adapt

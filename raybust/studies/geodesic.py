@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from raybust.config.schema import Data
+from raybust.config.inputs import Data
 from raybust.data import Part, load
 from raybust.numerics.transport.bures import (
     bures_geodesic,

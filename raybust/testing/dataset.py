@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from raybust.config.schema import Data
+from raybust.config.inputs import Data
 from raybust.data import Dataset, Part, Parts, Source, catalog
 
 _LOOKED = 256

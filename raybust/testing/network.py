@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from raybust import models
-from raybust.config.schema import Model
+from raybust.config.inputs import Model
 from raybust.disk import checkpoint
 from raybust.models import external
 from raybust.numerics.logits import logit_change

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from raybust.config.schema import Data
+from raybust.config.inputs import Data
 from raybust.corruptions import (
     GeneratedSplit,
     NoisySplit,

@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from raybust.config.schema import Data
+from raybust.config.inputs import Data
 from raybust.data import Batches, Split, StreamedSplit, load
 from raybust.data.augment import MARGIN, crops, mirror, random_view
 from raybust.errors import RequestError

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from raybust.config.schema import Data
+from raybust.config.inputs import Data
 from raybust.data import describe, load, names
 from raybust.errors import RequestError
 from raybust.vision import torchvision

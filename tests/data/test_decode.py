@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from raybust.config.schema import Data
+from raybust.config.inputs import Data
 from raybust.corruptions import COMMON, published
 from raybust.data import load
 from raybust.data.decode import PLAIN, Decoding, decode, survey

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from raybust.config.schema import Data
+from raybust.config.inputs import Data
 from raybust.data import StreamedSplit, load
 from raybust.errors import RequestError
 

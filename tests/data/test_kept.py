@@ -8,7 +8,7 @@ import pytest
 import torch
 from test_packed import folder, pack
 
-from raybust.config.schema import Data
+from raybust.config.inputs import Data
 from raybust.data import kept, load
 from raybust.data import listing as listings
 

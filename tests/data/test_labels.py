@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from raybust.config.schema import Data
+from raybust.config.inputs import Data
 from raybust.data import load
 from raybust.data.labels import class_indices
 from raybust.errors import RequestError

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from raybust.config.schema import Data
+from raybust.config.inputs import Data
 from raybust.corruptions import COMMON, published
 from raybust.data import load
 from raybust.errors import RequestError

@@ -17,7 +17,7 @@ from test_decode import FORMS
 
 from raybust import config as configuration
 from raybust import methods
-from raybust.config.schema import Data
+from raybust.config.inputs import Data
 from raybust.data import Batches, load
 from raybust.data.batches import windowed
 from raybust.disk import checkpoint

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from raybust.config.schema import Data
+from raybust.config.inputs import Data
 from raybust.data import Dataset, Split, load, mix
 from raybust.data.seeds import generator
 from raybust.data.splits import channel_moments, first, hold_out

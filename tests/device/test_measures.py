@@ -12,7 +12,7 @@ import torch
 from raybust import data
 from raybust.certification import certify_examples, make_protocol
 from raybust.config.assess import Certify, Corruptions
-from raybust.config.schema import Data
+from raybust.config.inputs import Data
 from raybust.corruptions import evaluate_corruptions
 from raybust.errors import WorkError
 from raybust.evaluate import attack_examples

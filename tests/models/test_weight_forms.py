@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from raybust import models
-from raybust.config.schema import Model
+from raybust.config.inputs import Model
 from raybust.errors import RequestError
 
 SHAPE = (3, 8, 8)

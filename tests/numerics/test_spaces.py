@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from raybust import data
-from raybust.config.schema import Data
+from raybust.config.inputs import Data
 from raybust.numerics.autoencoder import Autoencoder, divergence, train_autoencoder
 from raybust.numerics.transport import (
     Paths,

@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from raybust.config.schema import Data
+from raybust.config.inputs import Data
 from raybust.data import Parts, Source, parts_of_arrays
 
 CLASSES = ("disc", "square", "ring", "cross")
