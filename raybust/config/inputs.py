@@ -1,4 +1,7 @@
-"""The sections `data` and `model`: which images, and which network."""
+"""The sections `data` and `model`: which images, and which network.
+
+The sources of `raybust.data` and the networks of `raybust.models` read them.
+"""
 
 from __future__ import annotations
 
