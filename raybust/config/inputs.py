@@ -1,6 +1,7 @@
 """The sections `data` and `model`: which images, and which network.
 
-The sources of `raybust.data` and the networks of `raybust.models` read them.
+The sources of `raybust.data` read the first, the networks of `raybust.models` the second. What is
+said of the images also decides what the network looks like: its channels, size and classes.
 """
 
 from __future__ import annotations
