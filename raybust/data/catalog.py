@@ -17,6 +17,7 @@ from typing import Any, Literal
 from raybust import plugins
 from raybust.config.inputs import Data
 from raybust.data import arrays, folder, kept, layout, packaged, shards, streamed
+from raybust.data.labels import without_images
 from raybust.data.splits import Dataset, Part, Split, channel_moments, first, hold_out
 from raybust.errors import RequestError, unknown
 
@@ -150,8 +151,11 @@ def load_source(source: Source, config: Data) -> Dataset:
         train=train,
         validation=validation,
         test=parts.test,
-        notes=(*_parts_line(parts, train, validation, config), *parts.notes),
-    )
+        notes=(
+            *_parts_line(parts, train, validation, config), *parts.notes,
+            *without_images(parts.train.labels, parts.test.labels, parts.classes, "test"),
+        ),
+    )  # fmt: skip
 
 
 def _augment(source: Source, config: Data) -> str:

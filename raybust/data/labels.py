@@ -196,6 +196,24 @@ def _classes(labels: np.ndarray, names: Sequence[str] | None, where: str, notes:
     return count
 
 
+def without_images(trained: Tensor, labels: Tensor, classes: Sequence[str], part: str) -> list[str]:
+    """Returns a note on the classes that have training images but none in another part, whose
+    labels may be shifted.
+
+    Args:
+        trained: int64 (N,), labels of the training part.
+        labels: int64 (M,), those of the other part.
+        classes: names of the classes.
+        part: name of the other part.
+    """
+    there, known = (one.bincount(minlength=len(classes)) > 0 for one in (labels, trained))
+    absent = [classes[at] for at in (known & ~there).nonzero().flatten().tolist()]
+    if not absent:
+        return []
+    first = ", ".join(absent[:_SHOWN])
+    return [f"{len(absent)} of {len(classes)} classes have no {part} image: {first}"]
+
+
 def _advice(low: int, high: int, count: int) -> str:
     """Returns what is probably wrong with a range of labels, as the end of a message."""
     if low < 0:

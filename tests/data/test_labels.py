@@ -102,6 +102,14 @@ def test_dates_are_refused_in_little_memory(path):
     assert "expected class indices from 0" in done.stderr
 
 
+@pytest.mark.parametrize(("shift", "absent"), [(1, "0"), (0, "2")])
+def test_a_class_without_test_images_is_told(path, shift, absent):
+    """For instance because the test labels are shifted, and the last class was left out."""
+    found = write(path, y_test=Y[:15][Y[:15] < 2] + shift, x_test=X[:15][Y[:15] < 2])
+    assert any(f"1 of 3 classes have no test image: {absent}" in note for note in found.notes)
+    assert not any("test image" in note for note in write(path).notes)
+
+
 def test_a_class_without_training_images_is_told(path):
     gap = np.array([0, 1, 3])
     found = write(path, y_train=gap[Y], y_test=gap[Y[:15]])
