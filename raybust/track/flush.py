@@ -22,6 +22,8 @@ from raybust.track.journal import SUFFIX, Journal
 
 _FIRST_DELAY = 0.25
 _LONGEST_DELAY = 30.0
+_BUSY = 10.0
+"""Seconds for which `sync` waits for other processes that deliver (our choice)."""
 
 
 class Flusher:
@@ -159,12 +161,14 @@ def sync(
         out: see `Delivery`; defaults to `root`.
         deadline_s: seconds for all journals together; a request in flight at the deadline may
             finish. A journal is skipped after three failures in a row, and the store counts as
-            unreachable after two failed journals in a row.
+            unreachable after two failed journals in a row. Journals that another process delivers
+            are tried again at the end, for ten seconds together: a stopped worker dies meanwhile.
     """
     root = Path(root)
     paths = [root] if root.is_file() else unsent(root)
     deadline = time.monotonic() + deadline_s
     left: list[tuple[Path, str]] = []
+    busy: list[Delivery] = []
     rejected = failed_in_a_row = 0
     for path in paths:
         if time.monotonic() > deadline or failed_in_a_row >= 2:
@@ -172,12 +176,22 @@ def sync(
             continue
         delivery = Delivery(path, uri, out or (root if root.is_dir() else None))
         failure = _deliver(delivery, deadline)
+        if isinstance(failure, BusyError):
+            busy.append(delivery)
+            continue
         rejected += delivery.rejected
-        if failure is None:
-            failed_in_a_row = 0
-        else:
-            failed_in_a_row += not isinstance(failure, BusyError)
+        failed_in_a_row = 0 if failure is None else failed_in_a_row + 1
+        if failure is not None:
             left.append((path, str(failure)))
+    deadline = min(deadline, time.monotonic() + _BUSY)
+    for delivery in busy:
+        while isinstance(failure := _deliver(delivery, deadline), BusyError):
+            if time.monotonic() > deadline:
+                break
+            time.sleep(_FIRST_DELAY)
+        rejected += delivery.rejected
+        if failure is not None:
+            left.append((delivery.journal, str(failure)))
     return SyncResult(len(paths), rejected, tuple(left))
 
 
@@ -234,6 +248,8 @@ def _deliver(delivery: Delivery, deadline: float) -> UndeliveredError | None:
             if delivery.step():
                 return None
             failures = 0
+        except BusyError as error:
+            return error
         except UndeliveredError as error:
             failures += 1
             if failures >= 3 or time.monotonic() > deadline:

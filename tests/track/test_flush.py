@@ -1,13 +1,15 @@
 import json
 import shutil
 import sqlite3
+import threading
 import time
 
 import pytest
 from fake import Fake
 from tracking import deliver, free_port, lines, points, runs_of
 
-from raybust.track import Flusher, Journal, log_to_run, lost, prepare, sync, unsent
+from raybust.disk.lock import take
+from raybust.track import Flusher, Journal, flush, log_to_run, lost, prepare, sync, unsent
 from raybust.track.ack import ack_path, rejected_path
 from raybust.track.delivery import Delivery
 from raybust.track.flush import backoff
@@ -243,3 +245,24 @@ def test_a_store_that_was_replaced_gets_everything_again(path, template, tmp_pat
     assert sync(path, uri).left == ()
     assert [step for _, _, step, _ in points(uri)] == [1]
     assert lost(path.parent, uri) == []
+
+
+@pytest.mark.parametrize("seconds", [2.5, None])
+def test_a_journal_that_a_dying_worker_delivers_is_sent_once_it_is_dead(
+    path, store, monkeypatch, seconds
+):
+    monkeypatch.setattr(flush, "_BUSY", 4.0)
+    with started(path) as journal:
+        journal.end("FINISHED")
+    held = path.open("r+b")
+    assert take(held)
+    if seconds is not None:
+        threading.Timer(seconds, held.close).start()
+    result = sync(path, store)
+    held.close()
+    if seconds is None:
+        ((left, reason),) = result.left
+        assert (left, "another process" in reason) == (path, True)
+    else:
+        assert result.left == ()
+        assert runs_of(store)[0].info.status == "FINISHED"
