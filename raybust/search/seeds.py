@@ -184,7 +184,9 @@ class Seeds:
                     params=trial.params,
                     distributions=trial.distributions,
                     intermediate_values=trial.intermediate_values,
-                    constraints=violations(record.metrics) if record and ended else None,
+                    constraints=violations(record.metrics)
+                    if record and ended
+                    else trial.constraints,
                 )
             )
         return view
