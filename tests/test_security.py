@@ -138,8 +138,8 @@ FORBIDDEN = {
 }  # fmt: skip
 """Calls that run what they read, or unpack where it says. No module needs one: archives are
 unpacked by torchvision alone, whose checksums stand before."""
-READS_IN_MEMORY = {"unpickle.py": ["zipfile.ZipFile"]}
-"""Reads entries of an archive and unpacks none; its own tests are in tests/models."""
+READS_IN_MEMORY = {"unpickle.py": ["zipfile.ZipFile"], "tarred.py": ["tarfile.open"]}
+"""Read entries of an archive and unpack none; their own tests are in tests/models, tests/data."""
 
 
 def wrong_calls(source):

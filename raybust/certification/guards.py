@@ -127,5 +127,6 @@ def batch_effect(
         torch.cat([forward(beside)[:1], logits[1:]]),
         forward(turned).flip(0),
     ]
-    pairs = [logit_change(logits, other, share, spacing) for other in found]
+    ours, theirs = logits.cpu(), torch.stack(found).cpu()
+    pairs = [logit_change(ours, other, share, spacing) for other in theirs]
     return max(pairs, key=lambda pair: pair[0] / pair[1])

@@ -23,7 +23,7 @@ def logit_change(
     logits: Tensor, others: Tensor, share: float, spacing: float = FLOAT32
 ) -> tuple[float, float]:
     """Returns the change of a logit relative to its image's largest, and the allowed change: of the
-    entry where their ratio is largest. NaN if an output is.
+    entry where their ratio is largest. NaN if an output is. Compares on the CPU.
 
     Args:
         logits: (B, K), B >= 1.
@@ -31,12 +31,13 @@ def logit_change(
         share: allowed change as a share of a class's spread.
         spacing: of the arithmetic, relative to a value.
     """
-    tops = [one.double().amax(1, keepdim=True) for one in (logits, others)]
-    first, second = logits.double() - tops[0], others.double() - tops[1]
+    one, two = (part.cpu().double() for part in (logits, others))
+    tops = one.amax(1, keepdim=True)
+    first, second = one - tops, two - two.amax(1, keepdim=True)
     changes = torch.where(first == second, 0.0, (first - second).abs())
     spread = (first - first.mean(0)).abs() if len(first) > 1 else first.abs()
     scale = spread.nan_to_num(0.0).amax(0) + _CONSTANT * first.abs().amax(0)
-    size = torch.maximum(logits.double().abs().amax(0), tops[0].abs().amax())
+    size = torch.maximum(one.abs().amax(0), tops.abs().amax())
     allowed = (share * scale + _ROUNDING * spacing * size).clamp(min=1e-30).expand_as(changes)
     worst = (changes / allowed).argmax()
     return float(changes.flatten()[worst]), float(allowed.flatten()[worst])

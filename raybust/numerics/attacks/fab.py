@@ -49,10 +49,11 @@ class Nearest:
         far = images.new_full((len(images),), torch.inf)
         return cls(images.detach().clone(), far, torch.full_like(far, -1, dtype=torch.int64))
 
-    def take(self, rows: Tensor, other: Nearest) -> None:
-        """Merges the nearer results of another search on the examples `rows`."""
-        nearer = other.distance < self.distance[rows]
-        self._put(rows, nearer, other)
+    def take(self, rows: Tensor, other: Nearest, *, beyond: float = 0.0) -> None:
+        """Merges the nearer results of another search on the examples `rows`, where the distance so
+        far is beyond a radius."""
+        known = self.distance[rows]
+        self._put(rows, (other.distance < known) & (known > beyond), other)
 
     def _put(self, rows: Tensor, which: Tensor, other: Nearest) -> None:
         """Writes the rows `which`, bool (R,), of another result; reads nothing from the device."""
@@ -61,7 +62,7 @@ class Nearest:
         self.distance[rows] = torch.where(which, other.distance, self.distance[rows])
         self.step[rows] = torch.where(which, other.step, self.step[rows])
 
-    def select(self, rows: Tensor) -> Nearest:
+    def select(self, rows: Tensor | slice) -> Nearest:
         """Returns the results of some examples."""
         return Nearest(self.images[rows], self.distance[rows], self.step[rows])
 
@@ -131,8 +132,7 @@ def fab_targeted(
         found = _run(network, images[at], labels[at], ranked[at, number], threat,
                      start=start, steps=steps, abreast=abreast)  # fmt: skip
         for run in range(abreast):
-            far = (nearest.distance[rows] > threat.eps).nonzero().flatten()
-            nearest.take(rows[far], found.select(far * abreast + run))
+            nearest.take(rows, found.select(slice(run, None, abreast)), beyond=threat.eps)
         first += abreast
     return nearest
 

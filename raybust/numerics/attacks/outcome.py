@@ -109,10 +109,12 @@ class Outcome:
         return Outcome(self.images[rows], self.fooled[rows], self.step[rows], self.loss[rows])
 
     def merge(self, rows: Tensor, other: Outcome) -> None:
-        """Merges the outcome of another attack on the examples `rows` where it is worse."""
-        worse = (other.fooled & ~self.fooled[rows]) | (
-            ~self.fooled[rows] & (other.loss > self.loss[rows])
-        )
-        at = rows[worse]
-        self.images[at], self.loss[at] = other.images[worse], other.loss[worse]
-        self.step[at], self.fooled[at] = other.step[worse], other.fooled[worse]
+        """Merges the outcome of another attack on the examples `rows` where it is worse. Reads
+        nothing from the device."""
+        before = self.fooled[rows]
+        worse = ~before & (other.fooled | (other.loss > self.loss[rows]))
+        column = worse.reshape(-1, *[1] * (self.images.ndim - 1))
+        self.images[rows] = torch.where(column, other.images, self.images[rows])
+        self.loss[rows] = torch.where(worse, other.loss, self.loss[rows])
+        self.step[rows] = torch.where(worse, other.step, self.step[rows])
+        self.fooled[rows] = before | other.fooled
