@@ -115,7 +115,7 @@ def test_a_step_of_every_method(config, changed, few, monkeypatch):
         assert loss < 100
     counts = there[-1][1]
     reads, writes = FEWER.get((key, changed), (READS.get(key, 0), 0))
-    if getattr(config.method, "norm", None) == "l1":
+    if getattr(config.method, "norm", None) == "l1" or getattr(config.method, "l1", None):
         reads = PROJECTION * (config.method.steps + 1)
     assert (counts.reads <= reads, counts.writes) == (True, writes), counts
 
