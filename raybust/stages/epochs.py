@@ -80,7 +80,7 @@ class Chance:
         train = self.config.train
         tuned = (
             f"lower train.lr (now {train.rate:g}) or train.clip_norm (now {train.clip_norm}), set"
-            " train.warmup=0.1"
+            " train.warmup=0.1" + " or train.optimizer=adamw" * (train.optimizer == "sgd")
         )
         few = self.steps * epoch <= _FEW_STEPS
         longer = (
