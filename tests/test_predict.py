@@ -159,6 +159,7 @@ def test_a_run_without_its_data_predicts(place, cli, tmp_path):
         (["mine", "certify.n=100"], "expected images"),
         (["mine", "none.png"], "none.png: there is no such file or folder"),
         (["mine", "runs/mine/run.json"], "cannot be read as an image"),
+        (["mine", "wide.npz", "none.png"], "got an npz beside 1 other paths, expected it alone"),
         (["mine", "empty"], "empty: no images there"),
         (["mine", "torn.npz"], "torn.npz: is not an npz file"),
         (["mine", "two.npz"], "has the arrays a, b; name the one of the images"),
