@@ -298,8 +298,8 @@ def read_images(trained: Trained, paths: Sequence[str], echo: Echo) -> tuple[Par
         return part, [str(number) for number in range(len(part))]
     if arrays := [path for path in paths if path.endswith(".npz")]:
         raise RequestError(
-            f"{arrays[0]}: got an npz beside {len(paths) - 1} other paths, expected it alone; predict"
-            " it with a command of its own"
+            f"{arrays[0]}: got an npz beside {len(paths) - 1} other paths, expected it alone;"
+            " predict it with a command of its own"
         )
     how = data.decoding_of(trained.config.data)
     pictures, left = data.read_pictures(paths, trained.dataset.shape, how)
