@@ -89,8 +89,11 @@ def _in_time(address: str) -> Iterator[None]:
         late.set()
         signal.pthread_kill(main.ident or 0, signal.SIGINT)
 
-    timer = threading.Timer(_CONNECT_S, interrupt)
+    timer, ignored = threading.Timer(_CONNECT_S, interrupt), False
     if threading.current_thread() is main:
+        ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # a shell's background job
+        if ignored:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         timer.start()
     try:
         yield
@@ -103,6 +106,8 @@ def _in_time(address: str) -> Iterator[None]:
         ) from None
     finally:
         timer.cancel()
+        if ignored:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @dataclass(frozen=True)

@@ -156,9 +156,12 @@ def test_an_address_without_a_cluster_is_one_line(tmp_path):
 
 @pytest.mark.cluster
 @pytest.mark.drills
-def test_a_cluster_that_refuses_the_token_is_one_line(cluster):
-    """Ray itself would keep trying for minutes."""
-    code = """
+@pytest.mark.parametrize("handler", ["default_int_handler", "SIG_IGN"])
+def test_a_cluster_that_refuses_the_token_is_one_line(cluster, handler):
+    """Ray itself would keep trying for minutes. A shell's background jobs ignore SIGINT."""
+    code = (
+        f"import signal; signal.signal(signal.SIGINT, signal.{handler})"
+        + """
 import sys
 from raybust.cluster import session
 session._CONNECT_S = 3.0
@@ -168,12 +171,14 @@ try:
 except Exception as error:
     print(type(error).__name__, error)
 """
+    )
     address = cluster.get_runtime_context().gcs_address
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
     found = subprocess.run(
-        [sys.executable, "-c", code, address], capture_output=True, text=True, env=environment
-    )
+        [sys.executable, "-c", code, address], capture_output=True, text=True, env=environment,
+        timeout=300,
+    )  # fmt: skip
     assert found.returncode == 0, found.stderr
     assert found.stdout == (
         f"RequestError the Ray cluster at address '{address}' took no connection in 3 s; is"
