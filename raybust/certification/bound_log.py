@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from raybust.certification.header import Header
-from raybust.certification.log import COHEN, CertificateLog, format_time, parse_time
+from raybust.certification.log import COHEN, CertificateLog, CohenRow
 from raybust.certification.protocol import Protocol
 from raybust.config.assess import Certify
 from raybust.disk.rowlog import RowLog
@@ -83,40 +83,21 @@ class BoundProtocol(Header):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BoundRow:
-    """One example's certificate.
+class BoundRow(CohenRow):
+    """One example's certificate by bounds: `predict` is the network's class, `radius` the largest
+    one tried within which the network provably gives it, 0 if there is none.
 
     Attributes:
-        idx: index of the example in its dataset.
-        label: its label.
-        predict: the network's class.
-        radius: the largest radius tried within which the network provably gives this class; 0 if
-            there is none.
-        time: seconds of computation.
         margin: the lower bound, over the ball of that radius, of the class's logit minus any other;
             0 if there is none.
     """
 
-    idx: int
-    label: int
-    predict: int
-    radius: float
-    time: float
     margin: float
 
     @property
-    def place(self) -> int:
-        """The index, the key of the row."""
-        return self.idx
-
-    @property
-    def correct(self) -> bool:
-        """Whether the network's class is the label."""
-        return self.predict == self.label
-
-    def same(self, other: BoundRow) -> bool:
-        """Returns whether two rows are equal except for `time`."""
-        return _cells(self)[:5] + _cells(self)[6:] == _cells(other)[:5] + _cells(other)[6:]
+    def further(self) -> list[str]:
+        """The cell behind Cohen's columns."""
+        return [repr(self.margin)]
 
     def agrees(self, other: BoundRow, protocol: BoundProtocol) -> bool:
         """Returns whether two rows are equal up to rounding, which depends on the processor and on
@@ -141,10 +122,6 @@ class BoundRow:
             return f"margin: got {self.margin!r}, which does not prove radius {self.radius!r}"
         return None
 
-    def line(self) -> str:
-        """Returns the row as a line of a log, with its newline."""
-        return "\t".join(_cells(self)) + "\n"
-
     @classmethod
     def parse(cls, line: str) -> BoundRow:
         """Parses a line of one of our logs.
@@ -153,33 +130,10 @@ class BoundRow:
             ValueError: the line is not a complete row.
         """
         cells = dict(zip(BOUND_COLUMNS, line.rstrip("\n").split("\t"), strict=True))
-        correct = bool(int(cells["correct"]))
-        row = cls(
-            idx=int(cells["idx"]),
-            label=int(cells["label"]),
-            predict=int(cells["predict"]),
-            radius=float(cells["radius"]),
-            time=parse_time(cells["time"]),
-            margin=float(cells["margin"]),
-        )
-        if row.correct != correct:
-            raise ValueError("`correct` is not predict == label")
-        return row
+        return cls.read(cells, {"margin": float(cells["margin"])})
 
 
 BOUND_COLUMNS = (*COHEN, "margin")
-
-
-def _cells(row: BoundRow) -> list[str]:
-    return [
-        str(row.idx),
-        str(row.label),
-        str(row.predict),
-        repr(row.radius),
-        str(int(row.correct)),
-        format_time(row.time),
-        repr(row.margin),
-    ]
 
 
 class BoundLog(RowLog[BoundRow, BoundProtocol]):

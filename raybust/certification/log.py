@@ -7,10 +7,10 @@ with a first line `# {protocol}` and further columns for the counts and the boun
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from raybust.certification.protocol import Protocol
 from raybust.disk.files import replace_text
@@ -26,8 +26,8 @@ ABSTAIN = -1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
-    """One example's certificate.
+class CohenRow:
+    """What the certificates of one example have in common, of either kind: Cohen's columns.
 
     Attributes:
         idx: index of the example in its dataset.
@@ -35,13 +35,6 @@ class Row:
         predict: the certified class, or -1 (abstain).
         radius: certified radius in the protocol's norm, rounded down; 0 on abstention.
         time: seconds of computation.
-        top: the class chosen by the pilot draws.
-        n0_count: votes for it among the n0 pilot draws.
-        count: votes for it among the first `n` estimate draws.
-        n: estimate draws at the look with the best bound.
-        p_lower: that bound: the lower bound on the probability of `top`.
-        draws: total estimate draws.
-        counts: (class, votes) over all of them, sorted, without zeros.
     """
 
     idx: int
@@ -49,13 +42,6 @@ class Row:
     predict: int
     radius: float
     time: float
-    top: int
-    n0_count: int
-    count: int
-    n: int
-    p_lower: float
-    draws: int
-    counts: tuple[tuple[int, int], ...]
 
     @property
     def place(self) -> int:
@@ -67,9 +53,86 @@ class Row:
         """Whether the certified class is the label."""
         return self.predict == self.label
 
-    def same(self, other: Row) -> bool:
+    @property
+    def further(self) -> list[str]:
+        """The cells behind Cohen's columns."""
+        raise NotImplementedError
+
+    @property
+    def cells(self) -> list[str]:
+        """The cells of the row's line."""
+        return [
+            str(self.idx),
+            str(self.label),
+            str(self.predict),
+            repr(self.radius),
+            str(int(self.correct)),
+            format_time(self.time),
+            *self.further,
+        ]
+
+    def same(self, other: Self) -> bool:
         """Returns whether two rows are equal except for `time`."""
-        return _cells(self)[:5] + _cells(self)[6:] == _cells(other)[:5] + _cells(other)[6:]
+        return self.cells[:5] + self.cells[6:] == other.cells[:5] + other.cells[6:]
+
+    def line(self) -> str:
+        """Returns the row as a line of a log, with its newline."""
+        return "\t".join(self.cells) + "\n"
+
+    @classmethod
+    def read(cls, cells: Mapping[str, str], further: Mapping[str, Any]) -> Self:
+        """Returns the row of Cohen's cells by column, and of the values of its further fields.
+
+        Raises:
+            ValueError: a cell is none of its column, or `correct` contradicts the classes.
+        """
+        row = cls(
+            idx=int(cells["idx"]),
+            label=int(cells["label"]),
+            predict=int(cells["predict"]),
+            radius=float(cells["radius"]),
+            time=parse_time(cells["time"]),
+            **further,
+        )
+        if row.correct != bool(int(cells["correct"])):
+            raise ValueError("`correct` is not predict == label")
+        return row
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row(CohenRow):
+    """One example's certificate by smoothing.
+
+    Attributes:
+        top: the class chosen by the pilot draws.
+        n0_count: votes for it among the n0 pilot draws.
+        count: votes for it among the first `n` estimate draws.
+        n: estimate draws at the look with the best bound.
+        p_lower: that bound: the lower bound on the probability of `top`.
+        draws: total estimate draws.
+        counts: (class, votes) over all of them, sorted, without zeros.
+    """
+
+    top: int
+    n0_count: int
+    count: int
+    n: int
+    p_lower: float
+    draws: int
+    counts: tuple[tuple[int, int], ...]
+
+    @property
+    def further(self) -> list[str]:
+        """The cells behind Cohen's columns."""
+        return [
+            str(self.top),
+            str(self.n0_count),
+            str(self.count),
+            str(self.n),
+            repr(self.p_lower),
+            str(self.draws),
+            " ".join(f"{c}:{votes}" for c, votes in self.counts),
+        ]
 
     def fault(self, protocol: Protocol) -> str | None:
         """Returns how the row contradicts itself or its protocol, or None: the count implies bound
@@ -95,10 +158,6 @@ class Row:
             return f"predict: got {self.predict}, but top and p_lower give {predict}"
         return None
 
-    def line(self) -> str:
-        """Returns the row as a line of a log, with its newline."""
-        return "\t".join(_cells(self)) + "\n"
-
     @classmethod
     def parse(cls, line: str) -> Row:
         """Parses a line of one of our logs.
@@ -107,16 +166,10 @@ class Row:
             ValueError: the line is not a complete row.
         """
         cells = dict(zip(COLUMNS, line.rstrip("\n").split("\t"), strict=True))
-        pairs = (pair.split(":") for pair in cells.pop("counts").split(" "))
-        values: dict[str, Any] = {"counts": tuple((int(c), int(votes)) for c, votes in pairs)}
-        correct = bool(int(cells.pop("correct")))
-        values["time"] = parse_time(cells.pop("time"))
-        values |= {key: float(cells.pop(key)) for key in ("radius", "p_lower")}
-        values |= {key: int(cell) for key, cell in cells.items()}
-        row = cls(**values)
-        if row.correct != correct:
-            raise ValueError("`correct` is not predict == label")
-        return row
+        pairs = (pair.split(":") for pair in cells["counts"].split(" "))
+        whole = {key: int(cells[key]) for key in ("top", "n0_count", "count", "n", "draws")}
+        counts = tuple((int(c), int(votes)) for c, votes in pairs)
+        return cls.read(cells, {**whole, "p_lower": float(cells["p_lower"]), "counts": counts})
 
 
 class CertificateLog(RowLog[Row, Protocol]):
@@ -135,7 +188,7 @@ def write_cohen(rows: Iterable[Row], path: str | Path) -> None:
     """
     lines = ["\t".join(COHEN) + "\n"]
     for row in rows:
-        cells = _cells(row)[: len(COHEN)]
+        cells = row.cells[: len(COHEN)]
         cells[3] = f"{round_down(row.radius, 3):.3}" if row.radius else "0.0"
         lines.append("\t".join(cells) + "\n")
     replace_text(Path(path), "".join(lines))
@@ -159,21 +212,3 @@ def parse_time(text: str) -> float:
     for part in text.split(":"):
         seconds = 60 * seconds + float(part)
     return seconds
-
-
-def _cells(row: Row) -> list[str]:
-    return [
-        str(row.idx),
-        str(row.label),
-        str(row.predict),
-        repr(row.radius),
-        str(int(row.correct)),
-        format_time(row.time),
-        str(row.top),
-        str(row.n0_count),
-        str(row.count),
-        str(row.n),
-        repr(row.p_lower),
-        str(row.draws),
-        " ".join(f"{c}:{votes}" for c, votes in row.counts),
-    ]
