@@ -7,6 +7,7 @@ import pytest
 from small_run import small_run
 
 CERTIFY = ("certify", "one", "certify.n=500", "certify.skip=3")
+BOUND = ("certify", "one", "certify.bound=ibp")
 ATTACK = ("evaluate", "one", "evaluate.attacks=[apgd-ce,square]", "evaluate.eps=0.05",
           "evaluate.steps=10", "evaluate.queries=60", "evaluate.shard=8")  # fmt: skip
 
@@ -34,25 +35,27 @@ def rows_of(path):
 
 
 @pytest.mark.parametrize(
-    ("command", "key", "folder", "kept"),
+    ("command", "key", "folder", "counts", "kept"),
     [
-        (CERTIFY, "certify", "certified", "10 of 25 rows"),
-        (ATTACK, "evaluate", "attacked", "1 of 4 shards"),
+        (CERTIFY, "certify", "certified", (10, 25), "10 of 25 rows"),
+        (BOUND, "certify", "certified", (70, 90), "64 of 90 rows"),
+        (ATTACK, "evaluate", "attacked", (10, 25), "1 of 4 shards"),
     ],
 )
-def test_more_examples_go_on_where_fewer_ended(cli, out, command, key, folder, kept):
+def test_more_examples_go_on_where_fewer_ended(cli, out, command, key, folder, counts, kept):
     def run(count, *more):
         done = cli(*command, f"{key}.examples={count}", "--out", out, *more)
         assert done.code == 0, done.err
         return done
 
-    run(10)
+    few, many = counts
+    run(few)
     (path,) = (out / "one" / folder).glob("*.tsv")
-    done = run(25)
+    done = run(many)
     assert kept in done.out + done.err
     found = rows_of(path)
-    assert len(found[0]) == 25
-    run(25, "--no-resume")
+    assert len(found[0]) == many
+    run(many, "--no-resume")
     assert rows_of(path) == found
 
 

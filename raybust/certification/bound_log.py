@@ -60,6 +60,12 @@ class BoundProtocol(Header):
         each = 2 if self.bound == "ibp" else 2 + self.classes
         return 1 + each * (len(self.targets) or self.steps)
 
+    def lasting(self, total: int) -> list[int]:
+        """Returns the indices of all complete batches: rounding depends on what is computed
+        together."""
+        chosen = self.select(total)
+        return chosen[: len(chosen) // self.batch * self.batch]
+
     @property
     def how(self) -> str:
         """The bounds, in words."""

@@ -101,6 +101,10 @@ class Header(ABC):
         """Returns the indices, out of `total`, of the examples to certify: i % skip == 0."""
         return list(range(0, total, self.skip))[: self.examples]
 
+    def lasting(self, total: int) -> list[int]:
+        """Returns the indices, out of `total`, whose rows a log of more examples shares."""
+        return self.select(total)
+
     def about(self, network: nn.Module, part: Part) -> Self:
         """Returns this protocol bound to a network and to the examples it selects from a part."""
         chosen = self.select(len(part))

@@ -125,7 +125,7 @@ def certify(trained: Trained, options: Options) -> Certified:
         log = extended(
             open_log, path, protocol,
             lambda one: one.about(trained.network, part),
-            lambda one: part.indices[one.select(len(part))].tolist(),
+            lambda one: part.indices[one.lasting(len(part))].tolist(),
         )  # fmt: skip
         complete(at, log)
         return _publish(at, log)
